@@ -1,0 +1,1 @@
+"""Move a running application's embeddings into PostgreSQL + pgvector under Alembic, and back."""

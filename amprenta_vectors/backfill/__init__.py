@@ -1,0 +1,1 @@
+"""The engine that fills an embedding column: plan, claim, fetch, write, verify."""

@@ -1,0 +1,168 @@
+"""Connections: the engine, what a database error means, and what the server must be."""
+
+from __future__ import annotations
+
+import ipaddress
+import warnings
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable, TransientError
+
+MINIMUM_SERVER = 140000
+MINIMUM_PGVECTOR = (0, 7, 0)
+"""halfvec and the casts that the indexes use came with 0.7.0."""
+SOUND_PGVECTOR = (0, 8, 4)
+"""0.8.2 mended an overflow in parallel index builds, 0.8.4 faults in vacuum (pgvector's CHANGELOG)."""
+
+
+class UnencryptedConnection(UserWarning):
+    """A remote PostgreSQL is reached without TLS."""
+
+
+def engine_url(settings: Settings, *, migrations: bool = False) -> URL:
+    """The URL that SQLAlchemy connects by, TLS parameters included. Raises `ConfigError` for a malformed one."""
+    text = settings.database(migrations=migrations)
+    variable = "MIGRATION_DATABASE_URL" if migrations and settings.migration_database_url else "DATABASE_URL"
+    example = f"export {variable}=postgresql://user:password@host:5432/database"
+    try:
+        url = make_url(text)
+        url.port  # noqa: B018 - a port that is no number is only noticed when read
+    except (ArgumentError, ValueError):
+        raise ConfigError(f"{variable} is not a database URL", hint=example) from None
+    if url.drivername in {"postgres", "postgresql", "postgresql+psycopg2"}:
+        url = url.set(drivername="postgresql+psycopg2")
+    else:
+        raise ConfigError(f"{variable} is of kind {url.drivername!r}; expected postgresql", hint=example)
+    return url.update_query_dict({name: value for name, value in settings.tls.items() if name not in url.query})
+
+
+def create_engine(settings: Settings, *, migrations: bool = False, **options: Any) -> sa.Engine:
+    """An engine for ``settings``; nothing is connected yet.
+
+    Prepared statements and session settings are not relied on, so the engine works behind PgBouncer.
+    """
+    url = engine_url(settings, migrations=migrations)
+    _warn_if_unencrypted(url)
+    return sa.create_engine(
+        url,
+        connect_args={"connect_timeout": 10, "application_name": "amprenta_vectors"},
+        pool_size=options.pop("pool_size", settings.pool_size),
+        max_overflow=options.pop("max_overflow", 2),
+        pool_pre_ping=True,
+        **options,
+    )
+
+
+def _warn_if_unencrypted(url: URL) -> None:
+    query_host = url.query.get("host")
+    host = url.host or (query_host if isinstance(query_host, str) else "")
+    mode = url.query.get("sslmode", "prefer")
+    if _is_local(host) or mode in {"require", "verify-ca", "verify-full"}:
+        return
+    warnings.warn(
+        f"the connection to {host} may be unencrypted (sslmode={mode}); set POSTGRES_SSLMODE=verify-full",
+        UnencryptedConnection,
+        stacklevel=3,
+    )
+
+
+def _is_local(host: str) -> bool:
+    if not host or host.startswith("/") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_connection(engine: sa.Engine) -> None:
+    """Connect once. Raises `ConfigError` with libpq's own reason, never the password."""
+    try:
+        with engine.connect():
+            pass
+    except OperationalError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        reason = str(error.orig).strip().replace("\n", " ")
+        raise ConfigError(
+            f"cannot connect to {where}: {reason}",
+            hint="check that the server runs and that DATABASE_URL names its host, port, database, user and password",
+        ) from None
+
+
+_TRANSIENT_CLASSES = {"08", "40", "53", "57"}
+_TRANSIENT_STATES = {"55P03", "25P03", "25P04"}
+_ROW_CLASSES = {"22", "23", "P0"}
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """The five-character SQLSTATE, None where the connection itself failed."""
+    return getattr(error.orig, "pgcode", None)
+
+
+def is_transient(error: DBAPIError) -> bool:
+    """Whether trying again may help: a lost connection, a deadlock, a lock time-out, a restart, a full disk.
+
+    By SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), never by message. psycopg2 gives a
+    dropped or refused connection no SQLSTATE at all.
+    """
+    state = sqlstate(error)
+    if state is None:
+        return error.connection_invalidated or isinstance(error, OperationalError)
+    return state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES
+
+
+def is_row_refusal(error: DBAPIError) -> bool:
+    """Whether a row's own content was refused: a cast, a constraint, a trigger that raised."""
+    state = sqlstate(error)
+    return state is not None and state[:2] in _ROW_CLASSES
+
+
+def to_error(error: DBAPIError, doing: str) -> AmprentaError:
+    """A database error as one of ours: transient where trying again may help, else final."""
+    reason = str(error.orig).strip().replace("\n", " ")
+    if is_transient(error):
+        return TransientError(f"{doing}: {reason}")
+    return AmprentaError(f"{doing}: {reason}")
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """``"0.8.5"`` as ``(0, 8, 5)``."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+INSTALL_HINT = (
+    "install pgvector for this server (Debian: apt-get install postgresql-NN-pgvector; Docker: pgvector/pgvector; "
+    "Amazon RDS: PostgreSQL 15.2 or newer carries it), then run the command again"
+)
+
+
+def check_server(server_version: int, pgvector_version: str | None) -> list[str]:
+    """Refuse a server that cannot work; return warnings about one that has known faults.
+
+    ``server_version`` is ``server_version_num``; ``pgvector_version`` is None where the extension is not available.
+    Raises `ServerUnsuitable`.
+    """
+    if server_version < MINIMUM_SERVER:
+        raise ServerUnsuitable(
+            f"PostgreSQL {server_version // 10000} is too old; expected {MINIMUM_SERVER // 10000} or newer",
+            hint="upgrade the server (on Amazon RDS: modify the instance to PostgreSQL 15 or newer)",
+        )
+    if pgvector_version is None:
+        raise ServerUnsuitable('extension "vector" is not available on this server', hint=INSTALL_HINT)
+    version = parse_version(pgvector_version)
+    if version < MINIMUM_PGVECTOR:
+        raise ServerUnsuitable(
+            f"pgvector {pgvector_version} is too old; expected {'.'.join(map(str, MINIMUM_PGVECTOR))} or newer",
+            hint="install a newer pgvector, then ALTER EXTENSION vector UPDATE",
+        )
+    if version < SOUND_PGVECTOR:
+        return [
+            f"pgvector {pgvector_version} has known faults in parallel index builds or vacuum; "
+            f"{'.'.join(map(str, SOUND_PGVECTOR))} or newer is advised"
+        ]
+    return []

@@ -1,0 +1,1 @@
+"""Alembic operations for pgvector, usable in any application's revisions."""

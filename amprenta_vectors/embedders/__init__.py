@@ -1,0 +1,1 @@
+"""Texts to float32 matrices: one file a provider, behind `protocol.Embedder`."""

@@ -1,0 +1,126 @@
+"""Every error the package raises; the type alone decides what happens next.
+
+AmprentaError                   exit 1
+├── ConfigError                 exit 2: a setting or an argument is missing or wrong
+│   └── UnknownBackend
+├── NotUpgraded                 exit 2: the schema is older than this command needs
+├── SchemaMismatch              exit 2: a table is not what its description says
+│   ├── DimensionMismatch
+│   └── ServerUnsuitable        PostgreSQL or pgvector too old, absent or not allowed
+├── RunConflict                 exit 2: a run exists, has changed or belongs to somebody else
+├── FilterError                 exit 2: a metadata filter that Pinecone would refuse
+├── TransientError              back off and try again; no attempt is charged
+│   └── RateLimited
+├── CredentialsRefused          exit 2: stop the run
+├── SourceNotFound              exit 2: stop the run
+├── MissingExtra                exit 2: an optional package is not installed
+├── SourceError                 exit 1: the source answered what its protocol does not allow
+├── RowError                    set the row aside and go on
+└── LeaseLost                   the batch belongs to another worker now; drop it
+"""
+
+from __future__ import annotations
+
+
+class AmprentaError(Exception):
+    """What was expected and what was found, with a ``hint``: what to type to mend it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(AmprentaError):
+    """A setting or an argument is missing, malformed or contradicts another."""
+
+    exit_code = 2
+
+
+class UnknownBackend(ConfigError):
+    """``VECTOR_BACKEND`` names no store."""
+
+
+class NotUpgraded(AmprentaError):
+    """The database lacks a table or column that a revision makes."""
+
+    exit_code = 2
+
+
+class SchemaMismatch(AmprentaError):
+    """A table lacks a column, type or unique index that is relied on."""
+
+    exit_code = 2
+
+
+class DimensionMismatch(SchemaMismatch):
+    """Two sides that must agree on the number of dimensions do not."""
+
+
+class ServerUnsuitable(SchemaMismatch):
+    """PostgreSQL is too old, lacks pgvector, or does not let this role do what is needed."""
+
+
+class RunConflict(AmprentaError):
+    """An unfinished run stands in the way, or what it was begun with has changed."""
+
+    exit_code = 2
+
+
+class FilterError(AmprentaError):
+    """A metadata filter with an operator or operand that the filter language does not have."""
+
+    exit_code = 2
+
+
+class TransientError(AmprentaError):
+    """Likely to succeed when tried again: an outage, a time-out, a restart, a lock."""
+
+
+class RateLimited(TransientError):
+    """The source asked for fewer requests; ``retry_after`` is its own wish in seconds."""
+
+    def __init__(self, message: str, hint: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+
+
+class CredentialsRefused(AmprentaError):
+    """A key or password was not accepted."""
+
+    exit_code = 2
+
+
+class SourceNotFound(AmprentaError):
+    """The index, namespace, collection or file named does not exist."""
+
+    exit_code = 2
+
+
+class SourceError(AmprentaError):
+    """The source answered something that its protocol does not allow."""
+
+
+class MissingExtra(AmprentaError):
+    """An optional dependency is not installed."""
+
+    exit_code = 2
+
+
+class RowError(AmprentaError):
+    """One row cannot be carried over; ``reason`` is a code from :class:`amprenta_vectors.batch.Reason`."""
+
+    def __init__(self, key: str, reason: str, detail: str) -> None:
+        super().__init__(f"{key!r}: {reason}: {detail}")
+        self.key = key
+        self.reason = reason
+        self.detail = detail
+
+
+class LeaseLost(AmprentaError):
+    """Another worker took the batch after this one's lease ran out."""

@@ -1,0 +1,1 @@
+"""Where vectors and texts are read from: one file a source, behind `protocol.Source`."""

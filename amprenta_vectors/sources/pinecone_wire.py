@@ -1,0 +1,81 @@
+"""Pinecone's gRPC data plane as messages of our own, so that a vector stays the bytes it came as.
+
+Field numbers are those of Pinecone's published ``VectorService`` (2026-04). A packed ``repeated float`` has the same wire
+form as ``bytes`` (https://protobuf.dev/programming-guides/encoding/#packed), so ``values`` is declared as bytes and holds
+little-endian float32 that numpy reads in place. ``metadata`` and ``sparse_values`` are declared as bytes too and are
+parsed only where somebody wants them. Descriptors are built here instead of generated: generated code is tied to the
+protobuf release that made it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+_PACKAGE = "amprenta_vectors.pinecone_wire"
+_TYPES = descriptor_pb2.FieldDescriptorProto
+
+SERVICE = "VectorService"
+
+_MESSAGES: dict[str, list[tuple[str, int, str]]] = {
+    "SparseValues": [("indices", 1, "uint32[]"), ("values", 2, "float[]")],
+    "Vector": [("id", 1, "string"), ("values", 2, "bytes"), ("metadata", 3, "bytes"), ("sparse_values", 4, "bytes")],
+    "Usage": [("read_units", 1, "uint32")],
+    "FetchRequest": [("ids", 1, "string[]"), ("namespace", 2, "string")],
+    "FetchEntry": [("key", 1, "string"), ("value", 2, "Vector")],
+    "FetchResponse": [("vectors", 1, "FetchEntry[]"), ("namespace", 2, "string"), ("usage", 3, "Usage")],
+    "ListRequest": [
+        ("prefix", 1, "string"),
+        ("limit", 2, "uint32"),
+        ("pagination_token", 3, "string"),
+        ("namespace", 4, "string"),
+    ],
+    "ListItem": [("id", 1, "string")],
+    "Pagination": [("next", 1, "string")],
+    "ListResponse": [
+        ("vectors", 1, "ListItem[]"),
+        ("pagination", 2, "Pagination"),
+        ("namespace", 3, "string"),
+        ("usage", 4, "Usage"),
+    ],
+}
+
+_SCALARS = {
+    "string": _TYPES.TYPE_STRING,
+    "bytes": _TYPES.TYPE_BYTES,
+    "uint32": _TYPES.TYPE_UINT32,
+    "float": _TYPES.TYPE_FLOAT,
+}
+
+
+def _build() -> dict[str, Any]:
+    file = descriptor_pb2.FileDescriptorProto(
+        name="amprenta_vectors/pinecone_wire.proto", package=_PACKAGE, syntax="proto3"
+    )
+    for message, fields in _MESSAGES.items():
+        proto = file.message_type.add(name=message)
+        for name, number, kind in fields:
+            base = kind.removesuffix("[]")
+            proto.field.add(
+                name=name,
+                number=number,
+                label=_TYPES.LABEL_REPEATED if kind.endswith("[]") else _TYPES.LABEL_OPTIONAL,
+                type=_SCALARS.get(base, _TYPES.TYPE_MESSAGE),
+                type_name=None if base in _SCALARS else f".{_PACKAGE}.{base}",
+            )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES
+    }
+
+
+_classes = _build()
+SparseValues: Any = _classes["SparseValues"]
+Vector: Any = _classes["Vector"]
+FetchEntry: Any = _classes["FetchEntry"]
+FetchRequest: Any = _classes["FetchRequest"]
+FetchResponse: Any = _classes["FetchResponse"]
+ListRequest: Any = _classes["ListRequest"]
+ListResponse: Any = _classes["ListResponse"]

@@ -1,0 +1,54 @@
+"""What a source of vectors or texts must offer: two methods and a description."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from amprenta_vectors.batch import VectorBatch
+
+
+@dataclass(frozen=True)
+class SourceDescription:
+    """What a source says of itself; no secret ever stands here, because runs store it.
+
+    ``identity`` tells this source from every other of its ``kind`` (for Pinecone: host and namespace).
+    ``distance`` is ``cosine``, ``l2`` or ``ip``; None where the source does not know. ``count`` is the source's own
+    figure and may lag behind.
+    """
+
+    kind: str
+    identity: str
+    dimension: int
+    distance: str | None
+    model: str | None = None
+    count: int | None = None
+
+
+class TokenRefused(Exception):  # noqa: N818 - a signal between a source and the planner, not an error of the user's
+    """The source no longer accepts a token it gave; listing starts over."""
+
+
+class Source(Protocol):
+    """Where vectors or texts are read from. Safe to use from several threads at once."""
+
+    @property
+    def description(self) -> SourceDescription:
+        """What this source is; read once, when it is opened."""
+        ...
+
+    def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
+        """Yield ``(keys, next_token)`` in the source's own order, beginning after ``token``.
+
+        ``next_token`` begins the following page; None on the last. Raises `TokenRefused` for a stale token,
+        `TransientError` and its kind for what passes.
+        """
+        ...
+
+    def fetch(self, keys: Sequence[str]) -> VectorBatch:
+        """The records of ``keys`` in any order; a key the source does not have is left out.
+
+        Holds no reference to earlier batches. Raises `TransientError`, `CredentialsRefused`, `SourceNotFound`.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""What an application queries: one file a backend, behind `protocol.VectorStore`."""

@@ -1,0 +1,61 @@
+"""What an application queries: one protocol for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Filter = Mapping[str, Any]
+"""A metadata filter in Pinecone's language; see :mod:`amprenta_vectors.stores.filters`."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer to a query. A higher ``score`` is nearer under cosine and ip; under l2 it is the squared distance."""
+
+    key: str
+    score: float
+    text: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One stored row. ``vector`` is ``(dimension,)`` float32."""
+
+    key: str
+    vector: NDArray[np.float32]
+    text: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class VectorStore(Protocol):
+    """A backend confined to one scope: no method reads or writes a row of another."""
+
+    def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
+        """The ``top_k`` nearest rows that match ``filter``, nearest first."""
+        ...
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
+        """The rows of ``keys`` by key; absent keys are absent."""
+        ...
+
+    def upsert(self, records: Sequence[Record]) -> int:
+        """Insert or replace whole rows; returns how many."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete rows; an absent key is no error."""
+        ...
+
+    def count(self) -> int:
+        """How many rows have a vector."""
+        ...
+
+    def close(self) -> None:
+        """Give back connections that the store opened itself."""
+        ...
