@@ -37,9 +37,9 @@ class VectorBatch:
     """Rows read from a source, one column each, all of length ``n``.
 
     ``vectors`` is ``(n, dimension)`` float32, C-contiguous. ``source_keys`` may repeat: one source key can give several
-    rows. ``keys`` is None until a key map has been applied. ``texts`` and ``metadata`` are None where the source has none
-    or was not asked for them. ``rejected`` holds what the source gave but no row can carry (a vector of another length,
-    a sparse-only record); nothing leaves a batch without standing there.
+    rows. ``keys`` is None until a key map has been applied. ``texts`` and ``metadata`` are None where the source has
+    none. ``rejected`` holds what the source gave but no row can carry (a vector of another length, a sparse-only
+    record); nothing leaves a batch without standing there.
     """
 
     source_keys: Sequence[str]
@@ -88,14 +88,14 @@ class VectorBatch:
         NaN and infinite values are refused by pgvector. A zero vector has no direction: under cosine no index holds it
         and no query finds it. PostgreSQL's text and jsonb cannot hold the NUL character.
         """
-        finite = np.isfinite(self.vectors).all(axis=1)
-        zero = ~self.vectors.any(axis=1) if cosine else np.zeros(len(self), dtype=bool)
+        finite = np.isfinite(self.vectors).all(axis=1, keepdims=True).ravel()
+        zero = ~self.vectors.any(axis=1, keepdims=True).ravel() & cosine
         nul = np.fromiter((self._has_nul(i) for i in range(len(self))), dtype=bool, count=len(self))
         good = finite & ~zero & ~nul
         if good.all():
             return self
         rejected = list(self.rejected)
-        for i in np.flatnonzero(~good):
+        for i in np.flatnonzero(~good).tolist():
             key = self.source_keys[i]
             if not finite[i]:
                 rejected.append(RowError(key, Reason.NOT_FINITE, "the vector has a NaN or infinite value"))

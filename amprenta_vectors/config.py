@@ -17,7 +17,7 @@ def _ours(name: str, default: Any, **constraints: Any) -> Any:
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. A field's variable is its name in capitals; those of the engine begin ``AMPRENTA_``."""
+    """Everything that can be set. A field's variable is its name in capitals; the engine's own begin ``AMPRENTA_``."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
-        """The environment, with ``overrides`` (None means not given) on top. Raises `ConfigError` naming the variable."""
+        """The environment, with ``overrides`` (None: not given) on top. Raises `ConfigError` naming the variable."""
         try:
             return cls(**{_alias(cls, name): value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
     def database(self, *, migrations: bool = False) -> str:
-        """The PostgreSQL URL: ``DATABASE_URL``, else composed from ``POSTGRES_*``. Contains the password: never log it."""
+        """The PostgreSQL URL, password included: ``DATABASE_URL``, else composed from ``POSTGRES_*``."""
         if migrations and self.migration_database_url is not None:
             return self.migration_database_url.get_secret_value()
         if self.database_url is not None:

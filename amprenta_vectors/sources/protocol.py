@@ -26,7 +26,7 @@ class SourceDescription:
     count: int | None = None
 
 
-class TokenRefused(Exception):  # noqa: N818 - a signal between a source and the planner, not an error of the user's
+class TokenRefused(Exception):
     """The source no longer accepts a token it gave; listing starts over."""
 
 
