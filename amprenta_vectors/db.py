@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -92,6 +95,50 @@ def check_connection(engine: sa.Engine) -> None:
             f"cannot connect to {where}: {reason}",
             hint="check that the server runs and that DATABASE_URL names its host, port, database, user and password",
         ) from None
+
+
+def check_direct(engine: sa.Engine) -> None:
+    """Refuse to migrate through a pooler, on which session state and concurrent builds are not safe.
+
+    A pooler answers the start of a session with a process id of its own making; the server itself knows the real one.
+    Raises `ConfigError`, also where nothing can be connected to.
+    """
+    check_connection(engine)
+    with engine.connect() as connection:
+        driver: Any = connection.connection.dbapi_connection
+        if driver.info.backend_pid == connection.execute(sa.select(sa.func.pg_backend_pid())).scalar_one():
+            return
+    raise ConfigError(
+        "migrations reach PostgreSQL through a connection pooler; they need a direct connection",
+        hint="export MIGRATION_DATABASE_URL=postgresql://user:password@host:5432/database",
+    )
+
+
+MIGRATION_LOCK = 7230561180403327314
+"""The advisory lock that one upgrade at a time holds; any number would do, this one is ours."""
+
+
+@contextmanager
+def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
+    """Hold the migration lock of this database, waiting up to ``timeout`` seconds for another upgrade.
+
+    Polled on a connection of its own: a blocking lock, or one on Alembic's connection, stands in the way of concurrent
+    index builds. It goes with the connection, so a killed upgrade frees it. Raises `AmprentaError` when time runs out.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try_lock = sa.select(sa.func.pg_try_advisory_lock(MIGRATION_LOCK))
+        deadline = time.monotonic() + timeout
+        while not connection.execute(try_lock).scalar_one():
+            if time.monotonic() > deadline:
+                raise AmprentaError(
+                    f"another migration of this database has run for more than {timeout:.0f} s",
+                    hint="wait for it, or raise AMPRENTA_MIGRATION_LOCK_TIMEOUT",
+                )
+            time.sleep(0.2)
+        try:
+            yield
+        finally:
+            connection.execute(sa.select(sa.func.pg_advisory_unlock(MIGRATION_LOCK)))
 
 
 _TRANSIENT_CLASSES = {"08", "40", "53", "57"}

@@ -2,9 +2,9 @@
 
 Field numbers are those of Pinecone's published ``VectorService`` (2026-04). A packed ``repeated float`` has the same
 wire form as ``bytes`` (https://protobuf.dev/programming-guides/encoding/#packed), so ``values`` is declared as bytes
-and holds little-endian float32 that numpy reads in place. ``metadata`` and ``sparse_values`` are declared as bytes too and
-are parsed only where somebody wants them. Descriptors are built here instead of generated: generated code is tied to
-the protobuf release that made it.
+and holds little-endian float32 that numpy reads in place. ``metadata`` and ``sparse_values`` are declared as bytes too
+and are parsed only where somebody wants them. Descriptors are built here instead of generated: generated code is tied
+to the protobuf release that made it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,114 @@
+"""Enable pgvector and make the tables that record backfills."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from amprenta_vectors.ddl import other_sections
+
+revision = "core_0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Make what every section needs; each makes it where no other has."""
+    op.create_vector_extension()
+    op.adopt_table(
+        "migration_run",
+        sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+        sa.Column("vector_table", sa.Text, nullable=False),
+        sa.Column("target", sa.Text, nullable=False),
+        sa.Column("scope", JSONB, nullable=False, server_default=sa.text("'{}'")),
+        sa.Column("source_kind", sa.Text),
+        sa.Column("source", sa.Text),
+        sa.Column("keys_from", sa.Text),
+        sa.Column("key_map", sa.Text),
+        sa.Column("model", sa.Text),
+        sa.Column("dimension", sa.Integer),
+        sa.Column("fingerprint", sa.Text),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("desired_state", sa.Text, nullable=False),
+        sa.Column("row_limit", sa.BigInteger),
+        sa.Column("plan_token", sa.Text),
+        sa.Column("plan_owner", sa.Text),
+        sa.Column("plan_lease_expires_at", sa.TIMESTAMP(timezone=True)),
+        sa.Column("planned_keys", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("planned_at", sa.TIMESTAMP(timezone=True)),
+        sa.Column("throttle_reason", sa.Text),
+        sa.Column("last_error", sa.Text),
+        sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("started_at", sa.TIMESTAMP(timezone=True)),
+        sa.Column("finished_at", sa.TIMESTAMP(timezone=True)),
+        sa.CheckConstraint(
+            "state IN ('planned', 'running', 'paused', 'finished', 'failed', 'cancelled')", name="migration_run_state"
+        ),
+        sa.CheckConstraint("desired_state IN ('running', 'paused', 'cancelled')", name="migration_run_desired_state"),
+        # Two live runs into one column and scope would hide each other's rows; PostgreSQL itself refuses the second.
+        sa.Index(
+            "migration_run_live",
+            "target",
+            "scope",
+            unique=True,
+            postgresql_where=sa.text("state NOT IN ('finished', 'failed', 'cancelled')"),
+        ),
+    )
+    op.adopt_table(
+        "migration_progress",
+        sa.Column("run_id", sa.BigInteger, sa.ForeignKey("migration_run.id"), primary_key=True),
+        sa.Column("batch", sa.BigInteger, primary_key=True),
+        sa.Column("first_key", sa.Text, nullable=False),
+        sa.Column("last_key", sa.Text, nullable=False),
+        sa.Column("keys", ARRAY(sa.Text), nullable=False),
+        sa.Column("status", sa.Text, nullable=False, server_default="pending"),
+        sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("owner", sa.Text),
+        sa.Column("lease_expires_at", sa.TIMESTAMP(timezone=True)),
+        sa.Column("rows_written", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("rows_skipped", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("rows_missing", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("rows_quarantined", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("checksum", sa.BigInteger),
+        sa.Column("started_at", sa.TIMESTAMP(timezone=True)),
+        sa.Column("finished_at", sa.TIMESTAMP(timezone=True)),
+        sa.Column("last_error", sa.Text),
+        sa.CheckConstraint("status IN ('pending', 'running', 'done', 'failed')", name="migration_progress_status"),
+        sa.Index(
+            "migration_progress_unfinished",
+            "run_id",
+            "batch",
+            postgresql_where=sa.text("status IN ('pending', 'running')"),
+        ),
+    )
+    op.adopt_table(
+        "migration_error",
+        sa.Column("run_id", sa.BigInteger, sa.ForeignKey("migration_run.id"), primary_key=True),
+        sa.Column("key", sa.Text, primary_key=True),
+        sa.Column("reason", sa.Text, primary_key=True),
+        sa.Column("batch", sa.BigInteger, nullable=False),
+        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("resolved_at", sa.TIMESTAMP(timezone=True)),
+    )
+    op.adopt_table(
+        "migration_index",
+        sa.Column("target", sa.Text, primary_key=True),
+        sa.Column("index_name", sa.Text, primary_key=True),
+        sa.Column("definition", sa.Text, nullable=False),
+        sa.Column("comment", sa.Text),
+        sa.Column("deferred_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("built_at", sa.TIMESTAMP(timezone=True)),
+    )
+
+
+def downgrade() -> None:
+    """Leave the tables while another section needs them; keep the record of runs that happened."""
+    if other_sections(op):
+        return
+    for table in ("migration_index", "migration_error", "migration_progress", "migration_run"):
+        op.retire_table(table)
+    op.drop_vector_extension()

@@ -1,0 +1,33 @@
+"""Adopt rag_chunks, or make it."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "rag_0001"
+down_revision = "core_0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """An existing table needs chunk_id and a unique index on it, with namespace where it has that column."""
+    op.adopt_table(
+        "rag_chunks",
+        sa.Column("namespace", sa.Text, nullable=False, server_default=""),
+        sa.Column("chunk_id", sa.Text, nullable=False),
+        sa.Column("content", sa.Text),
+        sa.Column("metadata", JSONB, nullable=False, server_default=sa.text("'{}'")),
+        sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("updated_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.PrimaryKeyConstraint("namespace", "chunk_id"),
+        key=["chunk_id"],
+        scope=["namespace"],
+    )
+
+
+def downgrade() -> None:
+    """Leave an adopted table; keep one that was made here and has rows."""
+    op.retire_table("rag_chunks")

@@ -1,0 +1,113 @@
+"""``op.queue_backfill()`` and its reverse: the frozen statements by which revisions speak to the engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.operations import MigrateOperation, Operations
+
+from amprenta_vectors.ddl.catalogue import connection_of
+from amprenta_vectors.ddl.options import log
+from amprenta_vectors.errors import AmprentaError
+
+DRAIN_SECONDS = 60.0
+_POLL_SECONDS = 0.5
+
+
+@Operations.register_operation("queue_backfill")
+@dataclass
+class QueueBackfillOp(MigrateOperation):
+    """Record that an embedding column waits to be filled; no source is asked and nothing starts."""
+
+    vector_table: str
+    target: str
+
+    @classmethod
+    def queue_backfill(cls, operations: Operations, vector_table: str, target: str) -> None:
+        """Queue a run for ``vector_table``, whose embedding column is ``target`` (``table.column``)."""
+        operations.invoke(cls(vector_table, target))
+
+    def reverse(self) -> MigrateOperation:
+        """The operation that undoes this one."""
+        return CancelBackfillOp(self.vector_table, self.target)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """How autogenerate names this operation."""
+        return ("queue_backfill", self.vector_table, self.target)
+
+
+@Operations.register_operation("cancel_backfill")
+@dataclass
+class CancelBackfillOp(MigrateOperation):
+    """Cancel every unfinished run into a column and wait until no worker holds a batch of it."""
+
+    vector_table: str
+    target: str
+
+    @classmethod
+    def cancel_backfill(cls, operations: Operations, vector_table: str, target: str) -> None:
+        """Cancel the runs into ``target``. Raises `AmprentaError` where a worker does not let go in 60 seconds."""
+        operations.invoke(cls(vector_table, target))
+
+    def reverse(self) -> MigrateOperation:
+        """The operation that undoes this one."""
+        return QueueBackfillOp(self.vector_table, self.target)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """How autogenerate names this operation."""
+        return ("cancel_backfill", self.vector_table, self.target)
+
+
+@Operations.implementation_for(QueueBackfillOp)
+def _queue(operations: Operations, op: QueueBackfillOp) -> None:
+    queued = connection_of(operations).execute(
+        sa.text("""
+            INSERT INTO migration_run (vector_table, target, state, desired_state)
+            SELECT :vector_table, :target, 'planned', 'running'
+            WHERE NOT EXISTS (
+                SELECT 1 FROM migration_run
+                WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')
+            )
+        """),
+        {"vector_table": op.vector_table, "target": op.target},
+    )
+    if queued.rowcount:
+        log.info("%s: a backfill is queued; start it with: python scripts/backfill.py --resume", op.target)
+
+
+@Operations.implementation_for(CancelBackfillOp)
+def _cancel(operations: Operations, op: CancelBackfillOp) -> None:
+    """Cancel in a transaction of its own, so that workers see it while this one waits for them."""
+    with operations.get_context().autocommit_block():
+        connection = connection_of(operations)
+        runs = (
+            connection.execute(
+                sa.text("""
+                UPDATE migration_run
+                SET desired_state = 'cancelled', state = 'cancelled', finished_at = clock_timestamp()
+                WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')
+                RETURNING id
+            """),
+                {"target": op.target},
+            )
+            .scalars()
+            .all()
+        )
+        if not runs:
+            return
+        deadline = time.monotonic() + DRAIN_SECONDS
+        held = sa.text("""
+            SELECT count(*) FROM migration_progress
+            WHERE run_id = ANY(:runs) AND status = 'running' AND lease_expires_at > clock_timestamp()
+        """)
+        while connection.execute(held, {"runs": list(runs)}).scalar_one():
+            if time.monotonic() > deadline:
+                raise AmprentaError(
+                    f"{op.target}: a backfill worker still holds a batch after {DRAIN_SECONDS:.0f} s",
+                    hint="stop the backfill processes, then run the downgrade again",
+                )
+            time.sleep(_POLL_SECONDS)
+        log.info("%s: %d backfill run(s) cancelled", op.target, len(runs))

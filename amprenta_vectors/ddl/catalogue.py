@@ -1,0 +1,112 @@
+"""What the operations ask of the database's catalogue, and how they mark what they made."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import sqlalchemy as sa
+from alembic.operations import Operations
+from sqlalchemy.engine import Connection
+from sqlalchemy.sql.compiler import IdentifierPreparer
+
+from amprenta_vectors.errors import AmprentaError
+
+MADE = "made by amprenta_vectors"
+"""The comment on what an operation created. Only what bears it is ever dropped."""
+RETIRED = "retired by amprenta_vectors at "
+"""The comment on what a downgrade kept under a retired name, with the moment it did."""
+
+
+def retired_name(name: str) -> str:
+    """The name a column or table is kept under after a downgrade; at most 63 bytes, PostgreSQL's limit."""
+    return f"{name[: 63 - len('_retired')]}_retired"
+
+
+def connection_of(operations: Operations) -> Connection:
+    """The live connection. Raises `AmprentaError` in offline mode, which needs one to look at what exists."""
+    bind = operations.get_bind() if not operations.get_context().as_sql else None
+    if bind is None:
+        raise AmprentaError(
+            "this revision looks at the database and cannot be written as SQL", hint="alembic upgrade head"
+        )
+    return bind
+
+
+def quoted(connection: Connection, *parts: str | None) -> str:
+    """``parts`` as a dotted, quoted SQL identifier; None parts are left out."""
+    preparer: IdentifierPreparer = connection.dialect.identifier_preparer
+    return ".".join(preparer.quote_identifier(part) for part in parts if part)
+
+
+def table_exists(connection: Connection, table: str, schema: str | None = None) -> bool:
+    """Whether a relation of that name can be seen."""
+    name = quoted(connection, schema, table)
+    return connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": name}).scalar() is not None
+
+
+def column_types(connection: Connection, table: str, schema: str | None = None) -> dict[str, str]:
+    """The type of every column of ``table`` as SQL writes it, ``vector(1536)`` for instance; empty without a table."""
+    rows = connection.execute(
+        sa.text("""
+            SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+            WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+        """),
+        {"name": quoted(connection, schema, table)},
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def unique_column_sets(connection: Connection, table: str, schema: str | None = None) -> list[set[str]]:
+    """The columns of every valid, whole-table unique index of ``table``."""
+    rows = connection.execute(
+        sa.text("""
+            SELECT array_agg(a.attname::text) FROM pg_index i
+            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
+            WHERE i.indrelid = to_regclass(:name) AND i.indisunique AND i.indisvalid
+              AND i.indpred IS NULL AND i.indexprs IS NULL
+            GROUP BY i.indexrelid
+        """),
+        {"name": quoted(connection, schema, table)},
+    )
+    return [set(row[0]) for row in rows]
+
+
+def has_value(connection: Connection, table: str, column: str | None = None, schema: str | None = None) -> bool:
+    """Whether ``table`` has a row, or a row whose ``column`` is not NULL."""
+    rows = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).limit(1)
+    if column is not None:
+        rows = rows.where(sa.column(column).is_not(None))
+    return connection.execute(rows).first() is not None
+
+
+def comment_of(connection: Connection, table: str, column: str | None = None, schema: str | None = None) -> str:
+    """The comment on a relation, or on its column; empty where there is none."""
+    name = quoted(connection, schema, table)
+    if column is None:
+        statement = sa.text("SELECT obj_description(to_regclass(:name), 'pg_class')")
+    else:
+        statement = sa.text("""
+            SELECT col_description(attrelid, attnum) FROM pg_attribute
+            WHERE attrelid = to_regclass(:name) AND attname = :column AND NOT attisdropped
+        """).bindparams(column=column)
+    return connection.execute(statement, {"name": name}).scalar() or ""
+
+
+def mark(connection: Connection, kind: Literal["EXTENSION", "INDEX"], *name: str | None) -> None:
+    """Comment that an object was made here, so that a downgrade may drop it; Alembic itself comments tables."""
+    connection.execute(sa.text(f"COMMENT ON {kind} {quoted(connection, *name)} IS '{MADE}'"))
+
+
+def other_sections(operations: Operations) -> list[str]:
+    """The version tables of other sections that have revisions in this database."""
+    connection = connection_of(operations)
+    own = operations.get_context().version_table
+    rows = connection.execute(
+        sa.text("""
+            SELECT relname FROM pg_class
+            WHERE relkind = 'r' AND relname ~ '^amprenta_version_' AND relname <> :own AND pg_table_is_visible(oid)
+            ORDER BY relname
+        """),
+        {"own": own},
+    )
+    return [name for (name,) in rows if has_value(connection, name)]

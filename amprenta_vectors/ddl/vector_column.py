@@ -1,0 +1,78 @@
+"""``op.add_vector_column()``: a kept column of type vector or halfvec, with a checked dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from alembic.operations import MigrateOperation, Operations
+
+from amprenta_vectors.ddl.catalogue import column_types, connection_of, retired_name
+from amprenta_vectors.ddl.kept_column import DropKeptColumnOp, add_column, take_back
+from amprenta_vectors.ddl.options import configured_dimension
+from amprenta_vectors.ddl.vector_type import VectorType
+from amprenta_vectors.errors import DimensionMismatch, SchemaMismatch
+
+
+@Operations.register_operation("add_vector_column")
+@dataclass
+class AddVectorColumnOp(MigrateOperation):
+    """Add a nullable embedding column, or take back the one an earlier downgrade kept.
+
+    Its reverse is ``drop_kept_column``.
+    """
+
+    table: str
+    column: str
+    dimension: int
+    storage: Literal["vector", "halfvec"] = "vector"
+    schema: str | None = None
+    configurable: bool = False
+
+    @classmethod
+    def add_vector_column(cls, operations: Operations, table: str, column: str, dimension: int, **options: Any) -> None:
+        """Add ``column`` as ``storage(dimension)``; a column of that name and kind is adopted as it is.
+
+        With ``configurable``, ``-x dimension=`` or ``VECTOR_DIMENSION`` decides instead of ``dimension``. Values kept
+        by a downgrade come back, but for rows whose ``updated_at`` is later than the downgrade: those become NULL.
+        Raises `DimensionMismatch` or `SchemaMismatch` for a column that cannot be adopted.
+        """
+        operations.invoke(cls(table, column, dimension, **options))
+
+    def reverse(self) -> MigrateOperation:
+        """The operation that undoes this one."""
+        return DropKeptColumnOp(self.table, self.column, self.schema)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """How autogenerate names this operation."""
+        return ("add_vector_column", self.schema, self.table, self.column, f"{self.storage}({self.dimension})")
+
+
+@Operations.implementation_for(AddVectorColumnOp)
+def _add(operations: Operations, op: AddVectorColumnOp) -> None:
+    demanded = configured_dimension(operations) if op.configurable else op.dimension
+    types = column_types(connection_of(operations), op.table, op.schema)
+    kept = retired_name(op.column)
+    if op.column in types:
+        _check(op, op.column, types[op.column], demanded)
+    elif kept in types:
+        _check(op, kept, types[kept], demanded)
+        take_back(operations, op.table, op.column, op.schema)
+    else:
+        type_ = VectorType(op.storage, demanded or op.dimension)
+        add_column(operations, op.table, op.column, type_, op.schema)
+
+
+def _check(op: AddVectorColumnOp, column: str, found: str, demanded: int | None) -> None:
+    actual = VectorType.parse(found)
+    if actual is None:
+        raise SchemaMismatch(
+            f"column {op.table}.{column} is of type {found}; expected {op.storage}({demanded or op.dimension})",
+            hint=f"rename it out of the way (ALTER TABLE {op.table} RENAME COLUMN {column} TO {column}_old), then: "
+            "alembic upgrade head",
+        )
+    if demanded is not None and actual.dimension != demanded:
+        raise DimensionMismatch(
+            f"VECTOR_DIMENSION is {demanded}, but {op.table}.{column} is {found}",
+            hint=f"export VECTOR_DIMENSION={actual.dimension}, or unset it",
+        )

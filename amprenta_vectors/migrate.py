@@ -1,0 +1,58 @@
+"""Alembic run from code: the sections, where their revisions lie, and upgrade and downgrade without an ini file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Section:
+    """A named part of ``alembic.ini``: the folders of its revisions and the table that records them."""
+
+    name: str
+    folders: tuple[str, ...]
+    version_table: str
+
+
+SECTIONS = {section.name: section for section in (Section("alembic", ("core", "rag"), "amprenta_version_rag"),)}
+
+
+def migrations_folder() -> Path:
+    """Where the revisions lie: inside the package when it is installed, beside it in a checkout."""
+    installed = Path(__file__).parent / "migrations"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "alembic"
+
+
+def alembic_config(settings: Settings, section: str = "alembic") -> Config:
+    """Alembic's configuration for ``section``. Raises `ConfigError` for one that there is not."""
+    if section not in SECTIONS:
+        raise ConfigError(f"there is no section {section!r}", hint=f"one of: {', '.join(SECTIONS)}")
+    folder = migrations_folder()
+    config = Config(ini_section=section)
+    # Config interpolates: a percent sign in a path must be doubled.
+    path = str(folder).replace("%", "%%")
+    config.set_main_option("script_location", path)
+    config.set_main_option("path_separator", "newline")
+    locations = [f"{path}/versions/{name}" for name in SECTIONS[section].folders]
+    config.set_main_option("version_locations", "\n".join(locations))
+    config.attributes["settings"] = settings
+    return config
+
+
+def upgrade(settings: Settings, section: str = "alembic", revision: str = "head") -> None:
+    """Bring ``section`` to ``revision``, waiting for any other upgrade of this database."""
+    command.upgrade(alembic_config(settings, section), revision)
+
+
+def downgrade(settings: Settings, section: str = "alembic", revision: str = "base", *, purge: bool = False) -> None:
+    """Take ``section`` back to ``revision``; what has values is kept unless ``purge``."""
+    config = alembic_config(settings, section)
+    config.attributes["purge"] = purge
+    command.downgrade(config, revision)
