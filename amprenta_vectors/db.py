@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
@@ -143,15 +144,23 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
 
 _TRANSIENT_CLASSES = {"08", "40", "53", "57"}
 _TRANSIENT_STATES = {"55P03", "25P03", "25P04"}
-_ROW_CLASSES = {"22", "23", "P0"}
+_ROW_CLASSES = {"21", "22", "23", "P0"}
 
 
-def sqlstate(error: DBAPIError) -> str | None:
+DatabaseError = DBAPIError | psycopg2.Error
+"""A database error as SQLAlchemy wraps it, or as COPY, which SQLAlchemy does not know, raises it."""
+
+
+def _driver_error(error: DatabaseError) -> BaseException | None:
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
+def sqlstate(error: DatabaseError) -> str | None:
     """The five-character SQLSTATE, None where the connection itself failed."""
-    return getattr(error.orig, "pgcode", None)
+    return getattr(_driver_error(error), "pgcode", None)
 
 
-def is_transient(error: DBAPIError) -> bool:
+def is_transient(error: DatabaseError) -> bool:
     """Whether trying again may help: a lost connection, a deadlock, a lock time-out, a restart, a full disk.
 
     By SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), never by message. psycopg2 gives a
@@ -159,19 +168,19 @@ def is_transient(error: DBAPIError) -> bool:
     """
     state = sqlstate(error)
     if state is None:
-        return error.connection_invalidated or isinstance(error, OperationalError)
+        return isinstance(_driver_error(error), psycopg2.OperationalError | psycopg2.InterfaceError)
     return state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES
 
 
-def is_row_refusal(error: DBAPIError) -> bool:
-    """Whether a row's own content was refused: a cast, a constraint, a trigger that raised."""
+def is_row_refusal(error: DatabaseError) -> bool:
+    """Whether a row's own content was refused: a cast, a constraint, a trigger that raised, a key given twice."""
     state = sqlstate(error)
     return state is not None and state[:2] in _ROW_CLASSES
 
 
-def to_error(error: DBAPIError, doing: str) -> AmprentaError:
+def to_error(error: DatabaseError, doing: str) -> AmprentaError:
     """A database error as one of ours: transient where trying again may help, else final."""
-    reason = str(error.orig).strip().replace("\n", " ")
+    reason = str(_driver_error(error)).strip().replace("\n", " ")
     if is_transient(error):
         return TransientError(f"{doing}: {reason}")
     return AmprentaError(f"{doing}: {reason}")

@@ -431,18 +431,19 @@ def work_left(connection: Connection, run_id: int) -> bool:
     )
 
 
-def other_live_runs(connection: Connection, run_id: int, target: str) -> bool:
-    """Whether another begun run into the same column is unfinished; one that is only queued does not count."""
-    return (
-        connection.execute(
-            sa.text("""
-                SELECT 1 FROM migration_run
-                WHERE target = :target AND id <> :run_id AND source IS NOT NULL AND state = ANY(:states)
-            """),
-            {"target": target, "run_id": run_id, "states": list(UNFINISHED)},
-        ).first()
-        is not None
-    )
+def others_have_work(connection: Connection, run_id: int, target: str) -> bool:
+    """Whether another begun run into the same column has rows to write; one that is only queued has none."""
+    statement = sa.text("""
+        SELECT EXISTS (
+            SELECT 1 FROM migration_run r
+            WHERE r.target = :target AND r.id <> :run_id AND r.source IS NOT NULL AND r.state = ANY(:states)
+              AND (r.planned_at IS NULL OR EXISTS (
+                  SELECT 1 FROM migration_progress p WHERE p.run_id = r.id AND p.status IN ('pending', 'running')
+              ))
+        )
+    """)
+    values = {"target": target, "run_id": run_id, "states": list(UNFINISHED)}
+    return bool(connection.execute(statement, values).scalar_one())
 
 
 def count(connection: Connection, run_id: int) -> Counts:
@@ -515,6 +516,14 @@ def deferred_indexes(connection: Connection, target: str) -> list[Any]:
             {"target": target},
         )
     )
+
+
+def all_deferred(connection: Connection) -> list[tuple[str, str]]:
+    """``(target, index_name)`` of every index that waits to be built."""
+    rows = connection.execute(
+        sa.text("SELECT target, index_name FROM migration_index WHERE built_at IS NULL ORDER BY target, index_name")
+    )
+    return [(row.target, row.index_name) for row in rows]
 
 
 def index_built(connection: Connection, target: str, name: str) -> None:

@@ -70,6 +70,7 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         dimension=actual,
         storage=storage,
         scope=tuple(name for name in table.scope if name in columns),
+        column_types={name: columns[name].type for name in table.unique_columns if name in columns},
         **{
             role: name if name in columns else None
             for role in ("text", "metadata", "model")
@@ -85,6 +86,13 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
             hint=f"CREATE UNIQUE INDEX CONCURRENTLY ON {table.qualified_name} ({listed})",
         )
     return resolved
+
+
+def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:
+    """Columns that an INSERT must give a value, and that a backfill has none for."""
+    known = {*table.unique_columns, table.embedding, table.text, table.metadata, table.model}
+    columns = columns_of(connection, table).values()
+    return [c.attname for c in columns if c.attnotnull and not c.has_default and c.attname not in known]
 
 
 def _embedding_type(table: VectorTable, type_name: str) -> tuple[str, int]:

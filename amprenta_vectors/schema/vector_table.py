@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Distance = Literal["cosine", "l2", "ip"]
@@ -17,7 +18,8 @@ class VectorTable:
 
     There must be a unique index on exactly ``scope`` + ``key``. Every read and write binds every scope column. A column
     that the table does not have is None. ``dimension`` is the default for a column yet to be made; of a table read from
-    the catalogue it is the column's own. ``metadata_text_field`` is the metadata field that a source keeps its text in.
+    the catalogue it is the column's own, and ``column_types`` has the SQL types of scope and key.
+    ``metadata_text_field`` is the metadata field that a source keeps its text in.
     """
 
     name: str
@@ -33,6 +35,7 @@ class VectorTable:
     storage: Storage = "vector"
     distance: Distance = "cosine"
     metadata_text_field: str = "text"
+    column_types: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def qualified_name(self) -> str:

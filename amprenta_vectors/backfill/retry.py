@@ -1,0 +1,72 @@
+"""Trying again after what passes: one policy for the source and for the database."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import psycopg2
+from sqlalchemy.exc import DBAPIError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, stop_when_event_set
+from tenacity.nap import sleep_using_event
+from tenacity.wait import wait_random_exponential
+
+from amprenta_vectors.db import to_error
+from amprenta_vectors.errors import RateLimited, TransientError
+
+FIRST_WAIT_SECONDS = 0.2
+LONGEST_WAIT_SECONDS = 20.0
+
+Result = TypeVar("Result")
+
+
+class Retry:
+    """Runs a step again while it fails with a `TransientError`, for ``seconds`` in all, until ``stop`` is set.
+
+    The wait is random below a bound that doubles from 0.2 to 20 s (full jitter,
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), and at least what the source asked for.
+    """
+
+    def __init__(self, seconds: float, stop: threading.Event, on_wait: Callable[[str | None], None]) -> None:
+        self._seconds = seconds
+        self._stop = stop
+        self._on_wait = on_wait
+
+    def __call__(self, step: Callable[[], Result]) -> Result:
+        """The step's result. Raises its last error when time runs out or ``stop`` is set."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(TransientError),
+            stop=stop_after_delay(self._seconds) | stop_when_event_set(self._stop),
+            wait=_wait,
+            sleep=sleep_using_event(self._stop),
+            before_sleep=self._say,
+            reraise=True,
+        )
+        result = retrying(step)
+        self._on_wait(None)
+        return result
+
+    def database(self, doing: str, step: Callable[[], Result]) -> Result:
+        """As a call, with database errors read for whether they pass. Raises `AmprentaError`."""
+
+        def attempt() -> Result:
+            try:
+                return step()
+            except (DBAPIError, psycopg2.Error) as error:
+                raise to_error(error, doing) from error
+
+        return self(attempt)
+
+    def _say(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        self._on_wait(getattr(error, "message", None))
+
+
+_jitter = wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS)
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked = error.retry_after if isinstance(error, RateLimited) and error.retry_after else 0.0
+    return asked + _jitter(state)

@@ -1,0 +1,69 @@
+"""``amprenta-vectors``: options become `Settings`, and each command is one call."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+import click
+from sqlalchemy.exc import DBAPIError
+
+from amprenta_vectors.errors import AmprentaError
+
+_COMMANDS = {
+    "backfill": "amprenta_vectors.cli.backfill:backfill",
+    "benchmark": "amprenta_vectors.cli.benchmark:benchmark",
+    "db": "amprenta_vectors.cli.db:db",
+    "sandbox": "amprenta_vectors.cli.sandbox:sandbox",
+    "status": "amprenta_vectors.cli.status:status",
+    "verify": "amprenta_vectors.cli.verify:verify",
+}
+
+
+class Commands(click.Group):
+    """Imports a command when it is asked for, and ends with an error's own message and exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command's name."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it raises is said in one message, never as a traceback."""
+        from amprenta_vectors.db import to_error
+
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                result = super().invoke(ctx)
+        except AmprentaError as error:
+            failure = error
+        except DBAPIError as error:
+            failure = to_error(error, "the database refused a statement")
+        else:
+            return result
+        click.echo(f"error: {failure}", err=True)
+        return ctx.exit(failure.exit_code)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+@click.command(cls=Commands)
+@click.version_option(package_name="amprenta_vectors")
+def main() -> None:
+    """Move a running application's embeddings into PostgreSQL + pgvector, and back.
+
+    Where things are comes from the environment: DATABASE_URL, PINECONE_API_KEY, PINECONE_INDEX_NAME and the others that
+    the README lists. Exit codes: 0 clean, 1 failed, 2 usage or configuration, 3 finished with rows set aside, 130
+    interrupted and resumable.
+    """

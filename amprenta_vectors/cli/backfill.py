@@ -1,0 +1,206 @@
+"""``amprenta-vectors backfill``, which is also ``scripts/backfill.py``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.preflight import check_target
+from amprenta_vectors.backfill.run import Backfill, Job, KeysFrom, Mode, Summary
+from amprenta_vectors.cli.display import open_display
+from amprenta_vectors.cli.dry_run import describe_offline, describe_run
+from amprenta_vectors.cli.options import (
+    check_dimensions,
+    choose_namespaces,
+    namespace_options,
+    open_database,
+    open_table,
+    scope_of,
+)
+from amprenta_vectors.cli.verify import verify_job
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.schema.keymaps import Identity
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.sources.pinecone import open_source
+from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, open_index
+
+CLEAN, FAILED, SET_ASIDE, INTERRUPTED = 0, 1, 3, 130
+SPARE_CONNECTIONS = 4
+"""Connections beside those of the workers: the planner, the leases, the figures, and one to spare."""
+
+
+@click.command()
+@click.option("--resume", is_flag=True, help="Start what is queued, or go on with what was begun.")
+@click.option("--restart", is_flag=True, help="Begin anew; rows already filled stay filled.")
+@click.option("--dry-run", is_flag=True, help="Look at both ends, estimate, and change nothing.")
+@click.option("--offline", is_flag=True, help="With --dry-run: only read the settings, connect to nothing.")
+@click.option("--batch-size", type=int, help="Keys a batch.  [env var: AMPRENTA_BATCH_SIZE; default: 1000]")
+@click.option("--workers", type=int, help="Threads that fetch and write.  [env var: AMPRENTA_WORKERS; default: 5]")
+@namespace_options
+@click.option(
+    "--keys-from",
+    type=click.Choice(["table", "source"]),
+    default="table",
+    show_default=True,
+    help="Fill the rows that have no embedding, or list the index and insert the rows that are not there.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many keys, to try it out.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
+@click.option("--defer-index", is_flag=True, help="Drop the ANN index for the load though the column holds values.")
+@click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="[env var: AMPRENTA_LOG_FORMAT; default: text]")
+@click.pass_context
+def backfill(
+    ctx: click.Context,
+    resume: bool,
+    restart: bool,
+    dry_run: bool,
+    offline: bool,
+    batch_size: int | None,
+    workers: int | None,
+    namespace: str | None,
+    all_namespaces: bool,
+    keys_from: KeysFrom,
+    limit: int | None,
+    verify: bool,
+    defer_index: bool,
+    model: str | None,
+    log_format: str | None,
+) -> None:
+    """Fill the embedding column from Pinecone; stop it and go on with it at will, from any number of processes."""
+    settings = Settings.load(batch_size=batch_size, workers=workers, embedding_model=model, log_format=log_format)
+    if resume and restart:
+        raise ConfigError("--resume and --restart contradict each other", hint="give one of them")
+    if offline and not dry_run:
+        raise ConfigError("--offline goes with --dry-run", hint="add --dry-run, or leave --offline out")
+    if dry_run and offline:
+        describe_offline(settings, keys_from)
+        return
+    engine = open_database(settings, settings.workers + SPARE_CONNECTIONS)
+    with engine.connect() as connection:
+        progress.require_tables(connection)
+        table = open_table(settings, connection)
+        check_target(connection, table, insert=keys_from == "source")
+    index = open_index(settings)
+    check_dimensions(index, table)
+    _warn_of_other_distance(index, table)
+    jobs = [
+        _job(settings, table, index, name, keys_from, limit, defer_index)
+        for name in choose_namespaces(settings, index, table, namespace, all_namespaces)
+    ]
+    if dry_run:
+        for job in jobs:
+            describe_run(engine, settings, job)
+        return
+    mode: Mode = "resume" if resume else "restart" if restart else "new"
+    with _stop_on_signal() as stop:
+        ctx.exit(max(_run(engine, settings, job, mode, stop, verify and limit is None) for job in jobs))
+
+
+def _job(
+    settings: Settings,
+    table: VectorTable,
+    index: PineconeIndex,
+    namespace: str,
+    keys_from: KeysFrom,
+    limit: int | None,
+    defer_index: bool,
+) -> Job:
+    source = open_source(settings, index, namespace, with_metadata=keys_from == "source")
+    return Job(
+        table=table,
+        scope=scope_of(table, namespace),
+        source=source,
+        key_map=Identity(),
+        keys_from=keys_from,
+        model=settings.embedding_model or index.model,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        lease_seconds=settings.lease_seconds,
+        retry_seconds=settings.retry_seconds,
+        limit=limit,
+        defer_index=defer_index,
+    )
+
+
+def _run(engine: Engine, settings: Settings, job: Job, mode: Mode, stop: threading.Event, verify: bool) -> int:
+    if stop.is_set():
+        return INTERRUPTED
+    work = Backfill(engine, job, open_display(settings.log_format), stop)
+    summary = work.work(work.start(mode))
+    code = INTERRUPTED if summary.interrupted else SET_ASIDE if summary.errors else CLEAN
+    _print_summary(settings, summary)
+    if verify and not summary.interrupted:
+        found = verify_job(engine, job, settings.log_format, stop, known=set(_set_aside(engine, job)))
+        code = code if found else FAILED
+    return code
+
+
+def _set_aside(engine: Engine, job: Job) -> dict[str, str]:
+    with engine.connect() as connection:
+        return progress.set_aside_keys(connection, job.table.target, job.scope)
+
+
+def _print_summary(settings: Settings, summary: Summary) -> None:
+    counts, run = summary.counts, summary.run
+    if settings.log_format == "json":
+        values: dict[str, Any] = {
+            "event": "interrupted" if summary.interrupted else "finished",
+            "run": run.id,
+            "written": counts.written,
+            "skipped": counts.skipped,
+            "set_aside": summary.errors,
+            "seconds": round(summary.seconds, 2),
+            "indexes_built": summary.indexes_built,
+        }
+        click.echo(json.dumps(values))
+        return
+    rate = summary.written_here / summary.seconds if summary.seconds else 0.0
+    ending = "interrupted" if summary.interrupted else run.state
+    click.echo(
+        f"run {run.id} {ending}: {counts.written:,} rows written ({summary.written_here:,} by this process in "
+        f"{summary.seconds:.1f} s, {rate:,.0f}/s), {counts.skipped:,} found filled or gone"
+    )
+    for reason, number in summary.errors.items():
+        click.echo(f"  set aside: {number:,} {reason}")
+    for name in summary.indexes_built:
+        click.echo(f"  index built: {name}")
+    if summary.interrupted:
+        click.echo("  go on with: amprenta-vectors backfill --resume")
+
+
+def _warn_of_other_distance(index: PineconeIndex, table: VectorTable) -> None:
+    distance = DISTANCES.get(index.metric or "")
+    if distance != table.distance:
+        click.echo(
+            f"warning: the index's metric is {index.metric}, the table's index is for {table.distance}: "
+            "queries will rank differently unless the vectors are normalised",
+            err=True,
+        )
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C end the batches in hand, then the process; a second Ctrl-C ends it at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

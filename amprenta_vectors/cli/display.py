@@ -1,0 +1,127 @@
+"""A run as it goes on: a bar on a terminal, a line now and then elsewhere, or one JSON object an event."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any, Literal
+
+import click
+from tqdm import tqdm
+
+from amprenta_vectors.backfill.progress import Counts, Run
+from amprenta_vectors.backfill.run import Observer
+
+LINE_SECONDS = 5.0
+
+
+def open_display(log_format: Literal["text", "json"]) -> Observer:
+    """The display that suits where standard error goes."""
+    if log_format == "json":
+        return JsonDisplay()
+    return BarDisplay() if sys.stderr.isatty() else LineDisplay()
+
+
+def _begun(run: Run, deferred: list[str]) -> list[str]:
+    scope = ", ".join(f"{name} {value or '(default)'!s}" for name, value in run.scope.items())
+    lines = [f"run {run.id}: {run.source} → {run.target}" + (f" ({scope})" if scope else "")]
+    lines += [f"index {name} is put off until the rows are in" for name in deferred]
+    return lines
+
+
+class BarDisplay:
+    """tqdm on a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def started(self, run: Run, deferred: list[str]) -> None:
+        """Open the bar."""
+        for line in _begun(run, deferred):
+            click.echo(line, err=True)
+        self._bar = tqdm(total=run.planned_keys or None, unit="row", unit_scale=True, dynamic_ncols=True, smoothing=0.1)
+
+    def advanced(self, run: Run, counts: Counts) -> None:
+        """Move the bar."""
+        self._bar.total = run.planned_keys or None
+        aside = counts.missing + counts.quarantined
+        self._bar.set_postfix_str(f"{aside} set aside" if aside else "", refresh=False)
+        self._bar.update(counts.keys_done - self._bar.n)
+        self._bar.refresh()
+        if run.planned_at is not None and counts.keys_done >= run.planned_keys:
+            self._bar.close()
+
+    def waiting(self, reason: str | None) -> None:
+        """Say why nothing moves."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"waiting: {reason[:60]}" if reason else "")
+
+    def building(self, target: str) -> None:
+        """Close the bar: what follows has no rows to count."""
+        self._bar.close()
+        click.echo(f"every row is in; building the index of {target}", err=True)
+
+
+class LineDisplay:
+    """A plain line every five seconds, for logs."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._reason: str | None = None
+
+    def started(self, run: Run, deferred: list[str]) -> None:
+        """Say what begins."""
+        for line in _begun(run, deferred):
+            click.echo(line, err=True)
+
+    def advanced(self, run: Run, counts: Counts) -> None:
+        """Say how far it is, not too often."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + LINE_SECONDS
+        aside = counts.missing + counts.quarantined
+        click.echo(
+            f"run {run.id}: {counts.keys_done:,} of {run.planned_keys:,}{'' if run.planned_at else '+'} keys done, "
+            f"{counts.written:,} written, {aside} set aside, {counts.owners} process(es) at work",
+            err=True,
+        )
+
+    def waiting(self, reason: str | None) -> None:
+        """Say once why nothing moves."""
+        if reason and reason != self._reason:
+            click.echo(f"waiting: {reason}", err=True)
+        self._reason = reason
+
+    def building(self, target: str) -> None:
+        """Say that the load is over."""
+        click.echo(f"every row is in; building the index of {target}", err=True)
+
+
+class JsonDisplay:
+    """One JSON object a line, with the same events."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+
+    def started(self, run: Run, deferred: list[str]) -> None:
+        """``started``."""
+        self._emit("started", run=run.id, source=run.source, target=run.target, scope=run.scope, deferred=deferred)
+
+    def advanced(self, run: Run, counts: Counts) -> None:
+        """``progress``."""
+        self._emit("progress", run=run.id, planned=run.planned_keys, done=counts.keys_done, written=counts.written)
+
+    def waiting(self, reason: str | None) -> None:
+        """``waiting``."""
+        if reason and reason != self._reason:
+            self._emit("waiting", reason=reason)
+        self._reason = reason
+
+    def building(self, target: str) -> None:
+        """``building``."""
+        self._emit("building", target=target)
+
+    @staticmethod
+    def _emit(event: str, **values: Any) -> None:
+        click.echo(json.dumps({"event": event, "time": round(time.time(), 3), **values}), err=True)

@@ -1,0 +1,96 @@
+"""``backfill --dry-run``: what a run would do, cost and need, without changing anything."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import UTC, datetime
+
+import click
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill.preflight import estimate
+from amprenta_vectors.backfill.run import Job
+from amprenta_vectors.cli.options import server_versions
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import engine_url
+from amprenta_vectors.schema.registry import get_table
+
+
+def describe_offline(settings: Settings, keys_from: str) -> None:
+    """Say what the settings come to; no connection is made. Raises `ConfigError` for what is missing."""
+    url = engine_url(settings)
+    settings.require("pinecone_api_key")
+    index = settings.require("pinecone_index_name")
+    table = get_table(settings.table)
+    click.echo(f"would fill {table.target} in {url.render_as_string(hide_password=True)}")
+    click.echo(
+        f"from index {index!r}, namespace {settings.pinecone_namespace or '(default)'}, keys from the {keys_from}"
+    )
+    click.echo(
+        f"with {settings.workers} workers, {settings.batch_size} keys a batch, over {settings.pinecone_transport}"
+    )
+    click.echo("Nothing was connected to and nothing was changed.")
+
+
+def describe_run(engine: Engine, settings: Settings, job: Job) -> None:
+    """Connect to both ends, count, estimate, and print the backup commands filled in."""
+    source = job.source.description
+    with engine.connect() as connection:
+        server, pgvector = server_versions(connection)
+        figures = estimate(
+            connection,
+            job.table,
+            job.scope,
+            source.count or 0,
+            from_source=job.keys_from == "source",
+            model=job.model,
+        )
+    fast, slow = figures.seconds
+    lines = {
+        "source": f"{source.kind} {source.identity}: {source.count or 0:,} vectors, {source.dimension} dimensions",
+        "target": f"{job.table.target} {job.table.storage}({job.table.dimension}): {figures.empty_rows:,} rows without "
+        f"an embedding in this scope, {figures.filled_rows:,} with one in all",
+        "server": f"PostgreSQL {server // 10000}.{server % 10000}, pgvector {pgvector}",
+        "model": job.model or "not declared (EMBEDDING_MODEL): embedding_model stays NULL",
+        "to do": f"{figures.rows:,} vectors, keys from the {job.keys_from}",
+        "time": f"{_duration(fast)} to {_duration(slow)}, then the index",
+        "read units": f"about {figures.read_units:,}",
+        "disk": f"about {_size(figures.disk_bytes)} for the vectors, as much again for an HNSW index",
+        "memory": f"{_size(figures.index_build_bytes)} of maintenance_work_mem for the fastest index build",
+    }
+    for name, value in lines.items():
+        click.echo(f"{name:>11}: {value}")
+    if figures.other_models:
+        click.echo(
+            f"warning: the column also holds vectors of model {', '.join(figures.other_models)}; "
+            "a run of another model would mix them",
+            err=True,
+        )
+    _print_backup(settings)
+    click.echo("Nothing was changed.")
+
+
+def _print_backup(settings: Settings) -> None:
+    url = engine_url(settings)
+    day = datetime.now(UTC).strftime("%Y%m%d")
+    plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    dump = ["pg_dump", "--format=custom", f"--file={url.database}_{day}.dump", f"--dbname={plain}"]
+    index = settings.require("pinecone_index_name")
+    pinecone = f"from pinecone import Pinecone; Pinecone().backups.create(index_name={index!r}, name='before-{day}')"
+    click.echo("  back up first:")
+    click.echo(f"    {shlex.join(dump)}")
+    click.echo(f"    {shlex.join(['python', '-c', pinecone])}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"

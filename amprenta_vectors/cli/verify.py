@@ -1,0 +1,122 @@
+"""``amprenta-vectors verify``: every vector of the source against the table."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from typing import IO, Literal
+
+import click
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill.retry import Retry
+from amprenta_vectors.backfill.run import Job
+from amprenta_vectors.backfill.verify import Difference, Verification, Verifier
+from amprenta_vectors.cli.options import (
+    check_dimensions,
+    choose_namespaces,
+    namespace_options,
+    open_database,
+    open_table,
+    scope_of,
+)
+from amprenta_vectors.config import Settings
+from amprenta_vectors.schema.keymaps import Identity
+from amprenta_vectors.sources.pinecone import open_source
+from amprenta_vectors.sources.pinecone_client import open_index
+
+SHOWN = 20
+"""Differing keys of a kind that are printed; `--output` gets them all."""
+
+
+@click.command()
+@namespace_options
+@click.option("--workers", type=int, help="Threads that fetch.  [env var: AMPRENTA_WORKERS; default: 5]")
+@click.option("--output", type=click.File("w"), help="Write every differing key there, one JSON object a line.")
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    namespace: str | None,
+    all_namespaces: bool,
+    workers: int | None,
+    output: IO[str] | None,
+) -> None:
+    """Compare every vector of Pinecone with the table, bit for bit; exit 1 if any is missing, extra or different."""
+    settings = Settings.load(workers=workers)
+    engine = open_database(settings, 2)
+    with engine.connect() as connection:
+        table = open_table(settings, connection)
+    index = open_index(settings)
+    check_dimensions(index, table)
+    clean = True
+    for name in choose_namespaces(settings, index, table, namespace, all_namespaces):
+        job = Job(
+            table=table,
+            scope=scope_of(table, name),
+            source=open_source(settings, index, name, with_metadata=False),
+            key_map=Identity(),
+            keys_from="source",
+            model=None,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            lease_seconds=settings.lease_seconds,
+            retry_seconds=settings.retry_seconds,
+        )
+        clean &= verify_job(engine, job, settings.log_format, threading.Event(), output=output)
+    ctx.exit(0 if clean else 1)
+
+
+def verify_job(
+    engine: Engine,
+    job: Job,
+    log_format: Literal["text", "json"],
+    stop: threading.Event,
+    *,
+    known: set[str] | None = None,
+    output: IO[str] | None = None,
+) -> bool:
+    """Compare and report one job; returns whether nothing differs but what is ``known`` to have been set aside."""
+    known = known or set()
+    shown: Counter[str] = Counter()
+    unexpected = 0
+
+    def on_difference(difference: Difference) -> None:
+        nonlocal unexpected
+        aside = difference.kind == "missing" and difference.key in known
+        unexpected += not aside
+        if output is not None:
+            line = {"kind": difference.kind, "key": difference.key, "detail": difference.detail, "set_aside": aside}
+            output.write(json.dumps(line) + "\n")
+        shown[difference.kind] += 1
+        if shown[difference.kind] <= SHOWN and log_format == "text":
+            note = " (set aside)" if aside else ""
+            detail = f": {difference.detail}" if difference.detail else ""
+            click.echo(f"  {difference.kind}: {difference.key!r}{detail}{note}")
+
+    verifier = Verifier(
+        engine,
+        job.table,
+        job.scope,
+        job.source,
+        job.key_map,
+        batch_size=job.batch_size,
+        workers=job.workers,
+        retry=Retry(job.retry_seconds, stop, lambda _: None),
+    )
+    found = verifier.run(on_difference)
+    _print_result(job, found, unexpected, log_format)
+    return not unexpected
+
+
+def _print_result(job: Job, found: Verification, unexpected: int, log_format: str) -> None:
+    if log_format == "json":
+        values = {"event": "verified", "compared": found.compared, **found.counts, "unexpected": unexpected}
+        click.echo(json.dumps(values))
+        return
+    for kind, number in found.counts.items():
+        if number > SHOWN:
+            click.echo(f"  … {number - SHOWN:,} more {kind}; --output FILE lists them all")
+    differing = ", ".join(f"{number:,} {kind}" for kind, number in found.counts.items())
+    verdict = "every vector is equal, bit for bit" if found.clean else differing
+    click.echo(f"verified {found.compared:,} vectors of {job.source.description.identity}: {verdict}")

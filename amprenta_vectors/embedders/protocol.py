@@ -1,0 +1,32 @@
+"""What turns texts into vectors, and what its vectors are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Model:
+    """An embedding model. Vectors of two models never share a column and scope, whatever their dimensions."""
+
+    name: str
+    dimension: int
+    provider: str
+
+
+class Embedder(Protocol):
+    """One model, ready for use."""
+
+    @property
+    def model(self) -> Model:
+        """The model that every vector comes from."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """One row a text, in order: ``(n, dimension)`` float32. Raises `TransientError` for what passes."""
+        ...

@@ -1,0 +1,49 @@
+"""Static embeddings whose weights come inside the ``wordllama`` wheel: no key, no network, no download."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amprenta_vectors.embedders.protocol import Model
+from amprenta_vectors.extras import require_extra
+
+MODEL = Model(name="wordllama-l2-supercat", dimension=256, provider="wordllama")
+
+
+class WordLlamaEmbedder:
+    """Means of token vectors, not normalised; a text without a token gives a zero vector.
+
+    A text's vector does not depend on the texts beside it. Raises `MissingExtra` where wordllama is not installed.
+    """
+
+    model = MODEL
+
+    def __init__(self) -> None:
+        package = _import_quietly()
+        # The wheel's own folder, because the package looks for its tokenizer under another name than it ships it.
+        folder = Path(str(package.__file__)).parent
+        self._inference = package.WordLlama.load(dim=MODEL.dimension, cache_dir=folder, disable_download=True)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """``(n, 256)`` float32."""
+        # wordllama pads every text to the longest of its batch: alike lengths together take two thirds of the time.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        vectors = np.empty((len(texts), MODEL.dimension), dtype=np.float32)
+        vectors[order] = self._inference.embed([texts[i] for i in order])
+        return vectors
+
+
+def _import_quietly() -> ModuleType:
+    # wordllama calls logging.basicConfig when imported; it does nothing where the root logger has a handler.
+    guard = logging.NullHandler()
+    logging.getLogger().addHandler(guard)
+    try:
+        return require_extra("wordllama", "sandbox")
+    finally:
+        logging.getLogger().removeHandler(guard)

@@ -1,0 +1,133 @@
+"""Real servers for every test: PostgreSQL with pgvector in a folder of its own, Pinecone emulators on loopback."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from pytest_postgresql.janitor import DatabaseJanitor
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
+from amprenta_vectors.sandbox.pinecone import PineconeEmulator
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+
+DIMENSION = 8
+API_KEY = "test-key"
+INDEX_NAME = "test-index"
+OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "EMBEDDING_MODEL")
+OUR_PREFIXES = ("POSTGRES_", "PINECONE_", "VECTOR_", "AMPRENTA_")
+
+
+@pytest.fixture(autouse=True)
+def _no_project_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name in OUR_VARIABLES or name.startswith(OUR_PREFIXES):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server_folder() -> Iterator[Path]:
+    """A folder for a server that a test starts, and stops, itself."""
+    # Not below pytest's own folder, which is closed to the system user that a server started by root runs as.
+    with tempfile.TemporaryDirectory(prefix="amprenta-test-") as folder:
+        yield Path(folder, "postgres")
+
+
+@pytest.fixture
+def own_server(server_folder: Path) -> Iterator[EmbeddedPostgres]:
+    """A server for this test alone, which may stop or crash it; what was committed survives."""
+    server = EmbeddedPostgres(server_folder, {"fsync": "off"})
+    server.start()
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    """The server that all tests share; a test that stops a server takes ``own_server``."""
+    with tempfile.TemporaryDirectory(prefix="amprenta-test-") as folder:
+        server = EmbeddedPostgres(
+            Path(folder, "postgres"), {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        )
+        server.start()
+        yield server
+        server.stop("immediate")
+
+
+def load_template(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
+    """Upgrade the database that ``upgraded_url`` clones. Called by pytest-postgresql."""
+    from amprenta_vectors.migrate import upgrade
+
+    url = sa.URL.create("postgresql", user, database=dbname, query={"host": host, "port": str(port)})
+    upgrade(Settings.load(database_url=url.render_as_string(hide_password=False), vector_dimension=DIMENSION))
+
+
+@pytest.fixture(scope="session")
+def upgraded_template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database at head, made once."""
+    with janitor(postgres_server, "upgraded_template", as_template=True) as template:
+        template.load(load_template)
+        yield template.dbname
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of an empty database without pgvector, for this test alone."""
+    with janitor(postgres_server, "empty") as database:
+        yield postgres_server.url(database.dbname)
+
+
+@pytest.fixture
+def upgraded_url(postgres_server: EmbeddedPostgres, upgraded_template: str) -> Iterator[str]:
+    """The URL of a database at head with `DIMENSION` dimensions, for this test alone."""
+    with janitor(postgres_server, "upgraded", template_dbname=upgraded_template) as database:
+        yield postgres_server.url(database.dbname)
+
+
+@pytest.fixture
+def engine(upgraded_url: str) -> Iterator[sa.Engine]:
+    """An engine on ``upgraded_url``, made as the package makes its own."""
+    engine = create_engine(Settings.load(database_url=upgraded_url))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> Iterator[Callable[..., PineconeEmulator]]:
+    """A function that starts a Pinecone emulator; all are stopped after the test."""
+    numbers = itertools.count()
+    with ExitStack() as running:
+
+        def start(dimension: int = DIMENSION, metric: str = "cosine", path: Path | None = None) -> PineconeEmulator:
+            return running.enter_context(
+                PineconeEmulator(
+                    path or tmp_path / f"pinecone-{next(numbers)}.db",
+                    name=INDEX_NAME,
+                    dimension=dimension,
+                    metric=metric,
+                    api_key=API_KEY,
+                )
+            )
+
+        yield start
+
+
+def janitor(
+    server: EmbeddedPostgres, name: str, *, as_template: bool = False, template_dbname: str | None = None
+) -> DatabaseJanitor:
+    """Makes database ``name`` on entering, drops it with whoever is connected on leaving."""
+    return DatabaseJanitor(
+        user="postgres",
+        host=str(server.socket_folder),
+        port=server.port,
+        dbname=name,
+        as_template=as_template,
+        template_dbname=template_dbname,
+    )
