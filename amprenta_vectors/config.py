@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     batch_size: int = _ours("batch_size", 1000, ge=1, le=100_000)
     workers: int = _ours("workers", 5, ge=1, le=256)
     pool_size: int = _ours("pool_size", 5, ge=1)
-    lease_seconds: float = _ours("lease_seconds", 60.0, gt=0)
+    lease_seconds: float = _ours("lease_seconds", 15.0, gt=0)
     retry_seconds: float = _ours("retry_seconds", 600.0, ge=0)
     migration_lock_timeout: float = _ours("migration_lock_timeout", 600.0, ge=0)
     log_format: Literal["text", "json"] = _ours("log_format", "text")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -42,7 +42,7 @@ class Run:
     scope: dict[str, str]
     source_kind: str | None
     source: str | None
-    keys_from: str | None
+    keys_from: Literal["table", "source"] | None
     model: str | None
     fingerprint: str | None
     state: str

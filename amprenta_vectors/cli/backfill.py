@@ -49,9 +49,8 @@ SPARE_CONNECTIONS = 4
 @click.option(
     "--keys-from",
     type=click.Choice(["table", "source"]),
-    default="table",
-    show_default=True,
-    help="Fill the rows that have no embedding, or list the index and insert the rows that are not there.",
+    help="Fill the rows that have no embedding, or list the index and insert the rows that are not there.  "
+    "[default: table; with --resume, as the run was begun]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many keys, to try it out.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
@@ -69,7 +68,7 @@ def backfill(
     workers: int | None,
     namespace: str | None,
     all_namespaces: bool,
-    keys_from: KeysFrom,
+    keys_from: KeysFrom | None,
     limit: int | None,
     verify: bool,
     defer_index: bool,
@@ -83,42 +82,52 @@ def backfill(
     if offline and not dry_run:
         raise ConfigError("--offline goes with --dry-run", hint="add --dry-run, or leave --offline out")
     if dry_run and offline:
-        describe_offline(settings, keys_from)
+        describe_offline(settings, keys_from or "table")
         return
+    mode: Mode = "resume" if resume else "restart" if restart else "new"
     engine = open_database(settings, settings.workers + SPARE_CONNECTIONS)
     with engine.connect() as connection:
         progress.require_tables(connection)
         table = open_table(settings, connection)
-        check_target(connection, table, insert=keys_from == "source")
     index = open_index(settings)
     check_dimensions(index, table)
     _warn_of_other_distance(index, table)
     jobs = [
-        _job(settings, table, index, name, keys_from, limit, defer_index)
+        _job(settings, engine, table, index, name, mode, keys_from, limit, defer_index)
         for name in choose_namespaces(settings, index, table, namespace, all_namespaces)
     ]
     if dry_run:
         for job in jobs:
             describe_run(engine, settings, job)
         return
-    mode: Mode = "resume" if resume else "restart" if restart else "new"
     with _stop_on_signal() as stop:
         ctx.exit(max(_run(engine, settings, job, mode, stop, verify and limit is None) for job in jobs))
 
 
 def _job(
     settings: Settings,
+    engine: Engine,
     table: VectorTable,
     index: PineconeIndex,
     namespace: str,
-    keys_from: KeysFrom,
+    mode: Mode,
+    keys_from: KeysFrom | None,
     limit: int | None,
     defer_index: bool,
 ) -> Job:
+    """The job for one namespace; a run that is gone on with keeps the options that are not given again."""
+    scope = scope_of(table, namespace)
+    with engine.connect() as connection:
+        begun = progress.unfinished_run(connection, table.target, scope) if mode == "resume" else None
+        if begun is not None:
+            keys_from = keys_from or begun.keys_from
+            limit = limit or begun.row_limit
+        keys_from = keys_from or "table"
+        check_target(connection, table, insert=keys_from == "source")
     source = open_source(settings, index, namespace, with_metadata=keys_from == "source")
     return Job(
         table=table,
-        scope=scope_of(table, namespace),
+        scope=scope,
         source=source,
         key_map=Identity(),
         keys_from=keys_from,
@@ -138,7 +147,7 @@ def _run(engine: Engine, settings: Settings, job: Job, mode: Mode, stop: threadi
     work = Backfill(engine, job, open_display(settings.log_format), stop)
     summary = work.work(work.start(mode))
     code = INTERRUPTED if summary.interrupted else SET_ASIDE if summary.errors else CLEAN
-    _print_summary(settings, summary)
+    _print_summary(settings, summary, job.source.description.count)
     if verify and not summary.interrupted:
         found = verify_job(engine, job, settings.log_format, stop, known=set(_set_aside(engine, job)))
         code = code if found else FAILED
@@ -150,7 +159,7 @@ def _set_aside(engine: Engine, job: Job) -> dict[str, str]:
         return progress.set_aside_keys(connection, job.table.target, job.scope)
 
 
-def _print_summary(settings: Settings, summary: Summary) -> None:
+def _print_summary(settings: Settings, summary: Summary, source_count: int | None) -> None:
     counts, run = summary.counts, summary.run
     if settings.log_format == "json":
         values: dict[str, Any] = {
@@ -170,6 +179,11 @@ def _print_summary(settings: Settings, summary: Summary) -> None:
         f"run {run.id} {ending}: {counts.written:,} rows written ({summary.written_here:,} by this process in "
         f"{summary.seconds:.1f} s, {rate:,.0f}/s), {counts.skipped:,} found filled or gone"
     )
+    if not run.planned_keys and run.keys_from == "table" and source_count:
+        click.echo(
+            f"  no row of {run.target} waits for an embedding, and the source has {source_count:,} vectors; "
+            "to insert rows: --keys-from source"
+        )
     for reason, number in summary.errors.items():
         click.echo(f"  set aside: {number:,} {reason}")
     for name in summary.indexes_built:

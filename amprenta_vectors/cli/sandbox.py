@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from amprenta_vectors.sandbox import control
+from amprenta_vectors.sandbox.demo import Demo
 
 _folder = click.option(
     "--folder",
@@ -50,3 +51,26 @@ def env(folder: Path) -> None:
     """Print the variables that point a shell at the sandbox."""
     for name, value in control.env(folder).items():
         click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@sandbox.command()
+@click.argument("question")
+@click.option("--top-k", type=click.IntRange(1, 100), default=5, show_default=True, help="How many hits.")
+def ask(question: str, top_k: int) -> None:
+    """Ask the store that VECTOR_BACKEND names a question in words."""
+    # Imported here: start and stop do not need the model.
+    from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
+    from amprenta_vectors.stores.factory import get_vector_store
+
+    store = get_vector_store()
+    for hit in store.query(WordLlamaEmbedder().embed([question])[0], top_k=top_k):
+        first_line = (hit.text or "").strip().partition("\n")[0]
+        click.echo(f"  {hit.score:.4f}  {hit.key}  {first_line[:70]}")
+    store.close()
+
+
+@sandbox.command()
+@click.option("--rows", type=click.IntRange(min=100), help="Use so many vectors.  [default: all, more than 20,000]")
+def demo(rows: int | None) -> None:
+    """Go the whole journey on this machine: upgrade, backfill, kill, resume, verify, compare, switch, go back."""
+    Demo(control.DEFAULT_FOLDER / "demo", rows).run()
