@@ -1,0 +1,68 @@
+"""``benchmark``: Pinecone and PostgreSQL on the same queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, fields
+
+import click
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.stores.comparison import PERTURBATION, ComparisonReport, StoreReport, compare_stores, perturbed
+from amprenta_vectors.stores.factory import open_pgvector_store, open_pinecone_store
+from amprenta_vectors.stores.vectors import MAX_TOP_K
+
+
+@click.command()
+@click.option("--queries", type=click.IntRange(min=1), default=100, show_default=True, help="How many queries to ask.")
+@click.option("--top-k", type=click.IntRange(1, MAX_TOP_K), default=10, show_default=True, help="Hits per query.")
+@click.option(
+    "--use-db-vectors",
+    is_flag=True,
+    help=f"Query with stored vectors as they are, not moved by {PERTURBATION:.0%} of their length.",
+)
+@click.option("--namespace", help="Compare in this namespace.  [default: PINECONE_NAMESPACE]")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Which vectors are sampled, and how they are moved."
+)
+@click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | None, seed: int, output: str) -> None:
+    """Compare Pinecone and PostgreSQL: the same hits, the nearest ones, and how fast.
+
+    Asks both for the nearest rows of the same vectors, one at a time. Recall is measured against an exact search in
+    PostgreSQL, by distance, so that equally near rows count as found.
+    """
+    settings = Settings.load(pinecone_namespace=namespace)
+    with ExitStack() as stack:
+        pgvector = stack.enter_context(closing(open_pgvector_store(settings)))
+        pinecone = stack.enter_context(closing(open_pinecone_store(settings)))
+        vectors = pgvector.sample(queries, seed=seed)
+        if not use_db_vectors:
+            vectors = perturbed(vectors, seed=seed)
+        report = compare_stores({"pinecone": pinecone, "pgvector": pgvector}, pgvector, vectors, top_k=top_k)
+    click.echo(json.dumps(asdict(report), indent=2) if output == "json" else _to_text(report))
+
+
+def _to_text(report: ComparisonReport) -> str:
+    header = ["store", f"recall@{report.top_k}", "p50 ms", "p95 ms", "p99 ms", "queries/s", "hits"]
+    rows = [
+        header,
+        *([_to_cell(getattr(store, field.name)) for field in fields(StoreReport)] for store in report.stores),
+    ]
+    name, *numbers = zip(*rows, strict=True)
+    columns = [_aligned(name, str.ljust), *(_aligned(column, str.rjust) for column in numbers)]
+    title = f"{report.queries} queries, overlap@{report.top_k} {_to_cell(report.overlap)}"
+    return "\n".join([title, "", *("  ".join(row) for row in zip(*columns, strict=True))])
+
+
+def _aligned(cells: Sequence[str], align: Callable[[str, int], str]) -> list[str]:
+    width = max(map(len, cells))
+    return [align(cell, width) for cell in cells]
+
+
+def _to_cell(value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

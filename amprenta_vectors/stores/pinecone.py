@@ -1,0 +1,142 @@
+"""A namespace of a Pinecone index as a store, through the official SDK."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote_plus
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from amprenta_vectors.errors import SchemaMismatch, SourceNotFound
+from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, normalize_namespace, sdk_errors
+from amprenta_vectors.stores.filters import parse_filter
+from amprenta_vectors.stores.protocol import Filter, Hit, Record
+from amprenta_vectors.stores.vectors import check_top_k, to_batch, to_query_vector
+
+MAX_RECORDS = 1000
+"""How many records or ids Pinecone takes in one upsert, fetch or delete."""
+MAX_UPSERT_BYTES = 2 * 1024 * 1024
+MAX_QUERY_CHARACTERS = 60_000
+"""A fetch sends its ids in the URL, whose query the HTTP client refuses past 65,536 characters."""
+
+_ENVELOPE_BYTES = 2048
+"""What an upsert has around its records: the namespace, of at most 512 characters, and punctuation."""
+
+Item = TypeVar("Item")
+
+
+class PineconeStore:
+    """The records of one ``namespace`` of ``index``. A record's text is its metadata field ``text_field``.
+
+    What Pinecone would refuse of a filter or vector is refused before it is sent, as every store does. Raises
+    `TransientError`, `RateLimited`, `CredentialsRefused`, `SourceNotFound` and `SourceError` for the service's answers;
+    `SchemaMismatch` for an index without dense vectors.
+    """
+
+    def __init__(self, index: PineconeIndex, namespace: str, text_field: str) -> None:
+        if index.dimension is None:
+            raise SchemaMismatch(f"index {index.name!r} has no dense vectors to query")
+        self._index = index
+        self._dimension = index.dimension
+        self._cosine = DISTANCES.get(index.metric or "") == "cosine"
+        self._namespace = normalize_namespace(namespace)
+        self._text_field = text_field
+
+    def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
+        """The ``top_k`` nearest records that match ``filter``, nearest first."""
+        check_top_k(top_k)
+        if filter:
+            parse_filter(filter)
+        asked = to_query_vector(vector, self._dimension, cosine=self._cosine)
+        with sdk_errors(f"querying index {self._index.name!r}"):
+            answer = self._index.rest.query(
+                vector=asked.tolist(),
+                top_k=top_k,
+                namespace=self._namespace,
+                filter=filter or None,
+                include_metadata=True,
+            )
+        return [Hit(match.id, match.score, *self._split(match.metadata)) for match in answer.matches]
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
+        """The records of ``keys`` by key; keys that are absent, or have sparse values only, are absent."""
+        found: dict[str, Record] = {}
+        for part in _split(list(dict.fromkeys(keys)), MAX_QUERY_CHARACTERS, _query_characters):
+            with sdk_errors(f"fetching from index {self._index.name!r}"):
+                answer = self._index.rest.fetch(ids=part, namespace=self._namespace)
+            for key, item in answer.vectors.items():
+                if item.values:
+                    found[key] = Record(key, np.array(item.values, dtype=np.float32), *self._split(item.metadata))
+        return found
+
+    def upsert(self, records: Sequence[Record]) -> int:
+        """Insert or replace whole records; returns how many. Of those that share a key the last one counts.
+
+        Raises `RowError` naming the first that cannot be stored, before anything is sent. More than one request's worth
+        (1000 records, 2 MB) is sent in several, so an error may leave a part written.
+        """
+        batch = to_batch(records, self._dimension, cosine=self._cosine)
+        latest = {record.key: record for record in records}
+        items = (self._to_item(latest[key], row) for key, row in zip(batch.source_keys, batch.vectors, strict=True))
+        for part in _split(items, MAX_UPSERT_BYTES - _ENVELOPE_BYTES, _encoded_bytes):
+            with sdk_errors(f"writing to index {self._index.name!r}"):
+                self._index.rest.upsert(vectors=part, namespace=self._namespace)
+        return len(batch)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete records; an absent key or namespace is no error."""
+        for part in _split(keys, MAX_QUERY_CHARACTERS * MAX_RECORDS, len):
+            try:
+                with sdk_errors(f"deleting from index {self._index.name!r}"):
+                    self._index.rest.delete(ids=part, namespace=self._namespace)
+            except SourceNotFound:
+                if self._namespace in self._index.namespaces():
+                    raise
+
+    def count(self) -> int:
+        """How many records the namespace has, as the index last counted them."""
+        return self._index.namespaces().get(self._namespace, 0)
+
+    def close(self) -> None:
+        """Close the SDK's connections."""
+        self._index.rest.close()
+
+    def _to_item(self, record: Record, vector: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Any]:
+        metadata = dict(record.metadata)
+        if record.text is not None:
+            metadata[self._text_field] = record.text
+        return {"id": record.key, "values": vector.tolist(), "metadata": metadata}
+
+    def _split(self, metadata: Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
+        rest = dict(metadata or {})
+        text = rest.get(self._text_field)
+        if not isinstance(text, str):
+            return None, rest
+        del rest[self._text_field]
+        return text, rest
+
+
+def _split(items: Sequence[Item] | Iterator[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Items in groups of at most `MAX_RECORDS` that measure ``most`` together; a larger one stands alone."""
+    part: list[Item] = []
+    total = 0
+    for item in items:
+        measure = size(item)
+        if part and (len(part) == MAX_RECORDS or total + measure > most):
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += measure
+    if part:
+        yield part
+
+
+def _query_characters(key: str) -> int:
+    return len("&ids=") + len(quote_plus(key))
+
+
+def _encoded_bytes(item: dict[str, Any]) -> int:
+    return len(json.dumps(item, ensure_ascii=False, default=str).encode("utf-8", "replace"))

@@ -1,0 +1,73 @@
+"""What every store asks of the vectors it is given, before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.errors import ConfigError, DimensionMismatch, RowError
+from amprenta_vectors.stores.protocol import Record
+
+MAX_TOP_K = 10_000
+"""The largest ``top_k`` that Pinecone takes, and so every store."""
+
+
+def check_top_k(top_k: int) -> None:
+    """Raises `ConfigError` for a number of hits that no store gives."""
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise ConfigError(f"top_k is {top_k}; expected 1 to {MAX_TOP_K}")
+
+
+def to_query_vector(vector: ArrayLike, dimension: int, *, cosine: bool) -> NDArray[np.float32]:
+    """``vector`` as ``(dimension,)`` float32.
+
+    Raises `DimensionMismatch`, or `ConfigError` for one that has no distance to anything.
+    """
+    values = _to_float32(vector)
+    if values is None:
+        raise ConfigError("the query vector is not an array of numbers")
+    if values.shape != (dimension,):
+        raise DimensionMismatch(f"the query vector has shape {values.shape}; expected ({dimension},)")
+    if not np.isfinite(values).all():
+        raise ConfigError("the query vector has a NaN or infinite value")
+    if cosine and not values.any():
+        raise ConfigError("all values of the query vector are 0, which has no direction under cosine")
+    return values
+
+
+def to_batch(records: Sequence[Record], dimension: int, *, cosine: bool) -> VectorBatch:
+    """The records as one batch in the order of their keys, the last of those that share one.
+
+    Raises `RowError` for the first that cannot be stored: wrong length, NaN, infinite, zero under cosine, NUL.
+    """
+    latest = {record.key: record for record in records}
+    # Two writers that lock rows in one order do not deadlock.
+    ordered = [latest[key] for key in sorted(latest)]
+    vectors = np.empty((len(ordered), dimension), dtype=np.float32)
+    for row, record in zip(vectors, ordered, strict=True):
+        values = _to_float32(record.vector)
+        if values is None or values.shape != (dimension,):
+            found = "no array of numbers" if values is None else f"shape {values.shape}"
+            raise RowError(record.key, Reason.DIMENSION, f"{found}; expected ({dimension},)")
+        row[:] = values
+    batch = VectorBatch(
+        source_keys=[record.key for record in ordered],
+        vectors=vectors,
+        texts=[record.text for record in ordered],
+        metadata=[record.metadata for record in ordered],
+    ).validated(cosine=cosine)
+    if batch.rejected:
+        raise batch.rejected[0]
+    return batch
+
+
+def _to_float32(vector: ArrayLike) -> NDArray[np.float32] | None:
+    # A value past float32's range becomes infinite, which is refused as such.
+    with np.errstate(over="ignore"):
+        try:
+            return np.asarray(vector, dtype=np.float32)
+        except (TypeError, ValueError):
+            return None
