@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from amprenta_vectors.errors import ConfigError
@@ -14,6 +14,11 @@ from amprenta_vectors.errors import ConfigError
 def _ours(name: str, default: Any, **constraints: Any) -> Any:
     """A setting whose field is ``name`` and whose variable is ``AMPRENTA_NAME``."""
     return Field(default, validation_alias=f"AMPRENTA_{name.upper()}", **constraints)
+
+
+def normalize_namespace(name: str) -> str:
+    """Pinecone's default namespace goes by ``""`` and ``"__default__"``; here it is always ``""``."""
+    return "" if name == "__default__" else name
 
 
 class Settings(BaseSettings):
@@ -53,6 +58,11 @@ class Settings(BaseSettings):
     retry_seconds: float = _ours("retry_seconds", 600.0, ge=0)
     migration_lock_timeout: float = _ours("migration_lock_timeout", 600.0, ge=0)
     log_format: Literal["text", "json"] = _ours("log_format", "text")
+
+    @field_validator("pinecone_namespace")
+    @classmethod
+    def _normalize_namespace(cls, name: str) -> str:
+        return normalize_namespace(name)
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:

@@ -42,6 +42,9 @@ def engine_url(settings: Settings, *, migrations: bool = False) -> URL:
         url = url.set(drivername="postgresql+psycopg2")
     else:
         raise ConfigError(f"{variable} is of kind {url.drivername!r}; expected postgresql", hint=example)
+    if "@" in (url.host or ""):
+        # What stands before the last @ belongs to the password; libpq would print it as part of a host's name.
+        raise ConfigError(f"{variable} has an @ in its password", hint="write it as %40")
     return url.update_query_dict({name: value for name, value in settings.tls.items() if name not in url.query})
 
 
@@ -63,20 +66,26 @@ def create_engine(settings: Settings, *, migrations: bool = False, **options: An
 
 
 def _warn_if_unencrypted(url: URL) -> None:
-    query_host = url.query.get("host")
-    host = url.host or (query_host if isinstance(query_host, str) else "")
+    remote = [host for host in _hosts(url) if not _is_local(host)]
     mode = url.query.get("sslmode", "prefer")
-    if _is_local(host) or mode in {"require", "verify-ca", "verify-full"}:
+    if not remote or mode in {"require", "verify-ca", "verify-full"}:
         return
     warnings.warn(
-        f"the connection to {host} may be unencrypted (sslmode={mode}); set POSTGRES_SSLMODE=verify-full",
+        f"the connection to {', '.join(remote)} may be unencrypted (sslmode={mode}); set POSTGRES_SSLMODE=verify-full",
         UnencryptedConnection,
         stacklevel=3,
     )
 
 
+def _hosts(url: URL) -> list[str]:
+    """The hosts of a URL, which may stand in its query, several of them; none is libpq's default, a Unix socket."""
+    named = url.query.get("host", ())
+    listed = (named,) if isinstance(named, str) else named
+    return [host for entry in (url.host, *listed) if entry for host in entry.split(",")]
+
+
 def _is_local(host: str) -> bool:
-    if not host or host.startswith("/") or host == "localhost":
+    if host.startswith("/") or host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -90,7 +99,7 @@ def check_connection(engine: sa.Engine) -> None:
         with engine.connect():
             pass
     except OperationalError as error:
-        where = engine.url.render_as_string(hide_password=True)
+        where = f"database {engine.url.database!r} at {', '.join(_hosts(engine.url)) or 'the local socket'}"
         reason = str(error.orig).strip().replace("\n", " ")
         raise ConfigError(
             f"cannot connect to {where}: {reason}",
@@ -127,6 +136,7 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
     index builds. It goes with the connection, so a killed upgrade frees it. Raises `AmprentaError` when time runs out.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("SET idle_session_timeout = 0"))
         try_lock = sa.select(sa.func.pg_try_advisory_lock(MIGRATION_LOCK))
         deadline = time.monotonic() + timeout
         while not connection.execute(try_lock).scalar_one():
@@ -139,7 +149,8 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
         try:
             yield
         finally:
-            connection.execute(sa.select(sa.func.pg_advisory_unlock(MIGRATION_LOCK)))
+            # The lock goes with its session, and so even where the server is gone.
+            connection.invalidate()
 
 
 _TRANSIENT_CLASSES = {"08", "40", "53", "57"}
@@ -189,6 +200,19 @@ def to_error(error: DatabaseError, doing: str) -> AmprentaError:
 def parse_version(text: str) -> tuple[int, ...]:
     """``"0.8.5"`` as ``(0, 8, 5)``."""
     return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def server_versions(connection: sa.Connection) -> tuple[int, str | None]:
+    """``server_version_num``, and pgvector's version: as installed, else as available, else None."""
+    row = connection.execute(
+        sa.text("""
+            SELECT current_setting('server_version_num')::int AS server, coalesce(
+                (SELECT extversion FROM pg_extension WHERE extname = 'vector'),
+                (SELECT default_version FROM pg_available_extensions WHERE name = 'vector')
+            ) AS pgvector
+        """)
+    ).one()
+    return row.server, row.pgvector
 
 
 INSTALL_HINT = (

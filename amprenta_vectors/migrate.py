@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
@@ -48,11 +51,27 @@ def alembic_config(settings: Settings, section: str = "alembic") -> Config:
 
 def upgrade(settings: Settings, section: str = "alembic", revision: str = "head") -> None:
     """Bring ``section`` to ``revision``, waiting for any other upgrade of this database."""
-    command.upgrade(alembic_config(settings, section), revision)
+    with _alembic_errors():
+        command.upgrade(alembic_config(settings, section), revision)
 
 
 def downgrade(settings: Settings, section: str = "alembic", revision: str = "base", *, purge: bool = False) -> None:
     """Take ``section`` back to ``revision``; what has values is kept unless ``purge``."""
     config = alembic_config(settings, section)
     config.attributes["purge"] = purge
-    command.downgrade(config, revision)
+    with _alembic_errors():
+        command.downgrade(config, revision)
+
+
+def current(settings: Settings, section: str = "alembic") -> None:
+    """Print the revision that ``section`` is at; never waits for an upgrade that runs."""
+    with _alembic_errors():
+        command.current(alembic_config(settings, section))
+
+
+@contextmanager
+def _alembic_errors() -> Iterator[None]:
+    try:
+        yield
+    except CommandError as error:
+        raise ConfigError(str(error), hint="amprenta-vectors db current") from error

@@ -6,13 +6,14 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import click
 from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.planner import count_empty
 from amprenta_vectors.backfill.preflight import check_target
 from amprenta_vectors.backfill.run import Backfill, Job, KeysFrom, Mode, Summary
 from amprenta_vectors.cli.display import open_display
@@ -34,6 +35,8 @@ from amprenta_vectors.sources.pinecone import open_source
 from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, open_index
 
 CLEAN, FAILED, SET_ASIDE, INTERRUPTED = 0, 1, 3, 130
+WORST_FIRST = (INTERRUPTED, FAILED, SET_ASIDE, CLEAN)
+"""Of several namespaces' exit codes the worst is the command's."""
 SPARE_CONNECTIONS = 4
 """Connections beside those of the workers: the planner, the leases, the figures, and one to spare."""
 
@@ -101,7 +104,8 @@ def backfill(
             describe_run(engine, settings, job)
         return
     with _stop_on_signal() as stop:
-        ctx.exit(max(_run(engine, settings, job, mode, stop, verify and limit is None) for job in jobs))
+        codes = [_run(engine, settings, job, mode, stop, verify and limit is None) for job in jobs]
+    ctx.exit(next(code for code in WORST_FIRST if code in codes))
 
 
 def _job(
@@ -144,14 +148,22 @@ def _job(
 def _run(engine: Engine, settings: Settings, job: Job, mode: Mode, stop: threading.Event, verify: bool) -> int:
     if stop.is_set():
         return INTERRUPTED
-    work = Backfill(engine, job, open_display(settings.log_format), stop)
-    summary = work.work(work.start(mode))
+    with closing(open_display(settings.log_format, _expected(engine, job))) as display:
+        work = Backfill(engine, job, display, stop)
+        summary = work.work(work.start(mode))
     code = INTERRUPTED if summary.interrupted else SET_ASIDE if summary.errors else CLEAN
     _print_summary(settings, summary, job.source.description.count)
     if verify and not summary.interrupted:
         found = verify_job(engine, job, settings.log_format, stop, known=set(_set_aside(engine, job)))
         code = code if found else FAILED
     return code
+
+
+def _expected(engine: Engine, job: Job) -> int | None:
+    if job.keys_from == "source":
+        return job.source.description.count
+    with engine.connect() as connection:
+        return count_empty(connection, job.table, job.scope)
 
 
 def _set_aside(engine: Engine, job: Job) -> dict[str, str]:

@@ -7,7 +7,8 @@ import logging
 import click
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.migrate import SECTIONS, alembic_config
+from amprenta_vectors.migrate import SECTIONS
+from amprenta_vectors.migrate import current as run_current
 from amprenta_vectors.migrate import downgrade as run_downgrade
 from amprenta_vectors.migrate import upgrade as run_upgrade
 
@@ -49,6 +50,4 @@ def downgrade(section: str, revision: str, purge: bool) -> None:
 @_section
 def current(section: str) -> None:
     """Print the revision that the schema is at."""
-    from alembic import command
-
-    command.current(alembic_config(Settings.load(), section))
+    run_current(Settings.load(), section)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import click
 from tqdm import tqdm
@@ -16,11 +16,25 @@ from amprenta_vectors.backfill.run import Observer
 LINE_SECONDS = 5.0
 
 
-def open_display(log_format: Literal["text", "json"]) -> Observer:
-    """The display that suits where standard error goes."""
+class Display(Observer, Protocol):
+    """An observer that holds the terminal until it is closed."""
+
+    def close(self) -> None:
+        """Leave the terminal to others. May be called again."""
+        ...
+
+
+def open_display(log_format: Literal["text", "json"], expected: int | None) -> Display:
+    """The display that suits where standard error goes; ``expected`` is how many keys there will be, where known."""
     if log_format == "json":
         return JsonDisplay()
-    return BarDisplay() if sys.stderr.isatty() else LineDisplay()
+    return BarDisplay(expected or 0) if sys.stderr.isatty() else LineDisplay(expected or 0)
+
+
+def _total(run: Run, expected: int) -> int:
+    """The keys of a run: as planned once the plan is complete, until then at least as many as are expected."""
+    limited = min(expected, run.row_limit) if run.row_limit else expected
+    return run.planned_keys if run.planned_at is not None else max(run.planned_keys, limited)
 
 
 def _begun(run: Run, deferred: list[str]) -> list[str]:
@@ -33,24 +47,23 @@ def _begun(run: Run, deferred: list[str]) -> list[str]:
 class BarDisplay:
     """tqdm on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
         self._bar: Any = None
 
     def started(self, run: Run, deferred: list[str]) -> None:
         """Open the bar."""
         for line in _begun(run, deferred):
             click.echo(line, err=True)
-        self._bar = tqdm(total=run.planned_keys or None, unit="row", unit_scale=True, dynamic_ncols=True, smoothing=0.1)
+        self._bar = tqdm(total=_total(run, self._expected), unit="row", unit_scale=True, dynamic_ncols=True)
 
     def advanced(self, run: Run, counts: Counts) -> None:
         """Move the bar."""
-        self._bar.total = run.planned_keys or None
+        self._bar.total = _total(run, self._expected)
         aside = counts.missing + counts.quarantined
         self._bar.set_postfix_str(f"{aside} set aside" if aside else "", refresh=False)
         self._bar.update(counts.keys_done - self._bar.n)
         self._bar.refresh()
-        if run.planned_at is not None and counts.keys_done >= run.planned_keys:
-            self._bar.close()
 
     def waiting(self, reason: str | None) -> None:
         """Say why nothing moves."""
@@ -59,14 +72,20 @@ class BarDisplay:
 
     def building(self, target: str) -> None:
         """Close the bar: what follows has no rows to count."""
-        self._bar.close()
+        self.close()
         click.echo(f"every row is in; building the index of {target}", err=True)
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 class LineDisplay:
     """A plain line every five seconds, for logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
         self._next = 0.0
         self._reason: str | None = None
 
@@ -82,7 +101,7 @@ class LineDisplay:
         self._next = time.monotonic() + LINE_SECONDS
         aside = counts.missing + counts.quarantined
         click.echo(
-            f"run {run.id}: {counts.keys_done:,} of {run.planned_keys:,}{'' if run.planned_at else '+'} keys done, "
+            f"run {run.id}: {counts.keys_done:,} of {_total(run, self._expected):,} keys done, "
             f"{counts.written:,} written, {aside} set aside, {counts.owners} process(es) at work",
             err=True,
         )
@@ -96,6 +115,9 @@ class LineDisplay:
     def building(self, target: str) -> None:
         """Say that the load is over."""
         click.echo(f"every row is in; building the index of {target}", err=True)
+
+    def close(self) -> None:
+        """Lines need no end."""
 
 
 class JsonDisplay:
@@ -121,6 +143,9 @@ class JsonDisplay:
     def building(self, target: str) -> None:
         """``building``."""
         self._emit("building", target=target)
+
+    def close(self) -> None:
+        """Lines need no end."""
 
     @staticmethod
     def _emit(event: str, **values: Any) -> None:

@@ -10,9 +10,8 @@ from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill.preflight import estimate
 from amprenta_vectors.backfill.run import Job
-from amprenta_vectors.cli.options import server_versions
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import engine_url
+from amprenta_vectors.db import engine_url, server_versions
 from amprenta_vectors.schema.registry import get_table
 
 

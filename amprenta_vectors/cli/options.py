@@ -6,16 +6,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.config import Settings
-from amprenta_vectors.db import check_connection, check_server, create_engine
+from amprenta_vectors.config import Settings, normalize_namespace
+from amprenta_vectors.db import check_connection, check_server, create_engine, server_versions
 from amprenta_vectors.errors import ConfigError, DimensionMismatch
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.pinecone_client import PineconeIndex, normalize_namespace
+from amprenta_vectors.sources.pinecone_client import PineconeIndex
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,18 +37,6 @@ def open_database(settings: Settings, connections: int) -> Engine:
         for warning in check_server(*server_versions(connection)):
             click.echo(f"warning: {warning}", err=True)
     return engine
-
-
-def server_versions(connection: Connection) -> tuple[int, str | None]:
-    """``server_version_num``, and pgvector's version: as installed, else as available, else None."""
-    row = connection.execute(
-        sa.text("""
-            SELECT current_setting('server_version_num')::int AS server,
-                   coalesce(installed_version, default_version) AS pgvector
-            FROM (SELECT 1) AS one LEFT JOIN pg_available_extensions ON name = 'vector'
-        """)
-    ).one()
-    return row.server, row.pgvector
 
 
 def open_table(settings: Settings, connection: Connection) -> VectorTable:

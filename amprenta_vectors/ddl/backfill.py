@@ -83,31 +83,26 @@ def _cancel(operations: Operations, op: CancelBackfillOp) -> None:
     """Cancel in a transaction of its own, so that workers see it while this one waits for them."""
     with operations.get_context().autocommit_block():
         connection = connection_of(operations)
-        runs = (
-            connection.execute(
-                sa.text("""
+        cancelled = connection.execute(
+            sa.text("""
                 UPDATE migration_run
                 SET desired_state = 'cancelled', state = 'cancelled', finished_at = clock_timestamp()
                 WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')
-                RETURNING id
             """),
-                {"target": op.target},
-            )
-            .scalars()
-            .all()
-        )
-        if not runs:
-            return
+            {"target": op.target},
+        ).rowcount
+        if cancelled:
+            log.info("%s: %d backfill run(s) cancelled", op.target, cancelled)
         deadline = time.monotonic() + DRAIN_SECONDS
+        # Of every run, not only those cancelled just now: this may be the second try after the first timed out.
         held = sa.text("""
-            SELECT count(*) FROM migration_progress
-            WHERE run_id = ANY(:runs) AND status = 'running' AND lease_expires_at > clock_timestamp()
+            SELECT count(*) FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
+            WHERE r.target = :target AND p.status = 'running' AND p.lease_expires_at > clock_timestamp()
         """)
-        while connection.execute(held, {"runs": list(runs)}).scalar_one():
+        while connection.execute(held, {"target": op.target}).scalar_one():
             if time.monotonic() > deadline:
                 raise AmprentaError(
                     f"{op.target}: a backfill worker still holds a batch after {DRAIN_SECONDS:.0f} s",
                     hint="stop the backfill processes, then run the downgrade again",
                 )
             time.sleep(_POLL_SECONDS)
-        log.info("%s: %d backfill run(s) cancelled", op.target, len(runs))

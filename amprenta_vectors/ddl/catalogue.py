@@ -7,7 +7,6 @@ from typing import Literal
 import sqlalchemy as sa
 from alembic.operations import Operations
 from sqlalchemy.engine import Connection
-from sqlalchemy.sql.compiler import IdentifierPreparer
 
 from amprenta_vectors.errors import AmprentaError
 
@@ -18,8 +17,18 @@ RETIRED = "retired by amprenta_vectors at "
 
 
 def retired_name(name: str) -> str:
-    """The name a column or table is kept under after a downgrade; at most 63 bytes, PostgreSQL's limit."""
-    return f"{name[: 63 - len('_retired')]}_retired"
+    """The name a column or table is kept under after a downgrade."""
+    return _suffixed(name, "_retired")
+
+
+def building_name(name: str) -> str:
+    """The name that an index has until it is complete and marked as ours."""
+    return _suffixed(name, "_building")
+
+
+def _suffixed(name: str, suffix: str) -> str:
+    """``name`` with ``suffix``, in at most 63 bytes, PostgreSQL's limit."""
+    return name.encode()[: 63 - len(suffix)].decode(errors="ignore") + suffix
 
 
 def connection_of(operations: Operations) -> Connection:
@@ -32,15 +41,21 @@ def connection_of(operations: Operations) -> Connection:
     return bind
 
 
-def quoted(connection: Connection, *parts: str | None) -> str:
-    """``parts`` as a dotted, quoted SQL identifier; None parts are left out."""
-    preparer: IdentifierPreparer = connection.dialect.identifier_preparer
-    return ".".join(preparer.quote_identifier(part) for part in parts if part)
+def commit_step(operations: Operations) -> None:
+    """Commit what was done so far, so that its locks go; what follows must find its way if it is run again."""
+    with operations.get_context().autocommit_block():
+        pass
+
+
+def quoted(*parts: str | None) -> str:
+    """``parts`` as a dotted, quoted identifier, as ``to_regclass`` reads it; None parts are left out."""
+    # SQLAlchemy's own quoting doubles percent signs for the driver, which a bound value must not have.
+    return ".".join('"{}"'.format(part.replace('"', '""')) for part in parts if part)
 
 
 def table_exists(connection: Connection, table: str, schema: str | None = None) -> bool:
     """Whether a relation of that name can be seen."""
-    name = quoted(connection, schema, table)
+    name = quoted(schema, table)
     return connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": name}).scalar() is not None
 
 
@@ -51,22 +66,23 @@ def column_types(connection: Connection, table: str, schema: str | None = None) 
             SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
             WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped ORDER BY attnum
         """),
-        {"name": quoted(connection, schema, table)},
+        {"name": quoted(schema, table)},
     )
     return {row[0]: row[1] for row in rows}
 
 
 def unique_column_sets(connection: Connection, table: str, schema: str | None = None) -> list[set[str]]:
-    """The columns of every valid, whole-table unique index of ``table``."""
+    """The key columns of every unique index of ``table`` that ON CONFLICT can name: valid, whole and immediate."""
     rows = connection.execute(
         sa.text("""
             SELECT array_agg(a.attname::text) FROM pg_index i
-            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
-            WHERE i.indrelid = to_regclass(:name) AND i.indisunique AND i.indisvalid
-              AND i.indpred IS NULL AND i.indexprs IS NULL
+            CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
+            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+            WHERE i.indrelid = to_regclass(:name) AND i.indisunique AND i.indisvalid AND i.indimmediate
+              AND i.indpred IS NULL AND i.indexprs IS NULL AND k.position <= i.indnkeyatts
             GROUP BY i.indexrelid
         """),
-        {"name": quoted(connection, schema, table)},
+        {"name": quoted(schema, table)},
     )
     return [set(row[0]) for row in rows]
 
@@ -81,7 +97,7 @@ def has_value(connection: Connection, table: str, column: str | None = None, sch
 
 def comment_of(connection: Connection, table: str, column: str | None = None, schema: str | None = None) -> str:
     """The comment on a relation, or on its column; empty where there is none."""
-    name = quoted(connection, schema, table)
+    name = quoted(schema, table)
     if column is None:
         statement = sa.text("SELECT obj_description(to_regclass(:name), 'pg_class')")
     else:
@@ -92,9 +108,16 @@ def comment_of(connection: Connection, table: str, column: str | None = None, sc
     return connection.execute(statement, {"name": name}).scalar() or ""
 
 
+def is_retired(connection: Connection, table: str, column: str | None = None, schema: str | None = None) -> bool:
+    """Whether a downgrade of ours left that table or column; one that merely has such a name is not ours to take."""
+    return comment_of(connection, table, column, schema).startswith(RETIRED)
+
+
 def mark(connection: Connection, kind: Literal["EXTENSION", "INDEX"], *name: str | None) -> None:
     """Comment that an object was made here, so that a downgrade may drop it; Alembic itself comments tables."""
-    connection.execute(sa.text(f"COMMENT ON {kind} {quoted(connection, *name)} IS '{MADE}'"))
+    preparer = connection.dialect.identifier_preparer
+    identifier = ".".join(preparer.quote_identifier(part) for part in name if part)
+    connection.exec_driver_sql(f"COMMENT ON {kind} {identifier} IS %(made)s", {"made": MADE})
 
 
 def other_sections(operations: Operations) -> list[str]:

@@ -9,11 +9,11 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.ddl.catalogue import MADE, connection_of, mark
+from amprenta_vectors.ddl.locking import drop_unless_used
 from amprenta_vectors.errors import ServerUnsuitable
 
 _PRIVILEGE = "42501"
 _NOT_AVAILABLE = {"0A000", "58P01"}
-_IN_USE = "2BP01"
 
 
 @Operations.register_operation("create_vector_extension")
@@ -87,11 +87,5 @@ def _drop(operations: Operations, operation: DropVectorExtensionOp) -> None:
     ).scalar()
     if not ours:
         return
-    savepoint = connection.begin_nested()
-    try:
-        connection.execute(sa.text("DROP EXTENSION vector RESTRICT"))
-        savepoint.commit()
-    except DBAPIError as error:
-        savepoint.rollback()
-        if getattr(error.orig, "pgcode", None) != _IN_USE:
-            raise
+    drop = sa.text("DROP EXTENSION vector RESTRICT")
+    drop_unless_used(connection, "extension vector", lambda: connection.execute(drop))

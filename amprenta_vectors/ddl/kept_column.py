@@ -13,12 +13,15 @@ from amprenta_vectors.ddl.catalogue import (
     RETIRED,
     column_types,
     comment_of,
+    commit_step,
     connection_of,
     has_value,
+    is_retired,
     retired_name,
 )
-from amprenta_vectors.ddl.locking import with_short_lock
+from amprenta_vectors.ddl.locking import drop_unless_used, lift_statement_timeout, with_short_lock
 from amprenta_vectors.ddl.options import log, purging
+from amprenta_vectors.errors import AmprentaError, SchemaMismatch
 
 UPDATED_AT = "updated_at"
 """The column that tells whether a row changed while its values were retired."""
@@ -80,10 +83,10 @@ class DropKeptColumnOp(MigrateOperation):
 
 @Operations.implementation_for(AddKeptColumnOp)
 def _add(operations: Operations, op: AddKeptColumnOp) -> None:
-    types = column_types(connection_of(operations), op.table, op.schema)
-    if op.column in types:
+    connection = connection_of(operations)
+    if op.column in column_types(connection, op.table, op.schema):
         return
-    if retired_name(op.column) in types:
+    if is_retired(connection, op.table, retired_name(op.column), op.schema):
         take_back(operations, op.table, op.column, op.schema)
     else:
         add_column(operations, op.table, op.column, op.type, op.schema)
@@ -91,35 +94,64 @@ def _add(operations: Operations, op: AddKeptColumnOp) -> None:
 
 @Operations.implementation_for(DropKeptColumnOp)
 def _drop(operations: Operations, op: DropKeptColumnOp) -> None:
+    """Retire first, look for values afterwards: none can come any more, and nobody waits while we look."""
     connection = connection_of(operations)
-    where = f"{op.table}.{op.column}"
-    if op.column not in column_types(connection, op.table, op.schema):
+    where, kept = f"{op.table}.{op.column}", retired_name(op.column)
+    types = column_types(connection, op.table, op.schema)
+    if op.column in types:
+        if comment_of(connection, op.table, op.column, op.schema) != MADE:
+            log.info("%s was adopted, not made here: left as it is", where)
+            return
+        if kept in types:
+            raise SchemaMismatch(
+                f"column {op.table}.{kept} is in the way: {where} is to be kept under that name",
+                hint=f"ALTER TABLE {op.table} RENAME COLUMN {kept} TO …, then run the downgrade again",
+            )
+        _retire(operations, op)
+        commit_step(operations)
+    if not is_retired(connection, op.table, kept, op.schema):
         return
-    if comment_of(connection, op.table, op.column, op.schema) != MADE:
-        log.info("%s was adopted, not made here: left as it is", where)
-        return
-    values = has_value(connection, op.table, op.column, op.schema)
+    lift_statement_timeout(connection)
+    values = has_value(connection, op.table, kept, op.schema)
     if values and not purging(operations):
-        with_short_lock(connection, f"retiring {where}", lambda: _retire(operations, op))
-        log.info("%s: its values are kept as %s", where, retired_name(op.column))
+        log.info("%s: its values are kept as %s", where, kept)
         return
     if values:
-        counted = sa.select(sa.func.count(sa.column(op.column))).select_from(sa.table(op.table, schema=op.schema))
+        counted = sa.select(sa.func.count(sa.column(kept))).select_from(sa.table(op.table, schema=op.schema))
         log.warning("%s: dropping %d values", where, connection.execute(counted).scalar_one())
-    with_short_lock(
-        connection, f"dropping {where}", lambda: operations.drop_column(op.table, op.column, schema=op.schema)
-    )
+    if drop_unless_used(connection, where, lambda: operations.drop_column(op.table, kept, schema=op.schema)):
+        return
+    if values:
+        raise AmprentaError(
+            f"{where} cannot be dropped: something of yours depends on it; it is kept as {kept}",
+            hint="drop that first (psql: \\d+ says what), or downgrade without purging",
+        )
+    log.info("%s: something of yours depends on it; kept as %s, without values", where, kept)
 
 
 def _retire(operations: Operations, op: DropKeptColumnOp) -> None:
-    moment = connection_of(operations).execute(sa.select(sa.func.clock_timestamp())).scalar_one()
-    operations.alter_column(
-        op.table,
-        op.column,
-        nullable=True,
-        comment=f"{RETIRED}{moment.isoformat()}",
-        new_column_name=retired_name(op.column),
-        schema=op.schema,
+    """Rename the column, and note since when its values may be stale.
+
+    That is the start of the oldest transaction that runs: whatever it writes from now on bears that time.
+    """
+    connection = connection_of(operations)
+    moment = connection.execute(
+        sa.text("""
+            SELECT least(clock_timestamp(), min(xact_start)) FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid()
+        """)
+    ).scalar_one()
+    with_short_lock(
+        connection,
+        f"retiring {op.table}.{op.column}",
+        lambda: operations.alter_column(
+            op.table,
+            op.column,
+            nullable=True,
+            comment=f"{RETIRED}{moment.isoformat()}",
+            new_column_name=retired_name(op.column),
+            schema=op.schema,
+        ),
     )
 
 
@@ -143,13 +175,14 @@ def take_back(operations: Operations, table: str, column: str, schema: str | Non
         f"renaming {table}.{kept}",
         lambda: operations.alter_column(table, kept, comment=MADE, new_column_name=column, schema=schema),
     )
-    if UPDATED_AT not in column_types(connection, table, schema):
+    if not column_types(connection, table, schema).get(UPDATED_AT, "").startswith("timestamp"):
         log.warning("%s.%s: its values are back; without %s, changed rows cannot be told", table, column, UPDATED_AT)
         return
+    lift_statement_timeout(connection)
     retired_at = sa.cast(comment.removeprefix(RETIRED), sa.TIMESTAMP(timezone=True))
     emptied = connection.execute(
         sa.update(sa.table(table, sa.column(column), sa.column(UPDATED_AT), schema=schema))
-        .where(sa.column(UPDATED_AT) > retired_at)
+        .where(sa.column(UPDATED_AT) >= retired_at)
         .where(sa.column(column).is_not(None))
         .values({column: None})
     ).rowcount

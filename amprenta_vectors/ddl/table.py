@@ -16,13 +16,14 @@ from amprenta_vectors.ddl.catalogue import (
     comment_of,
     connection_of,
     has_value,
+    is_retired,
     retired_name,
     table_exists,
     unique_column_sets,
 )
-from amprenta_vectors.ddl.locking import with_short_lock
+from amprenta_vectors.ddl.locking import drop_unless_used, with_short_lock
 from amprenta_vectors.ddl.options import log, purging
-from amprenta_vectors.errors import SchemaMismatch
+from amprenta_vectors.errors import AmprentaError, SchemaMismatch
 
 
 @Operations.register_operation("adopt_table")
@@ -79,7 +80,7 @@ def _adopt(operations: Operations, op: AdoptTableOp) -> None:
     kept = retired_name(op.table)
     if table_exists(connection, op.table, op.schema):
         _check(operations, op)
-    elif comment_of(connection, kept, schema=op.schema).startswith(RETIRED):
+    elif is_retired(connection, kept, schema=op.schema):
         with_short_lock(connection, f"renaming {kept}", lambda: _rename(operations, kept, op.table, op.schema, MADE))
         log.info("%s: taken back from %s", op.table, kept)
     else:
@@ -111,22 +112,32 @@ def _check(operations: Operations, op: AdoptTableOp) -> None:
 
 @Operations.implementation_for(RetireTableOp)
 def _retire(operations: Operations, op: RetireTableOp) -> None:
-    connection = connection_of(operations)
+    """Retire first, look for rows afterwards: under the lock of the renaming none can come any more."""
+    connection, kept = connection_of(operations), retired_name(op.table)
     if not table_exists(connection, op.table, op.schema):
         return
     if comment_of(connection, op.table, schema=op.schema) != MADE:
         log.info("%s was adopted, not made here: left as it is", op.table)
         return
-    rows = has_value(connection, op.table, schema=op.schema)
-    if rows and not purging(operations):
-        kept = retired_name(op.table)
-        comment = f"{RETIRED}{connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one().isoformat()}"
-        with_short_lock(
-            connection, f"retiring {op.table}", lambda: _rename(operations, op.table, kept, op.schema, comment)
+    if table_exists(connection, kept, op.schema):
+        raise SchemaMismatch(
+            f"table {kept} is in the way: {op.table} is to be kept under that name",
+            hint=f"ALTER TABLE {kept} RENAME TO …, then run the downgrade again",
         )
+    comment = f"{RETIRED}{connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one().isoformat()}"
+    with_short_lock(connection, f"retiring {op.table}", lambda: _rename(operations, op.table, kept, op.schema, comment))
+    rows = has_value(connection, kept, schema=op.schema)
+    if rows and not purging(operations):
         log.info("%s: kept as %s", op.table, kept)
         return
     if rows:
-        counted = sa.select(sa.func.count()).select_from(sa.table(op.table, schema=op.schema))
+        counted = sa.select(sa.func.count()).select_from(sa.table(kept, schema=op.schema))
         log.warning("%s: dropping %d rows", op.table, connection.execute(counted).scalar_one())
-    with_short_lock(connection, f"dropping {op.table}", lambda: operations.drop_table(op.table, schema=op.schema))
+    if drop_unless_used(connection, op.table, lambda: operations.drop_table(kept, schema=op.schema)):
+        return
+    if rows:
+        raise AmprentaError(
+            f"{op.table} cannot be dropped: something of yours depends on it",
+            hint="drop that first (psql: \\d+ says what), or downgrade without purging",
+        )
+    log.info("%s: something of yours depends on it; kept as %s, without rows", op.table, kept)

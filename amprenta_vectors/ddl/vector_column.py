@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from alembic.operations import MigrateOperation, Operations
 
-from amprenta_vectors.ddl.catalogue import column_types, connection_of, retired_name
+from amprenta_vectors.ddl.catalogue import column_types, connection_of, is_retired, retired_name
 from amprenta_vectors.ddl.kept_column import DropKeptColumnOp, add_column, take_back
 from amprenta_vectors.ddl.options import configured_dimension
 from amprenta_vectors.ddl.vector_type import VectorType
@@ -51,11 +51,12 @@ class AddVectorColumnOp(MigrateOperation):
 @Operations.implementation_for(AddVectorColumnOp)
 def _add(operations: Operations, op: AddVectorColumnOp) -> None:
     demanded = configured_dimension(operations) if op.configurable else op.dimension
-    types = column_types(connection_of(operations), op.table, op.schema)
+    connection = connection_of(operations)
+    types = column_types(connection, op.table, op.schema)
     kept = retired_name(op.column)
     if op.column in types:
         _check(op, op.column, types[op.column], demanded)
-    elif kept in types:
+    elif is_retired(connection, op.table, kept, op.schema):
         _check(op, kept, types[kept], demanded)
         take_back(operations, op.table, op.column, op.schema)
     else:

@@ -10,17 +10,11 @@ import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl.catalogue import (
-    MADE,
-    column_types,
-    connection_of,
-    mark,
-    quoted,
-    table_exists,
-)
+from amprenta_vectors.ddl.catalogue import MADE, building_name, column_types, connection_of, mark, quoted, table_exists
+from amprenta_vectors.ddl.locking import without_timeouts
 from amprenta_vectors.ddl.options import log
 from amprenta_vectors.ddl.vector_type import VectorType
-from amprenta_vectors.errors import AmprentaError, SchemaMismatch
+from amprenta_vectors.errors import SchemaMismatch
 
 Method = Literal["hnsw", "ivfflat"]
 Distance = Literal["cosine", "l2", "ip"]
@@ -88,23 +82,24 @@ def _create(operations: Operations, op: CreateVectorIndexOp) -> None:
     if _deferred(connection, op.name):
         log.info("%s: a backfill deferred it and will build it", op.name)
         return
-    with operations.get_context().autocommit_block():
-        _wait_and_clear(operations, op)
-        operations.create_index(
-            op.name,
-            op.table,
-            [expression],
-            schema=op.schema,
-            if_not_exists=True,
-            postgresql_concurrently=True,
-            postgresql_using=op.method,
-            postgresql_ops={op.column: opclass},
-            postgresql_with=op.options,
-        )
-        connection = connection_of(operations)
-        if _state(connection, op) != "valid":
-            raise AmprentaError(f"index {op.name} is not valid after it was built", hint="alembic upgrade head")
-        mark(connection, "INDEX", op.schema, op.name)
+    with operations.get_context().autocommit_block(), without_timeouts(connection):
+        if _settle(operations, op.name, op.schema) == "valid":
+            return
+        # Named for good only once marked: after a kill at any moment, ours can be told from one that was there.
+        building = building_name(op.name)
+        if _settle(operations, building, op.schema) == "absent":
+            operations.create_index(
+                building,
+                op.table,
+                [expression],
+                schema=op.schema,
+                postgresql_concurrently=True,
+                postgresql_using=op.method,
+                postgresql_ops={op.column: opclass},
+                postgresql_with=op.options,
+            )
+        mark(connection, "INDEX", op.schema, building)
+        operations.rename_table(building, op.name, schema=op.schema)  # ALTER TABLE renames indexes as well
 
 
 @Operations.implementation_for(DropVectorIndexOp)
@@ -113,20 +108,23 @@ def _drop(operations: Operations, op: DropVectorIndexOp) -> None:
     if _deferred(connection, op.name):
         connection.execute(sa.text("DELETE FROM migration_index WHERE index_name = :name"), {"name": op.name})
     if _made_here(connection, op.name, op.schema):
-        with operations.get_context().autocommit_block():
+        with operations.get_context().autocommit_block(), without_timeouts(connection):
             operations.drop_index(op.name, schema=op.schema, if_exists=True, postgresql_concurrently=True)
 
 
-def _wait_and_clear(operations: Operations, op: CreateVectorIndexOp) -> None:
+def _settle(operations: Operations, name: str, schema: str | None) -> Literal["absent", "valid"]:
     """Wait while another session builds the index; drop what an interrupted build left."""
-    while (state := _state(connection_of(operations), op)) == "building":
+    while (state := _state(connection_of(operations), name, schema)) == "building":
         time.sleep(_POLL_SECONDS)
+    if state == "valid":
+        return "valid"
     if state == "invalid":
-        log.warning("%s is invalid, left by an interrupted build: rebuilding it", op.name)
-        operations.drop_index(op.name, schema=op.schema, if_exists=True, postgresql_concurrently=True)
+        log.warning("%s is invalid, left by an interrupted build: rebuilding it", name)
+        operations.drop_index(name, schema=schema, if_exists=True, postgresql_concurrently=True)
+    return "absent"
 
 
-def _state(connection: Connection, op: CreateVectorIndexOp) -> Literal["absent", "building", "invalid", "valid"]:
+def _state(connection: Connection, name: str, schema: str | None) -> Literal["absent", "building", "invalid", "valid"]:
     row = connection.execute(
         sa.text("""
             SELECT i.indisvalid, EXISTS (
@@ -134,7 +132,7 @@ def _state(connection: Connection, op: CreateVectorIndexOp) -> Literal["absent",
             ) AS building
             FROM pg_index i WHERE i.indexrelid = to_regclass(:name)
         """),
-        {"name": quoted(connection, op.schema, op.name)},
+        {"name": quoted(schema, name)},
     ).first()
     if row is None:
         return "absent"
@@ -167,4 +165,4 @@ def _deferred(connection: Connection, name: str) -> bool:
 
 def _made_here(connection: Connection, name: str, schema: str | None) -> bool:
     statement = sa.text("SELECT obj_description(to_regclass(:name), 'pg_class')")
-    return connection.execute(statement, {"name": quoted(connection, schema, name)}).scalar() == MADE
+    return connection.execute(statement, {"name": quoted(schema, name)}).scalar() == MADE

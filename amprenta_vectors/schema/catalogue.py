@@ -18,11 +18,14 @@ _COLUMNS = sa.text("""
     WHERE c.oid = to_regclass(:relation)
 """)
 
+# Indexes that ON CONFLICT can name: an INCLUDEd column is no part of the key, a deferrable one arbitrates nothing.
 _UNIQUE = sa.text("""
     SELECT array_agg(a.attname::text ORDER BY a.attname) AS columns
     FROM pg_index i
-    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
-    WHERE i.indrelid = CAST(:oid AS oid) AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+    CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+    WHERE i.indrelid = CAST(:oid AS oid) AND i.indisunique AND i.indisvalid AND i.indimmediate
+      AND i.indpred IS NULL AND i.indexprs IS NULL AND k.position <= i.indnkeyatts
     GROUP BY i.indexrelid
 """)
 

@@ -31,7 +31,7 @@ def get_vector_store(settings: Settings | None = None) -> VectorStore:
 def open_pgvector_store(settings: Settings) -> PgVectorStore:
     """The store on ``AMPRENTA_TABLE``, with an engine of its own."""
     table = get_table(settings.table)
-    scopes = {"namespace": _namespace(settings)}
+    scopes = {"namespace": settings.pinecone_namespace}
     unknown = [name for name in table.scope if name not in scopes]
     if unknown:
         raise ConfigError(
@@ -55,12 +55,7 @@ def open_pinecone_store(settings: Settings) -> VectorStore:
     from amprenta_vectors.sources.pinecone_client import open_index
     from amprenta_vectors.stores.pinecone import PineconeStore
 
-    return PineconeStore(open_index(settings), _namespace(settings), settings.text_field)
-
-
-def _namespace(settings: Settings) -> str:
-    # As normalize_namespace has it, which is not to be had without importing the SDK.
-    return "" if settings.pinecone_namespace == "__default__" else settings.pinecone_namespace
+    return PineconeStore(open_index(settings), settings.pinecone_namespace, settings.text_field)
 
 
 BACKENDS: dict[str, Callable[[Settings], VectorStore]] = {

@@ -10,8 +10,9 @@ from urllib.parse import quote_plus
 import numpy as np
 from numpy.typing import ArrayLike
 
+from amprenta_vectors.config import normalize_namespace
 from amprenta_vectors.errors import SchemaMismatch, SourceNotFound
-from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, normalize_namespace, sdk_errors
+from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, sdk_errors
 from amprenta_vectors.stores.filters import parse_filter
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
 from amprenta_vectors.stores.vectors import check_top_k, to_batch, to_query_vector

@@ -19,5 +19,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Keep the values under retired names."""
-    op.drop_kept_column("rag_chunks", "embedding_model")
     op.drop_kept_column("rag_chunks", "embedding")
+    op.drop_kept_column("rag_chunks", "embedding_model")

@@ -1,0 +1,267 @@
+"""A downgrade keeps what has values, drops what is empty and ours, and an upgrade takes everything back."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pytest
+from migrating import Database
+
+from amprenta_vectors.ddl.catalogue import has_value
+from amprenta_vectors.errors import AmprentaError, SchemaMismatch
+
+Alembic = Callable[..., subprocess.CompletedProcess[str]]
+DIMENSION = 4
+BITS = "SELECT chunk_id, encode(vector_send(embedding), 'hex'), embedding_model FROM rag_chunks ORDER BY chunk_id"
+
+
+def fill(db: Database) -> list[Any]:
+    """Give every row of rag_chunks an embedding of any finite bit pattern, dated yesterday; returns all bits."""
+    random = np.random.default_rng(5)
+    keys = [row[0] for row in db.execute("SELECT chunk_id FROM rag_chunks ORDER BY chunk_id")]
+    patterns = random.integers(0, 2**32, (len(keys), DIMENSION), dtype=np.uint32).view(np.float32)
+    patterns[~np.isfinite(patterns)] = -0.0
+    for key, vector in zip(keys, patterns, strict=True):
+        db.execute(
+            "UPDATE rag_chunks SET embedding = CAST(:vector AS vector), embedding_model = 'm', "
+            "updated_at = now() - interval '1 day' WHERE chunk_id = :key",
+            key=key,
+            vector=str([float(value) for value in vector]),
+        )
+    return list(db.execute(BITS))
+
+
+@pytest.fixture
+def filled(adopted: Database) -> Database:
+    """An adopted table at head, every row with an embedding."""
+    adopted.upgrade(vector_dimension=DIMENSION)
+    fill(adopted)
+    return adopted
+
+
+@pytest.fixture
+def made(db: Database) -> Database:
+    """A table made here, with rows and embeddings."""
+    db.upgrade(vector_dimension=DIMENSION)
+    db.execute("INSERT INTO rag_chunks (chunk_id) SELECT 'chunk-' || n FROM generate_series(1, 20) n")
+    fill(db)
+    return db
+
+
+@pytest.mark.parametrize("table", ["filled", "made"])
+def test_down_and_up_again_brings_back_every_embedding_bit_for_bit(
+    request: pytest.FixtureRequest, alembic: Alembic, table: str
+) -> None:
+    db: Database = request.getfixturevalue(table)
+    before, schema = db.execute(BITS), db.catalogue()
+    down = alembic("downgrade", "base")
+    assert down.returncode == 0, down.stderr
+    assert "rag_chunks.embedding: its values are kept as embedding_retired" in down.stderr
+    assert "embedding" not in db.columns("rag_chunks")
+    up = alembic("upgrade", "head")
+    assert up.returncode == 0, up.stderr
+    assert "rag_chunks.embedding: its values are back; 0 rows changed meanwhile" in up.stderr
+    assert db.execute(BITS) == before
+    assert db.catalogue() == schema
+
+
+def test_rows_changed_meanwhile_are_null_and_counted(filled: Database, alembic: Alembic) -> None:
+    before = filled.execute(BITS)
+    filled.downgrade()
+    filled.execute("UPDATE rag_chunks SET content = 'new', updated_at = now() WHERE chunk_id IN ('chunk-3', 'chunk-5')")
+    filled.execute("INSERT INTO rag_chunks (chunk_id) VALUES ('chunk-new')")
+    filled.execute("DELETE FROM rag_chunks WHERE chunk_id = 'chunk-9'")
+    up = alembic("upgrade", "head")
+    assert up.returncode == 0, up.stderr
+    assert "rag_chunks.embedding: its values are back; 2 rows changed meanwhile and are NULL again" in up.stderr
+    changed = {"chunk-3", "chunk-5"}
+    expected = [(key, None, None) if key in changed else (key, *rest) for key, *rest in before if key != "chunk-9"]
+    assert filled.execute(BITS) == sorted([*expected, ("chunk-new", None, None)])
+
+
+def test_a_transaction_begun_before_the_downgrade_that_writes_after_it_counts_as_a_change(filled: Database) -> None:
+    with psycopg2.connect(filled.url) as writer, writer.cursor() as cursor:
+        cursor.execute("SELECT now()")
+        filled.downgrade()
+        cursor.execute("UPDATE rag_chunks SET content = 'new', updated_at = now() WHERE chunk_id = 'chunk-3'")
+        writer.commit()
+    filled.upgrade()
+    assert filled.execute("SELECT chunk_id FROM rag_chunks WHERE embedding IS NULL") == [("chunk-3",)]
+
+
+@pytest.mark.parametrize("type_", [None, "text", "date", "bigint"])
+def test_without_a_timestamp_of_changes_the_values_come_back_with_a_warning(
+    adopted: Database, caplog: pytest.LogCaptureFixture, type_: str | None
+) -> None:
+    adopted.execute("ALTER TABLE rag_chunks DROP COLUMN updated_at")
+    if type_ is not None:
+        adopted.execute(f"ALTER TABLE rag_chunks ADD COLUMN updated_at {type_}")
+    adopted.upgrade(vector_dimension=3)
+    adopted.execute("UPDATE rag_chunks SET embedding = '[1,2,3]'")
+    adopted.downgrade()
+    with caplog.at_level(logging.WARNING):
+        adopted.upgrade()
+    assert "without updated_at, changed rows cannot be told" in caplog.text
+    assert adopted.scalar("SELECT count(embedding) FROM rag_chunks") == 100
+
+
+def test_the_roles_own_time_limit_does_not_end_the_taking_back(filled: Database) -> None:
+    filled.downgrade()
+    filled.execute("UPDATE rag_chunks SET updated_at = now() WHERE chunk_id IN ('chunk-1', 'chunk-2', 'chunk-3')")
+    filled.execute(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        "BEGIN PERFORM pg_sleep(0.2); RETURN new; END $$"
+    )
+    filled.execute("CREATE TRIGGER dawdle BEFORE UPDATE ON rag_chunks FOR EACH ROW EXECUTE FUNCTION dawdle()")
+    filled.execute(f"ALTER DATABASE {filled.scalar('SELECT current_database()')} SET statement_timeout = '400ms'")
+    filled.upgrade()
+    assert filled.scalar("SELECT count(embedding) FROM rag_chunks") == 97
+
+
+def test_the_old_applications_inserts_work_after_a_downgrade_from_not_null(filled: Database) -> None:
+    filled.execute("ALTER TABLE rag_chunks ALTER embedding SET NOT NULL, ALTER embedding_model SET NOT NULL")
+    before = filled.execute(BITS)
+    filled.downgrade()
+    filled.execute("INSERT INTO rag_chunks (chunk_id) VALUES ('a new one')")
+    filled.upgrade()
+    assert [row for row in filled.execute(BITS) if row[0] != "a new one"] == before
+
+
+def test_what_was_adopted_is_never_dropped_even_when_purging(adopted: Database, alembic: Alembic) -> None:
+    adopted.execute("CREATE EXTENSION vector")
+    adopted.execute("ALTER TABLE rag_chunks ADD COLUMN embedding vector(3) DEFAULT '[1,2,3]'")
+    adopted.execute("ALTER TABLE rag_chunks ADD COLUMN embedding_model text DEFAULT 'm'")
+    adopted.execute("CREATE INDEX idx_rag_chunks_embedding_hnsw ON rag_chunks USING hnsw (embedding vector_cosine_ops)")
+    before = adopted.catalogue()
+    adopted.upgrade()
+    done = alembic("-x", "purge=true", "downgrade", "base")
+    assert done.returncode == 0, done.stderr
+    assert [row for row in adopted.catalogue() if not row[0].startswith("amprenta_version")] == before
+    assert adopted.scalar("SELECT count(embedding) FROM rag_chunks") == 100
+
+
+def test_what_was_made_here_and_is_empty_is_dropped(db: Database, alembic: Alembic) -> None:
+    db.upgrade()
+    db.execute("DELETE FROM migration_run")
+    done = alembic("downgrade", "base")
+    assert done.returncode == 0, done.stderr
+    assert {row[0] for row in db.catalogue()} == {"amprenta_version_rag", "amprenta_version_rag_pkc", "plpgsql"}
+
+
+def test_empty_columns_of_an_adopted_table_are_dropped_and_its_own_stay(adopted: Database) -> None:
+    before = adopted.columns("rag_chunks")
+    adopted.upgrade()
+    adopted.downgrade()
+    assert adopted.columns("rag_chunks") == before
+    assert adopted.scalar("SELECT count(*) FROM rag_chunks") == 100
+
+
+def test_the_record_of_runs_outlives_a_downgrade(db: Database) -> None:
+    db.upgrade()
+    db.execute("UPDATE migration_run SET last_error = 'remember me'")
+    db.downgrade()
+    assert not db.columns("migration_run")
+    db.upgrade()
+    runs = db.execute("SELECT id, state, last_error FROM migration_run ORDER BY id")
+    assert runs == [(1, "cancelled", "remember me"), (2, "planned", None)]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("alembic", "-x", "purge=true", "downgrade", "base"),
+        ("amprenta_vectors", "db", "downgrade", "--purge"),
+    ],
+    ids=["alembic", "amprenta-vectors"],
+)
+def test_purging_says_how_much_goes_then_drops_it(
+    made: Database, start: Callable[..., subprocess.Popen[str]], command: tuple[str, ...]
+) -> None:
+    process = start(*command)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "rag_chunks.embedding: dropping 20 values" in err
+    assert "rag_chunks: dropping 20 rows" in err
+    assert {row[0] for row in made.catalogue()} == {"amprenta_version_rag", "amprenta_version_rag_pkc", "plpgsql"}
+
+
+def test_a_purge_drops_the_embeddings_of_an_adopted_table_and_nothing_else_of_it(filled: Database) -> None:
+    filled.downgrade(purge=True)
+    assert set(filled.columns("rag_chunks")) == {"chunk_id", "document_id", "content", "updated_at"}
+    assert filled.scalar("SELECT count(content) FROM rag_chunks") == 100
+
+
+def test_a_view_on_the_embedding_survives_and_is_named_when_it_stands_in_the_way_of_a_purge(filled: Database) -> None:
+    filled.execute("CREATE VIEW theirs AS SELECT chunk_id, embedding FROM rag_chunks")
+    with pytest.raises(AmprentaError, match="something of yours depends on it"):
+        filled.downgrade(purge=True)
+    assert filled.scalar("SELECT count(embedding) FROM theirs") == 100
+    filled.downgrade()
+    assert filled.scalar("SELECT count(embedding) FROM theirs") == 100
+    filled.upgrade()
+    assert filled.scalar("SELECT count(embedding) FROM rag_chunks") == 100
+
+
+def test_a_view_on_empty_things_of_ours_survives_a_downgrade(db: Database) -> None:
+    db.upgrade()
+    schema = db.catalogue()
+    db.execute("CREATE VIEW theirs AS SELECT chunk_id, embedding FROM rag_chunks")
+    db.downgrade()
+    assert db.execute("SELECT * FROM theirs") == []
+    db.execute("DROP VIEW theirs")
+    db.upgrade()
+    assert db.catalogue() == schema
+
+
+def test_something_foreign_under_the_retired_name_is_named_and_left(filled: Database) -> None:
+    filled.execute("ALTER TABLE rag_chunks ADD COLUMN embedding_retired text DEFAULT 'theirs'")
+    with pytest.raises(SchemaMismatch, match=r"column rag_chunks\.embedding_retired is in the way"):
+        filled.downgrade()
+    assert filled.scalar("SELECT count(embedding) FROM rag_chunks WHERE embedding_retired = 'theirs'") == 100
+
+
+def test_a_foreign_table_under_the_retired_name_is_named_and_left(made: Database) -> None:
+    made.execute("CREATE TABLE rag_chunks_retired (theirs text)")
+    with pytest.raises(SchemaMismatch, match="table rag_chunks_retired is in the way"):
+        made.downgrade()
+    made.execute("ALTER TABLE rag_chunks_retired RENAME TO theirs")
+    made.downgrade()
+    made.upgrade()
+    assert made.scalar("SELECT count(embedding) FROM rag_chunks") == 20
+
+
+def test_no_value_can_be_written_unseen_while_the_downgrade_looks_for_values(
+    adopted: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopted.upgrade(vector_dimension=3)
+
+    def look_then_write(*arguments: Any) -> bool:
+        found = has_value(*arguments)
+        with (
+            pytest.raises(psycopg2.errors.UndefinedColumn),
+            psycopg2.connect(adopted.url, options="-c statement_timeout=5s") as writer,
+        ):
+            writer.cursor().execute("UPDATE rag_chunks SET embedding = '[1,2,3]' WHERE chunk_id = 'chunk-1'")
+        return found
+
+    monkeypatch.setattr("amprenta_vectors.ddl.kept_column.has_value", look_then_write)
+    adopted.downgrade("rag_0001")
+
+
+def test_a_downgrade_broken_off_after_retiring_goes_on_where_it_was(
+    adopted: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = adopted.columns("rag_chunks")
+    adopted.upgrade()
+    with monkeypatch.context() as patched:
+        patched.setattr("amprenta_vectors.ddl.kept_column.has_value", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            adopted.downgrade()
+    assert "embedding_retired" in adopted.columns("rag_chunks")
+    adopted.downgrade()
+    assert adopted.columns("rag_chunks") == before

@@ -1,0 +1,174 @@
+"""The revision that builds the index: concurrently, once, never left invalid, never somebody else's."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from migrating import Database, wait_until
+
+from amprenta_vectors.backfill.index import build_deferred, defer_indexes
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
+from amprenta_vectors.schema.catalogue import resolve_table
+from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.schema.vector_table import VectorTable
+
+INDEX = "idx_rag_chunks_embedding_hnsw"
+BUILD = f"CREATE INDEX CONCURRENTLY {INDEX} ON rag_chunks USING hnsw (embedding vector_cosine_ops)"
+BUILDING = "idx_rag_chunks_embedding_hnsw_building"
+"""What the upgrade calls the index until it is complete and marked."""
+OID = "SELECT to_regclass(:name)::oid"
+
+
+@contextmanager
+def holding(db: Database, statement: str) -> Iterator[None]:
+    """Another session's transaction that stays open after ``statement``."""
+    with closing(psycopg2.connect(db.url)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        yield
+
+
+def leave_invalid_index(db: Database) -> None:
+    """Break a concurrent build off in its midst."""
+    with holding(db, "UPDATE rag_chunks SET content = content"), closing(psycopg2.connect(db.url)) as builder:
+        builder.autocommit = True
+        with builder.cursor() as cursor:
+            cursor.execute("SET statement_timeout = '300ms'")
+            with pytest.raises(psycopg2.errors.QueryCanceled):
+                cursor.execute(BUILD)
+    assert db.index_is_valid(INDEX) is False
+
+
+def put_off(engine: sa.Engine) -> VectorTable:
+    """Defer the index as a backfill does; returns the vector table it is on."""
+    with engine.connect() as connection:
+        table = resolve_table(connection, RAG_CHUNKS)
+    assert defer_indexes(engine, table) == [INDEX]
+    return table
+
+
+def test_an_invalid_leftover_is_rebuilt(adopted: Database, caplog: pytest.LogCaptureFixture) -> None:
+    adopted.upgrade("rag_0002")
+    leave_invalid_index(adopted)
+    adopted.upgrade()
+    assert adopted.index_is_valid(INDEX)
+    assert f"{INDEX} is invalid, left by an interrupted build: rebuilding it" in caplog.text
+
+
+def test_an_upgrade_killed_during_the_build_leaves_an_index_that_the_next_one_finishes_as_its_own(
+    adopted: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    adopted.upgrade("rag_0002")
+    with holding(adopted, "UPDATE rag_chunks SET content = content"):
+        killed = start("alembic", "upgrade", "head")
+        wait_until(lambda: adopted.index_is_valid(BUILDING) is False)
+        built = adopted.scalar(OID, name=BUILDING)
+        killed.kill()
+        killed.wait()
+    # PostgreSQL does not notice that its client is gone before the build is done.
+    wait_until(lambda: adopted.index_is_valid(BUILDING))
+    adopted.upgrade()
+    assert adopted.scalar(OID, name=INDEX) == built
+    assert adopted.index_is_valid(BUILDING) is None
+    adopted.downgrade("rag_0002")
+    assert adopted.index_is_valid(INDEX) is None
+
+
+def test_an_index_that_another_session_builds_is_waited_for(adopted: Database) -> None:
+    adopted.upgrade("rag_0002")
+
+    def build() -> None:
+        with closing(psycopg2.connect(adopted.url)) as builder:
+            builder.autocommit = True
+            builder.cursor().execute(BUILD)
+
+    builder = threading.Thread(target=build)
+    upgrade = threading.Thread(target=adopted.upgrade, args=("rag_0003",))
+    with holding(adopted, "UPDATE rag_chunks SET content = content"):
+        builder.start()
+        wait_until(lambda: adopted.index_is_valid(INDEX) is False)
+        built = adopted.scalar(OID, name=INDEX)
+        upgrade.start()
+        upgrade.join(1.5)
+        assert upgrade.is_alive()
+    builder.join()
+    upgrade.join()
+    assert adopted.index_is_valid(INDEX)
+    assert adopted.scalar(OID, name=INDEX) == built
+
+
+def test_writers_go_on_while_the_index_is_built(adopted: Database) -> None:
+    adopted.upgrade("rag_0002")
+    upgrade = threading.Thread(target=adopted.upgrade, args=("rag_0003",))
+    with holding(adopted, "UPDATE rag_chunks SET content = content WHERE chunk_id = 'chunk-1'"):
+        upgrade.start()
+        wait_until(lambda: adopted.index_is_valid(BUILDING) is False)
+        with closing(psycopg2.connect(adopted.url)) as writer, writer.cursor() as cursor:
+            cursor.execute("SET statement_timeout = '2s'")
+            cursor.execute("UPDATE rag_chunks SET content = 'new' WHERE chunk_id = 'chunk-2'")
+            writer.commit()
+    upgrade.join()
+    assert adopted.index_is_valid(INDEX)
+
+
+def test_the_roles_own_time_limits_do_not_end_the_build(adopted: Database) -> None:
+    adopted.upgrade("rag_0002")
+    name = adopted.scalar("SELECT current_database()")
+    adopted.execute(f"ALTER DATABASE {name} SET statement_timeout = '500ms'")
+    adopted.execute(f"ALTER DATABASE {name} SET lock_timeout = '500ms'")
+    upgrade = threading.Thread(target=adopted.upgrade, args=("rag_0003",))
+    with holding(adopted, "UPDATE rag_chunks SET content = content"):
+        upgrade.start()
+        upgrade.join(1.5)
+        assert upgrade.is_alive()
+    upgrade.join()
+    assert adopted.index_is_valid(INDEX)
+
+
+def test_an_index_whose_building_a_backfill_put_off_is_not_built_by_the_upgrade(
+    adopted: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    adopted.upgrade()
+    engine = create_engine(Settings.load(database_url=adopted.url))
+    table = put_off(engine)
+    adopted.execute("UPDATE amprenta_version_rag SET version_num = 'rag_0002'")
+    with caplog.at_level(logging.INFO, "amprenta_vectors.ddl"):
+        adopted.upgrade()
+    assert adopted.index_is_valid(INDEX) is None
+    assert f"{INDEX}: a backfill deferred it and will build it" in caplog.text
+    assert build_deferred(engine, table, threading.Event()) == [INDEX]
+    assert adopted.index_is_valid(INDEX)
+
+
+def test_a_downgrade_drops_an_index_that_was_put_off_and_built_again(adopted: Database) -> None:
+    adopted.upgrade()
+    engine = create_engine(Settings.load(database_url=adopted.url))
+    build_deferred(engine, put_off(engine), threading.Event())
+    adopted.downgrade("rag_0002")
+    assert adopted.index_is_valid(INDEX) is None
+
+
+def test_a_downgrade_forgets_an_index_that_is_put_off(adopted: Database) -> None:
+    adopted.upgrade()
+    put_off(create_engine(Settings.load(database_url=adopted.url)))
+    adopted.downgrade("rag_0002")
+    assert adopted.scalar("SELECT count(*) FROM migration_index") == 0
+    adopted.upgrade()
+    assert adopted.index_is_valid(INDEX)
+
+
+def test_an_index_of_that_name_that_was_there_is_kept_and_not_marked_as_ours(adopted: Database) -> None:
+    adopted.upgrade("rag_0002")
+    adopted.execute(BUILD)
+    built = adopted.scalar(OID, name=INDEX)
+    adopted.upgrade()
+    assert adopted.scalar("SELECT obj_description(to_regclass(:name))", name=INDEX) is None
+    adopted.downgrade("rag_0002")
+    assert adopted.scalar(OID, name=INDEX) == built
