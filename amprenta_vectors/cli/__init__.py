@@ -15,6 +15,7 @@ _COMMANDS = {
     "backfill": "amprenta_vectors.cli.backfill:backfill",
     "benchmark": "amprenta_vectors.cli.benchmark:benchmark",
     "db": "amprenta_vectors.cli.db:db",
+    "gate": "amprenta_vectors.cli.gate:gate",
     "sandbox": "amprenta_vectors.cli.sandbox:sandbox",
     "status": "amprenta_vectors.cli.status:status",
     "verify": "amprenta_vectors.cli.verify:verify",

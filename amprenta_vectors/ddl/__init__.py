@@ -7,6 +7,7 @@
 from amprenta_vectors.ddl.backfill import CancelBackfillOp, QueueBackfillOp
 from amprenta_vectors.ddl.catalogue import other_sections
 from amprenta_vectors.ddl.extension import CreateVectorExtensionOp, DropVectorExtensionOp
+from amprenta_vectors.ddl.gate import EnsureBackfillFinishedOp
 from amprenta_vectors.ddl.kept_column import AddKeptColumnOp, DropKeptColumnOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
 from amprenta_vectors.ddl.vector_column import AddVectorColumnOp
@@ -22,6 +23,7 @@ __all__ = [
     "DropKeptColumnOp",
     "DropVectorExtensionOp",
     "DropVectorIndexOp",
+    "EnsureBackfillFinishedOp",
     "QueueBackfillOp",
     "RetireTableOp",
     "other_sections",

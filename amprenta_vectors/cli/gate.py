@@ -1,0 +1,24 @@
+"""``amprenta-vectors gate``: whether the embedding column is complete, for deploy pipelines."""
+
+from __future__ import annotations
+
+import click
+
+from amprenta_vectors.cli.options import open_database, open_table
+from amprenta_vectors.config import Settings
+from amprenta_vectors.ddl.gate import check_finished
+
+
+@click.command()
+@click.option("--allow", multiple=True, metavar="REASON", help="Let rows set aside for this reason pass; repeatable.")
+def gate(allow: tuple[str, ...]) -> None:
+    """Exit 0 if every row has its embedding and no run is live, else say what is missing and exit 2.
+
+    The same check as op.ensure_backfill_finished in a revision of your own. An empty table passes.
+    """
+    settings = Settings.load()
+    engine = open_database(settings, 1)
+    with engine.connect() as connection:
+        table = open_table(settings, connection)
+        filled = check_finished(connection, table.table, table.embedding, allow=allow, schema=table.schema)
+    click.echo(f"{table.target} is complete: {filled:,} rows have their embedding")

@@ -1,0 +1,110 @@
+"""``op.ensure_backfill_finished()``: the gate before a contract, for revisions of the application's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.operations import MigrateOperation, Operations
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.ddl.catalogue import connection_of, table_exists
+from amprenta_vectors.errors import NotUpgraded, RunConflict
+
+
+@Operations.register_operation("ensure_backfill_finished")
+@dataclass
+class EnsureBackfillFinishedOp(MigrateOperation):
+    """Refuse to go on while an embedding column is not complete."""
+
+    table: str
+    column: str
+    allow: Sequence[str] = ()
+    schema: str | None = None
+
+    @classmethod
+    def ensure_backfill_finished(
+        cls,
+        operations: Operations,
+        table: str,
+        column: str,
+        *,
+        allow: Sequence[str] = (),
+        schema: str | None = None,
+    ) -> None:
+        """Raise `RunConflict` while a run into ``table.column`` is live, a value is NULL, or a row was set aside.
+
+        Rows set aside for a reason in ``allow`` may stay NULL. An empty table passes. Its reverse does nothing.
+        """
+        operations.invoke(cls(table, column, allow, schema))
+
+    def reverse(self) -> MigrateOperation:
+        """The operation that undoes this one: a look undoes itself."""
+        return self
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """How autogenerate names this operation."""
+        return ("ensure_backfill_finished", self.schema, self.table, self.column, tuple(self.allow))
+
+
+@Operations.implementation_for(EnsureBackfillFinishedOp)
+def _ensure(operations: Operations, op: EnsureBackfillFinishedOp) -> None:
+    check_finished(connection_of(operations), op.table, op.column, allow=op.allow, schema=op.schema)
+
+
+def check_finished(
+    connection: Connection, table: str, column: str, *, allow: Sequence[str] = (), schema: str | None = None
+) -> int:
+    """How many rows have a value; raises `RunConflict` with every reason why the column is not complete.
+
+    A NULL is excused by a row set aside for a reason in ``allow``: one each. Raises `NotUpgraded` without the table.
+    """
+    if not table_exists(connection, table, schema):
+        raise NotUpgraded(f"table {table} does not exist", hint="alembic upgrade head")
+    target = ".".join(part for part in (schema, table, column) if part)
+    counted = sa.select(sa.func.count(), sa.func.count(sa.column(column))).select_from(sa.table(table, schema=schema))
+    rows, filled = connection.execute(counted).one()
+    if not rows:
+        return 0
+    reasons, live = [], []
+    excused = 0
+    if table_exists(connection, "migration_run"):
+        live = _live_runs(connection, target)
+        aside = _set_aside(connection, target)
+        excused = sum(number for reason, number in aside.items() if reason in allow)
+        reasons += [f"run {number} is {state}" for number, state in live]
+        reasons += [f"{number:,} rows were set aside: {name}" for name, number in aside.items() if name not in allow]
+    if rows - filled > excused:
+        reasons.insert(0, f"{rows - filled:,} of {rows:,} rows have no value")
+    if reasons:
+        mend = "amprenta-vectors backfill --resume"
+        excuse = "" if live or not excused else f"; {excused:,} NULL are excused by {', '.join(allow)}"
+        raise RunConflict(f"{target} is not complete: {'; '.join(reasons)}{excuse}", hint=f"{mend}, then try again")
+    return int(filled)
+
+
+def _live_runs(connection: Connection, target: str) -> list[tuple[int, str]]:
+    """Runs that were begun and have not ended; one that is only queued writes nothing."""
+    rows = connection.execute(
+        sa.text("""
+            SELECT id, state FROM migration_run
+            WHERE target = :target AND source IS NOT NULL AND state NOT IN ('finished', 'failed', 'cancelled')
+            ORDER BY id
+        """),
+        {"target": target},
+    )
+    return [(row.id, row.state) for row in rows]
+
+
+def _set_aside(connection: Connection, target: str) -> dict[str, int]:
+    rows = connection.execute(
+        sa.text("""
+            SELECT e.reason, count(DISTINCT (r.scope, e.key)) AS rows
+            FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+            WHERE r.target = :target AND e.resolved_at IS NULL GROUP BY e.reason ORDER BY e.reason
+        """),
+        {"target": target},
+    )
+    return {row.reason: row.rows for row in rows}
