@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,14 +82,17 @@ class VectorBatch:
             rejected=self.rejected,
         )
 
-    def validated(self, *, cosine: bool) -> VectorBatch:
+    def validated(self, *, cosine: bool, storage: Literal["vector", "halfvec"] = "vector") -> VectorBatch:
         """The rows that can be stored; the others stand in ``rejected`` with their reason.
 
         NaN and infinite values are refused by pgvector. A zero vector has no direction: under cosine no index holds it
-        and no query finds it. PostgreSQL's text and jsonb cannot hold the NUL character.
+        and no query finds it. A halfvec is judged by what its cast to float16 leaves: 70,000 is infinite there, and
+        1e-9 is 0. PostgreSQL's text and jsonb cannot hold the NUL character.
         """
-        finite = np.isfinite(self.vectors).all(axis=1, keepdims=True).ravel()
-        zero = ~self.vectors.any(axis=1, keepdims=True).ravel() & cosine
+        with np.errstate(over="ignore"):
+            stored = self.vectors if storage == "vector" else self.vectors.astype(np.float16)
+        finite = np.isfinite(stored).all(axis=1, keepdims=True).ravel()
+        zero = ~stored.any(axis=1, keepdims=True).ravel() & cosine
         nul = np.fromiter((self._has_nul(i) for i in range(len(self))), dtype=bool, count=len(self))
         good = finite & ~zero & ~nul
         if good.all():
@@ -98,9 +101,9 @@ class VectorBatch:
         for i in np.flatnonzero(~good).tolist():
             key = self.source_keys[i]
             if not finite[i]:
-                rejected.append(RowError(key, Reason.NOT_FINITE, "the vector has a NaN or infinite value"))
+                rejected.append(RowError(key, Reason.NOT_FINITE, f"a NaN or infinite value as {storage}"))
             elif zero[i]:
-                rejected.append(RowError(key, Reason.ZERO, "all values are 0, which has no direction under cosine"))
+                rejected.append(RowError(key, Reason.ZERO, f"all values are 0 as {storage}, which has no direction"))
             else:
                 rejected.append(RowError(key, Reason.NUL, "text or metadata has a NUL character"))
         return replace(self.take(np.flatnonzero(good)), rejected=tuple(rejected))

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import logging
-import time
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import sqlalchemy as sa
+from psycopg2 import sql
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.db import sqlstate
+from amprenta_vectors.errors import TransientError
 from amprenta_vectors.schema.catalogue import relation
+from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+LOCK_SECONDS = 2
+"""How long dropping an index waits for its lock, queries of the application waiting behind it."""
+LOCK_NOT_HAD, NOT_ALLOWED = "55P03", "42501"
+"""SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html."""
+
+_DEFER_SETTINGS = sa.text("""
+    SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', :lock_timeout, true)
+""")
 
 _ANN_INDEXES = sa.text("""
     SELECT c.relname AS name, n.nspname AS schema, pg_get_indexdef(i.indexrelid) AS definition,
@@ -34,73 +48,115 @@ _ANN_INDEXES = sa.text("""
 """)
 
 
-def column_is_empty(connection: Connection, table: VectorTable) -> bool:
-    """Whether no row at all, of any scope, has an embedding."""
-    statement = (
-        sa.select(sa.literal(1))
-        .select_from(sa.table(table.table, schema=table.schema))
-        .where(sa.column(table.embedding).is_not(None))
-        .limit(1)
-    )
-    return connection.execute(statement).first() is None
+def column_is_empty(connection: Connection, table: VectorTable, scope: Mapping[str, str] | None = None) -> bool:
+    """Whether no row of ``scope``, or no row at all, has an embedding."""
+    target = to_clause(table)
+    conditions = [] if scope is None else in_scope(table, target, scope)
+    filled = sa.select(sa.literal(1)).select_from(target).where(target.c[table.embedding].is_not(None), *conditions)
+    return connection.execute(filled.limit(1)).first() is None
 
 
 def defer_indexes(engine: Engine, table: VectorTable, *, force: bool = False) -> list[str]:
     """Drop the column's ANN indexes and record them for `build_deferred`; returns their names.
 
-    Only where the column holds no value, unless ``force``. Record and drop are one transaction. Where the role does
-    not own the table, or the lock is not had in 2 seconds, the index stays: a slower load, never a failed one.
+    Only where the column holds no value, unless ``force``. Record and drop are one transaction, and no run ends
+    meanwhile. Where the role does not own the table, or the lock is not had in 2 seconds, the index stays: a slower
+    load, never a failed one.
     """
-    with engine.connect() as connection:
+    deferred = []
+    with progress.transaction(engine) as connection:
+        progress.serialize_starts(connection, table.target)
+        # Of a column without any value, every row is looked at.
+        connection.execute(_DEFER_SETTINGS, {"lock_timeout": f"{LOCK_SECONDS}s"})
         if not (force or column_is_empty(connection, table)):
             return []
-        found = connection.execute(_ANN_INDEXES, {"relation": relation(table), "column": table.embedding}).all()
-    deferred = []
-    for index in found:
-        try:
-            with engine.begin() as connection:
-                connection.execute(sa.text("SET LOCAL lock_timeout = '2s'"))
-                progress.defer_index(connection, table.target, index.name, index.definition, index.comment)
-                connection.exec_driver_sql("DROP INDEX " + _quoted(connection, index.schema, index.name))
-        except (OperationalError, ProgrammingError) as error:
-            if sqlstate(error) not in {"55P03", "42501"}:
-                raise
-            log.warning("index %s stays in place during the load: %s", index.name, str(error.orig).strip())
-            continue
-        deferred.append(index.name)
+        for index in connection.execute(_ANN_INDEXES, {"relation": relation(table), "column": table.embedding}).all():
+            try:
+                with connection.begin_nested():
+                    progress.defer_index(connection, table.target, index.name, index.definition, index.comment)
+                    drop = "DROP INDEX " + _quoted(connection, index.schema, index.name)
+                    connection.exec_driver_sql(drop, execution_options={"no_parameters": True})
+            except DBAPIError as error:
+                if sqlstate(error) not in {LOCK_NOT_HAD, NOT_ALLOWED}:
+                    raise
+                log.warning("index %s stays in place during the load: %s", index.name, str(error.orig).strip())
+                continue
+            deferred.append(index.name)
     return deferred
 
 
-def build_deferred(engine: Engine, table: VectorTable) -> list[str]:
+def build_deferred(engine: Engine, table: VectorTable, stop: threading.Event) -> list[str]:
     """Build what was deferred, concurrently and without time-outs, then ANALYZE; returns the names built.
 
-    Safe from several processes at once and after an interrupted build: an invalid leftover is dropped, an index being
-    built elsewhere is waited for.
+    Safe after an interrupted build: an invalid leftover is dropped, an index that is still being built is waited for.
+    One process at a time builds: two concurrent builds on one table wait for each other until PostgreSQL ends one. A
+    role that may not build leaves the index to one that may. Once ``stop`` is set, PostgreSQL is told to give up the
+    build, which then raises `QueryCanceled`.
     """
-    built = []
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        for index in progress.deferred_indexes(connection, table.target):
-            _build(connection, table, index.index_name, index.definition, index.comment)
-            progress.index_built(connection, table.target, index.index_name)
-            built.append(index.index_name)
-        if built:
-            connection.exec_driver_sql("ANALYZE " + relation(table))
+        try:
+            _without_timeouts(connection)
+            return _build_all(connection, table, stop)
+        finally:
+            # Its time-outs are off, and it would take that along into the pool.
+            connection.invalidate()
+
+
+def _build_all(connection: Connection, table: VectorTable, stop: threading.Event) -> list[str]:
+    built = []
+    for index in progress.deferred_indexes(connection, table.target):
+        try:
+            _build(connection, table, index, stop)
+        except DBAPIError as error:
+            if sqlstate(error) != NOT_ALLOWED:
+                raise
+            log.warning("index %s is left to a role that may build it: %s", index.index_name, error.orig)
+            continue
+        progress.index_built(connection, table.target, index.index_name)
+        built.append(index.index_name)
+    if built:
+        _execute(connection, "ANALYZE " + relation(table), stop)
     return built
 
 
-def _build(connection: Connection, table: VectorTable, name: str, definition: str, comment: str | None) -> None:
-    quoted = _quoted(connection, table.schema, name)
-    create = definition.replace("CREATE INDEX ", "CREATE INDEX CONCURRENTLY IF NOT EXISTS ", 1)
+def _without_timeouts(connection: Connection) -> None:
+    """For the session, because a concurrent build runs in no transaction that could have settings of its own."""
+    for name in ("statement_timeout", "lock_timeout"):
+        if connection.execute(sa.select(sa.func.current_setting(name))).scalar_one() != "0":
+            connection.execute(sa.select(sa.func.set_config(name, "0", False)))
+
+
+def _build(connection: Connection, table: VectorTable, index: Any, stop: threading.Event) -> None:
+    quoted = _quoted(connection, table.schema, index.index_name)
+    create = index.definition.replace("CREATE INDEX ", "CREATE INDEX CONCURRENTLY IF NOT EXISTS ", 1)
     while (state := _state(connection, quoted)) != "valid":
         if state == "building":
-            time.sleep(POLL_SECONDS)
+            if stop.wait(POLL_SECONDS):
+                raise TransientError(f"index {index.index_name} is still being built by another session")
         elif state == "invalid":
-            connection.exec_driver_sql("DROP INDEX CONCURRENTLY IF EXISTS " + quoted)
+            _execute(connection, "DROP INDEX CONCURRENTLY IF EXISTS " + quoted, stop)
         else:
-            connection.exec_driver_sql(create)
-    if comment is not None:
+            _execute(connection, create, stop)
+    if index.comment is not None:
         statement = "COMMENT ON INDEX " + quoted.replace("%", "%%") + " IS %(comment)s"
-        connection.exec_driver_sql(statement, {"comment": comment})
+        connection.exec_driver_sql(statement, {"comment": index.comment})
+
+
+def _execute(connection: Connection, statement: str, stop: threading.Event) -> None:
+    """Without parameters, so that a percent sign in a name or an expression is only itself; until ``stop`` is set.
+
+    It runs in another thread, because a signal is heard only by a main thread that does not wait for PostgreSQL.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    options = {"no_parameters": True}
+    with ThreadPoolExecutor(1, thread_name_prefix="index") as pool:
+        running = pool.submit(connection.exec_driver_sql, statement, execution_options=options)
+        ended = threading.Event()
+        running.add_done_callback(lambda _: ended.set())
+        while not ended.wait(POLL_SECONDS):
+            if stop.is_set():
+                driver.cancel()
+        running.result()
 
 
 def _state(connection: Connection, quoted: str) -> str:
@@ -121,5 +177,6 @@ def _state(connection: Connection, quoted: str) -> str:
 
 
 def _quoted(connection: Connection, schema: str | None, name: str) -> str:
-    quote = connection.dialect.identifier_preparer.quote_identifier
-    return ".".join(quote(part) for part in (schema, name) if part)
+    # Not by SQLAlchemy, which doubles a percent sign, also where the statement has no parameters.
+    driver: Any = connection.connection.dbapi_connection
+    return sql.Identifier(*filter(None, (schema, name))).as_string(driver)

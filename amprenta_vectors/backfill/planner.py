@@ -12,14 +12,19 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.progress import Plan
 from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.errors import LeaseLost
+from amprenta_vectors.backfill.states import RunState
+from amprenta_vectors.errors import LeaseLost, SourceError
+from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
 from amprenta_vectors.schema.keymaps import KeyMap
-from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.protocol import TokenRefused
 
 KEYSET_PAGE = 10_000
+POLL_SECONDS = 1.0
+MOST_REFUSALS = 5
+"""Times that a listing starts over in one process before its source is taken to be broken."""
 
 
 class Keys(Protocol):
@@ -57,31 +62,26 @@ class EmptyRows:
 
     def _page(self, last: tuple[str, ...] | None) -> sa.Select[Any]:
         table = self._table
-        types = {name: NamedType(type_name) for name, type_name in table.column_types.items()}
-        keys: list[sa.ColumnElement[Any]] = [sa.column(name) for name in table.key]
+        target = to_clause(table)
+        keys = [target.c[name] for name in table.key]
         columns: list[Any] = [sa.cast(key, sa.Text) for key in keys]
         statement = (
             sa.select(*columns)
-            .select_from(sa.table(table.table, schema=table.schema))
-            .where(sa.column(table.embedding).is_(None))
-            .where(*(sa.column(name) == sa.cast(self._scope[name], types[name]) for name in table.scope))
-            .order_by(*(sa.column(name) for name in table.key))
+            .where(target.c[table.embedding].is_(None), *in_scope(table, target, self._scope))
+            .order_by(*keys)
             .limit(KEYSET_PAGE)
         )
         if last is not None:
-            after = [sa.cast(value, types[name]) for name, value in zip(table.key, last, strict=True)]
+            after = [to_column_value(table, name, value) for name, value in zip(table.key, last, strict=True)]
             statement = statement.where(sa.tuple_(*keys) > sa.tuple_(*after))
         return statement
 
 
 def count_empty(connection: Connection, table: VectorTable, scope: Mapping[str, str]) -> int:
     """How many rows of the scope have no embedding."""
-    statement = (
-        sa.select(sa.func.count())
-        .select_from(sa.table(table.table, schema=table.schema))
-        .where(sa.column(table.embedding).is_(None))
-        .where(*(sa.column(n) == sa.cast(scope[n], NamedType(table.column_types[n])) for n in table.scope))
-    )
+    target = to_clause(table)
+    empty = target.c[table.embedding].is_(None)
+    statement = sa.select(sa.func.count()).select_from(target).where(empty, *in_scope(table, target, scope))
     return connection.execute(statement).scalar_one()
 
 
@@ -110,65 +110,61 @@ class Planner:
         self._stop = stop
 
     def run(self) -> None:
-        """Plan until every key is in a batch, another process plans, or ``stop`` is set."""
+        """Plan until every key is in a batch, another process plans, or ``stop`` is set.
+
+        Raises `SourceError` where the source keeps refusing the tokens that it gave.
+        """
+        refusals = 0
         while not self._stop.is_set():
-            planning, token = self._retry.database("planning", self._claim)
-            if not planning:
-                if self._retry.database("planning", self._planned):
+            plan = self._retry.database("planning", self._claim)
+            if plan is None:
+                if not self._retry.database("planning", self._unplanned):
                     return
-                self._stop.wait(1.0)
+                self._stop.wait(POLL_SECONDS)
                 continue
             try:
-                if self._plan(token):
-                    return
-            except TokenRefused:
+                self._extend(plan)
+            except TokenRefused as error:
+                refusals += 1
+                if refusals > MOST_REFUSALS:
+                    raise SourceError(f"the source refuses its own page tokens: {error}") from error
                 self._retry.database("planning", self._forget)
             except LeaseLost:
                 continue
 
-    def _claim(self) -> tuple[bool, str | None]:
-        with self._engine.begin() as connection:
+    def _claim(self) -> Plan | None:
+        with progress.transaction(self._engine) as connection:
             return progress.claim_plan(connection, self._run.id, self._owner, self._lease_seconds)
 
-    def _planned(self) -> bool:
-        with self._engine.connect() as connection:
+    def _unplanned(self) -> bool:
+        with progress.transaction(self._engine) as connection:
             run = progress.load_run(connection, self._run.id)
-        return run.planned_at is not None or run.state != "running"
+        return run.planned_at is None and run.state == RunState.RUNNING
 
     def _forget(self) -> None:
-        with self._engine.begin() as connection:
+        with progress.transaction(self._engine) as connection:
             progress.forget_token(connection, self._run.id, self._owner)
 
-    def _plan(self, token: str | None) -> bool:
-        """Store batches from ``token`` on; returns whether the plan is complete."""
-        with self._engine.connect() as connection:
-            planned = progress.load_run(connection, self._run.id).planned_keys
+    def _extend(self, plan: Plan) -> None:
+        """Store batches from where ``plan`` stands until it is complete or ``stop`` is set."""
         limit = self._run.row_limit
+        token, complete = plan.token, False
         waiting: list[str] = []
-        while not self._stop.is_set():
-            keys, token = self._retry(partial(first_page, self._keys, token))
-            waiting.extend(keys if limit is None else keys[: limit - planned - len(waiting)])
-            last = token is None or (limit is not None and planned + len(waiting) >= limit)
-            if waiting and (last or len(waiting) >= self._batch_size):
-                self._retry.database("planning", partial(self._store, waiting, token))
-                planned += len(waiting)
+        while not complete and not self._stop.is_set():
+            keys, token = self._retry.database("listing keys", partial(first_page, self._keys, token))
+            waiting.extend(keys if limit is None else keys[: limit - plan.planned_keys - len(waiting)])
+            complete = token is None or (limit is not None and plan.planned_keys + len(waiting) >= limit)
+            if complete or len(waiting) >= self._batch_size:
+                plan = self._retry.database("planning", partial(self._store, plan, waiting, token, complete))
                 waiting = []
-            if last:
-                self._retry.database("planning", self._finish)
-                return True
-        return False
 
-    def _store(self, keys: Sequence[str], token: str | None) -> None:
+    def _store(self, plan: Plan, keys: Sequence[str], token: str | None, complete: bool) -> Plan:
         """Cut into even batches; all of them and the token are one transaction, so that none is listed twice."""
         batches = -(-len(keys) // self._batch_size)
-        size = -(-len(keys) // batches)
-        with self._engine.begin() as connection:
-            for start in range(0, len(keys), size):
-                progress.add_batch(connection, self._run.id, self._owner, keys[start : start + size], token)
-
-    def _finish(self) -> None:
-        with self._engine.begin() as connection:
-            progress.finish_plan(connection, self._run.id, self._owner)
+        size = -(-len(keys) // batches) if keys else 1
+        parts = [keys[start : start + size] for start in range(0, len(keys), size)]
+        with progress.transaction(self._engine) as connection:
+            return progress.extend_plan(connection, self._run.id, self._owner, plan, parts, token, complete=complete)
 
 
 def _texts(row: sa.Row[Any]) -> tuple[str, ...]:
@@ -177,4 +173,4 @@ def _texts(row: sa.Row[Any]) -> tuple[str, ...]:
 
 def first_page(keys: Keys, token: str | None) -> tuple[Sequence[str], str | None]:
     """One page after ``token`` and the token of the next; a step that can be tried again by itself."""
-    return next(iter(keys.iter_keys(token)))
+    return next(iter(keys.iter_keys(token)), ((), None))

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.backfill.planner import count_empty
 from amprenta_vectors.errors import SchemaMismatch, ServerUnsuitable
 from amprenta_vectors.schema.catalogue import columns_to_fill, relation
+from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
 
 LISTED_PER_SECOND = 20_000
@@ -89,12 +90,12 @@ def estimate(
     4·dimension + 700 bytes of memory a row.
     """
     empty = count_empty(connection, table, scope)
-    target = sa.table(table.table, schema=table.schema)
-    filled_where = sa.column(table.embedding).is_not(None)
+    target = to_clause(table)
+    filled_where = target.c[table.embedding].is_not(None)
     filled = connection.execute(sa.select(sa.func.count()).select_from(target).where(filled_where)).scalar_one()
     others: tuple[str, ...] = ()
     if table.model is not None and model is not None:
-        column: sa.ColumnElement[str] = sa.column(table.model)
+        column = target.c[table.model]
         statement = sa.select(column).select_from(target).where(filled_where, column != model).distinct().limit(5)
         others = tuple(connection.execute(statement).scalars())
     rows = count if from_source else min(count, empty)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backfill.states import UNFINISHED, RunState, sources_of
 from amprenta_vectors.errors import LeaseLost, NotUpgraded, RowError, RunConflict
@@ -43,7 +44,9 @@ class Run:
     source_kind: str | None
     source: str | None
     keys_from: Literal["table", "source"] | None
+    key_map: str | None
     model: str | None
+    dimension: int | None
     fingerprint: str | None
     state: str
     desired_state: str
@@ -54,6 +57,14 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far the keys of a run are cut into batches: where listing stands, and how many keys it has given."""
+
+    token: str | None
+    planned_keys: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,23 @@ class Counts:
     def keys_done(self) -> int:
         """Source rows that need no further work."""
         return self.written + self.skipped + self.missing + self.quarantined
+
+
+_SHORT = sa.text("""
+    SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '1min', true),
+           set_config('idle_in_transaction_session_timeout', '10s', true)
+""")
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A short transaction on the progress tables.
+
+    The server ends it when its client is stopped midway, so that nobody waits for a process that does not move.
+    """
+    with engine.begin() as connection:
+        connection.execute(_SHORT)
+        yield connection
 
 
 def require_tables(connection: Connection) -> None:
@@ -207,6 +235,13 @@ def move(connection: Connection, run_id: int, state: RunState, *, error: str | N
     return moved.rowcount == 1
 
 
+def cancel(connection: Connection, run_id: int) -> None:
+    """Cancel a run once no transaction that writes rows of it is under way; none can be committed afterwards."""
+    # Stronger than the UPDATE's own lock: it excludes the one that `lock_batch` holds.
+    connection.execute(sa.text("SELECT 1 FROM migration_run WHERE id = :id FOR UPDATE"), {"id": run_id})
+    move(connection, run_id, RunState.CANCELLED)
+
+
 def note_error(connection: Connection, run_id: int, message: str | None) -> None:
     """Keep why a run stopped, for whoever looks at its status."""
     connection.execute(
@@ -214,57 +249,77 @@ def note_error(connection: Connection, run_id: int, message: str | None) -> None
     )
 
 
-def claim_plan(connection: Connection, run_id: int, owner: str, lease_seconds: float) -> tuple[bool, str | None]:
-    """Become, or stay, the one planner of a run; returns whether that holds, and the token to go on from."""
+def claim_plan(connection: Connection, run_id: int, owner: str, lease_seconds: float) -> Plan | None:
+    """Become, or stay, the one planner of a run; None where another process is, or the plan is complete."""
     row = connection.execute(
         sa.text("""
             UPDATE migration_run
             SET plan_owner = :owner, plan_lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
             WHERE id = :id AND planned_at IS NULL AND state = 'running'
               AND (plan_owner IS NULL OR plan_owner = :owner OR plan_lease_expires_at < clock_timestamp())
-            RETURNING plan_token
+            RETURNING plan_token, planned_keys
         """),
         {"id": run_id, "owner": owner, "lease": lease_seconds},
     ).first()
-    return (False, None) if row is None else (True, row.plan_token)
+    return None if row is None else Plan(row.plan_token, row.planned_keys)
 
 
-def add_batch(connection: Connection, run_id: int, owner: str, keys: Sequence[str], token: str | None) -> None:
-    """Store a batch and where listing stands after it. Raises `LeaseLost` for a planner that is it no more."""
+def extend_plan(
+    connection: Connection,
+    run_id: int,
+    owner: str,
+    plan: Plan,
+    batches: Sequence[Sequence[str]],
+    token: str | None,
+    *,
+    complete: bool,
+) -> Plan:
+    """Store batches and where listing stands after them, or that it is ``complete``; returns the longer plan.
+
+    Raises `LeaseLost` where the run no longer stands at ``plan``: another process plans it, it was cancelled, or this
+    very call was committed before and its answer lost.
+    """
+    keys = sum(map(len, batches))
     row = connection.execute(
         sa.text("""
-            UPDATE migration_run SET plan_token = :token, planned_keys = planned_keys + :count
+            UPDATE migration_run SET plan_token = :token, planned_keys = planned_keys + :keys,
+                planned_at = CASE WHEN :complete THEN clock_timestamp() END
             WHERE id = :id AND plan_owner = :owner AND planned_at IS NULL AND state = 'running'
-            RETURNING (SELECT coalesce(max(batch), 0) + 1 FROM migration_progress WHERE run_id = :id) AS batch
+              AND planned_keys = :before
+            RETURNING (SELECT coalesce(max(batch), 0) FROM migration_progress WHERE run_id = :id) AS last
         """),
-        {"id": run_id, "owner": owner, "token": token, "count": len(keys)},
+        {
+            "id": run_id,
+            "owner": owner,
+            "token": token,
+            "keys": keys,
+            "complete": complete,
+            "before": plan.planned_keys,
+        },
     ).first()
     if row is None:
-        raise LeaseLost("another process plans this run now")
-    connection.execute(
-        sa.text("""
-            INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys)
-            VALUES (:run_id, :batch, :first_key, :last_key, CAST(:keys AS text[]))
-        """),
-        {"run_id": run_id, "batch": row.batch, "first_key": keys[0], "last_key": keys[-1], "keys": list(keys)},
-    )
+        raise LeaseLost("the plan of this run is not where this process left it")
+    if batches:
+        connection.execute(
+            sa.text("""
+                INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys)
+                VALUES (:run_id, :batch, :first_key, :last_key, CAST(:keys AS text[]))
+            """),
+            [
+                {"run_id": run_id, "batch": number, "first_key": part[0], "last_key": part[-1], "keys": list(part)}
+                for number, part in enumerate(batches, row.last + 1)
+            ],
+        )
+    return Plan(token, plan.planned_keys + keys)
 
 
 def forget_token(connection: Connection, run_id: int, owner: str) -> None:
-    """Begin the listing anew: the source refused its token. Rows listed twice are found filled the second time."""
+    """Begin the listing anew: the source refused its token.
+
+    Keys that are listed twice are found filled the second time; towards a limit they count twice.
+    """
     connection.execute(
         sa.text("UPDATE migration_run SET plan_token = NULL WHERE id = :id AND plan_owner = :owner"),
-        {"id": run_id, "owner": owner},
-    )
-
-
-def finish_plan(connection: Connection, run_id: int, owner: str) -> None:
-    """Record that every key is in a batch."""
-    connection.execute(
-        sa.text("""
-            UPDATE migration_run SET planned_at = clock_timestamp(), plan_token = NULL
-            WHERE id = :id AND plan_owner = :owner
-        """),
         {"id": run_id, "owner": owner},
     )
 
@@ -274,58 +329,87 @@ def session_tag(owner: str, batch: int) -> str:
     return f"amprenta {owner} {batch}"
 
 
-def end_expired_sessions(connection: Connection, run_id: int) -> int:
-    """End the database sessions that still write batches whose lease has run out; returns how many.
+def end_expired_sessions(connection: Connection, run_id: int) -> None:
+    """End the database sessions that still write batches whose lease has run out.
 
-    A stopped process would otherwise hold its row locks for ever, and its batch could not be claimed.
+    A stopped process would otherwise hold its row locks for ever.
     """
-    ended: int = connection.execute(
+    expired = connection.execute(
         sa.text("""
-            SELECT count(pg_terminate_backend(a.pid)) FROM migration_progress p
-            JOIN pg_stat_activity a ON a.application_name = 'amprenta ' || p.owner || ' ' || p.batch
-            WHERE p.run_id = :run_id AND p.status = 'running' AND p.lease_expires_at < clock_timestamp()
-              AND a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_backend_pid()
+            SELECT owner, batch FROM migration_progress
+            WHERE run_id = :run_id AND status = 'running' AND lease_expires_at < clock_timestamp()
         """),
         {"run_id": run_id},
-    ).scalar_one()
-    return ended
+    )
+    _end_sessions(connection, [session_tag(row.owner, row.batch) for row in expired])
+
+
+def _end_sessions(connection: Connection, tags: Sequence[str]) -> None:
+    if tags:
+        connection.execute(
+            sa.text("""
+                SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE application_name = ANY(CAST(:tags AS text[])) AND datname = current_database()
+                  AND usename = current_user AND pid <> pg_backend_pid()
+            """),
+            {"tags": list(tags)},
+        )
 
 
 def claim(connection: Connection, run_id: int, owner: str, lease_seconds: float) -> Batch | None:
-    """Take the first batch that is pending, or whose lease has run out; None where there is none now."""
+    """Take the first batch that is pending, or whose lease has run out; None where there is none now.
+
+    The session of the former owner is ended before the claim is committed. One that has locked its batch already is
+    ended so that the next claim finds the batch free.
+    """
     row = connection.execute(
         sa.text("""
-            UPDATE migration_progress
-            SET status = 'running', owner = :owner, attempt = attempt + 1,
-                lease_expires_at = clock_timestamp() + make_interval(secs => :lease),
-                started_at = coalesce(started_at, clock_timestamp())
-            WHERE run_id = :run_id AND batch = (
-                SELECT p.batch FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
+            WITH next AS (
+                SELECT p.batch, p.owner AS former FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
                 WHERE p.run_id = :run_id AND r.state = 'running' AND r.desired_state = 'running'
                   AND (p.status = 'pending' OR (p.status = 'running' AND p.lease_expires_at < clock_timestamp()))
                 ORDER BY p.batch LIMIT 1 FOR UPDATE OF p SKIP LOCKED
             )
-            RETURNING batch, keys, attempt
+            UPDATE migration_progress p
+            SET status = 'running', owner = :owner, attempt = attempt + 1,
+                lease_expires_at = clock_timestamp() + make_interval(secs => :lease),
+                started_at = coalesce(started_at, clock_timestamp())
+            FROM next WHERE p.run_id = :run_id AND p.batch = next.batch
+            RETURNING p.batch, p.keys, p.attempt, next.former
         """),
         {"run_id": run_id, "owner": owner, "lease": lease_seconds},
     ).first()
-    return None if row is None else Batch(row.batch, row.keys, row.attempt)
+    if row is None:
+        end_expired_sessions(connection, run_id)
+        return None
+    if row.former is not None:
+        _end_sessions(connection, [session_tag(row.former, row.batch)])
+    return Batch(row.batch, row.keys, row.attempt)
 
 
-def renew(connection: Connection, run_id: int, owner: str, lease_seconds: float) -> None:
-    """Prolong every lease of ``owner``, the planner's among them."""
-    values = {"run_id": run_id, "owner": owner, "lease": lease_seconds}
+def renew(connection: Connection, run_id: int, owner: str, batches: Sequence[int], lease_seconds: float) -> None:
+    """Prolong the leases of those ``batches`` that are still this owner's, and the planner's.
+
+    Only of batches that the caller knows to be in its hands: one whose claim was committed without its answer arriving
+    is to expire. A row that is locked is about to be done, and is not waited for.
+    """
+    values = {"run_id": run_id, "owner": owner, "batches": list(batches), "lease": lease_seconds}
     connection.execute(
         sa.text("""
             UPDATE migration_progress SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
-            WHERE run_id = :run_id AND owner = :owner AND status = 'running' AND lease_expires_at > clock_timestamp()
+            WHERE run_id = :run_id AND batch IN (
+                SELECT batch FROM migration_progress
+                WHERE run_id = :run_id AND batch = ANY(CAST(:batches AS bigint[])) AND owner = :owner
+                  AND status = 'running'
+                FOR UPDATE SKIP LOCKED
+            )
         """),
         values,
     )
     connection.execute(
         sa.text("""
             UPDATE migration_run SET plan_lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
-            WHERE id = :run_id AND plan_owner = :owner AND plan_lease_expires_at > clock_timestamp()
+            WHERE id = :run_id AND plan_owner = :owner AND planned_at IS NULL
         """),
         values,
     )
@@ -334,16 +418,17 @@ def renew(connection: Connection, run_id: int, owner: str, lease_seconds: float)
 def lock_batch(connection: Connection, run_id: int, owner: str, batch: Batch) -> Outcome | None:
     """Fence: lock a batch that is still this owner's and attempt's, in the transaction that writes its rows.
 
-    Returns the outcome where this very attempt has committed already: its answer was lost with the connection. Raises
-    `LeaseLost` where it is somebody else's.
+    Call it after the rows are written and before `complete`: while they are, the lease can still be renewed. Returns
+    the outcome where this very attempt has committed already: its answer was lost with the connection. Raises
+    `LeaseLost` where it is somebody else's, or the run was cancelled.
     """
     row = connection.execute(
         sa.text("""
-            SELECT status, rows_written, rows_skipped, rows_missing, rows_quarantined, checksum
-            FROM migration_progress
-            WHERE run_id = :run_id AND batch = :batch AND owner = :owner AND attempt = :attempt
-              AND status IN ('running', 'done')
-            FOR UPDATE
+            SELECT p.status, p.rows_written, p.rows_skipped, p.rows_missing, p.rows_quarantined, p.checksum
+            FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
+            WHERE p.run_id = :run_id AND p.batch = :batch AND p.owner = :owner AND p.attempt = :attempt
+              AND (p.status = 'done' OR (p.status = 'running' AND r.state IN ('running', 'paused')))
+            FOR UPDATE OF p FOR KEY SHARE OF r
         """),
         {"run_id": run_id, "batch": batch.number, "owner": owner, "attempt": batch.attempt},
     ).first()
@@ -354,27 +439,35 @@ def lock_batch(connection: Connection, run_id: int, owner: str, batch: Batch) ->
     return Outcome(row.rows_written, row.rows_skipped, row.rows_missing, row.rows_quarantined, row.checksum)
 
 
-def complete(connection: Connection, run_id: int, batch: Batch, outcome: Outcome, errors: Sequence[RowError]) -> None:
-    """Record a batch as done, in the transaction that wrote its rows and after `lock_batch`."""
+def complete(connection: Connection, run: Run, batch: Batch, outcome: Outcome, errors: Sequence[RowError]) -> None:
+    """Record a batch as done, in the transaction that wrote its rows and after `lock_batch`.
+
+    A row that was set aside before, by this run or another into the same column and scope, is resolved where this batch
+    has no error for it; where it has, its attempts are counted on.
+    """
+    values = {"run_id": run.id, "batch": batch.number, "target": run.target, "scope": json.dumps(run.scope)}
     if errors:
         connection.execute(
             sa.text("""
-                INSERT INTO migration_error (run_id, key, reason, batch, detail)
-                VALUES (:run_id, :key, :reason, :batch, :detail)
+                INSERT INTO migration_error (run_id, key, reason, batch, detail, attempts)
+                SELECT :run_id, :key, :reason, :batch, :detail, 1 + coalesce(max(e.attempts), 0)
+                FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+                WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.key = :key AND e.reason = :reason
+                  AND e.resolved_at IS NULL
                 ON CONFLICT (run_id, key, reason) DO UPDATE
                 SET attempts = migration_error.attempts + 1, detail = excluded.detail, resolved_at = NULL
             """),
-            [
-                {
-                    "run_id": run_id,
-                    "key": error.key,
-                    "reason": error.reason,
-                    "batch": batch.number,
-                    "detail": error.detail,
-                }
-                for error in errors
-            ],
+            [{**values, "key": error.key, "reason": error.reason, "detail": error.detail} for error in errors],
         )
+    in_error = {error.key for error in errors}
+    connection.execute(
+        sa.text("""
+            UPDATE migration_error e SET resolved_at = clock_timestamp() FROM migration_run r
+            WHERE r.id = e.run_id AND r.target = :target AND r.scope = CAST(:scope AS jsonb)
+              AND e.resolved_at IS NULL AND e.key = ANY(CAST(:settled AS text[]))
+        """),
+        {**values, "settled": [key for key in batch.keys if key not in in_error]},
+    )
     connection.execute(
         sa.text("""
             UPDATE migration_progress
@@ -383,15 +476,7 @@ def complete(connection: Connection, run_id: int, batch: Batch, outcome: Outcome
                 rows_quarantined = :quarantined, checksum = :checksum, last_error = NULL
             WHERE run_id = :run_id AND batch = :batch
         """),
-        {
-            "run_id": run_id,
-            "batch": batch.number,
-            "written": outcome.written,
-            "skipped": outcome.skipped,
-            "missing": outcome.missing,
-            "quarantined": outcome.quarantined,
-            "checksum": outcome.checksum,
-        },
+        {**values, **asdict(outcome)},
     )
 
 
@@ -418,28 +503,25 @@ def release_plan(connection: Connection, run_id: int, owner: str) -> None:
 
 
 def work_left(connection: Connection, run_id: int) -> bool:
-    """Whether keys are still to be planned or batches to be done."""
+    """Whether the run goes on, and keys are still to be planned or batches to be done."""
     return bool(
         connection.execute(
             sa.text("""
-                SELECT r.planned_at IS NULL OR EXISTS (
+                SELECT r.state IN ('running', 'paused') AND (r.planned_at IS NULL OR EXISTS (
                     SELECT 1 FROM migration_progress p WHERE p.run_id = r.id AND p.status IN ('pending', 'running')
-                ) FROM migration_run r WHERE r.id = :run_id
+                )) FROM migration_run r WHERE r.id = :run_id
             """),
             {"run_id": run_id},
         ).scalar_one()
     )
 
 
-def others_have_work(connection: Connection, run_id: int, target: str) -> bool:
-    """Whether another begun run into the same column has rows to write; one that is only queued has none."""
+def others_unfinished(connection: Connection, run_id: int, target: str) -> bool:
+    """Whether another begun run into the same column has not ended; one that is only queued does not count."""
     statement = sa.text("""
         SELECT EXISTS (
-            SELECT 1 FROM migration_run r
-            WHERE r.target = :target AND r.id <> :run_id AND r.source IS NOT NULL AND r.state = ANY(:states)
-              AND (r.planned_at IS NULL OR EXISTS (
-                  SELECT 1 FROM migration_progress p WHERE p.run_id = r.id AND p.status IN ('pending', 'running')
-              ))
+            SELECT 1 FROM migration_run
+            WHERE target = :target AND id <> :run_id AND source IS NOT NULL AND state = ANY(:states)
         )
     """)
     values = {"target": target, "run_id": run_id, "states": list(UNFINISHED)}
@@ -540,15 +622,17 @@ def check_same(run: Run, spec: RunSpec) -> None:
     """Raises `RunConflict` where ``spec`` is not what ``run`` was begun with, naming what differs."""
     if run.fingerprint == spec.fingerprint and (run.keys_from, run.row_limit) == (spec.keys_from, spec.row_limit):
         return
-    pairs = {
+    pairs: dict[str, tuple[object, object]] = {
         "source": (run.source, spec.source),
         "model": (run.model, spec.model),
+        "dimension": (run.dimension, spec.dimension),
+        "key map": (run.key_map, spec.key_map),
         "--keys-from": (run.keys_from, spec.keys_from),
         "--limit": (run.row_limit, spec.row_limit),
     }
     changed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in pairs.items() if old != new)
     raise RunConflict(
-        f"run {run.id} was begun with something else: {changed or 'its dimension, distance or key map changed'}",
+        f"run {run.id} was begun with something else: {changed or 'the kind of source, or its distance'}",
         hint="give the same again, or begin anew with --restart (rows already filled stay filled)",
     )
 

@@ -33,18 +33,32 @@ class Retry:
         self._stop = stop
         self._on_wait = on_wait
 
+    @property
+    def stopped(self) -> bool:
+        """Whether ``stop`` is set."""
+        return self._stop.is_set()
+
     def __call__(self, step: Callable[[], Result]) -> Result:
         """The step's result. Raises its last error when time runs out or ``stop`` is set."""
+        waited = False
+
+        def say(state: RetryCallState) -> None:
+            nonlocal waited
+            waited = True
+            error = state.outcome.exception() if state.outcome is not None else None
+            self._on_wait(getattr(error, "message", None))
+
         retrying = Retrying(
             retry=retry_if_exception_type(TransientError),
             stop=stop_after_delay(self._seconds) | stop_when_event_set(self._stop),
             wait=_wait,
             sleep=sleep_using_event(self._stop),
-            before_sleep=self._say,
+            before_sleep=say,
             reraise=True,
         )
         result = retrying(step)
-        self._on_wait(None)
+        if waited:
+            self._on_wait(None)
         return result
 
     def database(self, doing: str, step: Callable[[], Result]) -> Result:
@@ -57,10 +71,6 @@ class Retry:
                 raise to_error(error, doing) from error
 
         return self(attempt)
-
-    def _say(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
-        self._on_wait(getattr(error, "message", None))
 
 
 _jitter = wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS)

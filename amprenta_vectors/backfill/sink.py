@@ -20,6 +20,7 @@ from sqlalchemy.schema import CreateTable
 from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.db import is_row_refusal
 from amprenta_vectors.errors import RowError
+from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
 from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -64,7 +65,10 @@ class Sink:
         2·log2(n) + 1 statements for each of them, and the source is not asked again.
         """
         # The temporary table has no statistics; only the unique index keeps this from reading the whole target.
-        connection.execute(sa.text("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"))
+        # A deferred constraint would refuse the batch as a whole, at its commit.
+        connection.execute(
+            sa.text("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET CONSTRAINTS ALL IMMEDIATE")
+        )
         return self._write_range(connection, batch, 0, len(batch))
 
     def _write_range(
@@ -79,7 +83,7 @@ class Sink:
             if not is_row_refusal(error):
                 raise
             if end - start == 1:
-                return 0, [RowError(batch.source_keys[start], Reason.REFUSED, str(error.orig).strip())]
+                return 0, [RowError(batch.source_keys[start], Reason.REFUSED, _refusal(error))]
         middle = (start + end) // 2
         written, refused = self._write_range(connection, batch, start, middle)
         more_written, more_refused = self._write_range(connection, batch, middle, end)
@@ -137,15 +141,6 @@ def _stage(table: VectorTable) -> sa.Table:
     )
 
 
-def _target(table: VectorTable) -> sa.Table:
-    names = [*table.unique_columns, table.embedding, table.text, table.metadata, table.model]
-    return sa.Table(table.table, sa.MetaData(), *(sa.Column(name) for name in names if name), schema=table.schema)
-
-
-def _cast(table: VectorTable, column: str, value: Any) -> sa.ColumnElement[Any]:
-    return sa.cast(value, NamedType(table.column_types[column]))
-
-
 def _embedding(table: VectorTable, stage: sa.Table) -> sa.ColumnElement[Any]:
     column: sa.ColumnElement[Any] = stage.c.embedding
     return column if table.storage == "vector" else sa.cast(column, NamedType(f"halfvec({table.dimension})"))
@@ -156,34 +151,43 @@ def _in_range(stage: sa.Table) -> sa.ColumnElement[bool]:
 
 
 def _update(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None) -> sa.Update:
-    target = _target(table)
+    target = to_clause(table)
     values: dict[str, Any] = {table.embedding: _embedding(table, stage)}
-    if table.model is not None:
+    if table.model is not None and model is not None:
         values[table.model] = model
+    keys = (target.c[name] == value for name, value in _keys(table, stage).items())
     return (
         sa.update(target)
         .values(values)
-        .where(_in_range(stage), target.c[table.embedding].is_(None))
-        .where(*(target.c[name] == _cast(table, name, scope[name]) for name in table.scope))
-        .where(*(target.c[name] == _cast(table, name, stage.c[f"key_{i}"]) for i, name in enumerate(table.key)))
+        .where(_in_range(stage), target.c[table.embedding].is_(None), *in_scope(table, target, scope), *keys)
     )
 
 
 def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None) -> postgresql.Insert:
-    target = _target(table)
-    values: dict[str, Any] = {name: _cast(table, name, scope[name]) for name in table.scope}
-    values |= {name: _cast(table, name, stage.c[f"key_{i}"]) for i, name in enumerate(table.key)}
+    target = to_clause(table)
+    values: dict[str, Any] = {name: to_column_value(table, name, scope[name]) for name in table.scope}
+    values |= _keys(table, stage)
     values[table.embedding] = _embedding(table, stage)
     if table.text is not None:
         values[table.text] = stage.c.text
     if table.metadata is not None:
         values[table.metadata] = sa.func.coalesce(sa.cast(stage.c.metadata, postgresql.JSONB), sa.text("'{}'::jsonb"))
-    if table.model is not None:
+    if table.model is not None and model is not None:
         values[table.model] = sa.cast(model, sa.Text)
     insert = postgresql.insert(target).from_select(list(values), sa.select(*values.values()).where(_in_range(stage)))
-    filled = [name for name in (table.embedding, table.model) if name is not None]
+    filled = [name for name in values if name in {table.embedding, table.model}]
     return insert.on_conflict_do_update(
         index_elements=list(table.unique_columns),
         set_={name: insert.excluded[name] for name in filled},
         where=target.c[table.embedding].is_(None),
     )
+
+
+def _keys(table: VectorTable, stage: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
+    return {name: to_column_value(table, name, stage.c[f"key_{i}"]) for i, name in enumerate(table.key)}
+
+
+def _refusal(error: DBAPIError) -> str:
+    """PostgreSQL's message without its DETAIL, which may quote the whole row."""
+    message: str | None = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    return message or type(error.orig).__name__

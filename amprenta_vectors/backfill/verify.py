@@ -8,9 +8,9 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
@@ -20,29 +20,38 @@ from amprenta_vectors.backfill.planner import first_page
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.sink import COPY_HEADER, COPY_TRAILER
 from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.errors import SourceError, TransientError
+from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.keymaps import KeyMap
-from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.protocol import Source
+from amprenta_vectors.sources.protocol import Source, TokenRefused
 
 _LENGTH = struct.Struct(">i")
+
+
+_NULL = _LENGTH.pack(-1)
+
+MOST_READINGS = 3
+
+Kind = Literal["missing", "extra", "different"]
+KINDS: tuple[Kind, ...] = ("missing", "extra", "different")
 
 
 @dataclass(frozen=True)
 class Difference:
     """One key on which the sides disagree; ``kind`` is missing, extra or different, as seen from the table."""
 
-    kind: str
+    kind: Kind
     key: str
     detail: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verification:
     """What a comparison found: ``compared`` vectors of the source, and how many keys differ by kind."""
 
-    compared: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: {"missing": 0, "extra": 0, "different": 0})
+    compared: int
+    counts: Mapping[str, int]
 
     @property
     def clean(self) -> bool:
@@ -91,28 +100,38 @@ class Verifier:
     ) -> Verification:
         """Read the whole source into digests on disk, then let PostgreSQL join them with the table's own.
 
-        The source is read outside any transaction; the comparison is one transaction and so one snapshot.
+        The source is read outside any transaction; the comparison is one transaction and so one snapshot. Raises
+        `TransientError` where the retry was told to stop.
         """
-        result = Verification()
-
-        def differs(difference: Difference) -> None:
-            result.counts[difference.kind] += 1
-            on_difference(difference)
-
         with tempfile.TemporaryFile() as file:
-            file.write(COPY_HEADER)
-            for batch in self._fetched():
-                for error in batch.rejected:
-                    if error.reason != Reason.SPARSE_DROPPED:
-                        differs(Difference("missing", error.key, f"{error.reason}: {error.detail}"))
-                self._write(file, batch)
-                result.compared += len(batch)
-                on_progress(result.compared)
-            file.write(COPY_TRAILER)
+            compared = self._read_source(file, on_progress)
             file.seek(0)
+            counts: dict[str, int] = dict.fromkeys(KINDS, 0)
             with self._engine.begin() as connection:
-                self._compare(connection, file, differs)
-        return result
+                for difference in self._compare(connection, file):
+                    counts[difference.kind] += 1
+                    on_difference(difference)
+        return Verification(compared, counts)
+
+    def _read_source(self, file: IO[bytes], on_progress: Callable[[int], None]) -> int:
+        """Fill ``file`` and return how many vectors were read; a refused page token costs a second reading."""
+        for _ in range(MOST_READINGS):
+            file.seek(0)
+            file.truncate()
+            file.write(COPY_HEADER)
+            compared = 0
+            try:
+                for batch in self._fetched():
+                    file.write(self._encode(batch))
+                    compared += len(batch)
+                    on_progress(compared)
+                    if self._retry.stopped:
+                        raise TransientError("the verification was interrupted", hint="amprenta-vectors verify")
+            except TokenRefused:
+                continue
+            file.write(COPY_TRAILER)
+            return compared
+        raise SourceError(f"the source refused its own page tokens {MOST_READINGS} times")
 
     def _fetched(self) -> Iterator[VectorBatch]:
         """Batches with target keys, fetched by several threads, at most two a thread waiting."""
@@ -138,23 +157,27 @@ class Verifier:
             if token is None:
                 return
 
-    def _write(self, file: IO[bytes], batch: VectorBatch) -> None:
-        fields = struct.pack(">h", 1 + len(self._table.key))
+    def _encode(self, batch: VectorBatch) -> bytes:
+        """Rows of key columns, digest, and NULL; of what could not be carried over, the source key and the reason."""
+        fields = struct.pack(">h", len(self._table.key) + 2)
         parts: list[bytes] = []
         for key, digest in zip(batch.keys or (), digests(batch.vectors, self._table.storage), strict=True):
-            parts.append(fields)
-            for part in key:
-                raw = part.encode()
-                parts += (_LENGTH.pack(len(raw)), raw)
-            parts += (_LENGTH.pack(len(digest)), digest)
-        file.write(b"".join(parts))
+            parts += (fields, *(_field(part.encode()) for part in key), _field(digest), _NULL)
+        nulls = _NULL * len(self._table.key)
+        for error in batch.rejected:
+            if error.reason != Reason.SPARSE_DROPPED:
+                detail = f"{error.reason}: {error.detail}"
+                parts += (fields, _field(error.key.encode()), nulls, _field(detail.encode()))
+        return b"".join(parts)
 
-    def _compare(self, connection: Connection, file: IO[bytes], differs: Callable[[Difference], None]) -> None:
+    def _compare(self, connection: Connection, file: IO[bytes]) -> Iterator[Difference]:
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
         there = sa.Table(
             "amprenta_source",
             sa.MetaData(),
             *(sa.Column(f"key_{position}", sa.Text) for position in range(len(self._table.key))),
             sa.Column("digest", sa.LargeBinary),
+            sa.Column("rejected", sa.Text),
             prefixes=["TEMPORARY"],
             postgresql_on_commit="DROP",
         )
@@ -163,39 +186,34 @@ class Verifier:
         cursor.copy_expert("COPY amprenta_source FROM STDIN (FORMAT binary)", file)
         connection.execute(sa.text("ANALYZE amprenta_source"))
         rows = connection.execution_options(yield_per=1000).execute(self._join(there))
-        for row in rows:
-            kind = "missing" if row.here is None else "extra" if row.there is None else "different"
-            differs(Difference(kind, "/".join(row[2:])))
+        for here, digest, rejected, *key in rows:
+            kind: Kind = "extra" if digest is None and rejected is None else "missing" if here is None else "different"
+            yield Difference(kind, "/".join(part for part in key if part is not None), rejected or "")
 
     def _join(self, there: sa.Table) -> sa.Select[Any]:
         table = self._table
+        target = to_clause(table)
         send = sa.func.vector_send if table.storage == "vector" else sa.func.halfvec_send
+        names = [f"key_{position}" for position in range(len(table.key))]
         here = (
             sa.select(
                 *(
-                    sa.cast(sa.column(name), sa.Text).label(f"key_{position}")
-                    for position, name in enumerate(table.key)
+                    sa.cast(target.c[column], sa.Text).label(name)
+                    for column, name in zip(table.key, names, strict=True)
                 ),
-                sa.func.sha256(send(sa.column(table.embedding))).label("digest"),
+                sa.func.sha256(send(target.c[table.embedding])).label("digest"),
             )
-            .select_from(sa.table(table.table, schema=table.schema))
-            .where(sa.column(table.embedding).is_not(None))
-            .where(
-                *(
-                    sa.column(name) == sa.cast(self._scope[name], NamedType(table.column_types[name]))
-                    for name in table.scope
-                )
-            )
+            .where(target.c[table.embedding].is_not(None), *in_scope(table, target, self._scope))
             .subquery("here")
         )
-        names = [f"key_{position}" for position in range(len(table.key))]
+        keys = [sa.func.coalesce(here.c[name], there.c[name]).label(name) for name in names]
         return (
-            sa.select(
-                here.c.digest.label("here"),
-                there.c.digest.label("there"),
-                *(sa.func.coalesce(here.c[name], there.c[name]).label(name) for name in names),
-            )
+            sa.select(here.c.digest, there.c.digest, there.c.rejected, *keys)
             .select_from(here.join(there, sa.and_(*(here.c[n] == there.c[n] for n in names)), full=True))
-            .where(here.c.digest.is_distinct_from(there.c.digest))
-            .order_by(*(sa.func.coalesce(here.c[name], there.c[name]) for name in names))
+            .where(here.c.digest.is_distinct_from(there.c.digest) | there.c.rejected.is_not(None))
+            .order_by(*keys)
         )
+
+
+def _field(raw: bytes) -> bytes:
+    return _LENGTH.pack(len(raw)) + raw

@@ -9,18 +9,15 @@ from urllib.parse import quote, urlsplit
 
 import grpc
 import numpy as np
-from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct
 
 from amprenta_vectors.batch import Reason, VectorBatch
-from amprenta_vectors.config import Settings
+from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.errors import ConfigError, RowError, SchemaMismatch, SourceError, SourceNotFound
 from amprenta_vectors.sources import pinecone_wire as wire
 from amprenta_vectors.sources.pinecone_client import (
     DISTANCES,
     REQUEST_SECONDS,
     PineconeIndex,
-    normalize_namespace,
     sdk_errors,
 )
 from amprenta_vectors.sources.protocol import SourceDescription, TokenRefused
@@ -132,7 +129,14 @@ class GrpcTransport:
     def __init__(self, index: PineconeIndex) -> None:
         parts = urlsplit(index.grpc_host)
         target = parts.netloc if parts.port else f"{parts.netloc}:{443 if parts.scheme == 'https' else 80}"
-        options = [("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0)]
+        options = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.enable_retries", 0),
+            # Left to itself a channel waits up to 120 s before it connects again to a host that was away.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.min_reconnect_backoff_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 5000),
+        ]
         if parts.scheme == "https":
             self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
         elif parts.hostname in {"127.0.0.1", "localhost", "::1"}:
@@ -233,7 +237,7 @@ def _refusing(token: str | None) -> Iterator[None]:
 def _to_fields(metadata: bytes | Mapping[str, Any] | None) -> dict[str, Any]:
     """Metadata as JSON has it, the same over either transport: Pinecone's numbers are float64, whole ones are ints."""
     if isinstance(metadata, bytes):
-        metadata = json_format.MessageToDict(Struct.FromString(metadata))
+        metadata = wire.decode_struct(metadata)
     return {
         name: _to_number(value) if isinstance(value, int | float) else value for name, value in (metadata or {}).items()
     }

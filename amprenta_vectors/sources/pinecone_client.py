@@ -12,7 +12,7 @@ from pinecone import Pinecone
 from pinecone.errors import exceptions as sdk
 from pinecone.index import Index
 
-from amprenta_vectors.config import Settings
+from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.errors import (
     AmprentaError,
     CredentialsRefused,
@@ -27,11 +27,6 @@ DISTANCES = {"cosine": "cosine", "euclidean": "l2", "dotproduct": "ip"}
 
 REQUEST_SECONDS = 30.0
 """How long one request may take before it counts as failed."""
-
-
-def normalize_namespace(name: str) -> str:
-    """Pinecone's default namespace goes by ``""`` and ``"__default__"``; here it is always ``""``."""
-    return "" if name == "__default__" else name
 
 
 @dataclass(frozen=True)
@@ -135,13 +130,19 @@ def _from_grpc(error: Any, doing: str) -> AmprentaError:
     code, reason = error.code(), f"{doing}: {error.details() or error.code().name}"
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         trailers = {item.key: item.value for item in error.trailing_metadata() or ()}
-        after = trailers.get("retry-after")
-        return RateLimited(reason, retry_after=float(after) if after and after.isdigit() else None)
+        return RateLimited(reason, retry_after=_seconds(trailers.get("retry-after")))
     if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
         return _credentials(reason)
     if code is grpc.StatusCode.NOT_FOUND:
         return _not_found(reason)
     return TransientError(reason) if code in _GRPC_TRANSIENT else SourceError(reason)
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
 
 
 def _credentials(reason: str) -> CredentialsRefused:

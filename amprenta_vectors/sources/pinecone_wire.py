@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.struct_pb2 import Struct
 
 _PACKAGE = "amprenta_vectors.pinecone_wire"
 _TYPES = descriptor_pb2.FieldDescriptorProto
@@ -79,3 +80,20 @@ FetchRequest: Any = _classes["FetchRequest"]
 FetchResponse: Any = _classes["FetchResponse"]
 ListRequest: Any = _classes["ListRequest"]
 ListResponse: Any = _classes["ListResponse"]
+
+
+def decode_struct(data: bytes) -> dict[str, Any]:
+    """The mapping that an encoded protobuf ``Struct`` holds; its numbers are floats."""
+    return {name: _decode_value(value) for name, value in Struct.FromString(data).fields.items()}
+
+
+def _decode_value(value: Any) -> Any:
+    match value.WhichOneof("kind"):
+        case "list_value":
+            return [_decode_value(item) for item in value.list_value.values]
+        case "struct_value":
+            return {name: _decode_value(item) for name, item in value.struct_value.fields.items()}
+        case None | "null_value":
+            return None
+        case kind:
+            return getattr(value, kind)

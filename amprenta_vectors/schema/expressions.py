@@ -1,0 +1,40 @@
+"""SQL that every reader and writer of a vector table shares: its columns, casts to their types, and its scope."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from amprenta_vectors.schema.types import NamedType
+from amprenta_vectors.schema.vector_table import VectorTable
+
+_LENGTH = re.compile(r"\(\d+(,-?\d+)?\)")
+
+
+def to_clause(table: VectorTable) -> sa.TableClause:
+    """The table with the columns that its description names, to select from and to write to."""
+    names = (*table.unique_columns, table.embedding, table.text, table.metadata, table.model)
+    return sa.table(table.table, *(sa.column(name) for name in names if name is not None), schema=table.schema)
+
+
+def column_type(table: VectorTable, name: str) -> NamedType:
+    """The type of a scope or key column of a table from the catalogue, without a length.
+
+    An explicit cast to ``varchar(n)`` cuts a longer text short, and would find another row by what is left of its key.
+    """
+    plain = _LENGTH.sub("", table.column_types[name])
+    # ``character`` alone means one character; ``bpchar`` is the same type of any length.
+    return NamedType("bpchar" if plain == "character" else plain)
+
+
+def to_column_value(table: VectorTable, name: str, value: str | sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """``value``, which is text, as scope or key column ``name`` holds it."""
+    return sa.cast(value, column_type(table, name))
+
+
+def in_scope(table: VectorTable, target: sa.TableClause, scope: Mapping[str, str]) -> list[sa.ColumnElement[bool]]:
+    """One condition a scope column; ``target`` is the table's `to_clause`."""
+    return [target.c[name] == to_column_value(table, name, scope[name]) for name in table.scope]

@@ -1,0 +1,301 @@
+"""What the tests of the backfill share: jobs against an emulator or a stub, processes, and what ended up in a table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from amprenta_vectors.backfill.progress import Counts, Run
+from amprenta_vectors.backfill.run import Backfill, Job, Mode, Summary
+from amprenta_vectors.batch import VectorBatch, Vectors
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import RowError
+from amprenta_vectors.sandbox.pinecone import PineconeEmulator
+from amprenta_vectors.schema.catalogue import resolve_table
+from amprenta_vectors.schema.keymaps import Identity, KeyMap
+from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.sources.pinecone import open_source
+from amprenta_vectors.sources.pinecone_client import open_index
+from amprenta_vectors.sources.protocol import Source, SourceDescription
+
+ROOT = Path(__file__).parent.parent
+API_KEY = "test-key"
+INDEX_NAME = "test-index"
+LEASE_SECONDS = 2.0
+
+
+def make_brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that have nothing to do look again sooner, so that a test does not wait for them."""
+    monkeypatch.setattr("amprenta_vectors.backfill.worker.IDLE_SECONDS", 0.02)
+    monkeypatch.setattr("amprenta_vectors.backfill.planner.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("amprenta_vectors.backfill.run.TICK_SECONDS", 0.02)
+    monkeypatch.setattr("amprenta_vectors.backfill.index.POLL_SECONDS", 0.02)
+
+
+def to_vectors(count: int, dimension: int = 8, seed: int = 0) -> Vectors:
+    """Random and finite, ``(count, dimension)``."""
+    return np.random.default_rng(seed).standard_normal((count, dimension), dtype=np.float32)
+
+
+def to_ids(count: int) -> list[str]:
+    return [f"chunk-{number:06d}" for number in range(count)]
+
+
+def on_the_wire(vector: Vectors) -> bytes:
+    """A vector as ``vector_send`` gives it."""
+    return struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes()
+
+
+class StubSource:
+    """A source in memory. A key may have several vectors, none of the dimension, or a `RowError`."""
+
+    def __init__(
+        self,
+        records: Mapping[str, Sequence[Any] | RowError],
+        dimension: int = 8,
+        *,
+        identity: str = "stub",
+        distance: str = "cosine",
+        page: int = 10,
+        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.records = records
+        self.metadata = metadata or {}
+        self.description = SourceDescription("stub", identity, dimension, distance, count=len(records))
+        self.page = page
+        self.before_page: Callable[[str | None], None] = lambda token: None
+        self.before_fetch: Callable[[Sequence[str]], None] = lambda keys: None
+        self.fetched: list[str] = []
+
+    def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
+        keys, start = list(self.records), int(token or 0)
+        while True:
+            self.before_page(str(start) if start else None)
+            end = start + self.page
+            yield keys[start:end], str(end) if end < len(keys) else None
+            if end >= len(keys):
+                return
+            start = end
+
+    def fetch(self, keys: Sequence[str]) -> VectorBatch:
+        self.before_fetch(keys)
+        self.fetched.extend(keys)
+        rows: list[tuple[str, Any]] = []
+        rejected: list[RowError] = []
+        for key in reversed(keys):
+            found = self.records.get(key, ())
+            if isinstance(found, RowError):
+                rejected.append(found)
+            else:
+                rows.extend((key, vector) for vector in found)
+        dimension = self.description.dimension
+        vectors = np.array([vector for _, vector in rows], dtype=np.float32).reshape(-1, dimension)
+        return VectorBatch(
+            source_keys=[key for key, _ in rows],
+            vectors=vectors,
+            texts=[None] * len(rows),
+            metadata=[self.metadata.get(key, {}) for key, _ in rows],
+            rejected=tuple(rejected),
+        )
+
+
+class Recorder:
+    """An observer that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.deferred: list[str] = []
+        self.reasons: list[str | None] = []
+        self.built: list[str] = []
+        self.counts: list[Counts] = []
+
+    def started(self, run: Run, deferred: list[str]) -> None:
+        self.deferred = deferred
+
+    def advanced(self, run: Run, counts: Counts) -> None:
+        self.counts.append(counts)
+
+    def waiting(self, reason: str | None) -> None:
+        self.reasons.append(reason)
+
+    def building(self, target: str) -> None:
+        self.built.append(target)
+
+
+def settings_for(emulator: PineconeEmulator, **overrides: Any) -> Settings:
+    return Settings.load(
+        pinecone_api_key=API_KEY,
+        pinecone_index_name=INDEX_NAME,
+        pinecone_controller_host=emulator.host,
+        pinecone_grpc_host=emulator.grpc_host,
+        **overrides,
+    )
+
+
+def open_pinecone(
+    emulator: PineconeEmulator, namespace: str = "", *, with_metadata: bool = True, transport: str = "grpc"
+) -> Source:
+    settings = settings_for(emulator, pinecone_transport=transport)
+    return open_source(settings, open_index(settings), namespace, with_metadata=with_metadata)
+
+
+def to_job(
+    engine: sa.Engine,
+    source: Source,
+    *,
+    table: VectorTable = RAG_CHUNKS,
+    namespace: str = "",
+    scope: Mapping[str, str] | None = None,
+    key_map: KeyMap | None = None,
+    **changes: Any,
+) -> Job:
+    """A job from ``source`` into a table as the catalogue has it; keys from the source, two workers, small batches."""
+    with engine.connect() as connection:
+        resolved = resolve_table(connection, table)
+    if scope is None:
+        scope = {"namespace": namespace} if "namespace" in resolved.scope else {}
+    job = Job(
+        table=resolved,
+        scope=scope,
+        source=source,
+        key_map=key_map or Identity(),
+        keys_from="source",
+        model=None,
+        batch_size=50,
+        workers=2,
+        lease_seconds=LEASE_SECONDS,
+        retry_seconds=20.0,
+    )
+    return replace(job, **changes)
+
+
+def run_job(
+    engine: sa.Engine,
+    job: Job,
+    mode: Mode = "new",
+    *,
+    observer: Recorder | None = None,
+    stop: threading.Event | None = None,
+) -> Summary:
+    work = Backfill(engine, job, observer or Recorder(), stop or threading.Event())
+    return work.work(work.start(mode))
+
+
+def stored(engine: sa.Engine, namespace: str | None = None, table: str = "rag_chunks") -> dict[str, bytes]:
+    """The vector of every row that has one, as ``vector_send`` gives it."""
+    where = "" if namespace is None else " AND namespace = :namespace"
+    statement = f"SELECT chunk_id, vector_send(embedding) FROM {table} WHERE embedding IS NOT NULL{where}"
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text(statement), {"namespace": namespace}).all()
+    return {key: bytes(vector) for key, vector in rows}
+
+
+def expected(ids: Sequence[str], vectors: Vectors) -> dict[str, bytes]:
+    return {key: on_the_wire(vector) for key, vector in zip(ids, vectors, strict=True)}
+
+
+def add_rows(engine: sa.Engine, ids: Sequence[str], namespace: str = "") -> None:
+    """Rows of the application that have no embedding yet."""
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO rag_chunks (namespace, chunk_id, content) SELECT :namespace, id, 'own text' "
+                "FROM unnest(CAST(:ids AS text[])) AS given(id)"
+            ),
+            {"namespace": namespace, "ids": list(ids)},
+        )
+
+
+def execute(engine: sa.Engine, statement: str, **values: Any) -> Any:
+    """The rows of a statement, where it has any; committed."""
+    with engine.begin() as connection:
+        result = connection.execute(sa.text(statement), values)
+        return result.all() if result.returns_rows else None
+
+
+COUNTING = """
+CREATE TABLE embedding_writes (namespace text, key text);
+CREATE FUNCTION count_embedding_write() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO embedding_writes VALUES (NEW.namespace, NEW.chunk_id);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_insert AFTER INSERT ON rag_chunks FOR EACH ROW WHEN (NEW.embedding IS NOT NULL)
+    EXECUTE FUNCTION count_embedding_write();
+CREATE TRIGGER count_update AFTER UPDATE ON rag_chunks FOR EACH ROW
+    WHEN (NEW.embedding::text IS DISTINCT FROM OLD.embedding::text) EXECUTE FUNCTION count_embedding_write();
+"""
+
+
+def count_writes(engine: sa.Engine) -> None:
+    """From now on a trigger records every write of an embedding; one that is rolled back leaves no record."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(COUNTING)
+
+
+def writes_per_key(engine: sa.Engine) -> dict[str, int]:
+    rows: list[tuple[str, int]] = execute(engine, "SELECT key, count(*) FROM embedding_writes GROUP BY namespace, key")
+    return dict(rows)
+
+
+def errors_of(engine: sa.Engine, run_id: int) -> dict[str, str]:
+    """The reason of every row that a run has set aside."""
+    rows: list[tuple[str, str]] = execute(
+        engine, "SELECT key, reason FROM migration_error WHERE run_id = :run AND resolved_at IS NULL", run=run_id
+    )
+    return dict(rows)
+
+
+def environment(url: str, emulator: PineconeEmulator, **more: str) -> dict[str, str]:
+    """The environment that a person who runs a backfill has set up."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    return {
+        **kept,
+        "DATABASE_URL": url,
+        "PINECONE_API_KEY": API_KEY,
+        "PINECONE_INDEX_NAME": INDEX_NAME,
+        "PINECONE_CONTROLLER_HOST": emulator.host,
+        "PINECONE_GRPC_HOST": emulator.grpc_host,
+        "AMPRENTA_LEASE_SECONDS": str(LEASE_SECONDS),
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
+
+
+def start_process(variables: Mapping[str, str], *arguments: str, script: str = "backfill.py") -> subprocess.Popen[str]:
+    """``python scripts/backfill.py …`` as a person would type it."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / script), *arguments],
+        env=dict(variables),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_process(variables: Mapping[str, str], *arguments: str, script: str = "backfill.py") -> tuple[int, str]:
+    """The exit code and everything printed."""
+    process = start_process(variables, *arguments, script=script)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def end_process(process: subprocess.Popen[str]) -> None:
+    """However it is: running, stopped or gone."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    process.communicate()

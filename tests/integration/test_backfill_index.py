@@ -1,0 +1,313 @@
+"""The ANN index around a load: put off where it helps nobody yet, built once when the last run is over."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from backfill_tools import (
+    Recorder,
+    StubSource,
+    execute,
+    expected,
+    make_brisk,
+    run_job,
+    stored,
+    to_ids,
+    to_job,
+    to_vectors,
+)
+
+from amprenta_vectors.backfill import index as index_module
+from amprenta_vectors.backfill.index import build_deferred, defer_indexes
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
+from amprenta_vectors.errors import CredentialsRefused
+
+IDS, VECTORS = to_ids(100), to_vectors(100)
+NAME = "idx_rag_chunks_embedding_hnsw"
+NEVER = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_brisk(monkeypatch)
+
+
+@pytest.fixture
+def engine(upgraded_url: str) -> Iterator[sa.Engine]:
+    engine = create_engine(Settings.load(database_url=upgraded_url), pool_size=30)
+    yield engine
+    engine.dispose()
+
+
+def stub() -> StubSource:
+    return StubSource({key: [vector] for key, vector in zip(IDS, VECTORS, strict=True)})
+
+
+def index(engine: sa.Engine, name: str = NAME) -> Any:
+    """``(oid, definition, comment, valid)``, or None."""
+    found = execute(
+        engine,
+        "SELECT indexrelid, pg_get_indexdef(indexrelid), obj_description(indexrelid, 'pg_class'), indisvalid "
+        "FROM pg_index WHERE indexrelid = to_regclass(:name)",
+        name=f'"{name}"',
+    )
+    return tuple(found[0]) if found else None
+
+
+def waiting(engine: sa.Engine) -> list[str]:
+    rows = execute(engine, "SELECT index_name FROM migration_index WHERE built_at IS NULL ORDER BY index_name")
+    return [name for (name,) in rows]
+
+
+def test_the_index_of_an_empty_column_is_away_during_the_load_and_the_same_afterwards(engine: sa.Engine) -> None:
+    before, during = index(engine), []
+    source, observer = stub(), Recorder()
+    source.before_fetch = lambda keys: during.append((index(engine), waiting(engine)))
+    summary = run_job(engine, to_job(engine, source), observer=observer)
+    after = index(engine)
+    assert during == [(None, [NAME])] * len(during)
+    assert after[1:] == before[1:]
+    assert after[0] != before[0]
+    assert after[2] is not None, "the mark by which a downgrade knows that we made it"
+    assert (observer.deferred, observer.built) == ([NAME], ["rag_chunks.embedding"])
+    assert summary.indexes_built == [NAME]
+    assert waiting(engine) == []
+
+
+def test_the_column_has_statistics_once_its_index_was_built(engine: sa.Engine) -> None:
+    run_job(engine, to_job(engine, stub()))
+    statistics = "SELECT null_frac FROM pg_stats WHERE tablename = 'rag_chunks' AND attname = 'embedding'"
+    assert execute(engine, statistics) == [(0.0,)]
+
+
+def test_an_index_that_queries_use_is_never_dropped(engine: sa.Engine) -> None:
+    execute(engine, "INSERT INTO rag_chunks (namespace, chunk_id, embedding) VALUES ('x', 'y', '[1,2,3,4,5,6,7,8]')")
+    before, during = index(engine), []
+    source = stub()
+    source.before_fetch = lambda keys: during.append(index(engine))
+    summary = run_job(engine, to_job(engine, source))
+    assert [*during, index(engine)] == [before] * (len(during) + 1)
+    assert summary.indexes_built == []
+
+
+def test_an_index_in_use_is_put_off_when_a_person_asks_for_it(engine: sa.Engine) -> None:
+    run_job(engine, to_job(engine, stub()))
+    before = index(engine)
+    summary = run_job(engine, replace(to_job(engine, stub(), namespace="other"), defer_index=True))
+    assert summary.indexes_built == [NAME]
+    assert index(engine)[0] != before[0]
+
+
+def test_an_interrupted_run_leaves_the_index_recorded_and_the_one_that_ends_it_builds_it(engine: sa.Engine) -> None:
+    stop, source = threading.Event(), stub()
+    source.before_fetch = lambda keys: stop.set()
+    job = to_job(engine, source, batch_size=10)
+    assert run_job(engine, job, stop=stop).interrupted
+    assert (index(engine), waiting(engine)) == (None, [NAME])
+    assert run_job(engine, to_job(engine, stub()), "resume").indexes_built == [NAME]
+
+
+def test_of_several_runs_only_the_last_builds_the_index(engine: sa.Engine) -> None:
+    held, go_on = stub(), threading.Event()
+    held.before_fetch = lambda keys: go_on.wait(30)
+    with ThreadPoolExecutor(1) as pool:
+        last = pool.submit(run_job, engine, to_job(engine, held, namespace="last"))
+        while not execute(engine, "SELECT 1 FROM migration_progress WHERE status = 'running'"):
+            pass
+        assert run_job(engine, to_job(engine, stub(), namespace="first")).indexes_built == []
+        assert index(engine) is None
+        go_on.set()
+        assert last.result().indexes_built == [NAME]
+    assert index(engine)[3]
+
+
+def test_of_many_processes_and_runs_that_end_together_exactly_one_builds(engine: sa.Engine) -> None:
+    jobs = [to_job(engine, stub(), namespace=str(number % 3)) for number in range(9)]
+    with ThreadPoolExecutor(9) as pool:
+        summaries = list(pool.map(lambda job: run_job(engine, job, "resume"), jobs))
+    # One that begins when all the others are over comes to a column with an index.
+    assert [name for summary in summaries for name in summary.indexes_built] == [NAME]
+    assert sum(summary.ended_it for summary in summaries) == len({summary.run.id for summary in summaries})
+    assert index(engine)[3]
+
+
+def test_several_indexes_of_a_column_are_built_whatever_their_names_are(engine: sa.Engine) -> None:
+    odd = '100% "odd" idx'
+    execute(engine, "ALTER TABLE rag_chunks ADD kind text")
+    quoted = odd.replace('"', '""')
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f'CREATE INDEX "{quoted}" ON rag_chunks USING ivfflat (embedding vector_l2_ops) WITH (lists=1) '
+            "WHERE kind LIKE 'a%'".replace("%", "%%")
+        )
+        connection.exec_driver_sql('COMMENT ON INDEX "' + quoted.replace("%", "%%") + '" IS \'50%% "mine"\'')
+    before = execute(engine, "SELECT indexdef FROM pg_indexes WHERE tablename = 'rag_chunks' ORDER BY 1")
+    run_job(engine, to_job(engine, stub()))
+    assert execute(engine, "SELECT indexdef FROM pg_indexes WHERE tablename = 'rag_chunks' ORDER BY 1") == before
+    comment = "SELECT obj_description(oid, 'pg_class') FROM pg_class WHERE relname = :name"
+    assert execute(engine, comment, name=odd) == [('50% "mine"',)]
+
+
+def test_an_invalid_leftover_of_a_killed_build_is_repaired_at_the_next_start(engine: sa.Engine) -> None:
+    run_job(engine, to_job(engine, stub()))
+    broken = index(engine)
+    execute(engine, f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{NAME}'::regclass")
+    execute(engine, "UPDATE migration_index SET built_at = NULL")
+    summary = run_job(engine, to_job(engine, stub()), "resume")
+    assert summary.indexes_built == [NAME]
+    assert index(engine)[0] != broken[0]
+    assert index(engine)[1:] == broken[1:]
+    assert waiting(engine) == []
+
+
+def test_an_index_that_another_session_is_building_is_waited_for(engine: sa.Engine) -> None:
+    definition = index(engine)[1]
+    table = to_job(engine, stub()).table
+    run_job(engine, replace(to_job(engine, stub()), limit=50))
+    execute(engine, f"DROP INDEX {NAME}")
+    execute(engine, "UPDATE migration_index SET built_at = NULL")
+    concurrently = definition.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY")
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def build_elsewhere() -> None:
+        with autocommit.connect() as connection:
+            connection.exec_driver_sql(concurrently)
+
+    progress_of = "SELECT count(*) FROM pg_stat_progress_create_index"
+    with ThreadPoolExecutor(2) as pool:
+        with engine.begin() as holder:
+            # A transaction that has written holds a concurrent build up.
+            holder.execute(sa.text("UPDATE rag_chunks SET content = 'x' WHERE chunk_id = :key"), {"key": IDS[0]})
+            building = pool.submit(build_elsewhere)
+            while execute(engine, progress_of)[0][0] != 1:
+                pass
+            ours = pool.submit(build_deferred, engine, table, NEVER)
+            while not execute(engine, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%indisvalid AS valid%'"):
+                pass
+        building.result()
+        assert ours.result() == [NAME]
+    assert index(engine)[3]
+
+
+def test_a_build_that_is_told_to_stop_is_left_to_the_next_start(engine: sa.Engine) -> None:
+    stop, job = threading.Event(), to_job(engine, stub())
+
+    class StopAtBuild(Recorder):
+        def building(self, target: str) -> None:
+            super().building(target)
+            threading.Timer(0.2, stop.set).start()
+
+    with engine.begin() as holder, ThreadPoolExecutor(1) as pool:
+        # Another transaction that holds the build up, as a report of the application may for an hour.
+        holder.execute(sa.text("UPDATE migration_error SET attempts = 1"))
+        holder.execute(sa.text("LOCK TABLE rag_chunks IN ROW EXCLUSIVE MODE"))
+        defer_indexes_without_lock(engine, job)
+        summary = pool.submit(run_job, engine, job, observer=StopAtBuild(), stop=stop).result()
+    assert summary.interrupted
+    assert waiting(engine) == [NAME]
+    assert not (index(engine) or (None, None, None, False))[3]
+    assert stored(engine) == expected(IDS, VECTORS)
+    assert run_job(engine, to_job(engine, stub()), "resume").indexes_built == [NAME]
+    assert index(engine)[3]
+
+
+def defer_indexes_without_lock(engine: sa.Engine, job: Any) -> None:
+    """Record the index as put off; the holder's lock keeps it from being dropped, so its catalogue entry is renamed."""
+    definition, comment = index(engine)[1:3]
+    execute(
+        engine,
+        "INSERT INTO migration_index (target, index_name, definition, comment) VALUES (:target, :name, :definition, "
+        ":comment)",
+        target=job.table.target,
+        name=NAME,
+        definition=definition,
+        comment=comment,
+    )
+    execute(engine, f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{NAME}'::regclass")
+
+
+def test_time_outs_of_the_role_do_not_end_a_build(upgraded_url: str, engine: sa.Engine) -> None:
+    execute(engine, "CREATE FUNCTION slow(vector) RETURNS vector IMMUTABLE LANGUAGE sql AS 'SELECT $1'")
+    run_job(engine, to_job(engine, stub()))
+    execute(engine, f"DROP INDEX {NAME}")
+    execute(engine, "UPDATE migration_index SET built_at = NULL")
+    hasty = sa.create_engine(engine.url, connect_args={"options": "-c statement_timeout=300 -c lock_timeout=300"})
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as holder:
+            holder.execute(sa.text("UPDATE rag_chunks SET content = 'x' WHERE chunk_id = :key"), {"key": IDS[0]})
+            building = pool.submit(build_deferred, hasty, to_job(engine, stub()).table, NEVER)
+            holder.execute(sa.text("SELECT pg_sleep(0.8)"))
+        assert building.result() == [NAME]
+    with hasty.connect() as connection:
+        assert connection.execute(sa.text("SHOW statement_timeout")).scalar_one() == "300ms"
+    hasty.dispose()
+
+
+@pytest.fixture
+def writer(engine: sa.Engine) -> Iterator[sa.Engine]:
+    """A role that may write to the tables and owns none of them."""
+    execute(
+        engine,
+        """
+        DO $$ BEGIN CREATE ROLE amprenta_writer LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+        GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO amprenta_writer;
+        GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO amprenta_writer
+        """,
+    )
+    writer = sa.create_engine(engine.url.set(username="amprenta_writer"), pool_size=10)
+    yield writer
+    writer.dispose()
+    execute(engine, "DROP OWNED BY amprenta_writer")
+
+
+def test_a_role_that_does_not_own_the_table_works_with_the_index_in_place(
+    engine: sa.Engine, writer: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = index(engine)
+    observer = Recorder()
+    summary = run_job(writer, to_job(writer, stub()), observer=observer)
+    assert stored(engine) == expected(IDS, VECTORS)
+    assert (index(engine), waiting(engine), observer.deferred) == (before, [], [])
+    assert summary.run.state == "finished"
+    assert f"index {NAME} stays in place" in caplog.text
+
+
+def test_a_role_that_may_not_build_the_index_leaves_it_to_one_that_may(
+    engine: sa.Engine, writer: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = stub()
+
+    def refuse(keys: Sequence[str]) -> None:
+        raise CredentialsRefused("no longer")
+
+    source.before_fetch = refuse
+    with pytest.raises(CredentialsRefused):
+        run_job(engine, to_job(engine, source))
+    assert run_job(writer, to_job(writer, stub()), "resume").indexes_built == []
+    assert waiting(engine) == [NAME]
+    assert "is left to a role that may build it" in caplog.text
+    assert run_job(engine, to_job(engine, stub()), "resume").indexes_built == [NAME]
+
+
+def test_an_index_whose_lock_is_not_had_stays_in_place(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = index(engine)
+    monkeypatch.setattr(index_module, "LOCK_SECONDS", "0.1")
+    with engine.begin() as reader:
+        reader.execute(sa.text("SELECT count(*) FROM rag_chunks"))
+        assert defer_indexes(engine, to_job(engine, stub()).table) == []
+    assert (index(engine), waiting(engine)) == (before, [])
+
+
+def test_two_processes_that_begin_together_put_the_index_off_once(engine: sa.Engine) -> None:
+    table = to_job(engine, stub()).table
+    with ThreadPoolExecutor(6) as pool:
+        deferred = list(pool.map(lambda _: defer_indexes(engine, table), range(6)))
+    assert sorted(deferred) == [[], [], [], [], [], [NAME]]
+    assert waiting(engine) == [NAME]

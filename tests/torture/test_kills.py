@@ -1,0 +1,90 @@
+"""Processes of one run that are killed at random moments, again and again, until it is finished."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+import sqlalchemy as sa
+from backfill_tools import (
+    count_writes,
+    end_process,
+    environment,
+    execute,
+    expected,
+    start_process,
+    stored,
+    to_ids,
+    to_vectors,
+    writes_per_key,
+)
+
+from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
+
+SEED_VARIABLE = "AMPRENTA_TORTURE_SEED"
+SEED = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(10**6))
+KILLS = int(os.environ.get("AMPRENTA_TORTURE_KILLS") or 25)
+PROCESSES = 3
+ROWS, BATCH_SIZE = 20_000, 200
+LONGEST_LIFE_SECONDS = 1.0
+"""From the moment at which a process is seen at work."""
+
+
+@pytest.mark.torture
+def test_processes_killed_at_random_moments_lose_nothing_and_write_nothing_twice(
+    upgraded_url: str, engine: sa.Engine, emulator: Callable[..., PineconeEmulator]
+) -> None:
+    print(f"{SEED_VARIABLE}={SEED}")  # noqa: T201 - shown where the test fails, to repeat it
+    chance = random.Random(SEED)
+    pinecone, ids, vectors = emulator(), to_ids(ROWS), to_vectors(ROWS, seed=SEED)
+    pinecone.load("", ids, vectors)
+    count_writes(engine)
+
+    def pace(killed: int) -> None:
+        """Let the source be as fast as makes the rows last until the last kill, on whatever machine."""
+        done = "SELECT count(*) FROM migration_progress WHERE status = 'done'"
+        ahead = execute(engine, done)[0][0] / (ROWS / BATCH_SIZE) > 0.9 * killed / KILLS
+        pinecone.faults.set("fetch", Fault(latency=2.0 if ahead else 0.05))
+
+    variables = environment(upgraded_url, pinecone)
+    options = ("--keys-from", "source", "--resume", "--no-verify", "--batch-size", str(BATCH_SIZE))
+
+    with ExitStack() as stack:
+
+        def start() -> subprocess.Popen[str]:
+            process = start_process(variables, *options, "--workers", str(chance.randint(1, 3)))
+            stack.callback(end_process, process)
+            return process
+
+        at_work = [(start(), chance.uniform(0, LONGEST_LIFE_SECONDS)) for _ in range(PROCESSES)]
+        for killed in range(KILLS):
+            pace(killed)
+            process, life = at_work.pop(0)
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(life)
+            assert process.poll() is None, "it ended before it was to be killed; the rows did not last"
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            at_work.append((start(), chance.uniform(0, LONGEST_LIFE_SECONDS)))
+        left = execute(engine, "SELECT count(*) FROM migration_progress WHERE status <> 'done'")[0][0]
+        assert left, "nothing was left to do after the last kill"
+        pinecone.faults.clear()
+        for process, _ in at_work:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output
+
+    assert stored(engine) == expected(ids, vectors)
+    assert writes_per_key(engine) == dict.fromkeys(ids, 1)
+    assert execute(engine, "SELECT state, planned_keys FROM migration_run WHERE source IS NOT NULL") == [
+        ("finished", ROWS)
+    ]
+    written = "SELECT sum(rows_written)::int, sum(rows_skipped)::int FROM migration_progress"
+    assert execute(engine, written) == [(ROWS, 0)]
+    assert execute(engine, "SELECT count(*) FROM migration_index WHERE built_at IS NULL") == [(0,)]
