@@ -155,7 +155,7 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
 
 _TRANSIENT_CLASSES = {"08", "40", "53", "57"}
 _TRANSIENT_STATES = {"55P03", "25P03", "25P04"}
-_ROW_CLASSES = {"21", "22", "23", "P0"}
+_ROW_CLASSES = {"21", "22", "23", "44", "54", "P0"}
 
 
 DatabaseError = DBAPIError | psycopg2.Error
@@ -184,14 +184,17 @@ def is_transient(error: DatabaseError) -> bool:
 
 
 def is_row_refusal(error: DatabaseError) -> bool:
-    """Whether a row's own content was refused: a cast, a constraint, a trigger that raised, a key given twice."""
+    """Whether a row's own content was refused: a cast, a constraint, a trigger, a size limit."""
     state = sqlstate(error)
     return state is not None and state[:2] in _ROW_CLASSES
 
 
 def to_error(error: DatabaseError, doing: str) -> AmprentaError:
     """A database error as one of ours: transient where trying again may help, else final."""
-    reason = str(_driver_error(error)).strip().replace("\n", " ")
+    driver = _driver_error(error)
+    # The server's first line only: its DETAIL quotes the row.
+    primary = driver.diag.message_primary if isinstance(driver, psycopg2.Error) else None
+    reason = primary or str(driver).strip().replace("\n", " ")
     if is_transient(error):
         return TransientError(f"{doing}: {reason}")
     return AmprentaError(f"{doing}: {reason}")

@@ -28,7 +28,7 @@ from amprenta_vectors.cli.options import (
 )
 from amprenta_vectors.cli.verify import verify_job
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.errors import ConfigError, TransientError
 from amprenta_vectors.schema.keymaps import Identity
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.pinecone import open_source
@@ -153,9 +153,16 @@ def _run(engine: Engine, settings: Settings, job: Job, mode: Mode, stop: threadi
         summary = work.work(work.start(mode))
     code = INTERRUPTED if summary.interrupted else SET_ASIDE if summary.errors else CLEAN
     _print_summary(settings, summary, job.source.description.count)
-    if verify and not summary.interrupted:
-        found = verify_job(engine, job, settings.log_format, stop, known=set(_set_aside(engine, job)))
-        code = code if found else FAILED
+    # Of all processes that share a run, the one that ended it looks at the result.
+    if verify and summary.ended_it:
+        try:
+            clean = verify_job(engine, job, settings.log_format, stop, known=set(_set_aside(engine, job)))
+        except TransientError:
+            if not stop.is_set():
+                raise
+            click.echo("the comparison was interrupted; make it with: amprenta-vectors verify")
+            return INTERRUPTED
+        code = code if clean else FAILED
     return code
 
 

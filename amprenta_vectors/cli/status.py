@@ -37,7 +37,7 @@ def status() -> None:
             if run.last_error:
                 click.echo(f"  stopped by: {run.last_error}")
         for target, name in progress.all_deferred(connection):
-            click.echo(f"index {name} on {target} waits to be built at the end of the load")
+            click.echo(f"index {name} on {target} waits to be built; the last run into the column builds it")
 
 
 def _state(run: progress.Run, counts: progress.Counts) -> str:

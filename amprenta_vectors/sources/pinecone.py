@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
@@ -16,19 +16,19 @@ from amprenta_vectors.errors import ConfigError, RowError, SchemaMismatch, Sourc
 from amprenta_vectors.sources import pinecone_wire as wire
 from amprenta_vectors.sources.pinecone_client import (
     DISTANCES,
+    MAX_QUERY_CHARACTERS,
+    MAX_RECORDS,
     REQUEST_SECONDS,
     PineconeIndex,
+    query_characters,
     sdk_errors,
+    split_requests,
+    split_text,
 )
 from amprenta_vectors.sources.protocol import SourceDescription, TokenRefused
 
 PAGE = 100
 """Ids a list call gives at most (Pinecone's published limit)."""
-FETCH = 1000
-"""Ids a fetch call takes at most (Pinecone's published limit)."""
-QUERY_CHARACTERS = 60_000
-"""httpx refuses a query beyond 65,536 characters, and a REST fetch carries its ids in one."""
-
 
 Record = tuple[str, Any, Any, bool]
 """``(id, values, metadata, has sparse values)``, values and metadata as the transport gave them."""
@@ -97,7 +97,7 @@ class PineconeSource:
             vectors[len(ids)] = row
             ids.append(key)
             if self._text_field is not None:
-                text, kept = _split_text(_to_fields(fields), self._text_field)
+                text, kept = split_text(_to_fields(fields), self._text_field)
                 texts.append(text)
                 metadata.append(kept)
         return VectorBatch(
@@ -170,8 +170,7 @@ class GrpcTransport:
 
     def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
         """Stretches of at most 1000 keys."""
-        for start in range(0, len(keys), FETCH):
-            yield keys[start : start + FETCH]
+        return split_requests(keys, MAX_RECORDS, lambda _: 1)
 
     def fetch(self, namespace: str, keys: Sequence[str]) -> Iterator[Record]:
         """The records of at most 1000 keys."""
@@ -200,17 +199,7 @@ class RestTransport:
 
     def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
         """Stretches of at most 1000 keys whose query stays short enough for httpx."""
-        part: list[str] = []
-        characters = 0
-        for key in keys:
-            length = len(quote(key, safe="")) + len("&ids=")
-            if part and (len(part) == FETCH or characters + length > QUERY_CHARACTERS):
-                yield part
-                part, characters = [], 0
-            part.append(key)
-            characters += length
-        if part:
-            yield part
+        return split_requests(keys, MAX_QUERY_CHARACTERS, query_characters)
 
     def fetch(self, namespace: str, keys: Sequence[str]) -> Iterator[Record]:
         """The records of at most 1000 keys."""
@@ -248,14 +237,6 @@ def _to_number(value: float) -> float:
     if isinstance(value, bool):
         return value
     return int(value) if abs(value) < 2**53 and float(value).is_integer() else float(value)
-
-
-def _split_text(fields: dict[str, Any], text_field: str) -> tuple[str | None, dict[str, Any]]:
-    """The text, and the fields without it; a text field that holds no string stays where it is."""
-    text = fields.get(text_field)
-    if not isinstance(text, str):
-        return None, fields
-    return text, {name: value for name, value in fields.items() if name != text_field}
 
 
 def open_source(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote_plus
 
 import grpc
 from pinecone import Pinecone
@@ -24,6 +25,13 @@ from amprenta_vectors.errors import (
 
 DISTANCES = {"cosine": "cosine", "euclidean": "l2", "dotproduct": "ip"}
 """Pinecone's metrics by our names for them."""
+
+MAX_RECORDS = 1000
+"""How many records or ids Pinecone takes in one upsert, fetch or delete."""
+MAX_QUERY_CHARACTERS = 60_000
+"""A REST fetch sends its ids in the URL, whose query the HTTP client refuses past 65,536 characters."""
+
+Item = TypeVar("Item")
 
 REQUEST_SECONDS = 30.0
 """How long one request may take before it counts as failed."""
@@ -78,6 +86,34 @@ def open_index(settings: Settings) -> PineconeIndex:
         api_key=api_key,
         rest=rest,
     )
+
+
+def split_text(metadata: Mapping[str, Any], text_field: str) -> tuple[str | None, dict[str, Any]]:
+    """The text and the rest of the metadata; a text field that holds no string stays where it is."""
+    text = metadata.get(text_field)
+    if not isinstance(text, str):
+        return None, dict(metadata)
+    return text, {name: value for name, value in metadata.items() if name != text_field}
+
+
+def split_requests(items: Iterable[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Items in groups of at most `MAX_RECORDS` that measure ``most`` together; a larger one stands alone."""
+    part: list[Item] = []
+    total = 0
+    for item in items:
+        measure = size(item)
+        if part and (len(part) == MAX_RECORDS or total + measure > most):
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += measure
+    if part:
+        yield part
+
+
+def query_characters(key: str) -> int:
+    """How long a key is in the URL of a REST fetch."""
+    return len("&ids=") + len(quote_plus(key))
 
 
 def _with_scheme(host: str) -> str:

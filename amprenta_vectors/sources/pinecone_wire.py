@@ -9,6 +9,7 @@ to the protobuf release that made it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -19,7 +20,7 @@ _TYPES = descriptor_pb2.FieldDescriptorProto
 
 SERVICE = "VectorService"
 
-_MESSAGES: dict[str, list[tuple[str, int, str]]] = {
+MESSAGES: dict[str, list[tuple[str, int, str]]] = {
     "SparseValues": [("indices", 1, "uint32[]"), ("values", 2, "float[]")],
     "Vector": [("id", 1, "string"), ("values", 2, "bytes"), ("metadata", 3, "bytes"), ("sparse_values", 4, "bytes")],
     "Usage": [("read_units", 1, "uint32")],
@@ -45,34 +46,43 @@ _MESSAGES: dict[str, list[tuple[str, int, str]]] = {
 _SCALARS = {
     "string": _TYPES.TYPE_STRING,
     "bytes": _TYPES.TYPE_BYTES,
+    "bool": _TYPES.TYPE_BOOL,
+    "int32": _TYPES.TYPE_INT32,
     "uint32": _TYPES.TYPE_UINT32,
+    "uint64": _TYPES.TYPE_UINT64,
     "float": _TYPES.TYPE_FLOAT,
 }
 
 
-def _build() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(
-        name="amprenta_vectors/pinecone_wire.proto", package=_PACKAGE, syntax="proto3"
-    )
-    for message, fields in _MESSAGES.items():
+def build_messages(messages: Mapping[str, Sequence[tuple[str, int, str]]]) -> dict[str, Any]:
+    """Message classes by name, from ``(field name, number, type)``.
+
+    A type is a scalar or another message; ``type[]`` is repeated, ``type?`` knows whether it was set.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto3")
+    for message, fields in messages.items():
         proto = file.message_type.add(name=message)
         for name, number, kind in fields:
-            base = kind.removesuffix("[]")
-            proto.field.add(
+            base = kind.rstrip("[]?")
+            field = proto.field.add(
                 name=name,
                 number=number,
                 label=_TYPES.LABEL_REPEATED if kind.endswith("[]") else _TYPES.LABEL_OPTIONAL,
                 type=_SCALARS.get(base, _TYPES.TYPE_MESSAGE),
                 type_name=None if base in _SCALARS else f".{_PACKAGE}.{base}",
             )
+            if kind.endswith("?"):
+                field.proto3_optional = True
+                field.oneof_index = len(proto.oneof_decl)
+                proto.oneof_decl.add(name=f"_{name}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in messages
     }
 
 
-_classes = _build()
+_classes = build_messages(MESSAGES)
 SparseValues: Any = _classes["SparseValues"]
 Vector: Any = _classes["Vector"]
 FetchEntry: Any = _classes["FetchEntry"]

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
-from urllib.parse import quote_plus
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from amprenta_vectors.config import normalize_namespace
 from amprenta_vectors.errors import SchemaMismatch, SourceNotFound
-from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, sdk_errors
+from amprenta_vectors.sources.pinecone_client import (
+    DISTANCES,
+    MAX_QUERY_CHARACTERS,
+    MAX_RECORDS,
+    PineconeIndex,
+    query_characters,
+    sdk_errors,
+    split_requests,
+    split_text,
+)
 from amprenta_vectors.stores.filters import parse_filter
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
 from amprenta_vectors.stores.vectors import check_top_k, to_batch, to_query_vector
 
-MAX_RECORDS = 1000
-"""How many records or ids Pinecone takes in one upsert, fetch or delete."""
 MAX_UPSERT_BYTES = 2 * 1024 * 1024
-MAX_QUERY_CHARACTERS = 60_000
-"""A fetch sends its ids in the URL, whose query the HTTP client refuses past 65,536 characters."""
-
 _ENVELOPE_BYTES = 2048
 """What an upsert has around its records: the namespace, of at most 512 characters, and punctuation."""
-
-Item = TypeVar("Item")
 
 
 class PineconeStore:
@@ -65,12 +66,14 @@ class PineconeStore:
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
         """The records of ``keys`` by key; keys that are absent, or have sparse values only, are absent."""
         found: dict[str, Record] = {}
-        for part in _split(list(dict.fromkeys(keys)), MAX_QUERY_CHARACTERS, _query_characters):
+        for part in split_requests(list(dict.fromkeys(keys)), MAX_QUERY_CHARACTERS, query_characters):
             with sdk_errors(f"fetching from index {self._index.name!r}"):
                 answer = self._index.rest.fetch(ids=part, namespace=self._namespace)
             for key, item in answer.vectors.items():
                 if item.values:
-                    found[key] = Record(key, np.array(item.values, dtype=np.float32), *self._split(item.metadata))
+                    found[key] = Record(
+                        key, np.array(item.values, dtype=np.float32), *split_text(item.metadata or {}, self._text_field)
+                    )
         return found
 
     def upsert(self, records: Sequence[Record]) -> int:
@@ -82,14 +85,14 @@ class PineconeStore:
         batch = to_batch(records, self._dimension, cosine=self._cosine)
         latest = {record.key: record for record in records}
         items = (self._to_item(latest[key], row) for key, row in zip(batch.source_keys, batch.vectors, strict=True))
-        for part in _split(items, MAX_UPSERT_BYTES - _ENVELOPE_BYTES, _encoded_bytes):
+        for part in split_requests(items, MAX_UPSERT_BYTES - _ENVELOPE_BYTES, _encoded_bytes):
             with sdk_errors(f"writing to index {self._index.name!r}"):
                 self._index.rest.upsert(vectors=part, namespace=self._namespace)
         return len(batch)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete records; an absent key or namespace is no error."""
-        for part in _split(keys, MAX_QUERY_CHARACTERS * MAX_RECORDS, len):
+        for part in split_requests(keys, MAX_QUERY_CHARACTERS * MAX_RECORDS, len):
             try:
                 with sdk_errors(f"deleting from index {self._index.name!r}"):
                     self._index.rest.delete(ids=part, namespace=self._namespace)
@@ -112,31 +115,7 @@ class PineconeStore:
         return {"id": record.key, "values": vector.tolist(), "metadata": metadata}
 
     def _split(self, metadata: Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
-        rest = dict(metadata or {})
-        text = rest.get(self._text_field)
-        if not isinstance(text, str):
-            return None, rest
-        del rest[self._text_field]
-        return text, rest
-
-
-def _split(items: Sequence[Item] | Iterator[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Items in groups of at most `MAX_RECORDS` that measure ``most`` together; a larger one stands alone."""
-    part: list[Item] = []
-    total = 0
-    for item in items:
-        measure = size(item)
-        if part and (len(part) == MAX_RECORDS or total + measure > most):
-            yield part
-            part, total = [], 0
-        part.append(item)
-        total += measure
-    if part:
-        yield part
-
-
-def _query_characters(key: str) -> int:
-    return len("&ids=") + len(quote_plus(key))
+        return split_text(metadata or {}, self._text_field)
 
 
 def _encoded_bytes(item: dict[str, Any]) -> int:

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
 from amprenta_vectors.sources import pinecone_wire
-
-_TYPES = descriptor_pb2.FieldDescriptorProto
 
 _MESSAGES: dict[str, list[tuple[str, int, str]]] = {
     "UpsertRequest": [("vectors", 1, "Vector[]"), ("namespace", 2, "string")],
@@ -79,44 +75,7 @@ _MESSAGES: dict[str, list[tuple[str, int, str]]] = {
     "DescribeNamespaceRequest": [("namespace", 1, "string")],
 }
 
-_SCALARS = {
-    "string": _TYPES.TYPE_STRING,
-    "bytes": _TYPES.TYPE_BYTES,
-    "bool": _TYPES.TYPE_BOOL,
-    "uint32": _TYPES.TYPE_UINT32,
-    "uint64": _TYPES.TYPE_UINT64,
-    "int32": _TYPES.TYPE_INT32,
-    "float": _TYPES.TYPE_FLOAT,
-}
-
-
-def _build() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto()
-    pinecone_wire.Vector.DESCRIPTOR.file.CopyToProto(file)
-    for message, fields in _MESSAGES.items():
-        proto = file.message_type.add(name=message)
-        for name, number, kind in fields:
-            base = kind.rstrip("[]?")
-            field = proto.field.add(
-                name=name,
-                number=number,
-                label=_TYPES.LABEL_REPEATED if kind.endswith("[]") else _TYPES.LABEL_OPTIONAL,
-                type=_SCALARS.get(base, _TYPES.TYPE_MESSAGE),
-                type_name=None if base in _SCALARS else f".{file.package}.{base}",
-            )
-            if kind.endswith("?"):
-                field.proto3_optional = True
-                field.oneof_index = len(proto.oneof_decl)
-                proto.oneof_decl.add(name=f"_{name}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    names = [message.name for message in file.message_type]
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}")) for name in names
-    }
-
-
-_classes = _build()
+_classes = pinecone_wire.build_messages(pinecone_wire.MESSAGES | _MESSAGES)
 SparseValues: Any = _classes["SparseValues"]
 Vector: Any = _classes["Vector"]
 Usage: Any = _classes["Usage"]
