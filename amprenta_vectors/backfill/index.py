@@ -102,6 +102,21 @@ def build_deferred(engine: Engine, table: VectorTable, stop: threading.Event) ->
             connection.invalidate()
 
 
+def rebuild_indexes(engine: Engine, table: VectorTable, stop: threading.Event) -> list[str]:
+    """Rebuild every ANN index of the column concurrently; the old one serves until the new one is ready."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try:
+            _without_timeouts(connection)
+            found = connection.execute(_ANN_INDEXES, {"relation": relation(table), "column": table.embedding}).all()
+            for index in found:
+                _execute(
+                    connection, "REINDEX INDEX CONCURRENTLY " + _quoted(connection, index.schema, index.name), stop
+                )
+            return [index.name for index in found]
+        finally:
+            connection.invalidate()
+
+
 def _build_all(connection: Connection, table: VectorTable, stop: threading.Event) -> list[str]:
     built = []
     for index in progress.deferred_indexes(connection, table.target):

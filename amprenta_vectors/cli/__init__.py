@@ -16,6 +16,7 @@ _COMMANDS = {
     "benchmark": "amprenta_vectors.cli.benchmark:benchmark",
     "db": "amprenta_vectors.cli.db:db",
     "gate": "amprenta_vectors.cli.gate:gate",
+    "index": "amprenta_vectors.cli.index:index",
     "sandbox": "amprenta_vectors.cli.sandbox:sandbox",
     "status": "amprenta_vectors.cli.status:status",
     "verify": "amprenta_vectors.cli.verify:verify",

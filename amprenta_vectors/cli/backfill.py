@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import click
@@ -25,6 +23,7 @@ from amprenta_vectors.cli.options import (
     open_database,
     open_table,
     scope_of,
+    stop_on_signal,
 )
 from amprenta_vectors.cli.verify import verify_job
 from amprenta_vectors.config import Settings
@@ -103,7 +102,7 @@ def backfill(
         for job in jobs:
             describe_run(engine, settings, job)
         return
-    with _stop_on_signal() as stop:
+    with stop_on_signal() as stop:
         codes = [_run(engine, settings, job, mode, stop, verify and limit is None) for job in jobs]
     ctx.exit(next(code for code in WORST_FIRST if code in codes))
 
@@ -219,21 +218,3 @@ def _warn_of_other_distance(index: PineconeIndex, table: VectorTable) -> None:
             "queries will rank differently unless the vectors are normalised",
             err=True,
         )
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C end the batches in hand, then the process; a second Ctrl-C ends it at once."""
-    stop = threading.Event()
-
-    def ask(number: int, _: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
