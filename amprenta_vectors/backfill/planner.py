@@ -85,6 +85,13 @@ def count_empty(connection: Connection, table: VectorTable, scope: Mapping[str, 
     return connection.execute(statement).scalar_one()
 
 
+def has_empty(connection: Connection, table: VectorTable, scope: Mapping[str, str]) -> bool:
+    """Whether any row of the scope has no embedding."""
+    target = to_clause(table)
+    empty = sa.select(sa.literal(1)).select_from(target).where(target.c[table.embedding].is_(None))
+    return connection.execute(empty.where(*in_scope(table, target, scope)).limit(1)).first() is not None
+
+
 class Planner:
     """Lists keys and stores them as batches, each with the token to go on from. One process of a run at a time."""
 

@@ -159,6 +159,18 @@ def unfinished_run(connection: Connection, target: str, scope: Mapping[str, str]
     return None if row is None else _run(row)
 
 
+def finished_run(connection: Connection, target: str, fingerprint: str) -> Run | None:
+    """The last run of that fingerprint, if it finished and no revision has queued another one since."""
+    row = connection.execute(
+        sa.text("""
+            SELECT * FROM migration_run WHERE target = :target AND (fingerprint = :fingerprint OR source IS NULL)
+            ORDER BY id DESC LIMIT 1
+        """),
+        {"target": target, "fingerprint": fingerprint},
+    ).first()
+    return _run(row) if row is not None and row.source is not None and row.state == RunState.FINISHED else None
+
+
 def earlier_models(connection: Connection, target: str, scope: Mapping[str, str]) -> set[str]:
     """The models that earlier runs wrote into that column and scope."""
     rows = connection.execute(

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index import build_deferred, column_is_empty, defer_indexes
-from amprenta_vectors.backfill.planner import EmptyRows, Keys, Planner
+from amprenta_vectors.backfill.planner import EmptyRows, Keys, Planner, has_empty
 from amprenta_vectors.backfill.progress import Batch, Counts, Outcome, Run, RunSpec
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.sink import Sink
@@ -150,7 +150,11 @@ class Backfill:
         self._seen: tuple[Run, Counts]
 
     def start(self, mode: Mode) -> Run:
-        """Begin a run or find the one to go on with. Raises `RunConflict`, `NotUpgraded`."""
+        """Begin a run or find the one to go on with.
+
+        A process that comes to resume when its fellows have finished finds the finished run: nothing is read twice.
+        Raises `RunConflict`, `NotUpgraded`.
+        """
         return self._retry.database("starting", lambda: self._start(mode))
 
     def _start(self, mode: Mode) -> Run:
@@ -172,8 +176,18 @@ class Backfill:
                     )
                 progress.check_same(run, spec)
                 return run
+            ended = progress.finished_run(connection, spec.target, spec.fingerprint) if mode == "resume" else None
+            if ended is not None and self._nothing_new(connection, ended):
+                return ended
             self._refuse_second_model(connection)
             return progress.begin_run(connection, spec)
+
+    def _nothing_new(self, connection: Connection, ended: Run) -> bool:
+        """Whether a run like the one that ended would find nothing; of the source, that is taken for granted."""
+        job = self._job
+        if job.keys_from == "table":
+            return not has_empty(connection, job.table, job.scope)
+        return ended.keys_from == "source" and ended.row_limit is None
 
     def _refuse_second_model(self, connection: Connection) -> None:
         """By what runs wrote, where the scope still holds a value."""
@@ -186,8 +200,15 @@ class Backfill:
             )
 
     def work(self, run: Run) -> Summary:
-        """Work at ``run`` beside any other process that does. Raises what stopped it; the run can be resumed."""
+        """Work at ``run`` beside any other process that does. Raises what stopped it; the run can be resumed.
+
+        Of a run that is finished, only an index that an interrupted build left is made good.
+        """
         began = self._clock()
+        if run.state == RunState.FINISHED:
+            self._observer.started(run, [])
+            self._seen = self._retry.database("counting", partial(self._counted, run))
+            return self._finish(began, repair=True)
         defer = partial(defer_indexes, self._engine, self._job.table, force=self._job.defer_index)
         self._observer.started(run, self._retry.database("putting the index off", defer))
         self._seen = self._retry.database("counting", partial(self._counted, run))
@@ -319,11 +340,11 @@ class Backfill:
 
         self._unless_away(leave)
 
-    def _finish(self, began: float) -> Summary:
+    def _finish(self, began: float, *, repair: bool = False) -> Summary:
         """Call the run finished, and build the index where it was the last one into the column."""
         retry = Retry(self._job.retry_seconds, self._stop, self._observer.waiting)
         try:
-            ended_it, to_build = self._end(retry)
+            ended_it, to_build = self._end(retry, repair=repair)
             built: list[str] = []
             if to_build:
                 self._observer.building(self._job.table.target)
@@ -335,7 +356,7 @@ class Backfill:
             raise
         return self._summary(began, interrupted=False, ended_it=ended_it, built=built)
 
-    def _end(self, retry: Retry) -> tuple[bool, bool]:
+    def _end(self, retry: Retry, *, repair: bool) -> tuple[bool, bool]:
         """Whether the run ended by this process, and whether an index waits for it to be built."""
         run = self._seen[0]
         tries = 0
@@ -350,7 +371,7 @@ class Backfill:
                 state = progress.load_run(connection, run.id).state
                 # A try whose commit went through, its answer lost, was this process's own.
                 ended_it = moved or (tries > 1 and state == RunState.FINISHED)
-                last = ended_it and not progress.others_unfinished(connection, run.id, run.target)
+                last = (ended_it or repair) and not progress.others_unfinished(connection, run.id, run.target)
                 return state, ended_it, last and bool(progress.deferred_indexes(connection, run.target))
 
         state, ended_it, to_build = retry.database("finishing the run", end)

@@ -206,6 +206,8 @@ def _print_summary(settings: Settings, summary: Summary, source_count: int | Non
         click.echo(f"  set aside: {number:,} {reason}")
     for name in summary.indexes_built:
         click.echo(f"  index built: {name}")
+    if not summary.ended_it and not summary.written_here and run.state == "finished":
+        click.echo("  it had ended before; to list the source once more: amprenta-vectors backfill --restart")
     if summary.interrupted:
         click.echo("  go on with: amprenta-vectors backfill --resume")
 

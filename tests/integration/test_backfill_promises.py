@@ -492,7 +492,33 @@ def test_the_run_that_a_revision_queued_is_taken_over(engine: sa.Engine) -> None
     assert [state for _, state in queued] == ["planned"]
     summary = run_job(engine, to_job(engine, stub()), "resume")
     assert summary.run.id == queued[0][0]
-    assert run_job(engine, to_job(engine, stub()), "resume").run.id != summary.run.id
+    assert run_job(engine, to_job(engine, stub())).run.id != summary.run.id
+
+
+@pytest.mark.parametrize("keys_from", ["table", "source"])
+def test_a_process_that_resumes_after_the_end_finds_the_run_finished_and_reads_nothing(
+    engine: sa.Engine, keys_from: str
+) -> None:
+    add_rows(engine, IDS)
+    first = run_job(engine, to_job(engine, stub(), keys_from=keys_from), "resume")
+    source = stub()
+    late = run_job(engine, to_job(engine, source, keys_from=keys_from), "resume")
+    assert (late.run.id, late.run.state, late.ended_it) == (first.run.id, "finished", False)
+    assert source.fetched == []
+    assert execute(engine, "SELECT count(*) FROM migration_run") == [(1,)]
+
+
+def test_resuming_after_the_end_takes_up_rows_that_came_since(engine: sa.Engine) -> None:
+    add_rows(engine, IDS[:50])
+    run_job(engine, to_job(engine, stub(), keys_from="table"), "resume")
+    add_rows(engine, IDS[50:60])
+    assert run_job(engine, to_job(engine, stub(), keys_from="table"), "resume").counts.written == 10
+
+
+def test_resuming_after_a_limited_run_lists_the_rest(engine: sa.Engine) -> None:
+    run_job(engine, to_job(engine, stub(), keys_from="source", limit=30), "resume")
+    run_job(engine, to_job(engine, stub(), keys_from="source"), "resume")
+    assert execute(engine, "SELECT count(embedding) FROM rag_chunks") == [(len(IDS),)]
 
 
 @pytest.mark.parametrize("keys_from", ["table", "source"])

@@ -121,7 +121,9 @@ def test_every_operator_agrees_with_matches_at_the_edges(connection: sa.Connecti
             assert found(connection, asked) == [i for i, item in enumerate(documents) if condition.matches(item)], asked
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(documents, min_size=1, max_size=8), st.lists(filters, min_size=1, max_size=5))
 def test_sql_agrees_with_matches(
     connection: sa.Connection, documents: list[dict[str, Any]], filters: list[dict[str, Any]]
@@ -132,7 +134,9 @@ def test_sql_agrees_with_matches(
         assert found(connection, asked) == [i for i, item in enumerate(documents) if condition.matches(item)], asked
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(st.none() | storable, min_size=1, max_size=5), filters)
 def test_the_text_field_is_looked_for_in_the_text_column(
     connection: sa.Connection, bodies: list[str | None], filter: dict[str, Any]

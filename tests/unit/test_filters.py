@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amprenta_vectors.errors import FilterError
@@ -91,6 +91,7 @@ def as_float(value: Any) -> Any:
     return float(value)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(filters, documents)
 def test_matches_agrees_with_a_plain_reading_of_the_documentation(
     filter: dict[str, Any], document: dict[str, Any]
