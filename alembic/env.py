@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
+from io import StringIO
 from logging.config import fileConfig
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import context
@@ -13,9 +15,20 @@ from sqlalchemy.exc import DBAPIError
 
 import amprenta_vectors.ddl  # noqa: F401 - registers the operations
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import check_direct, check_server, create_engine, migration_lock, server_versions, to_error
+from amprenta_vectors.db import (
+    MIGRATION_LOCK,
+    check_direct,
+    check_may_migrate,
+    check_server,
+    create_engine,
+    migration_lock,
+    server_versions,
+    to_error,
+)
+from amprenta_vectors.ddl.offline_script import make_repeatable
 from amprenta_vectors.errors import AmprentaError, ConfigError
-from amprenta_vectors.migrate import SECTIONS
+from amprenta_vectors.migrate import SECTIONS, Section
+from amprenta_vectors.schema import tables
 
 config = context.config
 log = logging.getLogger("amprenta_vectors.migrate")
@@ -26,28 +39,33 @@ ARGUMENTS = {"dimension", "purge"}
 
 def run() -> None:
     """Connect directly, wait for the migration lock, and run what is left to run."""
-    if context.is_offline_mode():
-        raise AmprentaError("writing these revisions as SQL is not supported yet", hint="alembic upgrade head")
     arguments = context.get_x_argument(as_dictionary=True)
     if unknown := sorted(arguments.keys() - ARGUMENTS):
         raise ConfigError(f"-x {unknown[0]} is not known", hint="one of: -x dimension=NUMBER, -x purge=true")
     settings = config.attributes.get("settings") or Settings.load()
+    options = {
+        "dimension": arguments.get("dimension", settings.vector_dimension),
+        "purge": arguments.get("purge", config.attributes.get("purge", False)),
+    }
+    if context.is_offline_mode():
+        write(settings, options)
+        return
     engine = create_engine(settings, migrations=True)
     try:
         check_direct(engine)
-        check_suitable(engine)
+        comparison = check_suitable(engine)
         with engine.connect() as connection:
             context.configure(
                 connection=connection,
-                version_table=SECTIONS[config.config_ini_section].version_table,
+                version_table=section().version_table,
+                **comparison,
                 transaction_per_migration=True,
-                amprenta_options={
-                    "dimension": arguments.get("dimension", settings.vector_dimension),
-                    "purge": arguments.get("purge", config.attributes.get("purge", False)),
-                },
+                amprenta_options=options,
             )
             # `alembic current` changes nothing, and is asked just when an upgrade takes long.
             only_reads = context.get_context().opts.get("dont_mutate", False)
+            if not only_reads:
+                check_may_migrate(engine, section().version_table)
             lock = nullcontext() if only_reads else migration_lock(engine, settings.migration_lock_timeout)
             with lock, context.begin_transaction():
                 context.run_migrations()
@@ -57,16 +75,48 @@ def run() -> None:
         engine.dispose()
 
 
-def check_suitable(engine: sa.Engine) -> None:
-    """Refuse a server that cannot work before anything is changed; warn of one with known faults."""
+def write(settings: Settings, options: dict[str, Any]) -> None:
+    """Print the revisions as a script for psql; no database is asked, and nothing is printed unless all can be."""
+    script = StringIO()
+    context.configure(
+        dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"},
+        literal_binds=True,
+        output_buffer=script,
+        version_table=section().version_table,
+        transaction_per_migration=True,
+        amprenta_options=options,
+    )
+    make_repeatable(context.get_context(), lock=MIGRATION_LOCK, lock_seconds=settings.migration_lock_timeout)
+    with context.begin_transaction():
+        context.run_migrations()
+    (config.output_buffer or sys.stdout).write(script.getvalue())
+
+
+def section() -> Section:
+    """The section that is run: that of the ini file's own name, or the one that ``amprenta_section`` names there."""
+    name = config.get_main_option("amprenta_section", config.config_ini_section)
+    if name not in SECTIONS:
+        raise ConfigError(f"there is no section {name!r}", hint=f"amprenta_section = one of: {', '.join(SECTIONS)}")
+    return SECTIONS[name]
+
+
+def check_suitable(engine: sa.Engine) -> dict[str, Any]:
+    """Refuse a server that cannot work before anything is changed; warn of one with known faults.
+
+    Returns what autogenerate compares with, as it depends on what the database already had.
+    """
     # On a connection of its own: one whose transaction has begun would not be committed by Alembic.
     with engine.connect() as connection:
         versions = server_versions(connection)
+        comparison = tables.comparison(connection)
     for warning in check_server(*versions):
         log.warning(warning)
+    return comparison
 
 
-if config.config_file_name is not None:
+# An application's file, in which a section of ours is mounted, may leave logging to the application.
+if config.config_file_name is not None and config.file_config.has_section("formatters"):
     fileConfig(config.config_file_name, disable_existing_loggers=False)
 try:
     run()

@@ -124,8 +124,44 @@ def check_direct(engine: sa.Engine) -> None:
     )
 
 
+def check_may_migrate(engine: sa.Engine, version_table: str) -> None:
+    """Raises `ServerUnsuitable` where nothing can be changed, or not even ``version_table`` be made."""
+    with engine.connect() as connection:
+        row = connection.execute(
+            sa.text("""
+                SELECT pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only,
+                       current_user AS role, current_database() AS database, current_schema() AS schema,
+                       to_regclass(:version_table) IS NULL
+                           AND has_schema_privilege(current_schema(), 'CREATE') IS NOT TRUE AS forbidden
+            """),
+            {"version_table": version_table},
+        ).one()
+        quote = connection.dialect.identifier_preparer.quote
+        role, database, schema = (quote(name) for name in (row.role, row.database, row.schema or "public"))
+    if row.standby:
+        raise ServerUnsuitable(
+            "this server is a read-only standby", hint="point DATABASE_URL, or MIGRATION_DATABASE_URL, at the primary"
+        )
+    if row.read_only:
+        raise ServerUnsuitable(
+            f"role {row.role} may only read: default_transaction_read_only is on",
+            hint=f"ALTER ROLE {role} IN DATABASE {database} SET default_transaction_read_only = off",
+        )
+    if row.forbidden:
+        raise ServerUnsuitable(
+            f"role {row.role} may not make tables in schema {row.schema or 'public'}",
+            hint=f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}",
+        )
+
+
 MIGRATION_LOCK = 7230561180403327314
 """The advisory lock that one upgrade at a time holds; any number would do, this one is ours."""
+
+_LOCK_HOLDER = sa.text("""
+    SELECT pid FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND classid::bigint << 32 | objid::bigint = :lock
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+""")
 
 
 @contextmanager
@@ -141,8 +177,10 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
         deadline = time.monotonic() + timeout
         while not connection.execute(try_lock).scalar_one():
             if time.monotonic() > deadline:
+                holder = connection.execute(_LOCK_HOLDER, {"lock": MIGRATION_LOCK}).scalar()
                 raise AmprentaError(
-                    f"another migration of this database has run for more than {timeout:.0f} s",
+                    f"another migration of this database has run for more than {timeout:.0f} s"
+                    + (f" (pid {holder})" if holder else ""),
                     hint="wait for it, or raise AMPRENTA_MIGRATION_LOCK_TIMEOUT",
                 )
             time.sleep(0.2)

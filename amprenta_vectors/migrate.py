@@ -9,9 +9,12 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy.engine import Connection
 
 from amprenta_vectors.config import Settings
+from amprenta_vectors.ddl.plan import RevisionPlan, plan_upgrade
 from amprenta_vectors.errors import ConfigError
 
 
@@ -49,24 +52,42 @@ def alembic_config(settings: Settings, section: str = "alembic") -> Config:
     return config
 
 
-def upgrade(settings: Settings, section: str = "alembic", revision: str = "head") -> None:
-    """Bring ``section`` to ``revision``, waiting for any other upgrade of this database."""
+def upgrade(settings: Settings, section: str = "alembic", revision: str = "head", *, sql: bool = False) -> None:
+    """Bring ``section`` to ``revision``, waiting for any other upgrade of this database.
+
+    With ``sql``, no database is touched: what there is to do is printed, for psql.
+    """
     with _alembic_errors():
-        command.upgrade(alembic_config(settings, section), revision)
+        command.upgrade(alembic_config(settings, section), revision, sql=sql)
 
 
-def downgrade(settings: Settings, section: str = "alembic", revision: str = "base", *, purge: bool = False) -> None:
-    """Take ``section`` back to ``revision``; what has values is kept unless ``purge``."""
+def downgrade(
+    settings: Settings, section: str = "alembic", revision: str = "base", *, purge: bool = False, sql: bool = False
+) -> None:
+    """Take ``section`` back to ``revision``; what has values is kept unless ``purge``.
+
+    With ``sql``, ``revision`` is a range (``head:base``), and what there is to do is printed, for psql.
+    """
     config = alembic_config(settings, section)
     config.attributes["purge"] = purge
     with _alembic_errors():
-        command.downgrade(config, revision)
+        command.downgrade(config, revision, sql=sql)
 
 
 def current(settings: Settings, section: str = "alembic") -> None:
     """Print the revision that ``section`` is at; never waits for an upgrade that runs."""
     with _alembic_errors():
         command.current(alembic_config(settings, section))
+
+
+def plan(
+    settings: Settings, connection: Connection, section: str = "alembic", revision: str = "head"
+) -> list[RevisionPlan]:
+    """What an upgrade of ``section`` to ``revision`` would do; nothing is changed and no lock is waited for."""
+    script = ScriptDirectory.from_config(alembic_config(settings, section))
+    options = {"dimension": settings.vector_dimension}
+    version_table = SECTIONS[section].version_table
+    return plan_upgrade(connection, script, revision, version_table=version_table, options=options)
 
 
 @contextmanager

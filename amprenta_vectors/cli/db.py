@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import click
 
 from amprenta_vectors.config import Settings
+from amprenta_vectors.db import check_connection, create_engine
+from amprenta_vectors.ddl.locking import GIVE_UP_SECONDS, LOCK_SECONDS
+from amprenta_vectors.ddl.plan import RevisionPlan
 from amprenta_vectors.migrate import SECTIONS
 from amprenta_vectors.migrate import current as run_current
 from amprenta_vectors.migrate import downgrade as run_downgrade
+from amprenta_vectors.migrate import plan as run_plan
 from amprenta_vectors.migrate import upgrade as run_upgrade
 
 _section = click.option(
@@ -19,6 +24,7 @@ _section = click.option(
     show_default=True,
     help="Which system's revisions.",
 )
+_sql = click.option("--sql", is_flag=True, help="Print a script for psql instead; no database is asked.")
 
 
 @click.group()
@@ -31,19 +37,24 @@ def db() -> None:
 
 @db.command()
 @_section
+@_sql
 @click.argument("revision", default="head")
-def upgrade(section: str, revision: str) -> None:
+def upgrade(section: str, sql: bool, revision: str) -> None:
     """Bring the schema to REVISION (default: head). Several at once are safe: one works, the others wait."""
-    run_upgrade(Settings.load(), section, revision)
+    run_upgrade(Settings.load(), section, revision, sql=sql)
 
 
 @db.command()
 @_section
 @click.option("--purge", is_flag=True, help="Drop embeddings and tables that have values, instead of keeping them.")
+@_sql
 @click.argument("revision", default="base")
-def downgrade(section: str, revision: str, purge: bool) -> None:
-    """Take the schema back to REVISION (default: base). What has values is kept and comes back with an upgrade."""
-    run_downgrade(Settings.load(), section, revision, purge=purge)
+def downgrade(section: str, revision: str, purge: bool, sql: bool) -> None:
+    """Take the schema back to REVISION (default: base). What has values is kept and comes back with an upgrade.
+
+    With --sql, REVISION is a range, from where the script is to begin: head:base.
+    """
+    run_downgrade(Settings.load(), section, revision, purge=purge, sql=sql)
 
 
 @db.command()
@@ -51,3 +62,37 @@ def downgrade(section: str, revision: str, purge: bool) -> None:
 def current(section: str) -> None:
     """Print the revision that the schema is at."""
     run_current(Settings.load(), section)
+
+
+@db.command()
+@_section
+@click.argument("revision", default="head")
+def plan(section: str, revision: str) -> None:
+    """Say what an upgrade to REVISION (default: head) would do and lock. Changes nothing; counts values by reading."""
+    settings = Settings.load()
+    engine = create_engine(settings, migrations=True)
+    check_connection(engine)
+    with engine.connect().execution_options(postgresql_readonly=True) as connection:
+        plans = run_plan(settings, connection, section, revision)
+    for each in plans:
+        click.echo("\n".join(_described(each)))
+    if not plans:
+        click.echo("nothing to do: the schema is there already")
+    elif any(step.blocks != "nobody" for each in plans for step in each.steps):
+        click.echo(
+            f"A lock that others wait for is asked for {LOCK_SECONDS} s at a time, for up to {GIVE_UP_SECONDS} s: no "
+            f"statement queues behind it for longer than {LOCK_SECONDS} s."
+        )
+
+
+def _described(plan: RevisionPlan) -> Iterator[str]:
+    yield f"{plan.revision}  {plan.title}"
+    for table in plan.tables:
+        rows = "rows never counted (ANALYZE does)" if table.rows is None else f"about {table.rows:,} rows"
+        yield f"    {table.name}: {rows}, {table.bytes / 2**20:,.1f} MB"
+    for step in plan.steps:
+        yield f"  - {step.action}"
+        if step.lock:
+            where = f"{step.lock} on {step.object}" if step.object else step.lock
+            waits = "nobody waits" if step.blocks == "nobody" else f"who waits: {step.blocks}"
+            yield f"      lock: {where}; {waits}; {step.duration}"

@@ -4,19 +4,23 @@
 `amprenta_vectors.errors` alone, and every one can be repeated: a second call finds the work done.
 """
 
+from amprenta_vectors.ddl import autogenerate as _autogenerate  # noqa: F401 - registers itself with Alembic
 from amprenta_vectors.ddl.backfill import CancelBackfillOp, QueueBackfillOp
 from amprenta_vectors.ddl.catalogue import other_sections
 from amprenta_vectors.ddl.extension import CreateVectorExtensionOp, DropVectorExtensionOp
 from amprenta_vectors.ddl.gate import EnsureBackfillFinishedOp
+from amprenta_vectors.ddl.impl import AmprentaPostgresqlImpl
 from amprenta_vectors.ddl.kept_column import AddKeptColumnOp, DropKeptColumnOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
 from amprenta_vectors.ddl.vector_column import AddVectorColumnOp
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp
+from amprenta_vectors.ddl.vector_type import VectorType
 
 __all__ = [
     "AddKeptColumnOp",
     "AddVectorColumnOp",
     "AdoptTableOp",
+    "AmprentaPostgresqlImpl",
     "CancelBackfillOp",
     "CreateVectorExtensionOp",
     "CreateVectorIndexOp",
@@ -26,5 +30,6 @@ __all__ = [
     "EnsureBackfillFinishedOp",
     "QueueBackfillOp",
     "RetireTableOp",
+    "VectorType",
     "other_sections",
 ]

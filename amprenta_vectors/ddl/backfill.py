@@ -9,12 +9,32 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
 
+from amprenta_vectors.ddl import offline_backfill
 from amprenta_vectors.ddl.catalogue import connection_of
 from amprenta_vectors.ddl.options import log
+from amprenta_vectors.ddl.plan import Step
 from amprenta_vectors.errors import AmprentaError
 
 DRAIN_SECONDS = 60.0
 _POLL_SECONDS = 0.5
+
+_QUEUE = sa.text("""\
+INSERT INTO migration_run (vector_table, target, state, desired_state)
+SELECT :vector_table, :target, 'planned', 'running'
+WHERE NOT EXISTS (
+    SELECT 1 FROM migration_run
+    WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')
+)""")
+
+_CANCEL = sa.text("""\
+UPDATE migration_run
+SET desired_state = 'cancelled', state = 'cancelled', finished_at = clock_timestamp()
+WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')""")
+
+# Of every run, not only those cancelled just now: this may be the second try after the first timed out.
+_HELD = sa.text("""\
+SELECT count(*) FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
+WHERE r.target = :target AND p.status = 'running' AND p.lease_expires_at > clock_timestamp()""")
 
 
 @Operations.register_operation("queue_backfill")
@@ -33,6 +53,10 @@ class QueueBackfillOp(MigrateOperation):
     def reverse(self) -> MigrateOperation:
         """The operation that undoes this one."""
         return CancelBackfillOp(self.vector_table, self.target)
+
+    def plan(self, operations: Operations) -> list[Step]:
+        """What this would do now."""
+        return [Step(f"queue a backfill of {self.target}, unless one is unfinished", lock="ROW EXCLUSIVE")]
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -63,17 +87,11 @@ class CancelBackfillOp(MigrateOperation):
 
 @Operations.implementation_for(QueueBackfillOp)
 def _queue(operations: Operations, op: QueueBackfillOp) -> None:
-    queued = connection_of(operations).execute(
-        sa.text("""
-            INSERT INTO migration_run (vector_table, target, state, desired_state)
-            SELECT :vector_table, :target, 'planned', 'running'
-            WHERE NOT EXISTS (
-                SELECT 1 FROM migration_run
-                WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')
-            )
-        """),
-        {"vector_table": op.vector_table, "target": op.target},
-    )
+    queue = _QUEUE.bindparams(vector_table=op.vector_table, target=op.target)
+    if operations.get_context().as_sql:
+        offline_backfill.queue_backfill(operations, queue)
+        return
+    queued = connection_of(operations).execute(queue)
     if queued.rowcount:
         log.info("%s: a backfill is queued; start it with: python scripts/backfill.py --resume", op.target)
 
@@ -81,25 +99,17 @@ def _queue(operations: Operations, op: QueueBackfillOp) -> None:
 @Operations.implementation_for(CancelBackfillOp)
 def _cancel(operations: Operations, op: CancelBackfillOp) -> None:
     """Cancel in a transaction of its own, so that workers see it while this one waits for them."""
+    cancel, held = _CANCEL.bindparams(target=op.target), _HELD.bindparams(target=op.target)
+    if operations.get_context().as_sql:
+        offline_backfill.cancel_backfill(operations, op, cancel, held, DRAIN_SECONDS)
+        return
     with operations.get_context().autocommit_block():
         connection = connection_of(operations)
-        cancelled = connection.execute(
-            sa.text("""
-                UPDATE migration_run
-                SET desired_state = 'cancelled', state = 'cancelled', finished_at = clock_timestamp()
-                WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')
-            """),
-            {"target": op.target},
-        ).rowcount
+        cancelled = connection.execute(cancel).rowcount
         if cancelled:
             log.info("%s: %d backfill run(s) cancelled", op.target, cancelled)
         deadline = time.monotonic() + DRAIN_SECONDS
-        # Of every run, not only those cancelled just now: this may be the second try after the first timed out.
-        held = sa.text("""
-            SELECT count(*) FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
-            WHERE r.target = :target AND p.status = 'running' AND p.lease_expires_at > clock_timestamp()
-        """)
-        while connection.execute(held, {"target": op.target}).scalar_one():
+        while connection.execute(held).scalar_one():
             if time.monotonic() > deadline:
                 raise AmprentaError(
                     f"{op.target}: a backfill worker still holds a batch after {DRAIN_SECONDS:.0f} s",

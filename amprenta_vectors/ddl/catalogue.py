@@ -6,7 +6,9 @@ from typing import Literal
 
 import sqlalchemy as sa
 from alembic.operations import Operations
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.errors import AmprentaError
 
@@ -51,6 +53,13 @@ def quoted(*parts: str | None) -> str:
     """``parts`` as a dotted, quoted identifier, as ``to_regclass`` reads it; None parts are left out."""
     # SQLAlchemy's own quoting doubles percent signs for the driver, which a bound value must not have.
     return ".".join('"{}"'.format(part.replace('"', '""')) for part in parts if part)
+
+
+def qualified(name: str, schema: str | None = None) -> str:
+    """A name as a person types it: with its schema where one is given, quoted only where it must be."""
+    # Not the driver's own dialect, which doubles percent signs.
+    quote = PGDialect(paramstyle="named").identifier_preparer.quote  # type: ignore[no-untyped-call]
+    return ".".join(quote(part) for part in (schema, name) if part)
 
 
 def table_exists(connection: Connection, table: str, schema: str | None = None) -> bool:
@@ -115,9 +124,14 @@ def is_retired(connection: Connection, table: str, column: str | None = None, sc
 
 def mark(connection: Connection, kind: Literal["EXTENSION", "INDEX"], *name: str | None) -> None:
     """Comment that an object was made here, so that a downgrade may drop it; Alembic itself comments tables."""
-    preparer = connection.dialect.identifier_preparer
-    identifier = ".".join(preparer.quote_identifier(part) for part in name if part)
-    connection.exec_driver_sql(f"COMMENT ON {kind} {identifier} IS %(made)s", {"made": MADE})
+    # Not bound: a driver that leaves binding to the server cannot do it in a COMMENT.
+    statement = f"COMMENT ON {kind} {quoted(*name)} IS '{MADE}'"
+    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """The code that PostgreSQL gave the error, whichever driver an application uses."""
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
 
 
 def other_sections(operations: Operations) -> list[str]:

@@ -8,10 +8,22 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
+from alembic.operations.ops import ModifyTableOps
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.ddl import offline_backfill
 from amprenta_vectors.ddl.catalogue import connection_of, table_exists
 from amprenta_vectors.errors import NotUpgraded, RunConflict
+
+_LIVE_RUNS = sa.text("""\
+SELECT id, state FROM migration_run
+WHERE target = :target AND source IS NOT NULL AND state NOT IN ('finished', 'failed', 'cancelled')
+ORDER BY id""")
+
+_SET_ASIDE = sa.text("""\
+SELECT e.reason, count(DISTINCT (r.scope, e.key)) AS rows
+FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+WHERE r.target = :target AND e.resolved_at IS NULL GROUP BY e.reason ORDER BY e.reason""")
 
 
 @Operations.register_operation("ensure_backfill_finished")
@@ -41,8 +53,8 @@ class EnsureBackfillFinishedOp(MigrateOperation):
         operations.invoke(cls(table, column, allow, schema))
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one: a look undoes itself."""
-        return self
+        """The operation that undoes this one: none, as a downgrade need not be complete."""
+        return ModifyTableOps(self.table, [], schema=self.schema)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -51,7 +63,17 @@ class EnsureBackfillFinishedOp(MigrateOperation):
 
 @Operations.implementation_for(EnsureBackfillFinishedOp)
 def _ensure(operations: Operations, op: EnsureBackfillFinishedOp) -> None:
+    if operations.get_context().as_sql:
+        target = target_of(op.table, op.column, op.schema)
+        live, aside = _LIVE_RUNS.bindparams(target=target), _SET_ASIDE.bindparams(target=target)
+        offline_backfill.ensure_backfill_finished(operations, op, target, live, aside)
+        return
     check_finished(connection_of(operations), op.table, op.column, allow=op.allow, schema=op.schema)
+
+
+def target_of(table: str, column: str, schema: str | None) -> str:
+    """How a run names the column that it fills."""
+    return ".".join(part for part in (schema, table, column) if part)
 
 
 def check_finished(
@@ -63,7 +85,7 @@ def check_finished(
     """
     if not table_exists(connection, table, schema):
         raise NotUpgraded(f"table {table} does not exist", hint="alembic upgrade head")
-    target = ".".join(part for part in (schema, table, column) if part)
+    target = target_of(table, column, schema)
     counted = sa.select(sa.func.count(), sa.func.count(sa.column(column))).select_from(sa.table(table, schema=schema))
     rows, filled = connection.execute(counted).one()
     if not rows:
@@ -87,24 +109,10 @@ def check_finished(
 
 def _live_runs(connection: Connection, target: str) -> list[tuple[int, str]]:
     """Runs that were begun and have not ended; one that is only queued writes nothing."""
-    rows = connection.execute(
-        sa.text("""
-            SELECT id, state FROM migration_run
-            WHERE target = :target AND source IS NOT NULL AND state NOT IN ('finished', 'failed', 'cancelled')
-            ORDER BY id
-        """),
-        {"target": target},
-    )
+    rows = connection.execute(_LIVE_RUNS.bindparams(target=target))
     return [(row.id, row.state) for row in rows]
 
 
 def _set_aside(connection: Connection, target: str) -> dict[str, int]:
-    rows = connection.execute(
-        sa.text("""
-            SELECT e.reason, count(DISTINCT (r.scope, e.key)) AS rows
-            FROM migration_error e JOIN migration_run r ON r.id = e.run_id
-            WHERE r.target = :target AND e.resolved_at IS NULL GROUP BY e.reason ORDER BY e.reason
-        """),
-        {"target": target},
-    )
+    rows = connection.execute(_SET_ASIDE.bindparams(target=target))
     return {row.reason: row.rows for row in rows}

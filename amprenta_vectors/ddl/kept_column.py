@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
+from sqlalchemy.engine import Connection
 
+from amprenta_vectors.ddl import offline_column
 from amprenta_vectors.ddl.catalogue import (
     MADE,
     RETIRED,
@@ -17,14 +20,16 @@ from amprenta_vectors.ddl.catalogue import (
     connection_of,
     has_value,
     is_retired,
+    qualified,
+    quoted,
     retired_name,
 )
 from amprenta_vectors.ddl.locking import drop_unless_used, lift_statement_timeout, with_short_lock
 from amprenta_vectors.ddl.options import log, purging
+from amprenta_vectors.ddl.plan import Blocked, Step, present_name
+from amprenta_vectors.ddl.privileges import require_ownership
+from amprenta_vectors.ddl.take_back import drop_trigger, plan_take_back, take_back
 from amprenta_vectors.errors import AmprentaError, SchemaMismatch
-
-UPDATED_AT = "updated_at"
-"""The column that tells whether a row changed while its values were retired."""
 
 
 @Operations.register_operation("add_kept_column")
@@ -52,7 +57,12 @@ class AddKeptColumnOp(MigrateOperation):
 
     def reverse(self) -> MigrateOperation:
         """The operation that undoes this one."""
-        return DropKeptColumnOp(self.table, self.column, self.schema)
+        return DropKeptColumnOp(self.table, self.column, self.schema, _reverse=self)
+
+    def plan(self, operations: Operations) -> list[Step]:
+        """What this would do now."""
+        connection = connection_of(operations)
+        return plan_column(connection, self.table, self.column, self.type.compile(connection.dialect), self.schema)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -67,6 +77,7 @@ class DropKeptColumnOp(MigrateOperation):
     table: str
     column: str
     schema: str | None = None
+    _reverse: MigrateOperation | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def drop_kept_column(cls, operations: Operations, table: str, column: str, *, schema: str | None = None) -> None:
@@ -76,6 +87,12 @@ class DropKeptColumnOp(MigrateOperation):
         """
         operations.invoke(cls(table, column, schema))
 
+    def reverse(self) -> MigrateOperation:
+        """The operation that undoes this one. Raises ValueError where the column that was there is not known."""
+        if self._reverse is None:
+            raise ValueError(f"drop_kept_column({self.column!r}) is not reversible: its type is unknown")
+        return self._reverse
+
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
         return ("drop_kept_column", self.schema, self.table, self.column)
@@ -83,6 +100,9 @@ class DropKeptColumnOp(MigrateOperation):
 
 @Operations.implementation_for(AddKeptColumnOp)
 def _add(operations: Operations, op: AddKeptColumnOp) -> None:
+    if operations.get_context().as_sql:
+        offline_column.add_kept_column(operations, op)
+        return
     connection = connection_of(operations)
     if op.column in column_types(connection, op.table, op.schema):
         return
@@ -95,6 +115,9 @@ def _add(operations: Operations, op: AddKeptColumnOp) -> None:
 @Operations.implementation_for(DropKeptColumnOp)
 def _drop(operations: Operations, op: DropKeptColumnOp) -> None:
     """Retire first, look for values afterwards: none can come any more, and nobody waits while we look."""
+    if operations.get_context().as_sql:
+        offline_column.drop_kept_column(operations, op)
+        return
     connection = connection_of(operations)
     where, kept = f"{op.table}.{op.column}", retired_name(op.column)
     types = column_types(connection, op.table, op.schema)
@@ -103,9 +126,10 @@ def _drop(operations: Operations, op: DropKeptColumnOp) -> None:
             log.info("%s was adopted, not made here: left as it is", where)
             return
         if kept in types:
+            table = qualified(op.table, op.schema)
             raise SchemaMismatch(
                 f"column {op.table}.{kept} is in the way: {where} is to be kept under that name",
-                hint=f"ALTER TABLE {op.table} RENAME COLUMN {kept} TO …, then run the downgrade again",
+                hint=f"ALTER TABLE {table} RENAME COLUMN {qualified(kept)} TO …, then run the downgrade again",
             )
         _retire(operations, op)
         commit_step(operations)
@@ -119,7 +143,12 @@ def _drop(operations: Operations, op: DropKeptColumnOp) -> None:
     if values:
         counted = sa.select(sa.func.count(sa.column(kept))).select_from(sa.table(op.table, schema=op.schema))
         log.warning("%s: dropping %d values", where, connection.execute(counted).scalar_one())
-    if drop_unless_used(connection, where, lambda: operations.drop_column(op.table, kept, schema=op.schema)):
+
+    def drop() -> None:
+        drop_trigger(connection, op.table, kept, op.schema)
+        operations.drop_column(op.table, kept, schema=op.schema)
+
+    if drop_unless_used(connection, where, drop):
         return
     if values:
         raise AmprentaError(
@@ -130,60 +159,84 @@ def _drop(operations: Operations, op: DropKeptColumnOp) -> None:
 
 
 def _retire(operations: Operations, op: DropKeptColumnOp) -> None:
-    """Rename the column, and note since when its values may be stale.
+    """Rename the column, let the old application leave it out, and note since when its values may be stale."""
+    connection, where = connection_of(operations), f"{op.table}.{op.column}"
+    require_ownership(connection, op.table, op.schema)
+    checks = _checks_against_null(connection, op)
+    moment = _oldest_start(connection, where)
 
-    That is the start of the oldest transaction that runs: whatever it writes from now on bears that time.
-    """
-    connection = connection_of(operations)
-    moment = connection.execute(
-        sa.text("""
-            SELECT least(clock_timestamp(), min(xact_start)) FROM pg_stat_activity
-            WHERE datname = current_database() AND pid <> pg_backend_pid()
-        """)
-    ).scalar_one()
-    with_short_lock(
-        connection,
-        f"retiring {op.table}.{op.column}",
-        lambda: operations.alter_column(
+    def retire() -> None:
+        for check in checks:
+            operations.drop_constraint(check, op.table, schema=op.schema, type_="check")
+        operations.alter_column(
             op.table,
             op.column,
             nullable=True,
             comment=f"{RETIRED}{moment.isoformat()}",
             new_column_name=retired_name(op.column),
             schema=op.schema,
-        ),
+        )
+
+    with_short_lock(connection, f"retiring {where}", retire)
+    for check in checks:
+        log.warning("%s: CHECK constraint %s, which forbids NULL, is dropped and does not come back", where, check)
+
+
+def _checks_against_null(connection: Connection, op: DropKeptColumnOp) -> list[str]:
+    """The names of CHECK constraints that say no more than NOT NULL, validated or not."""
+    names = connection.execute(
+        sa.text("""
+            SELECT conname FROM pg_constraint c
+            JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attname = :column AND c.conkey = ARRAY[a.attnum]
+            WHERE c.conrelid = to_regclass(:name) AND c.contype = 'c'
+              AND pg_get_expr(c.conbin, c.conrelid) = format('(%I IS NOT NULL)', a.attname)
+            ORDER BY conname
+        """),
+        {"name": quoted(op.schema, op.table), "column": op.column},
     )
+    return list(names.scalars())
+
+
+def _oldest_start(connection: Connection, where: str) -> datetime:
+    """When the oldest transaction that runs began: whatever it writes from now on bears that time."""
+    row = connection.execute(
+        sa.text("""
+            SELECT least(clock_timestamp(), min(xact_start)) AS moment, current_user AS role,
+                   bool_or(NOT pg_has_role(usesysid, 'USAGE')) AND NOT pg_has_role('pg_read_all_stats', 'USAGE')
+                       AS hidden
+            FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+        """)
+    ).one()
+    if row.hidden:
+        log.warning(
+            "%s: role %s does not see when other roles' transactions began; what such a transaction, begun before the "
+            "downgrade, writes after it will not count as changed (mend: GRANT pg_read_all_stats TO %s)",
+            *(where, row.role, qualified(row.role)),
+        )
+    moment: datetime = row.moment
+    return moment
+
+
+def plan_column(connection: Connection, table: str, column: str, type: str, schema: str | None) -> list[Step]:
+    """The steps by which a kept column comes to be."""
+    present = present_name(connection, table, schema)
+    blocked: Blocked = "readers and writers" if present == table else "nobody"
+    if present is not None:
+        if found := column_types(connection, present, schema).get(column):
+            return [Step(f"column {column} {found} exists: adopted as it is", qualified(present, schema))]
+        if is_retired(connection, present, retired_name(column), schema):
+            return plan_take_back(connection, present, column, schema, blocked)
+    return [Step(f"add column {column} {type}", qualified(present or table, schema), "ACCESS EXCLUSIVE", blocked)]
 
 
 def add_column(
     operations: Operations, table: str, column: str, type: sa.types.TypeEngine[Any], schema: str | None
 ) -> None:
     """Add a nullable column and mark it as made here."""
+    connection = connection_of(operations)
+    require_ownership(connection, table, schema)
     with_short_lock(
-        connection_of(operations),
+        connection,
         f"adding {table}.{column}",
         lambda: operations.add_column(table, sa.Column(column, type, comment=MADE), schema=schema),
     )
-
-
-def take_back(operations: Operations, table: str, column: str, schema: str | None) -> None:
-    """Bring a retired column back under its name, NULL where the row changed since it was retired."""
-    connection, kept = connection_of(operations), retired_name(column)
-    comment = comment_of(connection, table, kept, schema)
-    with_short_lock(
-        connection,
-        f"renaming {table}.{kept}",
-        lambda: operations.alter_column(table, kept, comment=MADE, new_column_name=column, schema=schema),
-    )
-    if not column_types(connection, table, schema).get(UPDATED_AT, "").startswith("timestamp"):
-        log.warning("%s.%s: its values are back; without %s, changed rows cannot be told", table, column, UPDATED_AT)
-        return
-    lift_statement_timeout(connection)
-    retired_at = sa.cast(comment.removeprefix(RETIRED), sa.TIMESTAMP(timezone=True))
-    emptied = connection.execute(
-        sa.update(sa.table(table, sa.column(column), sa.column(UPDATED_AT), schema=schema))
-        .where(sa.column(UPDATED_AT) >= retired_at)
-        .where(sa.column(column).is_not(None))
-        .values({column: None})
-    ).rowcount
-    log.info("%s.%s: its values are back; %d rows changed meanwhile and are NULL again", table, column, emptied)

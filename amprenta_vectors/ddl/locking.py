@@ -8,9 +8,11 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from amprenta_vectors.ddl.blockers import naming_blockers
+from amprenta_vectors.ddl.catalogue import sqlstate
 from amprenta_vectors.errors import AmprentaError
 
 LOCK_SECONDS = 2
@@ -18,19 +20,23 @@ LOCK_SECONDS = 2
 GIVE_UP_SECONDS = 300
 
 _IN_USE = "2BP01"
+_LOCK_NOT_HAD = {"55P03", "40P01"}
+"""SQLSTATEs: a lock_timeout, a deadlock in which this side gave way."""
 
 Result = TypeVar("Result")
 
 
-def _lock_not_available(error: BaseException) -> bool:
-    return isinstance(error, OperationalError) and getattr(error.orig, "pgcode", None) == "55P03"
+def _lock_not_had(error: BaseException) -> bool:
+    return isinstance(error, DBAPIError) and sqlstate(error) in _LOCK_NOT_HAD
 
 
 def with_short_lock(connection: Connection, what: str, work: Callable[[], Result]) -> Result:
     """Run ``work`` in a savepoint under a short lock_timeout, again and again for up to 300 seconds.
 
-    Raises `AmprentaError` naming ``what`` where the lock is never had.
+    Raises `AmprentaError` naming ``what``, and the sessions in its way, where the lock is never had.
     """
+    # Between two tries the transaction is idle, for longer than an application's limit may allow.
+    connection.execute(sa.text("SELECT set_config('idle_in_transaction_session_timeout', '0', true)"))
 
     def attempt() -> Result:
         with connection.begin_nested():
@@ -41,21 +47,29 @@ def with_short_lock(connection: Connection, what: str, work: Callable[[], Result
             connection.execute(sa.text("SELECT set_config('lock_timeout', '0', true)"))
             return result
 
+    return try_for_lock(connection, what, attempt)
+
+
+def try_for_lock(connection: Connection, what: str, attempt: Callable[[], Result]) -> Result:
+    """Call ``attempt`` until no lock is missing, for up to 300 seconds; raises as `with_short_lock` does."""
     retrying = Retrying(
-        retry=retry_if_exception(_lock_not_available),
+        retry=retry_if_exception(_lock_not_had),
         stop=stop_after_delay(GIVE_UP_SECONDS),
         wait=wait_random_exponential(multiplier=0.5, max=10),
         reraise=True,
     )
-    try:
-        return retrying(attempt)
-    except OperationalError as error:
-        if not _lock_not_available(error):
-            raise
-        raise AmprentaError(
-            f"{what}: another session held the table for {GIVE_UP_SECONDS} s",
-            hint="end the long transaction (SELECT * FROM pg_stat_activity), then run the command again",
-        ) from error
+    with naming_blockers(connection, what) as blockers:
+        try:
+            return retrying(attempt)
+        except DBAPIError as error:
+            if not _lock_not_had(error):
+                raise
+            raise AmprentaError(
+                f"{what}: another session held the table for {GIVE_UP_SECONDS} s: {blockers.said or 'not seen'}",
+                hint="wait for it, or end it (SELECT pg_terminate_backend("
+                f"{blockers.pids[0] if blockers.pids else 'pid'}); pg_stat_activity tells more), then run the command "
+                "again",
+            ) from error
 
 
 def drop_unless_used(connection: Connection, what: str, drop: Callable[[], object]) -> bool:
@@ -63,7 +77,7 @@ def drop_unless_used(connection: Connection, what: str, drop: Callable[[], objec
     try:
         with_short_lock(connection, f"dropping {what}", drop)
     except DBAPIError as error:
-        if getattr(error.orig, "pgcode", None) != _IN_USE:
+        if sqlstate(error) != _IN_USE:
             raise
         return False
     return True
@@ -75,13 +89,16 @@ def lift_statement_timeout(connection: Connection) -> None:
 
 
 @contextmanager
-def without_timeouts(connection: Connection) -> Iterator[None]:
-    """Lift the session's time limits, which are meant for an application's statements; not for use in a transaction."""
+def session_limits(connection: Connection, *, lock_timeout: str = "0") -> Iterator[None]:
+    """Lift the session's time limits, meant for an application's statements, but for ``lock_timeout`` where given.
+
+    Not for use in a transaction.
+    """
     limit = sa.text("SELECT set_config(:name, :value, false)")
-    names = ("statement_timeout", "lock_timeout")
-    before = {name: connection.execute(sa.select(sa.func.current_setting(name))).scalar_one() for name in names}
-    for name in names:
-        connection.execute(limit, {"name": name, "value": "0"})
+    limits = {"statement_timeout": "0", "lock_timeout": lock_timeout}
+    before = {name: connection.execute(sa.select(sa.func.current_setting(name))).scalar_one() for name in limits}
+    for name, value in limits.items():
+        connection.execute(limit, {"name": name, "value": value})
     try:
         yield
     finally:

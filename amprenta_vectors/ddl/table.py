@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
+from alembic.operations.ops import CreateTableOp
 
+from amprenta_vectors.ddl import offline
 from amprenta_vectors.ddl.catalogue import (
     MADE,
     RETIRED,
@@ -17,12 +20,16 @@ from amprenta_vectors.ddl.catalogue import (
     connection_of,
     has_value,
     is_retired,
+    other_sections,
+    qualified,
     retired_name,
     table_exists,
     unique_column_sets,
 )
 from amprenta_vectors.ddl.locking import drop_unless_used, with_short_lock
 from amprenta_vectors.ddl.options import log, purging
+from amprenta_vectors.ddl.plan import Step, count
+from amprenta_vectors.ddl.privileges import require_create, require_ownership
 from amprenta_vectors.errors import AmprentaError, SchemaMismatch
 
 
@@ -47,9 +54,27 @@ class AdoptTableOp(MigrateOperation):
         """
         operations.invoke(cls(table, elements, **options))
 
+    @cached_property
+    def as_table(self) -> sa.Table:
+        """The table as SQLAlchemy knows it; once, because an index belongs to one table for good."""
+        return CreateTableOp(self.table, list(self.elements), schema=self.schema).to_table()
+
     def reverse(self) -> MigrateOperation:
         """The operation that undoes this one."""
-        return RetireTableOp(self.table, self.schema)
+        return RetireTableOp(self.table, self.schema, _reverse=self)
+
+    def plan(self, operations: Operations) -> list[Step]:
+        """What this would do now. Raises `SchemaMismatch` where it would."""
+        connection, kept = connection_of(operations), retired_name(self.table)
+        table = qualified(self.table, self.schema)
+        if table_exists(connection, self.table, self.schema):
+            _check(operations, self)
+            return [Step(f"{table} exists: adopted as it is", table)]
+        if is_retired(connection, kept, schema=self.schema):
+            rows = count(connection, kept, self.schema)
+            retired = qualified(kept, self.schema)
+            return [Step(f"take back {table} from {retired}, with {rows:,} rows", retired, "ACCESS EXCLUSIVE")]
+        return [Step(f"create table {table}")]
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -63,11 +88,24 @@ class RetireTableOp(MigrateOperation):
 
     table: str
     schema: str | None = None
+    shared: bool = False
+    _reverse: AdoptTableOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def retire_table(cls, operations: Operations, table: str, *, schema: str | None = None) -> None:
-        """Retire ``table``, or drop it where it is empty or ``-x purge=true`` is given; leave an adopted one."""
-        operations.invoke(cls(table, schema))
+    def retire_table(
+        cls, operations: Operations, table: str, *, schema: str | None = None, shared: bool = False
+    ) -> None:
+        """Retire ``table``, or drop it where it is empty or ``-x purge=true`` is given; leave an adopted one.
+
+        With ``shared``, it is left while another section has revisions in this database.
+        """
+        operations.invoke(cls(table, schema, shared))
+
+    def reverse(self) -> MigrateOperation:
+        """The operation that undoes this one. Raises ValueError where the table that was there is not known."""
+        if self._reverse is None:
+            raise ValueError(f"retire_table({self.table!r}) is not reversible: its columns are unknown")
+        return self._reverse
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -76,14 +114,19 @@ class RetireTableOp(MigrateOperation):
 
 @Operations.implementation_for(AdoptTableOp)
 def _adopt(operations: Operations, op: AdoptTableOp) -> None:
+    if operations.get_context().as_sql:
+        offline.adopt_table(operations, op)
+        return
     connection = connection_of(operations)
     kept = retired_name(op.table)
     if table_exists(connection, op.table, op.schema):
         _check(operations, op)
     elif is_retired(connection, kept, schema=op.schema):
+        require_ownership(connection, kept, op.schema)
         with_short_lock(connection, f"renaming {kept}", lambda: _rename(operations, kept, op.table, op.schema, MADE))
         log.info("%s: taken back from %s", op.table, kept)
     else:
+        require_create(connection, op.schema)
         operations.create_table(op.table, *op.elements, schema=op.schema, comment=MADE)
 
 
@@ -93,26 +136,31 @@ def _rename(operations: Operations, old: str, new: str, schema: str | None, comm
 
 
 def _check(operations: Operations, op: AdoptTableOp) -> None:
-    connection = connection_of(operations)
+    connection, table = connection_of(operations), qualified(op.table, op.schema)
     columns = column_types(connection, op.table, op.schema)
     missing = [name for name in (*op.key, *op.relies_on) if name not in columns]
     if missing:
         raise SchemaMismatch(
-            f"table {op.table} exists without the columns relied on: {', '.join(missing)}",
-            hint=f"add them (ALTER TABLE {op.table} ADD COLUMN …), or rename the table out of the way",
+            f"table {table} exists without the columns relied on: {', '.join(missing)}",
+            hint=f"add them (ALTER TABLE {table} ADD COLUMN …), or rename the table out of the way",
         )
     wanted = [name for name in (*op.scope, *op.key) if name in columns]
     if op.key and set(wanted) not in unique_column_sets(connection, op.table, op.schema):
-        listed = ", ".join(wanted)
+        listed = ", ".join(map(qualified, wanted))
         raise SchemaMismatch(
-            f"table {op.table} exists without a unique index on exactly ({listed})",
-            hint=f"CREATE UNIQUE INDEX CONCURRENTLY ON {op.table} ({listed})",
+            f"table {table} exists without a unique index on exactly ({listed})",
+            hint=f"CREATE UNIQUE INDEX CONCURRENTLY ON {table} ({listed})",
         )
 
 
 @Operations.implementation_for(RetireTableOp)
 def _retire(operations: Operations, op: RetireTableOp) -> None:
     """Retire first, look for rows afterwards: under the lock of the renaming none can come any more."""
+    if operations.get_context().as_sql:
+        offline.retire_table(operations, op)
+        return
+    if op.shared and other_sections(operations):
+        return
     connection, kept = connection_of(operations), retired_name(op.table)
     if not table_exists(connection, op.table, op.schema):
         return
@@ -122,8 +170,9 @@ def _retire(operations: Operations, op: RetireTableOp) -> None:
     if table_exists(connection, kept, op.schema):
         raise SchemaMismatch(
             f"table {kept} is in the way: {op.table} is to be kept under that name",
-            hint=f"ALTER TABLE {kept} RENAME TO …, then run the downgrade again",
+            hint=f"ALTER TABLE {qualified(kept, op.schema)} RENAME TO …, then run the downgrade again",
         )
+    require_ownership(connection, op.table, op.schema)
     comment = f"{RETIRED}{connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one().isoformat()}"
     with_short_lock(connection, f"retiring {op.table}", lambda: _rename(operations, op.table, kept, op.schema, comment))
     rows = has_value(connection, kept, schema=op.schema)

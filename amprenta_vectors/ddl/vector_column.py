@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from alembic.operations import MigrateOperation, Operations
 
-from amprenta_vectors.ddl.catalogue import column_types, connection_of, is_retired, retired_name
-from amprenta_vectors.ddl.kept_column import DropKeptColumnOp, add_column, take_back
+from amprenta_vectors.ddl import offline_column
+from amprenta_vectors.ddl.catalogue import column_types, connection_of, is_retired, qualified, retired_name
+from amprenta_vectors.ddl.kept_column import DropKeptColumnOp, add_column, plan_column
 from amprenta_vectors.ddl.options import configured_dimension
+from amprenta_vectors.ddl.plan import Step, present_name
+from amprenta_vectors.ddl.take_back import take_back
 from amprenta_vectors.ddl.vector_type import VectorType
 from amprenta_vectors.errors import DimensionMismatch, SchemaMismatch
 
@@ -41,7 +44,20 @@ class AddVectorColumnOp(MigrateOperation):
 
     def reverse(self) -> MigrateOperation:
         """The operation that undoes this one."""
-        return DropKeptColumnOp(self.table, self.column, self.schema)
+        return DropKeptColumnOp(self.table, self.column, self.schema, _reverse=self)
+
+    def plan(self, operations: Operations) -> list[Step]:
+        """What this would do now. Raises as the operation does for a column that cannot be adopted."""
+        connection = connection_of(operations)
+        demanded = configured_dimension(operations) if self.configurable else self.dimension
+        present = present_name(connection, self.table, self.schema) or self.table
+        types = column_types(connection, present, self.schema)
+        for name in (self.column, retired_name(self.column)):
+            if name in types and (name == self.column or is_retired(connection, present, name, self.schema)):
+                _check(self, name, types[name], demanded)
+                break
+        type_ = VectorType(self.storage, demanded or self.dimension).get_col_spec()
+        return plan_column(connection, self.table, self.column, type_, self.schema)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -50,6 +66,9 @@ class AddVectorColumnOp(MigrateOperation):
 
 @Operations.implementation_for(AddVectorColumnOp)
 def _add(operations: Operations, op: AddVectorColumnOp) -> None:
+    if operations.get_context().as_sql:
+        offline_column.add_vector_column(operations, op)
+        return
     demanded = configured_dimension(operations) if op.configurable else op.dimension
     connection = connection_of(operations)
     types = column_types(connection, op.table, op.schema)
@@ -69,8 +88,8 @@ def _check(op: AddVectorColumnOp, column: str, found: str, demanded: int | None)
     if actual is None:
         raise SchemaMismatch(
             f"column {op.table}.{column} is of type {found}; expected {op.storage}({demanded or op.dimension})",
-            hint=f"rename it out of the way (ALTER TABLE {op.table} RENAME COLUMN {column} TO {column}_old), then: "
-            "alembic upgrade head",
+            hint=f"rename it out of the way (ALTER TABLE {qualified(op.table, op.schema)} RENAME COLUMN "
+            f"{qualified(column)} TO {qualified(column + '_old')}), then: alembic upgrade head",
         )
     if demanded is not None and actual.dimension != demanded:
         raise DimensionMismatch(

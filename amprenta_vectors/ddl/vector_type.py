@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any, Literal, Self
 
-from sqlalchemy.types import UserDefinedType
+from sqlalchemy.dialects.postgresql.base import ischema_names
+from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
 Storage = Literal["vector", "halfvec"]
 
-_TYPE = re.compile(r"(?:.+\.)?(vector|halfvec)\((\d+)\)")
+PATTERN = r"(?:.+\.)?(vector|halfvec)\((\d+)\)"
+"""The SQL name of such a type, as Python and PostgreSQL match it."""
+
+_TYPE = re.compile(PATTERN)
 
 
 class VectorType(UserDefinedType[Any]):
@@ -30,3 +34,17 @@ class VectorType(UserDefinedType[Any]):
         """The type of that SQL name; None for any other kind of type."""
         match = _TYPE.fullmatch(name)
         return cls(match[1], int(match[2])) if match else None
+
+
+def _reflected(storage: Storage) -> Any:
+    """What SQLAlchemy calls with the arguments of a type that it found in the catalogue."""
+
+    def type_of(dimension: int | None = None) -> TypeEngine[Any]:
+        return NullType() if dimension is None else VectorType(storage, dimension)
+
+    return type_of
+
+
+# pgvector's own classes take these places where an application imports them.
+ischema_names.setdefault("vector", _reflected("vector"))
+ischema_names.setdefault("halfvec", _reflected("halfvec"))

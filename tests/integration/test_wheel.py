@@ -76,3 +76,16 @@ def test_it_upgrades_and_downgrades_a_database_from_an_empty_folder(
     run(command, "db", "downgrade", cwd=tmp_path, DATABASE_URL=database_url)
     assert "rag_chunks" not in sa.inspect(engine).get_table_names()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_application_mounts_its_section_as_the_documentation_says(
+    installed: Path, tmp_path: Path, database_url: str
+) -> None:
+    documented = (ROOT / "docs" / "alembic.md").read_text()
+    _, _, section = documented.partition("```ini\n")
+    (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = theirs\n\n" + section.partition("```")[0])
+    alembic = (installed / "python", "-m", "alembic", "-n", "amprenta")
+    for command in ("upgrade head", "check", "downgrade base"):
+        run(*alembic, *command.split(), cwd=tmp_path, DATABASE_URL=database_url)
+    engine = sa.create_engine(database_url, poolclass=sa.NullPool)
+    assert not {"rag_chunks", "alembic_version"} & set(sa.inspect(engine).get_table_names())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from migrating import ROOT, Database
 
 Completed = subprocess.CompletedProcess[str]
@@ -54,6 +55,24 @@ def alembic(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Comple
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture
+def as_role(db: Database) -> Iterator[Callable[[str], Database]]:
+    """A function that makes a role without any privilege and returns ``db`` as that role sees it."""
+    names: list[str] = []
+
+    def make(name: str) -> Database:
+        db.execute(f"CREATE ROLE {name} LOGIN")
+        names.append(name)
+        db.execute(f"GRANT USAGE, CREATE ON SCHEMA public TO {name}")
+        url = sa.engine.make_url(db.url).set(username=name)
+        return Database(url.render_as_string(hide_password=False))
+
+    yield make
+    for name in names:
+        db.execute(f"DROP OWNED BY {name} CASCADE")
+        db.execute(f"DROP ROLE {name}")
 
 
 @pytest.fixture

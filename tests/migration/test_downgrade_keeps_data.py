@@ -132,6 +132,38 @@ def test_the_old_applications_inserts_work_after_a_downgrade_from_not_null(fille
     assert [row for row in filled.execute(BITS) if row[0] != "a new one"] == before
 
 
+@pytest.mark.parametrize("validity", ["", " NOT VALID"], ids=["validated", "not valid"])
+def test_a_check_that_says_not_null_is_dropped_as_not_null_is_and_said(
+    filled: Database, caplog: pytest.LogCaptureFixture, validity: str
+) -> None:
+    filled.execute(f"ALTER TABLE rag_chunks ADD CONSTRAINT filled CHECK (embedding IS NOT NULL){validity}")
+    filled.execute("ALTER TABLE rag_chunks ADD CONSTRAINT short CHECK (embedding IS NULL OR chunk_id <> 'x')")
+    before = filled.execute(BITS)
+    filled.downgrade()
+    assert "rag_chunks.embedding: CHECK constraint filled, which forbids NULL, is dropped" in caplog.text
+    filled.execute("INSERT INTO rag_chunks (chunk_id) VALUES ('a new one')")
+    assert filled.execute("SELECT conname FROM pg_constraint WHERE conname IN ('filled', 'short')") == [("short",)]
+    filled.upgrade()
+    assert [row for row in filled.execute(BITS) if row[0] != "a new one"] == before
+
+
+def test_a_downgrade_that_cannot_see_when_others_began_says_what_to_grant(
+    filled: Database, as_role: Callable[..., Database], caplog: pytest.LogCaptureFixture
+) -> None:
+    migrator = as_role("blind_migrator")
+    for (table,) in filled.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 2200"):
+        filled.execute(f"ALTER TABLE {table} OWNER TO blind_migrator")
+    with psycopg2.connect(filled.url) as writer:
+        writer.cursor().execute("SELECT now()")
+        migrator.downgrade("rag_0001")
+        assert "GRANT pg_read_all_stats TO blind_migrator" in caplog.text
+        migrator.upgrade()
+        caplog.clear()
+        filled.execute("GRANT pg_read_all_stats TO blind_migrator")
+        migrator.downgrade("rag_0001")
+    assert "GRANT" not in caplog.text
+
+
 def test_what_was_adopted_is_never_dropped_even_when_purging(adopted: Database, alembic: Alembic) -> None:
     adopted.execute("CREATE EXTENSION vector")
     adopted.execute("ALTER TABLE rag_chunks ADD COLUMN embedding vector(3) DEFAULT '[1,2,3]'")
@@ -265,3 +297,28 @@ def test_a_downgrade_broken_off_after_retiring_goes_on_where_it_was(
     assert "embedding_retired" in adopted.columns("rag_chunks")
     adopted.downgrade()
     assert adopted.columns("rag_chunks") == before
+
+
+def test_20000_rows_come_back_but_for_those_that_changed(db: Database, alembic: Alembic) -> None:
+    db.execute(
+        "CREATE TABLE rag_chunks (chunk_id text PRIMARY KEY, content text, updated_at timestamptz DEFAULT now())"
+    )
+    db.execute("INSERT INTO rag_chunks SELECT 'chunk-' || n, 'text ' || n FROM generate_series(1, 20000) n")
+    db.upgrade("rag_0002", vector_dimension=DIMENSION)
+    db.execute("""
+        UPDATE rag_chunks SET updated_at = now() - interval '1 day', embedding_model = 'm',
+            embedding = CAST(ARRAY[random(), random(), random(), random()] AS vector)
+    """)
+    db.upgrade()
+    kept = "SELECT md5(string_agg(chunk_id || embedding || embedding_model, ',' ORDER BY chunk_id)) FROM rag_chunks "
+    unchanged = kept + "WHERE chunk_id NOT LIKE '%77'"
+    before = db.scalar(unchanged)
+    assert alembic("downgrade", "base").returncode == 0
+    changed = "UPDATE rag_chunks SET content = 'new', updated_at = now() WHERE chunk_id LIKE '%77' RETURNING 1"
+    assert len(db.execute(changed)) == 200
+    up = alembic("upgrade", "head")
+    assert up.returncode == 0, up.stderr
+    assert "rag_chunks.embedding: its values are back; 200 rows changed meanwhile and are NULL again" in up.stderr
+    assert db.scalar(unchanged) == before
+    assert db.scalar("SELECT count(embedding) FROM rag_chunks") == 19_800
+    assert db.scalar("SELECT count(*) FROM rag_chunks WHERE embedding IS NULL AND chunk_id LIKE '%77'") == 200

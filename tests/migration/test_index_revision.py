@@ -172,3 +172,110 @@ def test_an_index_of_that_name_that_was_there_is_kept_and_not_marked_as_ours(ado
     assert adopted.scalar("SELECT obj_description(to_regclass(:name))", name=INDEX) is None
     adopted.downgrade("rag_0002")
     assert adopted.scalar(OID, name=INDEX) == built
+
+
+def test_an_index_that_another_role_builds_is_waited_for_although_its_progress_is_hidden(
+    adopted: Database, as_role: Callable[..., Database], caplog: pytest.LogCaptureFixture
+) -> None:
+    adopted.upgrade("rag_0002")
+    adopted.execute("CREATE INDEX ON rag_chunks (document_id)")
+    migrator = as_role("hidden_migrator")
+    for table in ("rag_chunks", "migration_run", "migration_index", "amprenta_version_rag"):
+        adopted.execute(f"ALTER TABLE {table} OWNER TO hidden_migrator")
+
+    def build() -> None:
+        with closing(psycopg2.connect(adopted.url)) as builder:
+            builder.autocommit = True
+            builder.cursor().execute(BUILD)
+
+    builder = threading.Thread(target=build)
+    upgrade = threading.Thread(target=migrator.upgrade, args=("rag_0003",))
+    with caplog.at_level(logging.INFO), holding(adopted, "UPDATE rag_chunks SET content = content"):
+        builder.start()
+        wait_until(lambda: adopted.index_is_valid(INDEX) is False)
+        built = adopted.scalar(OID, name=INDEX)
+        assert migrator.scalar("SELECT count(index_relid) FROM pg_stat_progress_create_index") == 0
+        upgrade.start()
+        wait_until(lambda: f"{INDEX} is being built by pid" in caplog.text)
+    builder.join()
+    upgrade.join()
+    assert adopted.index_is_valid(INDEX)
+    assert adopted.scalar(OID, name=INDEX) == built
+
+
+THEIRS = {
+    "cosine": ("vector(3)", "hnsw (embedding vector_cosine_ops)"),
+    "other options": ("vector(3)", "hnsw (embedding vector_cosine_ops) WITH (m = 8)"),
+    "halfvec": ("halfvec(3)", "hnsw (embedding halfvec_cosine_ops)"),
+    "cast to halfvec": ("vector(3072)", "hnsw ((embedding::halfvec(3072)) halfvec_cosine_ops)"),
+}
+NOT_EQUIVALENT = {
+    "other operator class": "hnsw (embedding vector_l2_ops)",
+    "other method": "ivfflat (embedding vector_cosine_ops) WITH (lists = 1)",
+    "partial": "hnsw (embedding vector_cosine_ops) WHERE chunk_id > 'm'",
+    "cast": "hnsw ((embedding::halfvec(3)) halfvec_cosine_ops)",
+}
+
+
+@pytest.mark.parametrize(("type_", "index"), THEIRS.values(), ids=THEIRS)
+def test_an_index_under_another_name_that_does_the_same_is_used_and_never_dropped(
+    adopted: Database, caplog: pytest.LogCaptureFixture, type_: str, index: str
+) -> None:
+    adopted.execute("CREATE EXTENSION vector")
+    adopted.execute(f"ALTER TABLE rag_chunks ADD embedding {type_}")
+    adopted.execute(f"CREATE INDEX theirs ON rag_chunks USING {index}")
+    built = adopted.scalar(OID, name="theirs")
+    with caplog.at_level(logging.INFO):
+        adopted.upgrade()
+    assert adopted.index_is_valid(INDEX) is None
+    assert f"{INDEX}: index theirs does the same and is used instead" in caplog.text
+    adopted.downgrade()
+    assert adopted.scalar(OID, name="theirs") == built
+    assert adopted.scalar("SELECT obj_description(to_regclass('theirs'))") is None
+
+
+@pytest.mark.parametrize("index", NOT_EQUIVALENT.values(), ids=NOT_EQUIVALENT)
+def test_an_index_that_answers_other_queries_does_not_stand_in_for_ours(adopted: Database, index: str) -> None:
+    adopted.execute("CREATE EXTENSION vector")
+    adopted.execute("ALTER TABLE rag_chunks ADD embedding vector(3)")
+    adopted.execute(f"CREATE INDEX theirs ON rag_chunks USING {index}")
+    adopted.upgrade()
+    assert adopted.index_is_valid(INDEX)
+    assert adopted.index_is_valid("theirs")
+
+
+def test_an_invalid_index_of_theirs_is_neither_used_nor_dropped(adopted: Database) -> None:
+    adopted.upgrade("rag_0002")
+    leave_invalid_index(adopted)
+    adopted.execute(f"ALTER INDEX {INDEX} RENAME TO theirs")
+    adopted.upgrade()
+    assert adopted.index_is_valid(INDEX)
+    assert adopted.index_is_valid("theirs") is False
+
+
+def test_a_long_transaction_delays_the_build_and_is_named(adopted: Database, caplog: pytest.LogCaptureFixture) -> None:
+    adopted.upgrade("rag_0002")
+    upgrade = threading.Thread(target=adopted.upgrade, args=("rag_0003",))
+    with closing(psycopg2.connect(adopted.url, application_name="nightly report")) as report, caplog.at_level("INFO"):
+        report.set_session(isolation_level="REPEATABLE READ")
+        with report.cursor() as cursor:
+            cursor.execute("SELECT 'a secret', pg_sleep(0.1) FROM rag_chunks LIMIT 1")
+            upgrade.start()
+            named = f"building index {INDEX}: waiting for pid {report.info.backend_pid} (user postgres, application "
+            wait_until(lambda: named + "nightly report, idle in transaction, transaction open for" in caplog.text)
+            assert upgrade.is_alive()
+    upgrade.join()
+    assert adopted.index_is_valid(INDEX)
+    assert "a secret" not in caplog.text
+
+
+def test_a_long_transaction_delays_the_dropping_and_is_named(
+    adopted: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    adopted.upgrade()
+    downgrade = threading.Thread(target=adopted.downgrade, args=("rag_0002",))
+    with holding(adopted, "UPDATE rag_chunks SET content = content"), caplog.at_level(logging.INFO):
+        downgrade.start()
+        wait_until(lambda: f"dropping index {INDEX}: waiting for pid" in caplog.text)
+    downgrade.join()
+    assert adopted.index_is_valid(INDEX) is None

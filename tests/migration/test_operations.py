@@ -13,7 +13,7 @@ from alembic.operations import Operations
 from migrating import Database
 
 import amprenta_vectors.ddl  # noqa: F401 - registers the operations
-from amprenta_vectors.errors import ServerUnsuitable
+from amprenta_vectors.errors import SchemaMismatch, ServerUnsuitable
 
 ODD = 'o"dd: 100% ключ'
 LONG = "ü" * 31
@@ -62,3 +62,25 @@ def test_an_extension_that_is_not_available_is_said_with_how_to_get_it(db: Datab
     with pytest.raises(ServerUnsuitable, match="is not available on this server") as caught, revision(db) as op:
         op.create_vector_extension()
     assert "install pgvector" in str(caught.value)
+
+
+def test_what_to_type_names_the_schema_and_quotes_what_must_be(db: Database) -> None:
+    db.execute("CREATE EXTENSION vector")
+    db.execute("CREATE SCHEMA app")
+    db.execute('CREATE TABLE app."Docs" ("Id" text, embedding real[], updated_at timestamptz)')
+    with pytest.raises(SchemaMismatch) as caught, revision(db) as op:
+        op.adopt_table("Docs", sa.Column("Id", sa.Text), key=["Id"], schema="app")
+    typed = 'CREATE UNIQUE INDEX CONCURRENTLY ON app."Docs" ("Id")'
+    assert typed in str(caught.value)
+    db.execute(typed)
+    with pytest.raises(SchemaMismatch) as caught, revision(db) as op:
+        op.add_vector_column("Docs", "embedding", 3, schema="app")
+    typed = 'ALTER TABLE app."Docs" RENAME COLUMN embedding TO embedding_old'
+    assert typed in str(caught.value)
+    db.execute(typed)
+    with revision(db) as op:
+        op.add_vector_column("Docs", "embedding", 3, schema="app")
+    db.execute('ALTER TABLE app."Docs" ADD embedding_retired text')
+    with pytest.raises(SchemaMismatch) as caught, revision(db) as op:
+        op.drop_kept_column("Docs", "embedding", schema="app")
+    assert 'ALTER TABLE app."Docs" RENAME COLUMN embedding_retired TO …' in str(caught.value)

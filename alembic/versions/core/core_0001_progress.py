@@ -6,8 +6,6 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from amprenta_vectors.ddl import other_sections
-
 revision = "core_0001"
 down_revision = None
 branch_labels = None
@@ -107,8 +105,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Leave the tables while another section needs them; keep the record of runs that happened."""
-    if other_sections(op):
-        return
     for table in ("migration_index", "migration_error", "migration_progress", "migration_run"):
-        op.retire_table(table)
-    op.drop_vector_extension()
+        op.retire_table(table, shared=True)
+    op.drop_vector_extension(shared=True)

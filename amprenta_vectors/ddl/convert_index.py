@@ -1,0 +1,85 @@
+"""Alembic's index operations as this package's: from a model's index, and from one in the database."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import sqlalchemy as sa
+from alembic.operations import ops
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Connection
+from sqlalchemy.sql.elements import Cast, Label
+
+from amprenta_vectors.ddl.index_definition import definition_of
+from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp
+
+_SAID = frozenset({"using", "ops", "with", "where", "concurrently"})
+_OPCLASS = re.compile(r"(vector|halfvec)_(cosine|l2|ip|l1)_ops")
+
+
+def created_index(op: ops.CreateIndexOp, *, concurrently: bool) -> CreateVectorIndexOp | None:
+    """``op`` in this package's words; None for what they cannot say: several columns, other types or expressions."""
+    options: dict[str, Any] = {
+        name.removeprefix("postgresql_"): value
+        for name, value in op.kw.items()
+        if isinstance(value, sa.ClauseElement) or value
+    }
+    if op.unique or options.keys() - _SAID or len(op.columns) != 1:
+        return None
+    key: Any = op.columns[0]
+    opclass = _OPCLASS.fullmatch(options.get("ops", {}).get(getattr(key, "key", None), ""))
+    while isinstance(key, Label):
+        key = key.element
+    through_cast = isinstance(key, Cast)
+    column = key.clause if through_cast else key
+    if not isinstance(column, sa.Column) or opclass is None:
+        return None
+    if through_cast and _sql(key.type).lower() != _sql(column.type).lower().replace("vector", "halfvec"):
+        return None
+    return CreateVectorIndexOp(
+        str(op.index_name),
+        str(op.table_name),
+        str(column.name),
+        method=options["using"].lower(),
+        distance=cast(Any, opclass[2]),
+        options={name: int(value) for name, value in options.get("with", {}).items()},
+        where=_sql(options["where"]) if "where" in options else None,
+        storage="halfvec" if through_cast else None,
+        schema=op.schema,
+        concurrently=concurrently,
+    )
+
+
+def dropped_index(connection: Connection, op: ops.DropIndexOp, *, concurrently: bool) -> DropVectorIndexOp | None:
+    """``op`` in this package's words, with the index as it is to be made again; None for what they cannot say."""
+    name, table = str(op.index_name), str(op.table_name)
+    found = definition_of(connection, name, op.schema)
+    column = found.column if found is not None and found.plain else None
+    opclass = _OPCLASS.fullmatch(found.opclasses[0]) if found is not None else None
+    if found is None or column is None or opclass is None:
+        return None
+    reverse = CreateVectorIndexOp(
+        name,
+        table,
+        column[0],
+        method=cast(Any, found.method),
+        distance=cast(Any, opclass[2]),
+        options={option: int(value) for option, value in found.options},
+        where=found.predicate,
+        storage="halfvec" if column[1] else None,
+        schema=op.schema,
+        concurrently=concurrently,
+    )
+    return DropVectorIndexOp(name, op.schema, adopted=True, concurrently=concurrently, _reverse=reverse)
+
+
+def _sql(element: Any) -> str:
+    """A predicate or a type of a model as SQL; percent signs and colons as they are."""
+    if isinstance(element, str):
+        return element
+    # What a driver's own dialect would double, this one leaves alone.
+    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    if isinstance(element, sa.types.TypeEngine):
+        return element.compile(dialect=dialect)
+    return str(element.compile(dialect=dialect, compile_kwargs={"literal_binds": True, "include_table": False}))

@@ -1,0 +1,111 @@
+"""What is known of an ANN index before it is built or dropped: deferred, ours, valid, being built, or another's."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal
+
+import sqlalchemy as sa
+from alembic.operations import Operations
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.ddl.catalogue import MADE, building_name, connection_of, quoted, table_exists
+from amprenta_vectors.ddl.options import log
+
+if TYPE_CHECKING:
+    from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp
+
+_POLL_SECONDS = 0.5
+
+
+def equivalent_indexes(connection: Connection, op: CreateVectorIndexOp, opclass: str, *, cast: bool) -> list[str]:
+    """Indexes under other names that answer the same queries: whole, on the same column or its ``cast`` to halfvec.
+
+    Method and operator class are the same, storage parameters may differ. One that ``op`` was building is not among
+    them.
+    """
+    names = connection.execute(
+        sa.text("""
+            SELECT c.relname FROM pg_index i
+            JOIN pg_class c ON c.oid = i.indexrelid
+            JOIN pg_am am ON am.oid = c.relam AND am.amname = :method
+            JOIN pg_opclass o ON o.oid = i.indclass[0] AND o.opcname = :opclass
+            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = :column
+            WHERE i.indrelid = to_regclass(:table) AND i.indnatts = 1 AND i.indpred IS NULL
+              AND c.relname NOT IN (:own, :building)
+              AND CASE WHEN :cast THEN pg_get_expr(i.indexprs, i.indrelid)
+                         = format('(%I)::%s', a.attname, format_type(o.opcintype, a.atttypmod))
+                  ELSE i.indkey[0] = a.attnum END
+            ORDER BY i.indisvalid DESC, c.relname
+        """),
+        {
+            "table": quoted(op.schema, op.table),
+            "column": op.column,
+            "method": op.method,
+            "opclass": opclass,
+            "own": op.name,
+            "building": building_name(op.name),
+            "cast": cast,
+        },
+    )
+    return list(names.scalars())
+
+
+def settle(operations: Operations, name: str, schema: str | None, *, ours: bool = True) -> Literal["absent", "valid"]:
+    """Wait while another session builds the index; drop what an interrupted build of ours left."""
+    said: int | None = None
+    while True:
+        valid, builder = _state(connection_of(operations), name, schema)
+        if valid:
+            return "valid"
+        if valid is None or builder is None:
+            break
+        if builder != said:
+            log.info("%s is being built by pid %d: waiting for it", name, builder)
+            said = builder
+        time.sleep(_POLL_SECONDS)
+    if valid is not None and ours:
+        log.warning("%s is invalid, left by an interrupted build: rebuilding it", name)
+        operations.drop_index(name, schema=schema, if_exists=True, postgresql_concurrently=True)
+    return "absent"
+
+
+def is_valid(connection: Connection, name: str, schema: str | None) -> bool:
+    """Whether there is such an index and queries can use it."""
+    return _state(connection, name, schema)[0] is True
+
+
+def _state(connection: Connection, name: str, schema: str | None) -> tuple[bool | None, int | None]:
+    """Whether the index is valid, None where there is none; and the process that may be building it.
+
+    Whoever builds one concurrently holds the table in SHARE UPDATE EXCLUSIVE mode from beginning to end, which pg_locks
+    tells everybody; pg_stat_progress_create_index hides what other roles build. VACUUM takes that lock as well, and is
+    waited for without need: a build would have to wait for it anyway.
+    """
+    row = connection.execute(
+        sa.text("""
+            SELECT i.indisvalid, (
+                SELECT min(l.pid) FROM pg_locks l
+                WHERE l.locktype = 'relation' AND l.relation = i.indrelid AND l.granted
+                  AND l.mode = 'ShareUpdateExclusiveLock' AND l.pid <> pg_backend_pid()
+                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            ) AS builder
+            FROM pg_index i WHERE i.indexrelid = to_regclass(:name)
+        """),
+        {"name": quoted(schema, name)},
+    ).first()
+    return (None, None) if row is None else (row.indisvalid, row.builder)
+
+
+def deferred(connection: Connection, name: str) -> bool:
+    """Whether a backfill dropped the index and will build it."""
+    if not table_exists(connection, "migration_index"):
+        return False
+    statement = sa.text("SELECT 1 FROM migration_index WHERE index_name = :name AND built_at IS NULL")
+    return connection.execute(statement, {"name": name}).first() is not None
+
+
+def made_here(connection: Connection, name: str, schema: str | None) -> bool:
+    """Whether the index bears our mark."""
+    statement = sa.text("SELECT obj_description(to_regclass(:name), 'pg_class')")
+    return connection.execute(statement, {"name": quoted(schema, name)}).scalar() == MADE

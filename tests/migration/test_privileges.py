@@ -1,0 +1,214 @@
+"""Roles with what docs/grants.md gives them do their work; what is missing is said with the grant that mends it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from migrating import ROOT, Database, wait_until
+from pytest_postgresql.janitor import DatabaseJanitor
+
+from amprenta_vectors.backfill.preflight import check_target
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
+from amprenta_vectors.errors import ServerUnsuitable
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+from amprenta_vectors.schema.catalogue import resolve_table
+from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.protocol import Record
+
+Alembic = Callable[..., subprocess.CompletedProcess[str]]
+MIGRATOR, WORKER, APPLICATION = ROLES = ("amprenta_migrator", "amprenta_worker", "amprenta_application")
+RECORDS = ("migration_run", "migration_progress", "migration_error", "migration_index")
+
+
+def documented() -> list[str]:
+    """Every SQL statement of the page, in its order."""
+    blocks = re.findall(r"```sql\n(.*?)```", Path(ROOT, "docs/grants.md").read_text(), re.DOTALL)
+    return [statement.strip() for block in blocks for statement in block.split(";") if statement.strip()]
+
+
+@pytest.fixture
+def app(postgres_server: EmbeddedPostgres) -> Iterator[Database]:
+    """Database ``app``, in which nobody may do anything but what is granted, with the table of ``app_owner``."""
+    janitor = DatabaseJanitor(
+        user="postgres", host=str(postgres_server.socket_folder), port=postgres_server.port, dbname="app"
+    )
+    with janitor:
+        db = Database(postgres_server.url("app"))
+        db.execute("REVOKE ALL ON DATABASE app FROM PUBLIC")
+        db.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        db.execute("CREATE ROLE app_owner")
+        db.execute(
+            "CREATE TABLE rag_chunks (chunk_id text PRIMARY KEY, content text, updated_at timestamptz DEFAULT now())"
+        )
+        db.execute("ALTER TABLE rag_chunks OWNER TO app_owner")
+        db.execute("INSERT INTO rag_chunks SELECT 'chunk-' || n FROM generate_series(1, 100) n")
+        yield db
+        for role in (*ROLES, "app_owner"):
+            if db.execute("SELECT FROM pg_roles WHERE rolname = :role", role=role):
+                db.execute(f"DROP OWNED BY {role} CASCADE")
+        for role in (*ROLES, "app_owner"):
+            db.execute(f"DROP ROLE IF EXISTS {role}")
+
+
+@pytest.fixture
+def granted(app: Database) -> Database:
+    """The same, with the roles of the page."""
+    for statement in documented():
+        app.execute(statement)
+    return app
+
+
+def as_role(db: Database, role: str) -> Database:
+    return Database(sa.engine.make_url(db.url).set(username=role).render_as_string(hide_password=False))
+
+
+def check_as_worker(db: Database) -> None:
+    with create_engine(Settings.load(database_url=as_role(db, WORKER).url)).connect() as connection:
+        check_target(connection, resolve_table(connection, RAG_CHUNKS), insert=True)
+
+
+def refused(done: subprocess.CompletedProcess[str], *messages: str) -> None:
+    assert done.returncode == 2, done.stderr
+    for message in messages:
+        assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_documented_grants_suffice_for_each_role(granted: Database) -> None:
+    migrator = as_role(granted, MIGRATOR)
+    migrator.upgrade(vector_dimension=3)
+    assert granted.index_is_valid("idx_rag_chunks_embedding_hnsw")
+
+    check_as_worker(granted)
+    worker = as_role(granted, WORKER)
+    for table in RECORDS:
+        for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            assert worker.scalar("SELECT has_table_privilege(:table, :privilege)", table=table, privilege=privilege)
+    worker.execute(
+        "INSERT INTO migration_run (vector_table, target, state, desired_state) VALUES ('t', 't', 'planned', 'running')"
+    )
+
+    engine = create_engine(Settings.load(database_url=as_role(granted, APPLICATION).url))
+    store = PgVectorStore(engine, RAG_CHUNKS, {"namespace": ""})
+    store.upsert([Record("chunk-1", [1.0, 2.0, 3.0]), Record("new", [1.0, 0.0, 0.0])])
+    assert [hit.key for hit in store.query([1.0, 0.0, 0.0], top_k=2)] == ["new", "chunk-1"]
+    store.delete(["new"])
+    engine.dispose()
+
+    migrator.downgrade()
+    migrator.upgrade()
+    assert granted.scalar("SELECT count(*) FROM rag_chunks") == 100
+
+
+@pytest.mark.parametrize(
+    ("revoked", "message"),
+    [
+        ("REVOKE UPDATE ON rag_chunks FROM amprenta_worker", "this role lacks UPDATE on rag_chunks"),
+        ("REVOKE TEMP ON DATABASE app FROM amprenta_worker", "this role may not make temporary tables"),
+    ],
+)
+def test_a_worker_that_lacks_something_is_told_what(granted: Database, revoked: str, message: str) -> None:
+    as_role(granted, MIGRATOR).upgrade(vector_dimension=3)
+    granted.execute(revoked)
+    with pytest.raises(ServerUnsuitable, match=message) as caught:
+        check_as_worker(granted)
+    assert caught.value.exit_code == 2
+    assert "GRANT" in caught.value.hint
+
+
+def typed(done: subprocess.CompletedProcess[str]) -> str:
+    """The statement that a message says to run."""
+    return done.stderr.rsplit("hint: ", 1)[1].split(", or: ")[0].strip()
+
+
+def test_a_migrator_that_may_make_nothing_in_the_schema_is_told_what_to_grant(
+    granted: Database, alembic: Alembic
+) -> None:
+    granted.execute("REVOKE CREATE ON SCHEMA public FROM amprenta_migrator")
+    url = as_role(granted, MIGRATOR).url
+    done = alembic("upgrade", "head", DATABASE_URL=url)
+    refused(done, "role amprenta_migrator may not make tables in schema public")
+    granted.execute(typed(done))
+    done = alembic("upgrade", "head", DATABASE_URL=url)
+    assert done.returncode == 0, done.stderr
+    granted.execute("REVOKE CREATE ON SCHEMA public FROM amprenta_migrator")
+    done = alembic("upgrade", "head", DATABASE_URL=url)
+    assert done.returncode == 0, done.stderr
+    granted.execute("DROP INDEX idx_rag_chunks_embedding_hnsw")
+    granted.execute("UPDATE amprenta_version_rag SET version_num = 'rag_0002'")
+    done = alembic("upgrade", "head", DATABASE_URL=url)
+    refused(done, "role amprenta_migrator may not make anything in schema public")
+    granted.execute(typed(done))
+    done = alembic("upgrade", "head", DATABASE_URL=url)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_migrator_that_does_not_own_the_table_is_told_what_to_grant(granted: Database, alembic: Alembic) -> None:
+    granted.execute("REVOKE app_owner FROM amprenta_migrator")
+    url = as_role(granted, MIGRATOR).url
+    before = granted.columns("rag_chunks")
+    done = alembic("upgrade", "head", DATABASE_URL=url)
+    refused(done, "role amprenta_migrator may not alter table rag_chunks: app_owner owns it")
+    assert granted.columns("rag_chunks") == before
+    granted.execute(typed(done))
+    done = alembic("upgrade", "head", DATABASE_URL=url)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["granted", "revoked"])
+def test_another_roles_transaction_is_named_with_its_age_only_to_who_may_see_it(
+    granted: Database, caplog: pytest.LogCaptureFixture, seen: bool
+) -> None:
+    if not seen:
+        granted.execute("REVOKE pg_read_all_stats FROM amprenta_migrator")
+    upgrade = threading.Thread(target=as_role(granted, MIGRATOR).upgrade)
+    expected = "idle in transaction, transaction open for" if seen else "lacks pg_read_all_stats)"
+    with closing(psycopg2.connect(granted.url)) as holder, caplog.at_level("INFO"):
+        holder.cursor().execute("SELECT FROM rag_chunks")
+        upgrade.start()
+        wait_until(lambda: f"waiting for pid {holder.info.backend_pid} (user postgres, " in caplog.text)
+    upgrade.join()
+    assert expected in caplog.text
+    assert granted.index_is_valid("idx_rag_chunks_embedding_hnsw")
+
+
+def test_a_role_that_may_only_read_is_told_how_to_write_and_may_ask_where_the_schema_is(
+    granted: Database, alembic: Alembic
+) -> None:
+    granted.execute("ALTER ROLE amprenta_migrator SET default_transaction_read_only = on")
+    url = as_role(granted, MIGRATOR).url
+    done = alembic("upgrade", "head", DATABASE_URL=url)
+    refused(done, "role amprenta_migrator may only read: default_transaction_read_only is on")
+    assert alembic("current", DATABASE_URL=url).returncode == 0
+    granted.execute(typed(done))
+    done = alembic("upgrade", "head", DATABASE_URL=url)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_standby_is_refused_before_anything_and_by_the_worker_too(
+    own_server: EmbeddedPostgres, alembic: Alembic
+) -> None:
+    db = Database(own_server.url())
+    db.upgrade(vector_dimension=3)
+    own_server.stop()
+    Path(own_server.folder, "standby.signal").touch(mode=0o644)
+    own_server.start()
+    assert db.scalar("SELECT pg_is_in_recovery()")
+    refused(alembic("upgrade", "head", DATABASE_URL=db.url), "this server is a read-only standby", "at the primary")
+    current = alembic("current", DATABASE_URL=db.url)
+    assert "rag_0004 (head)" in current.stdout, current.stderr
+    with (
+        create_engine(Settings.load(database_url=db.url)).connect() as connection,
+        pytest.raises(ServerUnsuitable, match="read-only standby"),
+    ):
+        check_target(connection, resolve_table(connection, RAG_CHUNKS), insert=False)
