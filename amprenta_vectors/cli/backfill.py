@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import click
@@ -14,7 +14,7 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.planner import count_empty
 from amprenta_vectors.backfill.preflight import check_target
 from amprenta_vectors.backfill.run import Backfill, Job, KeysFrom, Mode, Summary
-from amprenta_vectors.cli.display import open_display
+from amprenta_vectors.cli.display import open_display, showing_index_progress
 from amprenta_vectors.cli.dry_run import describe_offline, describe_run
 from amprenta_vectors.cli.options import (
     check_dimensions,
@@ -147,7 +147,10 @@ def _job(
 def _run(engine: Engine, settings: Settings, job: Job, mode: Mode, stop: threading.Event, verify: bool) -> int:
     if stop.is_set():
         return INTERRUPTED
-    with closing(open_display(settings.log_format, _expected(engine, job))) as display:
+    with (
+        closing(open_display(settings.log_format, _expected(engine, job))) as display,
+        _index_shown(settings, engine, job),
+    ):
         work = Backfill(engine, job, display, stop)
         summary = work.work(work.start(mode))
     code = INTERRUPTED if summary.interrupted else SET_ASIDE if summary.errors else CLEAN
@@ -163,6 +166,10 @@ def _run(engine: Engine, settings: Settings, job: Job, mode: Mode, stop: threadi
             return INTERRUPTED
         code = code if clean else FAILED
     return code
+
+
+def _index_shown(settings: Settings, engine: Engine, job: Job) -> AbstractContextManager[None]:
+    return showing_index_progress(engine, job.table) if settings.log_format == "text" else nullcontext()
 
 
 def _expected(engine: Engine, job: Job) -> int | None:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import click
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 from tqdm import tqdm
 
 from amprenta_vectors.backfill.progress import Counts, Run
 from amprenta_vectors.backfill.run import Observer
+from amprenta_vectors.schema.catalogue import relation
+from amprenta_vectors.schema.vector_table import VectorTable
 
 LINE_SECONDS = 5.0
+INDEX_SECONDS = 2.0
 
 
 class Display(Observer, Protocol):
@@ -150,3 +159,45 @@ class JsonDisplay:
     @staticmethod
     def _emit(event: str, **values: Any) -> None:
         click.echo(json.dumps({"event": event, "time": round(time.time(), 3), **values}), err=True)
+
+
+@contextmanager
+def showing_index_progress(engine: Engine, table: VectorTable) -> Iterator[None]:
+    """Say every two seconds how far the building of an index of ``table`` is, while one is being built."""
+    done = threading.Event()
+
+    def watch() -> None:
+        said = ""
+        while not done.wait(INDEX_SECONDS):
+            line = _index_progress(engine, table)
+            if line and line != said:
+                click.echo(line, err=True)
+                said = line
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _index_progress(engine: Engine, table: VectorTable) -> str | None:
+    try:
+        with engine.connect() as connection:
+            row = connection.execute(
+                sa.text("""
+                    SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total
+                    FROM pg_stat_progress_create_index
+                    WHERE datname = current_database() AND relid = to_regclass(:relation) LIMIT 1
+                """),
+                {"relation": relation(table)},
+            ).first()
+    except DBAPIError:
+        # Whoever builds meets the same trouble and says it.
+        return None
+    if row is None:
+        return None
+    done, total = (row.tuples_done, row.tuples_total) if row.tuples_total else (row.blocks_done, row.blocks_total)
+    return f"  index: {row.phase}" + (f": {100 * done / total:.0f} %" if total else "")

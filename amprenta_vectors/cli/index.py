@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes, rebuild_indexes
+from amprenta_vectors.cli.display import showing_index_progress
 from amprenta_vectors.cli.options import open_database, open_table, stop_on_signal
 from amprenta_vectors.config import Settings
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, Method
 from amprenta_vectors.schema.vector_table import VectorTable
-
-PROGRESS_SECONDS = 2.0
 
 
 @click.group()
@@ -42,7 +37,7 @@ def index() -> None:
 def build(method: Method, m: int, ef_construction: int, lists: int | None) -> None:
     """Build the index that a load put off or that was dropped, as it was; where there is none, a new one."""
     engine, table = _open()
-    with stop_on_signal() as stop, _showing_progress(engine):
+    with stop_on_signal() as stop, showing_index_progress(engine, table):
         built = build_deferred(engine, table, stop)
         if not built:
             with engine.connect() as connection:
@@ -64,7 +59,7 @@ def build(method: Method, m: int, ef_construction: int, lists: int | None) -> No
 def rebuild() -> None:
     """Rebuild every ANN index of the column, as after many updates and deletes."""
     engine, table = _open()
-    with stop_on_signal() as stop, _showing_progress(engine):
+    with stop_on_signal() as stop, showing_index_progress(engine, table):
         rebuilt = rebuild_indexes(engine, table, stop)
     click.echo(f"rebuilt: {', '.join(rebuilt)}" if rebuilt else "there is no index; amprenta-vectors index build")
 
@@ -102,43 +97,3 @@ def _create(connection: Connection, operation: CreateVectorIndexOp) -> None:
     context = MigrationContext.configure(connection, opts={"transactional_ddl": True})
     with context.begin_transaction(_per_migration=False):
         Operations(context).invoke(operation)
-
-
-@contextmanager
-def _showing_progress(engine: Engine) -> Iterator[None]:
-    """Say every two seconds how far a build is."""
-    done = threading.Event()
-
-    def watch() -> None:
-        said = ""
-        while not done.wait(PROGRESS_SECONDS):
-            line = _progress_line(engine)
-            if line and line != said:
-                click.echo(line, err=True)
-                said = line
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _progress_line(engine: Engine) -> str | None:
-    try:
-        with engine.connect() as connection:
-            row = connection.execute(
-                sa.text("""
-                    SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total
-                    FROM pg_stat_progress_create_index WHERE datname = current_database() LIMIT 1
-                """)
-            ).first()
-    except DBAPIError:
-        # Whoever builds meets the same trouble and says it.
-        return None
-    if row is None:
-        return None
-    done, total = (row.tuples_done, row.tuples_total) if row.tuples_total else (row.blocks_done, row.blocks_total)
-    return f"  {row.phase}" + (f": {100 * done / total:.0f} %" if total else "")

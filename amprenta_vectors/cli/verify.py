@@ -104,6 +104,8 @@ def verify_job(
         workers=job.workers,
         retry=Retry(job.retry_seconds, stop, lambda _: None),
     )
+    if log_format == "text":
+        click.echo("comparing every vector with the source", err=True)
     found = verifier.run(on_difference)
     _print_result(job, found, unexpected, log_format)
     return not unexpected
