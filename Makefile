@@ -29,7 +29,7 @@ check: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 torture: $(READY)
-	$(BIN)/python -m pytest -m torture tests/torture
+	AMPRENTA_TORTURE_KILLS=100 AMPRENTA_TORTURE_UPGRADE_KILLS=50 $(BIN)/python -m pytest -m torture tests/torture
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/backfill.py

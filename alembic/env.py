@@ -26,6 +26,7 @@ from amprenta_vectors.db import (
     to_error,
 )
 from amprenta_vectors.ddl.offline_script import make_repeatable
+from amprenta_vectors.ddl.options import check_method
 from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.migrate import SECTIONS, Section
 from amprenta_vectors.schema import tables
@@ -33,7 +34,7 @@ from amprenta_vectors.schema import tables
 config = context.config
 log = logging.getLogger("amprenta_vectors.migrate")
 
-ARGUMENTS = {"dimension", "purge"}
+ARGUMENTS = {"dimension", "index", "purge"}
 """What ``-x NAME=VALUE`` may name."""
 
 
@@ -41,10 +42,13 @@ def run() -> None:
     """Connect directly, wait for the migration lock, and run what is left to run."""
     arguments = context.get_x_argument(as_dictionary=True)
     if unknown := sorted(arguments.keys() - ARGUMENTS):
-        raise ConfigError(f"-x {unknown[0]} is not known", hint="one of: -x dimension=NUMBER, -x purge=true")
+        raise ConfigError(
+            f"-x {unknown[0]} is not known", hint="one of: -x dimension=NUMBER, -x index=ivfflat, -x purge=true"
+        )
     settings = config.attributes.get("settings") or Settings.load()
     options = {
         "dimension": arguments.get("dimension", settings.vector_dimension),
+        "index": check_method(arguments.get("index")),
         "purge": arguments.get("purge", config.attributes.get("purge", False)),
     }
     if context.is_offline_mode():

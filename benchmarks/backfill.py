@@ -162,7 +162,7 @@ def _new_database(server: EmbeddedPostgres, ids: list[str]) -> str:
     with closing(psycopg2.connect(url)) as connection:
         connection.autocommit = True
         cursor = connection.cursor()
-        cursor.execute("DROP INDEX idx_rag_chunks_embedding_hnsw")
+        cursor.execute("DROP INDEX idx_rag_chunks_embedding")
         lines = io.StringIO("".join(f"{key}\tsome text\n" for key in ids))
         cursor.copy_expert("COPY rag_chunks (chunk_id, content) FROM STDIN", lines)
         cursor.execute("VACUUM ANALYZE rag_chunks")

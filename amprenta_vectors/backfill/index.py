@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.db import sqlstate
+from amprenta_vectors.ddl.index_state import state_of
 from amprenta_vectors.errors import TransientError
 from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.expressions import in_scope, to_clause
@@ -144,14 +145,16 @@ def _without_timeouts(connection: Connection) -> None:
 def _build(connection: Connection, table: VectorTable, index: Any, stop: threading.Event) -> None:
     quoted = _quoted(connection, table.schema, index.index_name)
     create = index.definition.replace("CREATE INDEX ", "CREATE INDEX CONCURRENTLY IF NOT EXISTS ", 1)
-    while (state := _state(connection, quoted)) != "valid":
-        if state == "building":
-            if stop.wait(POLL_SECONDS):
-                raise TransientError(f"index {index.index_name} is still being built by another session")
-        elif state == "invalid":
-            _execute(connection, "DROP INDEX CONCURRENTLY IF EXISTS " + quoted, stop)
-        else:
+    while True:
+        valid, builder = state_of(connection, index.index_name, table.schema)
+        if valid:
+            break
+        if valid is None:
             _execute(connection, create, stop)
+        elif builder is None:
+            _execute(connection, "DROP INDEX CONCURRENTLY IF EXISTS " + quoted, stop)
+        elif stop.wait(POLL_SECONDS):
+            raise TransientError(f"index {index.index_name} is still being built by another session")
     if index.comment is not None:
         statement = "COMMENT ON INDEX " + quoted.replace("%", "%%") + " IS %(comment)s"
         connection.exec_driver_sql(statement, {"comment": index.comment})
@@ -172,23 +175,6 @@ def _execute(connection: Connection, statement: str, stop: threading.Event) -> N
             if stop.is_set():
                 driver.cancel()
         running.result()
-
-
-def _state(connection: Connection, quoted: str) -> str:
-    row = connection.execute(
-        sa.text("""
-            SELECT i.indisvalid AS valid, EXISTS (
-                SELECT 1 FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid
-            ) AS building
-            FROM pg_index i WHERE i.indexrelid = to_regclass(:name)
-        """),
-        {"name": quoted},
-    ).first()
-    if row is None:
-        return "absent"
-    if row.valid:
-        return "valid"
-    return "building" if row.building else "invalid"
 
 
 def _quoted(connection: Connection, schema: str | None, name: str) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 
 import click
-import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy.engine import Connection, Engine
@@ -43,7 +41,7 @@ def build(method: Method, m: int, ef_construction: int, lists: int | None) -> No
             with engine.connect() as connection:
                 options = {"m": m, "ef_construction": ef_construction}
                 if method == "ivfflat":
-                    options = {"lists": lists or suitable_lists(connection, table)}
+                    options = {"lists": lists or 0}
                 name = f"idx_{table.table}_{table.embedding}_{method}"
                 _create(
                     connection,
@@ -72,15 +70,6 @@ def drop() -> None:
     click.echo(
         f"dropped: {', '.join(dropped)}; back with: amprenta-vectors index build" if dropped else "there was no index"
     )
-
-
-def suitable_lists(connection: Connection, table: VectorTable) -> int:
-    """A thousandth of the rows up to a million, their square root beyond (pgvector's README)."""
-    counted = sa.select(sa.func.count(sa.column(table.embedding))).select_from(
-        sa.table(table.table, schema=table.schema)
-    )
-    rows: int = connection.execute(counted).scalar_one()
-    return max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows))
 
 
 def _open() -> tuple[Engine, VectorTable]:

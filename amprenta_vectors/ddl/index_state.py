@@ -55,7 +55,7 @@ def settle(operations: Operations, name: str, schema: str | None, *, ours: bool 
     """Wait while another session builds the index; drop what an interrupted build of ours left."""
     said: int | None = None
     while True:
-        valid, builder = _state(connection_of(operations), name, schema)
+        valid, builder = state_of(connection_of(operations), name, schema)
         if valid:
             return "valid"
         if valid is None or builder is None:
@@ -72,10 +72,10 @@ def settle(operations: Operations, name: str, schema: str | None, *, ours: bool 
 
 def is_valid(connection: Connection, name: str, schema: str | None) -> bool:
     """Whether there is such an index and queries can use it."""
-    return _state(connection, name, schema)[0] is True
+    return state_of(connection, name, schema)[0] is True
 
 
-def _state(connection: Connection, name: str, schema: str | None) -> tuple[bool | None, int | None]:
+def state_of(connection: Connection, name: str, schema: str | None) -> tuple[bool | None, int | None]:
     """Whether the index is valid, None where there is none; and the process that may be building it.
 
     Whoever builds one concurrently holds the table in SHARE UPDATE EXCLUSIVE mode from beginning to end, which pg_locks

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from alembic.operations import Operations
 
-from amprenta_vectors.ddl.catalogue import MADE, building_name, qualified
+from amprenta_vectors.ddl.catalogue import MADE, building_name, qualified, quoted
 from amprenta_vectors.ddl.psql import (
     comment_of,
     ddl,
@@ -220,7 +220,22 @@ def _statement(operations: Operations, op: CreateVectorIndexOp, name: str) -> st
         ),
     )
     before, after = statement.rstrip(";").split(_HOLE)
-    return f"{literal(before)} || expression || ' ' || opclass || {literal(after)}"
+    parts = [literal(part) for part in after.split("lists = 0")]
+    if len(parts) > 1:
+        parts[0] = literal(after.split("lists = 0")[0] + "lists = ")
+    return f"{literal(before)} || expression || ' ' || opclass || {f' || {_lists(op)} || '.join(parts)}"
+
+
+def _lists(op: CreateVectorIndexOp) -> str:
+    """What `suitable_lists` says of the rows that there are when the script runs."""
+    return fill(
+        """
+        (SELECT greatest(1, CASE WHEN n > 1000000 THEN floor(sqrt(n)) ELSE n / 1000 END)::integer
+        FROM (SELECT count({column}) AS n FROM {table}) AS counted)
+        """,
+        column=quoted(op.column),
+        table=quoted(op.schema, op.table),
+    )
 
 
 def _valid(index: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 from alembic.operations import Operations
 
@@ -22,6 +22,20 @@ def configured_dimension(operations: Operations) -> int | None:
             f"the dimension is {value!r}; expected a whole number from 1 to 16000", hint="-x dimension=1536"
         )
     return int(value)
+
+
+def configured_method(operations: Operations) -> Literal["hnsw", "ivfflat"] | None:
+    """The index method that ``-x index=`` asks for, None where it is not given."""
+    return check_method(_option(operations, "index"))
+
+
+def check_method(value: str | None) -> Literal["hnsw", "ivfflat"] | None:
+    """``value`` of ``-x index=``. Raises `ConfigError` for one that is no index method."""
+    match value:
+        case None | "hnsw" | "ivfflat":
+            return value
+        case _:
+            raise ConfigError(f"-x index={value} is no index method", hint="-x index=hnsw or -x index=ivfflat")
 
 
 def purging(operations: Operations) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from amprenta_vectors.ddl.blockers import naming_blockers
 from amprenta_vectors.ddl.catalogue import building_name, column_types, connection_of, mark, qualified, table_exists
 from amprenta_vectors.ddl.index_state import deferred, equivalent_indexes, is_valid, made_here, settle
 from amprenta_vectors.ddl.locking import session_limits
-from amprenta_vectors.ddl.options import log
+from amprenta_vectors.ddl.options import configured_method, log
 from amprenta_vectors.ddl.plan import Step, present_name
 from amprenta_vectors.ddl.privileges import require_create, require_ownership
 from amprenta_vectors.ddl.vector_type import VectorType
@@ -47,6 +48,7 @@ class CreateVectorIndexOp(MigrateOperation):
     storage: Literal["halfvec"] | None = None
     schema: str | None = None
     concurrently: bool = True
+    configurable: bool = False
 
     @classmethod
     def create_vector_index(cls, operations: Operations, name: str, table: str, column: str, **options: Any) -> None:
@@ -56,7 +58,8 @@ class CreateVectorIndexOp(MigrateOperation):
         operator class follows from ``distance`` and the column's type. ``where`` is the predicate of a partial index;
         with ``storage="halfvec"`` a vector column is indexed through a cast, as it always is past 2000 dimensions. An
         invalid leftover is dropped and rebuilt, one being built is waited for. ``concurrently=False`` is for a table
-        that the same transaction makes. Raises `SchemaMismatch` for a column that is no vector.
+        that the same transaction makes. With ``configurable``, ``-x index=`` decides the method; ``lists`` of an
+        ivfflat index are 0 to follow from the number of rows. Raises `SchemaMismatch` for a column that is no vector.
         """
         operations.invoke(cls(name, table, column, **options))
 
@@ -66,6 +69,7 @@ class CreateVectorIndexOp(MigrateOperation):
 
     def plan(self, operations: Operations) -> list[Step]:
         """What this would do now."""
+        self = configured(operations, self)
         connection = connection_of(operations)
         present = present_name(connection, self.table, self.schema)
         table = qualified(present or self.table, self.schema)
@@ -128,6 +132,7 @@ class DropVectorIndexOp(MigrateOperation):
 
 @Operations.implementation_for(CreateVectorIndexOp)
 def _create(operations: Operations, op: CreateVectorIndexOp) -> None:
+    op = configured(operations, op)
     if operations.get_context().as_sql:
         offline_index.create_vector_index(operations, op, VECTOR_INDEX_LIMIT)
         return
@@ -164,10 +169,30 @@ def _build(operations: Operations, op: CreateVectorIndexOp, name: str, key: Inde
         postgresql_concurrently=op.concurrently,
         postgresql_using=op.method,
         postgresql_ops={op.column: opclass},
-        postgresql_with=op.options,
+        postgresql_with=_options(connection_of(operations), op),
         # Not text(), which would take a colon in it for a parameter.
         postgresql_where=None if op.where is None else sa.literal_column(op.where),
     )
+
+
+def configured(operations: Operations, op: CreateVectorIndexOp) -> CreateVectorIndexOp:
+    """``op`` with the method that ``-x index=`` asks for, where it lets itself be configured."""
+    method = configured_method(operations) if op.configurable else None
+    if method is None or method == op.method:
+        return op
+    return replace(op, method=method, options={"lists": 0} if method == "ivfflat" else {})
+
+
+def suitable_lists(rows: int) -> int:
+    """A thousandth of the rows up to a million, their square root beyond (pgvector's README)."""
+    return max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows))
+
+
+def _options(connection: Connection, op: CreateVectorIndexOp) -> dict[str, int]:
+    if op.options.get("lists") != 0:
+        return op.options
+    counted = sa.select(sa.func.count(sa.column(op.column))).select_from(sa.table(op.table, schema=op.schema))
+    return {**op.options, "lists": suitable_lists(connection.execute(counted).scalar_one())}
 
 
 def _find_equivalent(operations: Operations, op: CreateVectorIndexOp, key: IndexKey) -> bool:

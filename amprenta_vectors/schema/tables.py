@@ -156,7 +156,7 @@ def _add_rag_chunks(metadata: sa.MetaData, connection: Connection) -> None:
     if not connection.execute(_SERVED, {"table": name, "column": "embedding", "opclass": opclass}).first():
         key = table.c.embedding
         sa.Index(
-            "idx_rag_chunks_embedding_hnsw",
+            "idx_rag_chunks_embedding",
             key if _indexed_as(vector) is vector else sa.cast(key, _indexed_as(vector)).label("embedding"),
             postgresql_using="hnsw",
             postgresql_with={"m": 16, "ef_construction": 64},

@@ -30,7 +30,7 @@ from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import CredentialsRefused
 
 IDS, VECTORS = to_ids(100), to_vectors(100)
-NAME = "idx_rag_chunks_embedding_hnsw"
+NAME = "idx_rag_chunks_embedding"
 NEVER = threading.Event()
 
 

@@ -51,7 +51,7 @@ def wide(database_url: str) -> Iterator[sa.Engine]:
     upgrade(settings)
     # Without it the test would mostly build an index.
     engine = create_engine(settings)
-    execute(engine, "DROP INDEX idx_rag_chunks_embedding_hnsw")
+    execute(engine, "DROP INDEX idx_rag_chunks_embedding")
     yield engine
     engine.dispose()
 

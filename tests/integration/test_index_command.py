@@ -7,8 +7,6 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from amprenta_vectors.cli import main
-from amprenta_vectors.cli.index import suitable_lists
-from amprenta_vectors.schema.registry import RAG_CHUNKS
 
 
 @pytest.fixture
@@ -60,15 +58,14 @@ def test_rebuild_makes_every_index_anew(rows: sa.Engine, upgraded_url: str) -> N
 
 def test_without_any_index_one_is_built_with_the_options_given(rows: sa.Engine, upgraded_url: str) -> None:
     with rows.begin() as connection:
-        connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding_hnsw"))
+        connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding"))
     run(upgraded_url, "build", "--m", "8", "--ef-construction", "32")
     assert "m='8', ef_construction='32'" in definitions(rows)[0][1]
 
 
 def test_ivfflat_takes_its_lists_from_the_number_of_rows(rows: sa.Engine, upgraded_url: str) -> None:
     with rows.begin() as connection:
-        connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding_hnsw"))
-        assert suitable_lists(connection, RAG_CHUNKS) == 3
+        connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding"))
     run(upgraded_url, "build", "--method", "ivfflat")
     assert "USING ivfflat" in definitions(rows)[0][1]
     assert "lists='3'" in definitions(rows)[0][1]
@@ -76,5 +73,5 @@ def test_ivfflat_takes_its_lists_from_the_number_of_rows(rows: sa.Engine, upgrad
 
 def test_rebuilding_where_there_is_none_names_the_command(rows: sa.Engine, upgraded_url: str) -> None:
     with rows.begin() as connection:
-        connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding_hnsw"))
+        connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding"))
     assert "index build" in run(upgraded_url, "rebuild")

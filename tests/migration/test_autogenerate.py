@@ -245,7 +245,7 @@ def test_what_our_sections_and_operations_made_or_kept_is_not_dropped_by_an_appl
     application.check(model.metadata)
     model.append_column(sa.Column("embedding", VECTOR(3)))
     model.append_column(sa.Column("embedding_model", sa.Text))
-    sa.Index("idx_rag_chunks_embedding_hnsw", model.c.embedding, **{**HNSW, "postgresql_with": {}})
+    sa.Index("idx_rag_chunks_embedding", model.c.embedding, **{**HNSW, "postgresql_with": {}})
     application.check(model.metadata)
     db.execute("INSERT INTO rag_chunks VALUES ('a', now(), '[1,2,3]', 'm')")
     db.downgrade()

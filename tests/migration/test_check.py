@@ -99,7 +99,7 @@ def test_an_index_is_not_missing_while_a_backfill_defers_it(db: Database, check:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ("DROP INDEX idx_rag_chunks_embedding_hnsw", "create_vector_index"),
+        ("DROP INDEX idx_rag_chunks_embedding", "create_vector_index"),
         ("ALTER TABLE rag_chunks DROP COLUMN embedding_model", "embedding_model"),
         ("ALTER TABLE rag_chunks DROP COLUMN content", "content"),
         ("ALTER TABLE migration_run ALTER COLUMN target DROP NOT NULL", "modify_nullable"),

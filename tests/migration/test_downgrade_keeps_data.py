@@ -168,7 +168,7 @@ def test_what_was_adopted_is_never_dropped_even_when_purging(adopted: Database, 
     adopted.execute("CREATE EXTENSION vector")
     adopted.execute("ALTER TABLE rag_chunks ADD COLUMN embedding vector(3) DEFAULT '[1,2,3]'")
     adopted.execute("ALTER TABLE rag_chunks ADD COLUMN embedding_model text DEFAULT 'm'")
-    adopted.execute("CREATE INDEX idx_rag_chunks_embedding_hnsw ON rag_chunks USING hnsw (embedding vector_cosine_ops)")
+    adopted.execute("CREATE INDEX idx_rag_chunks_embedding ON rag_chunks USING hnsw (embedding vector_cosine_ops)")
     before = adopted.catalogue()
     adopted.upgrade()
     done = alembic("-x", "purge=true", "downgrade", "base")

@@ -20,9 +20,9 @@ from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import VectorTable
 
-INDEX = "idx_rag_chunks_embedding_hnsw"
+INDEX = "idx_rag_chunks_embedding"
 BUILD = f"CREATE INDEX CONCURRENTLY {INDEX} ON rag_chunks USING hnsw (embedding vector_cosine_ops)"
-BUILDING = "idx_rag_chunks_embedding_hnsw_building"
+BUILDING = "idx_rag_chunks_embedding_building"
 """What the upgrade calls the index until it is complete and marked."""
 OID = "SELECT to_regclass(:name)::oid"
 

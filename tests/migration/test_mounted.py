@@ -118,7 +118,7 @@ def test_our_section_stands_beside_the_applications_own_chain(
     application.check(model())
     typed("-n", "amprenta", "upgrade", "head")
     typed("downgrade", "base")
-    assert db.index_is_valid("idx_rag_chunks_embedding_hnsw")
+    assert db.index_is_valid("idx_rag_chunks_embedding")
     assert db.execute("SELECT FROM pg_extension WHERE extname = 'vector'")
 
 

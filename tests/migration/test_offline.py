@@ -30,7 +30,7 @@ from amprenta_vectors.errors import AmprentaError, RunConflict
 from amprenta_vectors.sandbox import postgres
 
 NAMES = [ODD, "two\n  'lines", "ü" * 31, "back\\slash 'quote' $do$ $$ :colon", "name"]
-INDEX = "idx_rag_chunks_embedding_hnsw"
+INDEX = "idx_rag_chunks_embedding"
 PSQL = [str(postgres._binaries() / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1"]
 REVISIONS = ["core_0001", "rag_0001", "rag_0002", "rag_0003", "rag_0004"]
 RUNS = """
@@ -238,6 +238,18 @@ def test_more_than_2000_dimensions_are_indexed_through_halfvec(db: Database, twi
     run(db, write("-x", "dimension=2001", "upgrade", "head"))
     twin.upgrade(vector_dimension=2001)
     assert state(db) == state(twin)
+
+
+def test_dash_x_index_chooses_ivfflat_with_lists_from_the_rows_there_are_when_the_script_runs(db: Database) -> None:
+    script = write("-x", "index=ivfflat", "-x", "dimension=4", "upgrade", "head")
+    db.upgrade("rag_0002", vector_dimension=4)
+    db.execute(
+        "INSERT INTO rag_chunks (chunk_id, embedding) "
+        "SELECT n, ARRAY[1, random(), random(), random()]::vector FROM generate_series(1, 3500) n"
+    )
+    run(db, script)
+    definition = db.scalar("SELECT pg_get_indexdef('idx_rag_chunks_embedding'::regclass)")
+    assert "USING ivfflat (embedding vector_cosine_ops) WITH (lists='3')" in definition
 
 
 def test_a_run_that_has_finished_is_not_queued_again(db: Database, up: str) -> None:

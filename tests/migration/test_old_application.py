@@ -76,4 +76,4 @@ def test_no_write_fails_while_a_reader_holds_the_table_and_the_upgrade_tries_aga
         upgrade.join()
     assert load.errors == []
     assert max(load.waits) > 0.5, "the upgrade was never in the way: the test shows nothing"
-    assert adopted.index_is_valid("idx_rag_chunks_embedding_hnsw")
+    assert adopted.index_is_valid("idx_rag_chunks_embedding")

@@ -44,7 +44,7 @@ def test_an_empty_database_is_told_everything_and_left_empty(db: Database, start
         "  - create table rag_chunks",
         "  - add column embedding vector(1536)",
         "      lock: ACCESS EXCLUSIVE on rag_chunks; nobody waits; instant",
-        "  - build index idx_rag_chunks_embedding_hnsw (hnsw)",
+        "  - build index idx_rag_chunks_embedding (hnsw)",
         "  - queue a backfill of rag_chunks.embedding, unless one is unfinished",
     ):
         assert line in out.splitlines()
@@ -119,7 +119,7 @@ def test_what_is_there_is_told_as_adopted(adopted: Database) -> None:
     plans = planned(adopted)
     assert actions(plans["core_0001"])[0].startswith("extension vector is there (")
     assert actions(plans["rag_0002"])[0] == "column embedding vector(3) exists: adopted as it is"
-    assert actions(plans["rag_0003"]) == ["index theirs does the same as idx_rag_chunks_embedding_hnsw: used instead"]
+    assert actions(plans["rag_0003"]) == ["index theirs does the same as idx_rag_chunks_embedding: used instead"]
 
 
 def test_at_head_there_is_nothing_to_do(upgraded_url: str, start: Start) -> None:

@@ -87,7 +87,7 @@ def refused(done: subprocess.CompletedProcess[str], *messages: str) -> None:
 def test_the_documented_grants_suffice_for_each_role(granted: Database) -> None:
     migrator = as_role(granted, MIGRATOR)
     migrator.upgrade(vector_dimension=3)
-    assert granted.index_is_valid("idx_rag_chunks_embedding_hnsw")
+    assert granted.index_is_valid("idx_rag_chunks_embedding")
 
     check_as_worker(granted)
     worker = as_role(granted, WORKER)
@@ -144,7 +144,7 @@ def test_a_migrator_that_may_make_nothing_in_the_schema_is_told_what_to_grant(
     granted.execute("REVOKE CREATE ON SCHEMA public FROM amprenta_migrator")
     done = alembic("upgrade", "head", DATABASE_URL=url)
     assert done.returncode == 0, done.stderr
-    granted.execute("DROP INDEX idx_rag_chunks_embedding_hnsw")
+    granted.execute("DROP INDEX idx_rag_chunks_embedding")
     granted.execute("UPDATE amprenta_version_rag SET version_num = 'rag_0002'")
     done = alembic("upgrade", "head", DATABASE_URL=url)
     refused(done, "role amprenta_migrator may not make anything in schema public")
@@ -179,7 +179,7 @@ def test_another_roles_transaction_is_named_with_its_age_only_to_who_may_see_it(
         wait_until(lambda: f"waiting for pid {holder.info.backend_pid} (user postgres, " in caplog.text)
     upgrade.join()
     assert expected in caplog.text
-    assert granted.index_is_valid("idx_rag_chunks_embedding_hnsw")
+    assert granted.index_is_valid("idx_rag_chunks_embedding")
 
 
 def test_a_role_that_may_only_read_is_told_how_to_write_and_may_ask_where_the_schema_is(

@@ -11,7 +11,7 @@ import pytest
 from migrating import ROOT, Database
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
-INDEX = "idx_rag_chunks_embedding_hnsw"
+INDEX = "idx_rag_chunks_embedding"
 
 
 def test_alembic_upgrade_head_fits_out_an_empty_database(db: Database, alembic: Alembic) -> None:
@@ -77,9 +77,21 @@ def test_more_than_2000_dimensions_are_indexed_through_halfvec(db: Database) -> 
     )
 
 
+def test_dash_x_index_chooses_ivfflat_with_lists_from_the_number_of_rows(adopted: Database, alembic: Alembic) -> None:
+    adopted.upgrade("rag_0002", vector_dimension=4)
+    adopted.execute("INSERT INTO rag_chunks (chunk_id) SELECT 'many' || n FROM generate_series(1, 2500) n")
+    adopted.execute("UPDATE rag_chunks SET embedding = ARRAY[1, random(), random(), random()]::vector")
+    done = alembic("-x", "index=ivfflat", "upgrade", "head")
+    assert done.returncode == 0, done.stderr
+    definition = adopted.scalar("SELECT pg_get_indexdef(CAST(:name AS regclass))", name=INDEX)
+    assert "USING ivfflat (embedding vector_cosine_ops) WITH (lists='2')" in definition
+    assert alembic("check").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("index=btree",), "-x index=btree is no index method"),
         (("dimension=many",), "the dimension is 'many'; expected a whole number from 1 to 16000"),
         (("dimension=0",), "the dimension is '0'"),
         (("dimensions=8",), "-x dimensions is not known"),

@@ -18,7 +18,7 @@ from amprenta_vectors.ddl import blockers, locking
 from amprenta_vectors.errors import AmprentaError
 
 Start = Callable[..., subprocess.Popen[str]]
-INDEX = "idx_rag_chunks_embedding_hnsw"
+INDEX = "idx_rag_chunks_embedding"
 HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = :low AND classid = :high AND granted"
 
 

@@ -13,10 +13,14 @@ depends_on = None
 def upgrade() -> None:
     """Build it concurrently; on a column without values a backfill defers it and builds it after the load."""
     op.create_vector_index(
-        "idx_rag_chunks_embedding_hnsw", "rag_chunks", "embedding", options={"m": 16, "ef_construction": 64}
+        "idx_rag_chunks_embedding",
+        "rag_chunks",
+        "embedding",
+        options={"m": 16, "ef_construction": 64},
+        configurable=True,
     )
 
 
 def downgrade() -> None:
     """Drop it concurrently."""
-    op.drop_vector_index("idx_rag_chunks_embedding_hnsw")
+    op.drop_vector_index("idx_rag_chunks_embedding")
