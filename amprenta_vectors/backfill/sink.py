@@ -55,8 +55,12 @@ class Sink:
         if self._table.dimension * 4 <= _INLINE_BYTES:
             connection.execute(sa.text("ALTER TABLE amprenta_batch ALTER COLUMN embedding SET STORAGE PLAIN"))
         cursor: Any = connection.connection.cursor()
-        cursor.copy_expert("COPY amprenta_batch FROM STDIN (FORMAT binary)", io.BytesIO(encode(batch, big_endian)))
-        return zlib.crc32(big_endian.data)
+        file = io.BytesIO(encode(batch, big_endian))
+        checksum = zlib.crc32(big_endian.data)
+        # One copy of the bytes is enough while they are sent.
+        del big_endian
+        cursor.copy_expert("COPY amprenta_batch FROM STDIN (FORMAT binary)", file)
+        return checksum
 
     def write(self, connection: Connection, batch: VectorBatch) -> tuple[int, list[RowError]]:
         """Write what `load` brought; returns how many rows were filled, and the rows that PostgreSQL refused.

@@ -93,8 +93,8 @@ class Worker:
 
     def _process(self, batch: Batch) -> None:
         try:
-            fetched = self._retry(partial(self._source.fetch, batch.keys))
-            outcome = self._retry.database(f"writing batch {batch.number}", partial(self._write, batch, fetched))
+            prepared = self._prepare(batch, self._retry(partial(self._source.fetch, batch.keys)))
+            outcome = self._retry.database(f"writing batch {batch.number}", partial(self._write, batch, prepared))
         except BaseException as error:
             # Where it is another worker's by now, this leaves it alone; where its run was cancelled, it frees it.
             self._give_back(batch, str(error))
@@ -103,14 +103,22 @@ class Worker:
             raise
         self._on_done(batch, outcome)
 
-    def _write(self, batch: Batch, fetched: VectorBatch) -> Outcome:
-        """Rows and ``done`` in one transaction; the bytes are with PostgreSQL before any row is locked."""
+    def _prepare(self, batch: Batch, fetched: VectorBatch) -> tuple[VectorBatch, list[RowError]]:
+        """The rows to write, in planned order and with their target keys, and the rows to set aside."""
         present = set(fetched.source_keys) | {error.key for error in fetched.rejected}
         missing = [key for key in batch.keys if key not in present]
         # Keys first: a row's number among those of its source key does not depend on which of them are bad.
         keyed = self._key_map.apply(fetched)
         rows = self._in_planned_order(batch, keyed.validated(cosine=self._cosine, storage=self._storage))
-        errors = [*rows.rejected, *(RowError(key, Reason.MISSING, "the source has no such record") for key in missing)]
+        return rows, [
+            *rows.rejected,
+            *(RowError(key, Reason.MISSING, "the source has no such record") for key in missing),
+        ]
+
+    def _write(self, batch: Batch, prepared: tuple[VectorBatch, list[RowError]]) -> Outcome:
+        """Rows and ``done`` in one transaction; the bytes are with PostgreSQL before any row is locked."""
+        rows, aside = prepared
+        missing = sum(error.reason == Reason.MISSING for error in aside)
         with self._engine.begin() as connection:
             connection.execute(_TRANSACTION, {"tag": progress.session_tag(self._owner, batch.number)})
             checksum = self._sink.load(connection, rows)
@@ -118,12 +126,12 @@ class Worker:
             before = progress.lock_batch(connection, self._run.id, self._owner, batch)
             if before is not None:
                 return before
-            errors += refused
+            errors = aside + refused
             outcome = Outcome(
                 written=written,
                 skipped=len(rows) - written - len(refused),
-                missing=len(missing),
-                quarantined=len({error.key for error in errors if error.reason not in _STILL_WRITTEN}) - len(missing),
+                missing=missing,
+                quarantined=len({error.key for error in errors if error.reason not in _STILL_WRITTEN}) - missing,
                 checksum=checksum,
             )
             progress.complete(connection, self._run, batch, outcome, errors)

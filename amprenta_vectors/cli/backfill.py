@@ -10,6 +10,7 @@ from typing import Any
 import click
 from sqlalchemy.engine import Engine
 
+from amprenta_vectors.allocator import reuse_freed_memory
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.planner import count_empty
 from amprenta_vectors.backfill.preflight import check_target
@@ -36,6 +37,8 @@ from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, o
 CLEAN, FAILED, SET_ASIDE, INTERRUPTED = 0, 1, 3, 130
 WORST_FIRST = (INTERRUPTED, FAILED, SET_ASIDE, CLEAN)
 """Of several namespaces' exit codes the worst is the command's."""
+KEPT_BYTES = 64 * 1024 * 1024
+"""Freed memory that is kept for the next batch; a batch of 1000 × 1536 is 6 MB, and is copied a few times."""
 SPARE_CONNECTIONS = 4
 """Connections beside those of the workers: the planner, the leases, the figures, and one to spare."""
 
@@ -87,6 +90,7 @@ def backfill(
         describe_offline(settings, keys_from or "table")
         return
     mode: Mode = "resume" if resume else "restart" if restart else "new"
+    reuse_freed_memory(KEPT_BYTES)
     engine = open_database(settings, settings.workers + SPARE_CONNECTIONS)
     with engine.connect() as connection:
         progress.require_tables(connection)

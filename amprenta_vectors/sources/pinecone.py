@@ -70,23 +70,26 @@ class PineconeSource:
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
         """The records of ``keys``; their text is taken out of the metadata."""
-        records: list[Record] = []
-        for part in self._transport.split(keys):
-            records.extend(self._transport.fetch(self._namespace, part))
-        return self._to_batch(records)
+        parts = self._transport.split(keys)
+        return self._to_batch(
+            (record for part in parts for record in self._transport.fetch(self._namespace, part)), len(keys)
+        )
 
     def close(self) -> None:
         """Close the transport's channel."""
         self._transport.close()
 
-    def _to_batch(self, records: Sequence[Record]) -> VectorBatch:
+    def _to_batch(self, records: Iterator[Record], most: int) -> VectorBatch:
+        """The records as one batch; each is let go of before the next is read. There are at most ``most``."""
         dimension = self.description.dimension
         ids: list[str] = []
         texts: list[str | None] = []
         metadata: list[Mapping[str, Any]] = []
         rejected: list[RowError] = []
-        vectors = np.empty((len(records), dimension), dtype=np.float32)
+        vectors = np.empty((most, dimension), dtype=np.float32)
         for key, values, fields, sparse in records:
+            if len(ids) == most:
+                raise SourceError(f"more than the {most} records that were asked for came back")
             row = np.frombuffer(values, dtype="<f4") if isinstance(values, bytes) else values
             if len(row) != dimension:
                 reason = Reason.SPARSE_ONLY if sparse and not len(row) else Reason.DIMENSION

@@ -365,11 +365,11 @@ def test_a_worker_that_comes_back_after_its_lease_leaves_the_rows_alone(engine: 
     assert taken is not None
     assert (taken.number, taken.attempt) == (batch.number, 2)
     with pytest.raises(LeaseLost):
-        late._write(batch, fetched)
+        late._write(batch, late._prepare(batch, fetched))
     assert stored(engine) == {}
-    assert current._write(taken, fetched).written == 20
+    assert current._write(taken, current._prepare(taken, fetched)).written == 20
     with pytest.raises(LeaseLost):
-        late._write(batch, fetched)
+        late._write(batch, late._prepare(batch, fetched))
 
 
 # Starting, resuming, starting anew.
@@ -438,7 +438,7 @@ def test_a_cancelled_run_waits_for_the_write_under_way_and_lets_no_other_commit(
         connection.commit()
         cancelling.result()
     with pytest.raises(LeaseLost):
-        worker._write(second, job.source.fetch(second.keys))
+        worker._write(second, worker._prepare(second, job.source.fetch(second.keys)))
 
 
 def test_a_plain_start_on_an_unfinished_run_says_how_far_it_is_and_what_to_type(engine: sa.Engine) -> None:

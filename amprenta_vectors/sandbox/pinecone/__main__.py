@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -10,24 +9,11 @@ from pathlib import Path
 
 import click
 
+from amprenta_vectors.allocator import reuse_freed_memory
 from amprenta_vectors.sandbox.pinecone.search import METRICS
 from amprenta_vectors.sandbox.pinecone.server import PineconeEmulator
 
-_MMAP_THRESHOLD = (-3, 32 * 1024 * 1024)
-_TRIM_THRESHOLD = (-1, 512 * 1024 * 1024)
-"""Names and values for mallopt(3)."""
-
-
-def reuse_freed_memory() -> None:
-    """Have the C library keep what large answers needed, for the next ones.
-
-    By default each copy of an answer of some MB is mapped, faulted in page by page and unmapped again, which was three
-    quarters of the time of a fetch over gRPC.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc
-        mallopt(*_MMAP_THRESHOLD)
-        mallopt(*_TRIM_THRESHOLD)
+KEPT_BYTES = 512 * 1024 * 1024
 
 
 @click.command()
@@ -52,7 +38,7 @@ def main(
     api_key: str,
 ) -> None:
     """Serve one Pinecone index on loopback until SIGTERM or SIGINT; when ready, print where, as one line of JSON."""
-    reuse_freed_memory()
+    reuse_freed_memory(KEPT_BYTES)
     # Blocked before any thread starts, so that every thread leaves them to the wait below.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
