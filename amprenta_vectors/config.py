@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any, Literal, Self
-from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -82,26 +81,6 @@ class Settings(BaseSettings):
             variable = _alias(type(self), name).upper()
             raise ConfigError(f"{variable} is not set", hint=f"export {variable}=…")
         return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-
-    def database(self, *, migrations: bool = False) -> str:
-        """The PostgreSQL URL, password included: ``DATABASE_URL``, else composed from ``POSTGRES_*``."""
-        if migrations and self.migration_database_url is not None:
-            return self.migration_database_url.get_secret_value()
-        if self.database_url is not None:
-            return self.database_url.get_secret_value()
-        if self.postgres_host is None:
-            raise ConfigError(
-                "no database is configured: neither DATABASE_URL nor POSTGRES_HOST is set",
-                hint="export DATABASE_URL=postgresql://user:password@host:5432/database",
-            )
-        password = f":{quote(self.postgres_password.get_secret_value(), safe='')}" if self.postgres_password else ""
-        user = quote(self.postgres_user, safe="")
-        database = quote(self.postgres_db, safe="")
-        if self.postgres_host.startswith("/"):
-            host = quote(self.postgres_host, safe="")
-            return f"postgresql://{user}{password}@/{database}?host={host}&port={self.postgres_port}"
-        host = f"[{self.postgres_host}]" if ":" in self.postgres_host else self.postgres_host
-        return f"postgresql://{user}{password}@{host}:{self.postgres_port}/{database}"
 
     @property
     def tls(self) -> dict[str, str]:

@@ -29,23 +29,49 @@ class UnencryptedConnection(UserWarning):
 
 
 def engine_url(settings: Settings, *, migrations: bool = False) -> URL:
-    """The URL that SQLAlchemy connects by, TLS parameters included. Raises `ConfigError` for a malformed one."""
-    text = settings.database(migrations=migrations)
-    variable = "MIGRATION_DATABASE_URL" if migrations and settings.migration_database_url else "DATABASE_URL"
+    """The URL to connect by, TLS parameters included: ``DATABASE_URL``, else composed from ``POSTGRES_*``.
+
+    Raises `ConfigError` where neither is set, or for a malformed URL. Contains the password: never log it.
+    """
+    secret, variable = settings.database_url, "DATABASE_URL"
+    if migrations and settings.migration_database_url is not None:
+        secret, variable = settings.migration_database_url, "MIGRATION_DATABASE_URL"
+    url = _composed_url(settings) if secret is None else _parsed_url(secret.get_secret_value(), variable)
+    return url.update_query_dict({name: value for name, value in settings.tls.items() if name not in url.query})
+
+
+def _composed_url(settings: Settings) -> URL:
+    host, password = settings.postgres_host, settings.postgres_password
+    if host is None:
+        raise ConfigError(
+            "no database is configured: neither DATABASE_URL nor POSTGRES_HOST is set",
+            hint="export DATABASE_URL=postgresql://user:password@host:5432/database",
+        )
+    socket = {"host": host, "port": str(settings.postgres_port)} if host.startswith("/") else {}
+    return URL.create(
+        "postgresql+psycopg2",
+        username=settings.postgres_user,
+        password=password.get_secret_value() if password is not None else None,
+        host=None if socket else host,
+        port=None if socket else settings.postgres_port,
+        database=settings.postgres_db,
+        query=socket,
+    )
+
+
+def _parsed_url(text: str, variable: str) -> URL:
     example = f"export {variable}=postgresql://user:password@host:5432/database"
     try:
         url = make_url(text)
         url.port  # noqa: B018 - a port that is no number is only noticed when read
     except (ArgumentError, ValueError):
         raise ConfigError(f"{variable} is not a database URL", hint=example) from None
-    if url.drivername in {"postgres", "postgresql", "postgresql+psycopg2"}:
-        url = url.set(drivername="postgresql+psycopg2")
-    else:
+    if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
         raise ConfigError(f"{variable} is of kind {url.drivername!r}; expected postgresql", hint=example)
     if "@" in (url.host or ""):
         # What stands before the last @ belongs to the password; libpq would print it as part of a host's name.
         raise ConfigError(f"{variable} has an @ in its password", hint="write it as %40")
-    return url.update_query_dict({name: value for name, value in settings.tls.items() if name not in url.query})
+    return url.set(drivername="postgresql+psycopg2")
 
 
 def create_engine(settings: Settings, *, migrations: bool = False, **options: Any) -> sa.Engine:

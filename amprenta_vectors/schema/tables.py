@@ -149,7 +149,7 @@ def _add_rag_chunks(metadata: sa.MetaData, connection: Connection) -> None:
         *(own if made else ()),
         added("embedding", vector),
         added("embedding_model", sa.Text()),
-        comment=MADE if made else comment_of(connection, name),
+        comment=MADE if made else comment_of(connection, name) or None,
     )
     # Which index serves is the operator's choice, as the dimension is; that there is one is ours.
     opclass = f"{_indexed_as(vector).storage}_cosine_ops"

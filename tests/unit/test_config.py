@@ -75,7 +75,7 @@ def test_migrations_have_a_url_of_their_own_where_it_is_given() -> None:
 
 def test_without_any_database_setting_the_message_says_what_to_export() -> None:
     with pytest.raises(ConfigError, match="neither DATABASE_URL nor POSTGRES_HOST is set") as caught:
-        Settings.load().database()
+        engine_url(Settings.load())
     assert caught.value.exit_code == 2
     assert "export DATABASE_URL=postgresql://" in caught.value.hint
 
