@@ -16,6 +16,8 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 LISTED_PER_SECOND = 20_000
 """Pinecone lists 100 ids a page at 200 pages a second and index (its published limits)."""
+LISTED_IN_TURN_PER_SECOND = 2_000
+"""What listing comes to where a page takes 50 ms: pages are asked for one after another."""
 FETCHED_PER_SECOND = 100_000
 """Pinecone fetches 1000 ids at 100 requests a second and index (its published limits)."""
 WRITTEN_PER_SECOND = (4_000, 20_000)
@@ -99,9 +101,9 @@ def estimate(
         statement = sa.select(column).select_from(target).where(filled_where, column != model).distinct().limit(5)
         others = tuple(connection.execute(statement).scalars())
     rows = count if from_source else min(count, empty)
-    source_rate = LISTED_PER_SECOND if from_source else FETCHED_PER_SECOND
+    read = (LISTED_IN_TURN_PER_SECOND, LISTED_PER_SECOND) if from_source else (FETCHED_PER_SECOND, FETCHED_PER_SECOND)
     scale = 1536 / table.dimension
-    slow, fast = (rows / min(source_rate, rate * scale) for rate in WRITTEN_PER_SECOND)
+    slow, fast = (rows / min(most, rate * scale) for most, rate in zip(read, WRITTEN_PER_SECOND, strict=True))
     return Estimate(
         rows=rows,
         empty_rows=empty,

@@ -46,6 +46,12 @@ def _total(run: Run, expected: int) -> int:
     return run.planned_keys if run.planned_at is not None else max(run.planned_keys, limited)
 
 
+def _at_work(counts: Counts) -> str:
+    if counts.owners:
+        return f"{counts.owners} process(es) at work"
+    return "waiting for keys to be listed (those of a process that died: until its lease runs out)"
+
+
 def _begun(run: Run, deferred: list[str]) -> list[str]:
     scope = ", ".join(f"{name} {value or '(default)'!s}" for name, value in run.scope.items())
     lines = [f"run {run.id}: {run.source} → {run.target}" + (f" ({scope})" if scope else "")]
@@ -70,7 +76,10 @@ class BarDisplay:
         """Move the bar."""
         self._bar.total = _total(run, self._expected)
         aside = counts.missing + counts.quarantined
-        self._bar.set_postfix_str(f"{aside} set aside" if aside else "", refresh=False)
+        notes = [f"{aside} set aside"] if aside else []
+        if not counts.owners and counts.keys_done < self._bar.total:
+            notes.append(_at_work(counts))
+        self._bar.set_postfix_str(", ".join(notes), refresh=False)
         self._bar.update(counts.keys_done - self._bar.n)
         self._bar.refresh()
 
@@ -111,7 +120,7 @@ class LineDisplay:
         aside = counts.missing + counts.quarantined
         click.echo(
             f"run {run.id}: {counts.keys_done:,} of {_total(run, self._expected):,} keys done, "
-            f"{counts.written:,} written, {aside} set aside, {counts.owners} process(es) at work",
+            f"{counts.written:,} written, {aside} set aside, {_at_work(counts)}",
             err=True,
         )
 
