@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 
 from amprenta_vectors.cli.sandbox import sandbox
 from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.sandbox import control
 from amprenta_vectors.sandbox.corpus import embed_corpus
@@ -72,9 +73,9 @@ def test_env_points_the_package_at_a_database_and_a_full_index(
     started: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shell = settings(started, monkeypatch)
-    with closing(psycopg2.connect(shell.database())) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT current_database(), count(*) FROM pg_available_extensions WHERE name = 'vector'")
-        assert cursor.fetchone() == ("app", 1)
+    available = "SELECT current_database(), count(*) FROM pg_available_extensions WHERE name = 'vector'"
+    with create_engine(shell).connect() as connection:
+        assert connection.exec_driver_sql(available).one() == ("app", 1)
 
     index = open_index(shell)
     assert index.namespaces() == {"": ROWS}
