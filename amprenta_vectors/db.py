@@ -239,11 +239,14 @@ def is_transient(error: DatabaseError) -> bool:
     """Whether trying again may help: a lost connection, a deadlock, a lock time-out, a restart, a full disk.
 
     By SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), never by message. psycopg2 gives a
-    dropped or refused connection no SQLSTATE at all.
+    dropped or refused connection no SQLSTATE at all, and one that drops while an answer is read no class of its own:
+    that one is a bare ``DatabaseError``.
     """
     state = sqlstate(error)
     if state is None:
-        return isinstance(_driver_error(error), psycopg2.OperationalError | psycopg2.InterfaceError)
+        driver = _driver_error(error)
+        lost = isinstance(driver, psycopg2.OperationalError | psycopg2.InterfaceError)
+        return lost or type(driver) is psycopg2.DatabaseError
     return state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES
 
 

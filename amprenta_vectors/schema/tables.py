@@ -70,7 +70,9 @@ def _add_engine(metadata: sa.MetaData) -> None:
         sa.Column("fingerprint", sa.Text),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("desired_state", sa.Text, nullable=False),
-        sa.Column("row_limit", sa.BigInteger),
+        *(sa.Column(name, sa.BigInteger) for name in ("row_limit", "expected_keys")),
+        sa.Column("limits", JSONB, nullable=False, server_default=sa.text("'{}'")),
+        count("read_units"),
         *(sa.Column(name, sa.Text) for name in ("plan_token", "plan_owner")),
         sa.Column("plan_lease_expires_at", moment),
         count("planned_keys"),
@@ -110,6 +112,28 @@ def _add_engine(metadata: sa.MetaData) -> None:
         sa.Column("attempts", sa.Integer, nullable=False, server_default="1"),
         sa.Column("created_at", moment, nullable=False, server_default=sa.func.now()),
         sa.Column("resolved_at", moment),
+        comment=MADE,
+    )
+    sa.Table(
+        "migration_quota",
+        metadata,
+        sa.Column("run_id", sa.BigInteger, run_id._copy(), primary_key=True),
+        sa.Column("kind", sa.Text, primary_key=True),
+        sa.Column("rate", sa.Double, nullable=False),
+        sa.Column("available", sa.Double, nullable=False, server_default="0"),
+        sa.Column("filled_at", moment, nullable=False, server_default=sa.func.now()),
+        *(sa.Column(name, moment) for name in ("lowered_at", "blocked_until")),
+        comment=MADE,
+    )
+    sa.Table(
+        "migration_event",
+        metadata,
+        sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+        sa.Column("run_id", sa.BigInteger, run_id._copy(), nullable=False),
+        sa.Column("at", moment, nullable=False, server_default=sa.text("clock_timestamp()")),
+        sa.Column("event", sa.Text, nullable=False),
+        sa.Column("detail", JSONB, nullable=False, server_default=sa.text("'{}'")),
+        sa.Index("migration_event_run", "run_id", "id"),
         comment=MADE,
     )
     sa.Table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from amprenta_vectors.batch import VectorBatch
 
@@ -28,6 +28,32 @@ class SourceDescription:
 
 class TokenRefused(Exception):
     """The source no longer accepts a token it gave; listing starts over."""
+
+
+Route = Literal["list", "fetch"]
+"""What a request to a source is: each has its own limit and price."""
+
+
+class Meter(Protocol):
+    """Asked before every single request that a metered source makes, repeats included."""
+
+    def before(self, route: Route, read_units: int) -> None:
+        """Wait until one request that costs at most ``read_units`` may be made, and account for it."""
+        ...
+
+    def limited(self, route: Route, retry_after: float | None) -> None:
+        """The source answered that requests come too fast."""
+        ...
+
+
+class Unmetered:
+    """Lets every request through."""
+
+    def before(self, route: Route, read_units: int) -> None:
+        """At once."""
+
+    def limited(self, route: Route, retry_after: float | None) -> None:
+        """No matter."""
 
 
 class Source(Protocol):

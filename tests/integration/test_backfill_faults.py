@@ -243,7 +243,7 @@ def test_postgresql_crashing_midway_is_waited_for(
         assert crash.wait(30)
         own_server.stop("immediate")
         crashed.set()
-        until(lambda: any(observer.reasons))
+        until(lambda: any(observer.reasons) or running.done())
         own_server.start()
         assert running.result().counts.written == 200
     all_once(own_engine)

@@ -27,7 +27,14 @@ from amprenta_vectors.stores.protocol import Record
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
 MIGRATOR, WORKER, APPLICATION = ROLES = ("amprenta_migrator", "amprenta_worker", "amprenta_application")
-RECORDS = ("migration_run", "migration_progress", "migration_error", "migration_index")
+RECORDS = (
+    "migration_run",
+    "migration_progress",
+    "migration_error",
+    "migration_quota",
+    "migration_event",
+    "migration_index",
+)
 
 
 def documented() -> list[str]:

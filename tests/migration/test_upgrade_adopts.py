@@ -31,7 +31,14 @@ def test_alembic_upgrade_head_fits_out_an_empty_database(db: Database, alembic: 
     assert "hnsw (embedding vector_cosine_ops) WITH (m='16', ef_construction='64')" in db.scalar(
         "SELECT pg_get_indexdef(CAST(:name AS regclass))", name=INDEX
     )
-    for table in ("migration_run", "migration_progress", "migration_error", "migration_index"):
+    for table in (
+        "migration_run",
+        "migration_progress",
+        "migration_error",
+        "migration_quota",
+        "migration_event",
+        "migration_index",
+    ):
         assert db.columns(table)
     assert db.execute("SELECT target, state, source FROM migration_run") == [("rag_chunks.embedding", "planned", None)]
     assert "python scripts/backfill.py --resume" in done.stderr

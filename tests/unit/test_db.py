@@ -147,6 +147,8 @@ def test_a_wrong_statement_password_or_row_is_not_worth_another_try(state: str) 
 def test_a_lost_connection_has_no_state_and_is_worth_another_try() -> None:
     assert is_transient(OperationalError("SELECT 1", {}, Failure(None)))
     assert is_transient(psycopg2.InterfaceError("connection already closed"))
+    assert is_transient(psycopg2.DatabaseError("server closed the connection unexpectedly"))
+    assert not is_transient(psycopg2.ProgrammingError("can't adapt type 'object'"))
 
 
 @pytest.mark.parametrize(("state", "of_row"), [("22003", True), ("23514", True), ("P0001", True), ("42P01", False)])

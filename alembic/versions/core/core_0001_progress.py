@@ -31,6 +31,9 @@ def upgrade() -> None:
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("desired_state", sa.Text, nullable=False),
         sa.Column("row_limit", sa.BigInteger),
+        sa.Column("expected_keys", sa.BigInteger),
+        sa.Column("limits", JSONB, nullable=False, server_default=sa.text("'{}'")),
+        sa.Column("read_units", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("plan_token", sa.Text),
         sa.Column("plan_owner", sa.Text),
         sa.Column("plan_lease_expires_at", sa.TIMESTAMP(timezone=True)),
@@ -93,6 +96,25 @@ def upgrade() -> None:
         sa.Column("resolved_at", sa.TIMESTAMP(timezone=True)),
     )
     op.adopt_table(
+        "migration_quota",
+        sa.Column("run_id", sa.BigInteger, sa.ForeignKey("migration_run.id"), primary_key=True),
+        sa.Column("kind", sa.Text, primary_key=True),
+        sa.Column("rate", sa.Double, nullable=False),
+        sa.Column("available", sa.Double, nullable=False, server_default="0"),
+        sa.Column("filled_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("lowered_at", sa.TIMESTAMP(timezone=True)),
+        sa.Column("blocked_until", sa.TIMESTAMP(timezone=True)),
+    )
+    op.adopt_table(
+        "migration_event",
+        sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+        sa.Column("run_id", sa.BigInteger, sa.ForeignKey("migration_run.id"), nullable=False),
+        sa.Column("at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
+        sa.Column("event", sa.Text, nullable=False),
+        sa.Column("detail", JSONB, nullable=False, server_default=sa.text("'{}'")),
+        sa.Index("migration_event_run", "run_id", "id"),
+    )
+    op.adopt_table(
         "migration_index",
         sa.Column("target", sa.Text, primary_key=True),
         sa.Column("index_name", sa.Text, primary_key=True),
@@ -105,6 +127,13 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Leave the tables while another section needs them; keep the record of runs that happened."""
-    for table in ("migration_index", "migration_error", "migration_progress", "migration_run"):
+    for table in (
+        "migration_index",
+        "migration_event",
+        "migration_quota",
+        "migration_error",
+        "migration_progress",
+        "migration_run",
+    ):
         op.retire_table(table, shared=True)
     op.drop_vector_extension(shared=True)

@@ -1,0 +1,200 @@
+"""``migration_progress``: claiming a batch under a lease, fencing it, completing it and giving it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.errors import LeaseLost, RowError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A claimed batch; ``attempt`` and the owner fence it: only they may complete it."""
+
+    number: int
+    keys: Sequence[str]
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch's keys."""
+
+    written: int = 0
+    skipped: int = 0
+    missing: int = 0
+    quarantined: int = 0
+    checksum: int = 0
+
+
+def session_tag(owner: str, batch: int) -> str:
+    """The application_name of the transaction that writes a batch: by it, whoever takes an expired lease ends it."""
+    return f"amprenta {owner} {batch}"
+
+
+def end_expired_sessions(connection: Connection, run_id: int) -> None:
+    """End the database sessions that still write batches whose lease has run out.
+
+    A stopped process would otherwise hold its row locks for ever.
+    """
+    expired = connection.execute(
+        sa.text("""
+            SELECT owner, batch FROM migration_progress
+            WHERE run_id = :run_id AND status = 'running' AND lease_expires_at < clock_timestamp()
+        """),
+        {"run_id": run_id},
+    )
+    _end_sessions(connection, [session_tag(row.owner, row.batch) for row in expired])
+
+
+def _end_sessions(connection: Connection, tags: Sequence[str]) -> None:
+    if tags:
+        connection.execute(
+            sa.text("""
+                SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE application_name = ANY(CAST(:tags AS text[])) AND datname = current_database()
+                  AND usename = current_user AND pid <> pg_backend_pid()
+            """),
+            {"tags": list(tags)},
+        )
+
+
+def claim(connection: Connection, run_id: int, owner: str, lease_seconds: float) -> Batch | None:
+    """Take the first batch that is pending, or whose lease has run out; None where there is none now.
+
+    The session of the former owner is ended before the claim is committed. One that has locked its batch already is
+    ended so that the next claim finds the batch free.
+    """
+    row = connection.execute(
+        sa.text("""
+            WITH next AS (
+                SELECT p.batch, p.owner AS former FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
+                WHERE p.run_id = :run_id AND r.state = 'running' AND r.desired_state = 'running'
+                  AND (p.status = 'pending' OR (p.status = 'running' AND p.lease_expires_at < clock_timestamp()))
+                ORDER BY p.batch LIMIT 1 FOR UPDATE OF p SKIP LOCKED
+            )
+            UPDATE migration_progress p
+            SET status = 'running', owner = :owner, attempt = attempt + 1,
+                lease_expires_at = clock_timestamp() + make_interval(secs => :lease),
+                started_at = coalesce(started_at, clock_timestamp())
+            FROM next WHERE p.run_id = :run_id AND p.batch = next.batch
+            RETURNING p.batch, p.keys, p.attempt, next.former
+        """),
+        {"run_id": run_id, "owner": owner, "lease": lease_seconds},
+    ).first()
+    if row is None:
+        end_expired_sessions(connection, run_id)
+        return None
+    if row.former is not None:
+        _end_sessions(connection, [session_tag(row.former, row.batch)])
+    return Batch(row.batch, row.keys, row.attempt)
+
+
+def renew(connection: Connection, run_id: int, owner: str, batches: Sequence[int], lease_seconds: float) -> None:
+    """Prolong the leases of those ``batches`` that are still this owner's, and the planner's.
+
+    Only of batches that the caller knows to be in its hands: one whose claim was committed without its answer arriving
+    is to expire. A row that is locked is about to be done, and is not waited for.
+    """
+    values = {"run_id": run_id, "owner": owner, "batches": list(batches), "lease": lease_seconds}
+    connection.execute(
+        sa.text("""
+            UPDATE migration_progress SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
+            WHERE run_id = :run_id AND batch IN (
+                SELECT batch FROM migration_progress
+                WHERE run_id = :run_id AND batch = ANY(CAST(:batches AS bigint[])) AND owner = :owner
+                  AND status = 'running'
+                FOR UPDATE SKIP LOCKED
+            )
+        """),
+        values,
+    )
+    connection.execute(
+        sa.text("""
+            UPDATE migration_run SET plan_lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
+            WHERE id = :run_id AND plan_owner = :owner AND planned_at IS NULL
+        """),
+        values,
+    )
+
+
+def lock_batch(connection: Connection, run_id: int, owner: str, batch: Batch) -> Outcome | None:
+    """Fence: lock a batch that is still this owner's and attempt's, in the transaction that writes its rows.
+
+    Call it after the rows are written and before `complete`: while they are, the lease can still be renewed. Returns
+    the outcome where this very attempt has committed already: its answer was lost with the connection. Raises
+    `LeaseLost` where it is somebody else's, or the run was cancelled.
+    """
+    row = connection.execute(
+        sa.text("""
+            SELECT p.status, p.rows_written, p.rows_skipped, p.rows_missing, p.rows_quarantined, p.checksum
+            FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
+            WHERE p.run_id = :run_id AND p.batch = :batch AND p.owner = :owner AND p.attempt = :attempt
+              AND (p.status = 'done' OR (p.status = 'running' AND r.state IN ('running', 'paused')))
+            FOR UPDATE OF p FOR KEY SHARE OF r
+        """),
+        {"run_id": run_id, "batch": batch.number, "owner": owner, "attempt": batch.attempt},
+    ).first()
+    if row is None:
+        raise LeaseLost(f"batch {batch.number} belongs to another worker now")
+    if row.status == "running":
+        return None
+    return Outcome(row.rows_written, row.rows_skipped, row.rows_missing, row.rows_quarantined, row.checksum)
+
+
+def complete(connection: Connection, run: Run, batch: Batch, outcome: Outcome, errors: Sequence[RowError]) -> None:
+    """Record a batch as done, in the transaction that wrote its rows and after `lock_batch`.
+
+    A row that was set aside before, by this run or another into the same column and scope, is resolved where this batch
+    has no error for it; where it has, its attempts are counted on.
+    """
+    values = {"run_id": run.id, "batch": batch.number, "target": run.target, "scope": json.dumps(run.scope)}
+    if errors:
+        connection.execute(
+            sa.text("""
+                INSERT INTO migration_error (run_id, key, reason, batch, detail, attempts)
+                SELECT :run_id, :key, :reason, :batch, :detail, 1 + coalesce(max(e.attempts), 0)
+                FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+                WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.key = :key AND e.reason = :reason
+                  AND e.resolved_at IS NULL
+                ON CONFLICT (run_id, key, reason) DO UPDATE
+                SET attempts = migration_error.attempts + 1, detail = excluded.detail, resolved_at = NULL
+            """),
+            [{**values, "key": error.key, "reason": error.reason, "detail": error.detail} for error in errors],
+        )
+    in_error = {error.key for error in errors}
+    connection.execute(
+        sa.text("""
+            UPDATE migration_error e SET resolved_at = clock_timestamp() FROM migration_run r
+            WHERE r.id = e.run_id AND r.target = :target AND r.scope = CAST(:scope AS jsonb)
+              AND e.resolved_at IS NULL AND e.key = ANY(CAST(:settled AS text[]))
+        """),
+        {**values, "settled": [key for key in batch.keys if key not in in_error]},
+    )
+    connection.execute(
+        sa.text("""
+            UPDATE migration_progress
+            SET status = 'done', keys = '{}', lease_expires_at = NULL, finished_at = clock_timestamp(),
+                rows_written = :written, rows_skipped = :skipped, rows_missing = :missing,
+                rows_quarantined = :quarantined, checksum = :checksum, last_error = NULL
+            WHERE run_id = :run_id AND batch = :batch
+        """),
+        {**values, **asdict(outcome)},
+    )
+
+
+def release(connection: Connection, run_id: int, owner: str, batch: Batch, error: str | None = None) -> None:
+    """Give a batch back unfinished, so that nobody has to wait for its lease to run out."""
+    connection.execute(
+        sa.text("""
+            UPDATE migration_progress SET status = 'pending', owner = NULL, lease_expires_at = NULL, last_error = :error
+            WHERE run_id = :run_id AND batch = :batch AND owner = :owner AND attempt = :attempt AND status = 'running'
+        """),
+        {"run_id": run_id, "batch": batch.number, "owner": owner, "attempt": batch.attempt, "error": error},
+    )

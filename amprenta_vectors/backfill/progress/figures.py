@@ -1,0 +1,50 @@
+"""The figures of a run, summed over its batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A run's figures, summed over its batches."""
+
+    batches: int
+    batches_done: int
+    batches_running: int
+    written: int
+    skipped: int
+    missing: int
+    quarantined: int
+    set_aside: int
+    owners: int
+
+    @property
+    def keys_done(self) -> int:
+        """Source rows that need no further work."""
+        return self.written + self.skipped + self.missing + self.quarantined
+
+
+def count(connection: Connection, run_id: int) -> Counts:
+    """The run's figures as they are now."""
+    row = connection.execute(
+        sa.text("""
+            SELECT count(*) AS batches, count(*) FILTER (WHERE status = 'done') AS batches_done,
+                   count(*) FILTER (WHERE status = 'running') AS batches_running,
+                   coalesce(sum(rows_written), 0)::bigint AS written, coalesce(sum(rows_skipped), 0)::bigint AS skipped,
+                   coalesce(sum(rows_missing), 0)::bigint AS missing,
+                   coalesce(sum(rows_quarantined), 0)::bigint AS quarantined,
+                   count(DISTINCT owner) FILTER (
+                       WHERE status = 'running' AND lease_expires_at > clock_timestamp()
+                   ) AS owners,
+                   (
+                       SELECT count(*) FROM migration_error e WHERE e.run_id = :run_id AND resolved_at IS NULL
+                   ) AS set_aside
+            FROM migration_progress WHERE run_id = :run_id
+        """),
+        {"run_id": run_id},
+    ).one()
+    return Counts(**row._mapping)

@@ -1,0 +1,105 @@
+"""How far the keys of a run are cut into batches; one process of a run plans at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.errors import LeaseLost
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far the keys of a run are cut into batches: where listing stands, and how many keys it has given."""
+
+    token: str | None
+    planned_keys: int
+
+
+def claim_plan(connection: Connection, run_id: int, owner: str, lease_seconds: float) -> Plan | None:
+    """Become, or stay, the one planner of a run; None where another process is, or the plan is complete."""
+    row = connection.execute(
+        sa.text("""
+            UPDATE migration_run
+            SET plan_owner = :owner, plan_lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
+            WHERE id = :id AND planned_at IS NULL AND state = 'running'
+              AND (plan_owner IS NULL OR plan_owner = :owner OR plan_lease_expires_at < clock_timestamp())
+            RETURNING plan_token, planned_keys
+        """),
+        {"id": run_id, "owner": owner, "lease": lease_seconds},
+    ).first()
+    return None if row is None else Plan(row.plan_token, row.planned_keys)
+
+
+def extend_plan(
+    connection: Connection,
+    run_id: int,
+    owner: str,
+    plan: Plan,
+    batches: Sequence[Sequence[str]],
+    token: str | None,
+    *,
+    complete: bool,
+) -> Plan:
+    """Store batches and where listing stands after them, or that it is ``complete``; returns the longer plan.
+
+    Raises `LeaseLost` where the run no longer stands at ``plan``: another process plans it, it was cancelled, or this
+    very call was committed before and its answer lost.
+    """
+    keys = sum(map(len, batches))
+    row = connection.execute(
+        sa.text("""
+            UPDATE migration_run SET plan_token = :token, planned_keys = planned_keys + :keys,
+                planned_at = CASE WHEN :complete THEN clock_timestamp() END
+            WHERE id = :id AND plan_owner = :owner AND planned_at IS NULL AND state = 'running'
+              AND planned_keys = :before
+            RETURNING (SELECT coalesce(max(batch), 0) FROM migration_progress WHERE run_id = :id) AS last
+        """),
+        {
+            "id": run_id,
+            "owner": owner,
+            "token": token,
+            "keys": keys,
+            "complete": complete,
+            "before": plan.planned_keys,
+        },
+    ).first()
+    if row is None:
+        raise LeaseLost("the plan of this run is not where this process left it")
+    if batches:
+        connection.execute(
+            sa.text("""
+                INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys)
+                VALUES (:run_id, :batch, :first_key, :last_key, CAST(:keys AS text[]))
+            """),
+            [
+                {"run_id": run_id, "batch": number, "first_key": part[0], "last_key": part[-1], "keys": list(part)}
+                for number, part in enumerate(batches, row.last + 1)
+            ],
+        )
+    return Plan(token, plan.planned_keys + keys)
+
+
+def forget_token(connection: Connection, run_id: int, owner: str) -> None:
+    """Begin the listing anew: the source refused its token.
+
+    Keys that are listed twice are found filled the second time; towards a limit they count twice.
+    """
+    connection.execute(
+        sa.text("UPDATE migration_run SET plan_token = NULL WHERE id = :id AND plan_owner = :owner"),
+        {"id": run_id, "owner": owner},
+    )
+
+
+def release_plan(connection: Connection, run_id: int, owner: str) -> None:
+    """Let another process plan on at once."""
+    connection.execute(
+        sa.text("""
+            UPDATE migration_run SET plan_owner = NULL, plan_lease_expires_at = NULL
+            WHERE id = :run_id AND plan_owner = :owner
+        """),
+        {"run_id": run_id, "owner": owner},
+    )

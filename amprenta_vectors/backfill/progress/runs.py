@@ -1,0 +1,231 @@
+"""``migration_run``: what a run is to do, beginning one, and bringing it from state to state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.backfill.states import UNFINISHED, RunState, sources_of
+from amprenta_vectors.errors import RunConflict
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run is to do. ``fingerprint`` covers what must not change between its start and its end."""
+
+    vector_table: str
+    target: str
+    scope: Mapping[str, str]
+    source_kind: str
+    source: str
+    keys_from: str
+    key_map: str
+    model: str | None
+    dimension: int
+    fingerprint: str
+    row_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of ``migration_run``."""
+
+    id: int
+    vector_table: str
+    target: str
+    scope: dict[str, str]
+    source_kind: str | None
+    source: str | None
+    keys_from: Literal["table", "source"] | None
+    key_map: str | None
+    model: str | None
+    dimension: int | None
+    fingerprint: str | None
+    state: str
+    desired_state: str
+    row_limit: int | None
+    planned_keys: int
+    planned_at: datetime | None
+    last_error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+def load_run(connection: Connection, run_id: int) -> Run:
+    """The run of that number."""
+    return _run(connection.execute(sa.text("SELECT * FROM migration_run WHERE id = :id"), {"id": run_id}).one())
+
+
+def list_runs(connection: Connection) -> list[Run]:
+    """Every run, the newest first."""
+    return [_run(row) for row in connection.execute(sa.text("SELECT * FROM migration_run ORDER BY id DESC"))]
+
+
+def unfinished_run(connection: Connection, target: str, scope: Mapping[str, str]) -> Run | None:
+    """The begun, unfinished run into that column and scope; there is one at most."""
+    row = connection.execute(
+        sa.text("""
+            SELECT * FROM migration_run
+            WHERE target = :target AND scope = CAST(:scope AS jsonb) AND source IS NOT NULL AND state = ANY(:states)
+        """),
+        {"target": target, "scope": json.dumps(dict(scope)), "states": list(UNFINISHED)},
+    ).first()
+    return None if row is None else _run(row)
+
+
+def finished_run(connection: Connection, target: str, fingerprint: str) -> Run | None:
+    """The last run of that fingerprint, if it finished and no revision has queued another one since."""
+    row = connection.execute(
+        sa.text("""
+            SELECT * FROM migration_run WHERE target = :target AND (fingerprint = :fingerprint OR source IS NULL)
+            ORDER BY id DESC LIMIT 1
+        """),
+        {"target": target, "fingerprint": fingerprint},
+    ).first()
+    return _run(row) if row is not None and row.source is not None and row.state == RunState.FINISHED else None
+
+
+def earlier_models(connection: Connection, target: str, scope: Mapping[str, str]) -> set[str]:
+    """The models that earlier runs wrote into that column and scope."""
+    rows = connection.execute(
+        sa.text("""
+            SELECT DISTINCT r.model FROM migration_run r JOIN migration_progress p ON p.run_id = r.id
+            WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND r.model IS NOT NULL AND p.rows_written > 0
+        """),
+        {"target": target, "scope": json.dumps(dict(scope))},
+    )
+    return set(rows.scalars())
+
+
+def begin_run(connection: Connection, spec: RunSpec) -> Run:
+    """Begin a run: the one a revision queued for this column where there is one, else a new one.
+
+    Call under `serialize_starts`. The database refuses a second live run into one column and scope.
+    """
+    values = {
+        "vector_table": spec.vector_table,
+        "target": spec.target,
+        "scope": json.dumps(dict(spec.scope)),
+        "source_kind": spec.source_kind,
+        "source": spec.source,
+        "keys_from": spec.keys_from,
+        "key_map": spec.key_map,
+        "model": spec.model,
+        "dimension": spec.dimension,
+        "fingerprint": spec.fingerprint,
+        "row_limit": spec.row_limit,
+    }
+    queued = connection.execute(
+        sa.text("""
+            UPDATE migration_run SET
+                scope = CAST(:scope AS jsonb), source_kind = :source_kind, source = :source, keys_from = :keys_from,
+                key_map = :key_map, model = :model, dimension = :dimension, fingerprint = :fingerprint,
+                row_limit = :row_limit, state = 'running', started_at = clock_timestamp()
+            WHERE id = (
+                SELECT id FROM migration_run WHERE target = :target AND state = 'planned' AND source IS NULL
+                ORDER BY id LIMIT 1
+            )
+            RETURNING *
+        """),
+        values,
+    ).first()
+    if queued is not None:
+        return _run(queued)
+    return _run(
+        connection.execute(
+            sa.text("""
+                INSERT INTO migration_run (
+                    vector_table, target, scope, source_kind, source, keys_from, key_map, model, dimension,
+                    fingerprint, row_limit, state, desired_state, started_at
+                ) VALUES (
+                    :vector_table, :target, CAST(:scope AS jsonb), :source_kind, :source, :keys_from, :key_map, :model,
+                    :dimension, :fingerprint, :row_limit, 'running', 'running', clock_timestamp()
+                ) RETURNING *
+            """),
+            values,
+        ).one()
+    )
+
+
+def move(connection: Connection, run_id: int, state: RunState, *, error: str | None = None) -> bool:
+    """Bring a run into ``state`` if that may follow the state it is in; returns whether it did."""
+    moved = connection.execute(
+        sa.text("""
+            UPDATE migration_run
+            SET state = CAST(:state AS text), last_error = :error,
+                finished_at = CASE WHEN :state IN ('finished', 'failed', 'cancelled') THEN clock_timestamp() END
+            WHERE id = :id AND state = ANY(:before)
+        """),
+        {"id": run_id, "state": state, "error": error, "before": list(sources_of(state))},
+    )
+    return moved.rowcount == 1
+
+
+def cancel(connection: Connection, run_id: int) -> None:
+    """Cancel a run once no transaction that writes rows of it is under way; none can be committed afterwards."""
+    # Stronger than the UPDATE's own lock: it excludes the one that `lock_batch` holds.
+    connection.execute(sa.text("SELECT 1 FROM migration_run WHERE id = :id FOR UPDATE"), {"id": run_id})
+    move(connection, run_id, RunState.CANCELLED)
+
+
+def note_error(connection: Connection, run_id: int, message: str | None) -> None:
+    """Keep why a run stopped, for whoever looks at its status."""
+    connection.execute(
+        sa.text("UPDATE migration_run SET last_error = :message WHERE id = :id"), {"id": run_id, "message": message}
+    )
+
+
+def work_left(connection: Connection, run_id: int) -> bool:
+    """Whether the run goes on, and keys are still to be planned or batches to be done."""
+    return bool(
+        connection.execute(
+            sa.text("""
+                SELECT r.state IN ('running', 'paused') AND (r.planned_at IS NULL OR EXISTS (
+                    SELECT 1 FROM migration_progress p WHERE p.run_id = r.id AND p.status IN ('pending', 'running')
+                )) FROM migration_run r WHERE r.id = :run_id
+            """),
+            {"run_id": run_id},
+        ).scalar_one()
+    )
+
+
+def others_unfinished(connection: Connection, run_id: int, target: str) -> bool:
+    """Whether another begun run into the same column has not ended; one that is only queued does not count."""
+    statement = sa.text("""
+        SELECT EXISTS (
+            SELECT 1 FROM migration_run
+            WHERE target = :target AND id <> :run_id AND source IS NOT NULL AND state = ANY(:states)
+        )
+    """)
+    values = {"target": target, "run_id": run_id, "states": list(UNFINISHED)}
+    return bool(connection.execute(statement, values).scalar_one())
+
+
+def check_same(run: Run, spec: RunSpec) -> None:
+    """Raises `RunConflict` where ``spec`` is not what ``run`` was begun with, naming what differs."""
+    if run.fingerprint == spec.fingerprint and (run.keys_from, run.row_limit) == (spec.keys_from, spec.row_limit):
+        return
+    pairs: dict[str, tuple[object, object]] = {
+        "source": (run.source, spec.source),
+        "model": (run.model, spec.model),
+        "dimension": (run.dimension, spec.dimension),
+        "key map": (run.key_map, spec.key_map),
+        "--keys-from": (run.keys_from, spec.keys_from),
+        "--limit": (run.row_limit, spec.row_limit),
+    }
+    changed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in pairs.items() if old != new)
+    raise RunConflict(
+        f"run {run.id} was begun with something else: {changed or 'the kind of source, or its distance'}",
+        hint="give the same again, or begin anew with --restart (rows already filled stay filled)",
+    )
+
+
+def _run(row: Any) -> Run:
+    return Run(**{field.name: row._mapping[field.name] for field in fields(Run)})

@@ -1,0 +1,40 @@
+"""Short transactions on the progress tables, and whether those are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from amprenta_vectors.errors import NotUpgraded
+
+_SHORT = sa.text("""
+    SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '1min', true),
+           set_config('idle_in_transaction_session_timeout', '10s', true)
+""")
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A short transaction on the progress tables.
+
+    The server ends it when its client is stopped midway, so that nobody waits for a process that does not move.
+    """
+    with engine.begin() as connection:
+        connection.execute(_SHORT)
+        yield connection
+
+
+def require_tables(connection: Connection) -> None:
+    """Raises `NotUpgraded` where the progress tables are not there."""
+    if connection.execute(sa.text("SELECT to_regclass('migration_run')")).scalar() is None:
+        raise NotUpgraded("the database has no table migration_run", hint="alembic upgrade head")
+
+
+def serialize_starts(connection: Connection, target: str) -> None:
+    """Let one process at a time decide, until the transaction's end, which run into ``target`` it works on."""
+    connection.execute(
+        sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 7230561180403327))"), {"target": target}
+    )
