@@ -13,6 +13,7 @@ from amprenta_vectors.backfill.progress.batches import (
     renew,
     session_tag,
 )
+from amprenta_vectors.backfill.progress.events import Event, RunEvent, list_events, record_event
 from amprenta_vectors.backfill.progress.figures import Counts, count
 from amprenta_vectors.backfill.progress.indexes import all_deferred, defer_index, deferred_indexes, index_built
 from amprenta_vectors.backfill.progress.plans import Plan, claim_plan, extend_plan, forget_token, release_plan
@@ -38,9 +39,11 @@ from amprenta_vectors.backfill.progress.transactions import require_tables, seri
 __all__ = [
     "Batch",
     "Counts",
+    "Event",
     "Outcome",
     "Plan",
     "Run",
+    "RunEvent",
     "RunSpec",
     "all_deferred",
     "begin_run",
@@ -59,12 +62,14 @@ __all__ = [
     "finished_run",
     "forget_token",
     "index_built",
+    "list_events",
     "list_runs",
     "load_run",
     "lock_batch",
     "move",
     "note_error",
     "others_unfinished",
+    "record_event",
     "release",
     "release_plan",
     "renew",
