@@ -29,7 +29,8 @@ check: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 torture: $(READY)
-	AMPRENTA_TORTURE_KILLS=100 AMPRENTA_TORTURE_UPGRADE_KILLS=50 $(BIN)/python -m pytest -m torture tests/torture
+	AMPRENTA_TORTURE_KILLS=100 AMPRENTA_TORTURE_UPGRADE_KILLS=50 AMPRENTA_TORTURE_CRASHES=10 AMPRENTA_TORTURE_STALL=30 \
+	  $(BIN)/python -m pytest -m torture tests/torture
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/backfill.py

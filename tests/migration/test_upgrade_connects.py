@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
 import subprocess
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import psycopg2
 import pytest
 import sqlalchemy as sa
 from migrating import Database
+from poolers import free_port, pooled
 
 from amprenta_vectors.errors import ServerUnsuitable
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
 SECRET = "hunter2:@/%"
-PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 def refused(done: subprocess.CompletedProcess[str], *messages: str, code: int = 2) -> None:
@@ -38,13 +30,6 @@ def refused(done: subprocess.CompletedProcess[str], *messages: str, code: int = 
 def url_of(db: Database, **changes: object) -> str:
     """The database's URL with some of it replaced."""
     return sa.engine.make_url(db.url).set(**changes).render_as_string(hide_password=False)  # type: ignore[arg-type]
-
-
-def free_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port: int = unused.getsockname()[1]
-        return port
 
 
 @pytest.mark.parametrize("command", [("alembic", "upgrade", "head"), ("amprenta_vectors", "db", "upgrade")])
@@ -155,41 +140,8 @@ def test_a_role_that_does_not_own_the_table(adopted: Database, alembic: Alembic)
 
 @pytest.fixture
 def pooler_url(db: Database) -> Iterator[str]:
-    """``db`` through PgBouncer in its usual mode, transaction pooling."""
-    if PGBOUNCER is None:
-        pytest.skip("pgbouncer is not installed")
-    server = sa.engine.make_url(db.url)
-    folder_of_socket = Path(str(server.query["host"]))
-    # PgBouncer refuses to run as root; the server's own user may enter the folder of its socket.
-    owner = pwd.getpwuid(folder_of_socket.stat().st_uid)
-    identity: dict[str, Any] = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": ()}
-    as_user = identity if os.geteuid() == 0 else {}
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="amprenta-test-") as folder:
-        Path(folder).chmod(0o755)
-        ini = Path(folder, "pgbouncer.ini")
-        ini.write_text(
-            f"[databases]\n* = host={folder_of_socket} port={server.query['port']} user=postgres\n"
-            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-            f"auth_type = any\npool_mode = transaction\n"
-        )
-        process = subprocess.Popen(
-            [PGBOUNCER, str(ini)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **as_user
-        )
-        url = f"postgresql://postgres@127.0.0.1:{port}/{server.database}"
-        try:
-            deadline = time.monotonic() + 10
-            while True:
-                try:
-                    psycopg2.connect(url, connect_timeout=3).close()
-                    break
-                except psycopg2.OperationalError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
-            yield url
-        finally:
-            process.terminate()
-            process.wait()
+    with pooled(db.url) as url:
+        yield url
 
 
 def test_a_connection_through_a_pooler(db: Database, alembic: Alembic, pooler_url: str) -> None:

@@ -13,22 +13,17 @@ from contextlib import ExitStack
 import pytest
 import sqlalchemy as sa
 from backfill_tools import (
-    count_writes,
     end_process,
     environment,
     execute,
-    expected,
     start_process,
-    stored,
     to_ids,
     to_vectors,
-    writes_per_key,
 )
+from wholeness import SEED, SEED_VARIABLE, assert_whole, watch
 
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 
-SEED_VARIABLE = "AMPRENTA_TORTURE_SEED"
-SEED = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(10**6))
 KILLS = int(os.environ.get("AMPRENTA_TORTURE_KILLS") or 25)
 PROCESSES = 3
 ROWS, BATCH_SIZE = 20_000, 200
@@ -44,7 +39,7 @@ def test_processes_killed_at_random_moments_lose_nothing_and_write_nothing_twice
     chance = random.Random(SEED)
     pinecone, ids, vectors = emulator(), to_ids(ROWS), to_vectors(ROWS, seed=SEED)
     pinecone.load("", ids, vectors)
-    count_writes(engine)
+    watch(engine)
 
     def pace(killed: int) -> None:
         """Let the source be as fast as makes the rows last until the last kill, on whatever machine."""
@@ -80,11 +75,4 @@ def test_processes_killed_at_random_moments_lose_nothing_and_write_nothing_twice
             output, _ = process.communicate(timeout=120)
             assert process.returncode == 0, output
 
-    assert stored(engine) == expected(ids, vectors)
-    assert writes_per_key(engine) == dict.fromkeys(ids, 1)
-    assert execute(engine, "SELECT state, planned_keys FROM migration_run WHERE source IS NOT NULL") == [
-        ("finished", ROWS)
-    ]
-    written = "SELECT sum(rows_written)::int, sum(rows_skipped)::int FROM migration_progress"
-    assert execute(engine, written) == [(ROWS, 0)]
-    assert execute(engine, "SELECT count(*) FROM migration_index WHERE built_at IS NULL") == [(0,)]
+    assert_whole(engine, ids, vectors)

@@ -1,0 +1,191 @@
+"""Everything that production does to a backfill, and every vector there afterwards."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+import sqlalchemy as sa
+from backfill_tools import ROOT, end_process, environment, execute, start_process, to_ids, to_vectors
+from poolers import pooled
+from stopping import PLACES
+from wholeness import SEED, SEED_VARIABLE, assert_whole, watch
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
+from amprenta_vectors.migrate import upgrade
+from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+
+CRASHES = int(os.environ.get("AMPRENTA_TORTURE_CRASHES") or 3)
+STALL_SECONDS = float(os.environ.get("AMPRENTA_TORTURE_STALL") or 3)
+ROWS, PROCESSES = 4_000, 3
+OPTIONS = ("--keys-from", "source", "--resume", "--no-verify", "--batch-size", "100")
+
+pytestmark = pytest.mark.torture
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    print(f"{SEED_VARIABLE}={SEED}")  # noqa: T201 - shown where a test fails, to repeat it
+    return random.Random(SEED)
+
+
+@pytest.fixture
+def pinecone(emulator: Callable[..., PineconeEmulator]) -> PineconeEmulator:
+    pinecone = emulator()
+    pinecone.load("", IDS, VECTORS)
+    return pinecone
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Those that a test appends are ended after it."""
+    running: list[subprocess.Popen[str]] = []
+    with ExitStack() as stack:
+        stack.callback(lambda: [end_process(process) for process in running])
+        yield running
+
+
+IDS, VECTORS = to_ids(ROWS), to_vectors(ROWS, seed=SEED)
+
+
+def ends(process: subprocess.Popen[str]) -> None:
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+
+
+def batches_done(engine: sa.Engine) -> int:
+    done: int = execute(engine, "SELECT count(*) FROM migration_progress WHERE status = 'done'")[0][0]
+    return done
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_process_stopped_in_the_middle_and_continued_past_its_lease_writes_nothing_more(
+    upgraded_url: str,
+    engine: sa.Engine,
+    pinecone: PineconeEmulator,
+    processes: list[subprocess.Popen[str]],
+    chance: random.Random,
+    place: str,
+) -> None:
+    watch(engine)
+    variables = environment(upgraded_url, pinecone)
+    script = [sys.executable, str(Path(__file__).with_name("stopping.py")), place, str(chance.randint(1, 8))]
+    stopped = subprocess.Popen(
+        [*script, *OPTIONS], env=variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    processes.append(stopped)
+    until(lambda: psutil.Process(stopped.pid).status() == psutil.STATUS_STOPPED)
+    processes.append(start_process(variables, *OPTIONS))
+    ends(processes[-1])
+    assert_whole(engine, IDS, VECTORS)
+    attempts = execute(engine, "SELECT max(attempt) FROM migration_progress")[0][0]
+    assert attempts > 1, "no batch was taken from the stopped process"
+    stopped.send_signal(signal.SIGCONT)
+    ends(stopped)
+    assert_whole(engine, IDS, VECTORS)
+
+
+def test_postgresql_crashing_again_and_again_is_waited_for(
+    own_server: EmbeddedPostgres,
+    pinecone: PineconeEmulator,
+    processes: list[subprocess.Popen[str]],
+    chance: random.Random,
+) -> None:
+    own_server.create_database("own")
+    url = own_server.url("own")
+    settings = Settings.load(database_url=url, vector_dimension=8)
+    upgrade(settings)
+    engine = create_engine(settings)
+    watch(engine)
+    pinecone.faults.set("fetch", Fault(latency=0.3))
+    processes += [start_process(environment(url, pinecone), *OPTIONS, "--workers", "1") for _ in range(PROCESSES)]
+    for crash in range(CRASHES):
+        share = (crash + 1) / (CRASHES + 1)
+        until(lambda share=share: batches_done(engine) >= share * ROWS / 100 * 0.9)  # type: ignore[misc]
+        time.sleep(chance.uniform(0, 0.3))
+        own_server.stop("immediate")
+        time.sleep(chance.uniform(0, 1.0))
+        own_server.start()
+        engine.dispose()
+    assert batches_done(engine) < ROWS / 100, "nothing was left to do after the last crash"
+    for process in processes:
+        ends(process)
+    assert_whole(engine, IDS, VECTORS)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_a_source_in_every_kind_of_trouble_costs_time_and_nothing_else(
+    upgraded_url: str,
+    engine: sa.Engine,
+    pinecone: PineconeEmulator,
+    processes: list[subprocess.Popen[str]],
+    chance: random.Random,
+    transport: str,
+) -> None:
+    watch(engine)
+    troubles = [
+        Fault(status=429, retry_after=1.0, probability=0.5),
+        Fault(status=500, probability=0.5),
+        Fault(status=503, probability=0.5),
+        Fault(reset=True, probability=0.5),
+        Fault(truncate=True, probability=0.5),
+        Fault(stall=STALL_SECONDS, times=2),
+    ]
+    chance.shuffle(troubles)
+    variables = environment(upgraded_url, pinecone, PINECONE_TRANSPORT=transport)
+    pinecone.faults.set("*", Fault(latency=0.05))
+    processes += [start_process(variables, *OPTIONS, "--workers", "2") for _ in range(PROCESSES)]
+    for number, trouble in enumerate(troubles):
+        share = number / len(troubles) * 0.9
+        until(lambda share=share: batches_done(engine) >= share * ROWS / 100, 180)  # type: ignore[misc]
+        for route in ("list", "fetch"):
+            pinecone.faults.set(route, trouble)
+        time.sleep(chance.uniform(0.5, 1.5))
+    for route in ("list", "fetch"):
+        pinecone.faults.set(route, Fault(latency=0.02))
+    for process in processes:
+        ends(process)
+    assert_whole(engine, IDS, VECTORS)
+
+
+def test_processes_killed_behind_a_pooler_lose_nothing_and_write_nothing_twice(
+    upgraded_url: str,
+    engine: sa.Engine,
+    pinecone: PineconeEmulator,
+    processes: list[subprocess.Popen[str]],
+    chance: random.Random,
+) -> None:
+    watch(engine)
+    pinecone.faults.set("fetch", Fault(latency=0.2))
+    with pooled(upgraded_url) as url:
+        variables = environment(url, pinecone)
+        processes += [start_process(variables, *OPTIONS, "--workers", "2") for _ in range(PROCESSES)]
+        for kill in range(5):
+            until(lambda kill=kill: batches_done(engine) >= (kill + 1) * 4)  # type: ignore[misc]
+            time.sleep(chance.uniform(0, 0.3))
+            end_process(processes.pop(0))
+            processes.append(start_process(variables, *OPTIONS, "--workers", "2"))
+        assert batches_done(engine) < ROWS / 100, "nothing was left to do after the last kill"
+        pinecone.faults.clear()
+        for process in processes:
+            ends(process)
+    assert_whole(engine, IDS, VECTORS)
