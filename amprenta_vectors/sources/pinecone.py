@@ -2,105 +2,137 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
-import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import Reason, Sparse, VectorBatch
 from amprenta_vectors.config import Settings, normalize_namespace
-from amprenta_vectors.errors import ConfigError, RowError, SchemaMismatch, SourceError, SourceNotFound
+from amprenta_vectors.errors import ConfigError, RowError, SourceError, SourceNotFound
 from amprenta_vectors.sources import pinecone_wire as wire
-from amprenta_vectors.sources.pinecone_client import (
-    DISTANCES,
-    MAX_QUERY_CHARACTERS,
-    MAX_RECORDS,
-    REQUEST_SECONDS,
-    PineconeIndex,
-    query_characters,
-    sdk_errors,
-    split_requests,
-    split_text,
-)
-from amprenta_vectors.sources.protocol import SourceDescription, TokenRefused
+from amprenta_vectors.sources.listing import Listing
+from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, one_request, split_text
+from amprenta_vectors.sources.pinecone_transports import PAGE, Record, Transport, open_transport
+from amprenta_vectors.sources.protocol import Meter, SourceDescription, Unmetered
 
-PAGE = 100
-"""Ids a list call gives at most (Pinecone's published limit)."""
-
-Record = tuple[str, Any, Any, bool]
-"""``(id, values, metadata, has sparse values)``, values and metadata as the transport gave them."""
+LONGEST_ID = 512
+"""ASCII characters an id has at most (Pinecone's published limit)."""
 
 
 class PineconeSource:
     """One namespace of one index. Opened by :func:`open_source`; safe to share between threads.
 
-    With ``text_field`` None neither texts nor metadata are read out of the records.
+    With ``text_field`` None neither texts nor metadata are read out of the records; with ``""`` the text stays among
+    the metadata. Sparse values are read ``with_sparse``, else set aside.
     """
 
     def __init__(
-        self, index: PineconeIndex, namespace: str, transport: Transport, text_field: str | None, count: int
+        self,
+        index: PineconeIndex,
+        namespace: str,
+        transport: Transport,
+        text_field: str | None,
+        count: int,
+        *,
+        with_sparse: bool = False,
     ) -> None:
-        if index.dimension is None or index.metric is None:
-            raise SchemaMismatch(
-                f"index {index.name!r} has no dense vectors", hint="only indexes with dense vectors can be carried over"
-            )
+        dimension, metric = index.dense()
         self._namespace = namespace
         self._transport = transport
         self._text_field = text_field
+        self._with_sparse = with_sparse
+        self.meter: Meter = Unmetered()
         self.description = SourceDescription(
             kind="pinecone",
-            identity=f"{index.name}@{urlsplit(index.host).netloc or index.host}/{namespace}",
-            dimension=index.dimension,
-            distance=DISTANCES[index.metric],
+            identity=f"{index.named}@{urlsplit(index.host).netloc or index.host}/{namespace}",
+            dimension=dimension,
+            distance=DISTANCES[metric],
             model=index.model,
             count=count,
+            lists=index.kind != "pod",
         )
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
-        """Pages of at most 100 ids, in Pinecone's order."""
-        while True:
-            ids, following = self._transport.list(self._namespace, token)
-            yield ids, following
-            if following is None:
-                return
-            token = following
+        """Pages of at most 100 ids in no particular order, by several prefixes at once where that is worth it.
+
+        Raises `ConfigError` for a pod index, which has no list.
+        """
+        if not self.description.lists:
+            raise ConfigError("a pod index cannot list its ids", hint="--keys-from table")
+        return iter(Listing(self._list, self._has, self.description.count or 0, PAGE, token))
+
+    def some_keys(self) -> Sequence[str]:
+        """At most 100 ids, by one request, where a listing would begin with looking for parts."""
+        return self._list("", None)[0]
+
+    def _list(self, prefix: str, token: str | None) -> tuple[Sequence[str], str | None]:
+        with one_request(self.meter, "list"):
+            return self._transport.list(self._namespace, prefix, token)
+
+    def _records(self, keys: Sequence[str]) -> Iterator[Record]:
+        with one_request(self.meter, "fetch", len(keys)):
+            yield from self._transport.fetch(self._namespace, keys)
+
+    def _has(self, key: str) -> bool:
+        return any(True for _ in self._records([key]))
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
-        """The records of ``keys``; their text is taken out of the metadata."""
+        """The records of ``keys``; their text is taken out of the metadata.
+
+        A key that no id of Pinecone can be is not asked for. Raises `KeysRefused` where Pinecone takes others for
+        malformed.
+        """
+        refused = [error for error in map(_refusal_of, keys) if error is not None]
+        if refused:
+            bad = {error.key for error in refused}
+            keys = [key for key in keys if key not in bad]
         parts = self._transport.split(keys)
-        return self._to_batch(
-            (record for part in parts for record in self._transport.fetch(self._namespace, part)), len(keys)
-        )
+        records = (record for part in parts for record in self._records(part))
+        return self._to_batch(records, len(keys), refused)
+
+    @property
+    def transport(self) -> str:
+        """``grpc`` or ``rest``."""
+        return self._transport.name
 
     def close(self) -> None:
         """Close the transport's channel."""
         self._transport.close()
 
-    def _to_batch(self, records: Iterator[Record], most: int) -> VectorBatch:
+    def _to_batch(self, records: Iterator[Record], most: int, rejected: list[RowError]) -> VectorBatch:
         """The records as one batch; each is let go of before the next is read. There are at most ``most``."""
         dimension = self.description.dimension
         ids: list[str] = []
         texts: list[str | None] = []
         metadata: list[Mapping[str, Any]] = []
-        rejected: list[RowError] = []
-        vectors = np.empty((most, dimension), dtype=np.float32)
+        sparse_values: list[Sparse | None] = []
+        vectors = np.empty((most, dimension), dtype="<f4")
+        rows, row_bytes = vectors.reshape(-1).data.cast("B"), 4 * dimension
         for key, values, fields, sparse in records:
             if len(ids) == most:
                 raise SourceError(f"more than the {most} records that were asked for came back")
-            row = np.frombuffer(values, dtype="<f4") if isinstance(values, bytes) else values
-            if len(row) != dimension:
-                reason = Reason.SPARSE_ONLY if sparse and not len(row) else Reason.DIMENSION
-                rejected.append(RowError(key, reason, f"the vector has {len(row)} values; expected {dimension}"))
+            try:
+                row = _to_bytes(values)
+                kept_fields = _to_fields(fields) if self._text_field is not None else {}
+                kept_sparse = _to_sparse(sparse) if sparse and self._with_sparse else None
+            except (ValueError, DecodeError) as error:
+                rejected.append(RowError(key, Reason.UNREADABLE, f"the record cannot be decoded: {error}"))
                 continue
-            if sparse:
+            if len(row) != row_bytes:
+                reason = Reason.SPARSE_ONLY if sparse and not row else Reason.DIMENSION
+                rejected.append(RowError(key, reason, f"the vector has {len(row) // 4} values; expected {dimension}"))
+                continue
+            if self._with_sparse:
+                sparse_values.append(kept_sparse)
+            elif sparse:
                 rejected.append(RowError(key, Reason.SPARSE_DROPPED, "no column holds its sparse values"))
-            vectors[len(ids)] = row
+            rows[len(ids) * row_bytes : (len(ids) + 1) * row_bytes] = row
             ids.append(key)
             if self._text_field is not None:
-                text, kept = split_text(_to_fields(fields), self._text_field)
+                text, kept = split_text(kept_fields, self._text_field)
                 texts.append(text)
                 metadata.append(kept)
         return VectorBatch(
@@ -108,122 +140,25 @@ class PineconeSource:
             vectors=vectors[: len(ids)],
             texts=texts if self._text_field is not None else None,
             metadata=metadata if self._text_field is not None else None,
+            sparse=sparse_values if self._with_sparse else None,
             rejected=tuple(rejected),
         )
 
 
-class Transport(Protocol):
-    """How ids and records are read."""
-
-    def list(self, namespace: str, token: str | None) -> tuple[Sequence[str], str | None]: ...  # noqa: D102
-
-    def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]: ...  # noqa: D102
-
-    def fetch(  # noqa: D102
-        self, namespace: str, keys: Sequence[str]
-    ) -> Iterator[Record]: ...
-
-    def close(self) -> None: ...  # noqa: D102
+def _refusal_of(key: str) -> RowError | None:
+    """Why no id of Pinecone can be ``key``: they are 1 to 512 ASCII characters (its published limits)."""
+    if key.isascii() and 0 < len(key) <= LONGEST_ID:
+        return None
+    found = f"{len(key):,} characters" if key.isascii() else "others than ASCII"
+    return RowError(key, Reason.ID_REFUSED, f"Pinecone's ids have 1 to {LONGEST_ID} ASCII characters; this has {found}")
 
 
-class GrpcTransport:
-    """Pinecone's gRPC data plane; a vector's values stay the bytes they came as."""
-
-    def __init__(self, index: PineconeIndex) -> None:
-        parts = urlsplit(index.grpc_host)
-        target = parts.netloc if parts.port else f"{parts.netloc}:{443 if parts.scheme == 'https' else 80}"
-        options = [
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.enable_retries", 0),
-            # Left to itself a channel waits up to 120 s before it connects again to a host that was away.
-            ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 1000),
-            ("grpc.max_reconnect_backoff_ms", 5000),
-        ]
-        if parts.scheme == "https":
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
-        elif parts.hostname in {"127.0.0.1", "localhost", "::1"}:
-            self._channel = grpc.insecure_channel(target, options)
-        else:
-            raise ConfigError(
-                f"PINECONE_GRPC_HOST is {index.grpc_host}: the API key would cross the network unencrypted",
-                hint="use an https:// host",
-            )
-        self._headers = (("api-key", index.api_key), ("x-pinecone-api-version", "2026-04"))
-        self._list = self._method("List", wire.ListRequest, wire.ListResponse)
-        self._fetch = self._method("Fetch", wire.FetchRequest, wire.FetchResponse)
-
-    def _method(self, name: str, request: Any, response: Any) -> Any:
-        return self._channel.unary_unary(
-            f"/{wire.SERVICE}/{name}",
-            request_serializer=request.SerializeToString,
-            response_deserializer=response.FromString,
-        )
-
-    def _call(self, method: Any, request: Any, doing: str) -> Any:
-        with sdk_errors(doing):
-            return method(request, timeout=REQUEST_SECONDS, metadata=self._headers)
-
-    def list(self, namespace: str, token: str | None) -> tuple[Sequence[str], str | None]:
-        """One page of ids and the token of the next."""
-        request = wire.ListRequest(namespace=namespace, limit=PAGE, pagination_token=token)
-        with _refusing(token):
-            page = self._call(self._list, request, "listing ids")
-        return [item.id for item in page.vectors], page.pagination.next or None
-
-    def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Stretches of at most 1000 keys."""
-        return split_requests(keys, MAX_RECORDS, lambda _: 1)
-
-    def fetch(self, namespace: str, keys: Sequence[str]) -> Iterator[Record]:
-        """The records of at most 1000 keys."""
-        request = wire.FetchRequest(ids=keys, namespace=namespace)
-        response = self._call(self._fetch, request, f"fetching {len(keys)} vectors")
-        for entry in response.vectors:
-            vector = entry.value
-            yield vector.id, vector.values, vector.metadata, bool(vector.sparse_values)
-
-    def close(self) -> None:
-        """Close the channel."""
-        self._channel.close()
-
-
-class RestTransport:
-    """Pinecone's REST data plane through the official SDK."""
-
-    def __init__(self, index: PineconeIndex) -> None:
-        self._index = index.rest
-
-    def list(self, namespace: str, token: str | None) -> tuple[Sequence[str], str | None]:
-        """One page of ids and the token of the next."""
-        with _refusing(token), sdk_errors("listing ids"):
-            page = self._index.list_paginated(namespace=namespace, limit=PAGE, pagination_token=token)
-        return [item.id for item in page.vectors if item.id], page.pagination.next if page.pagination else None
-
-    def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Stretches of at most 1000 keys whose query stays short enough for httpx."""
-        return split_requests(keys, MAX_QUERY_CHARACTERS, query_characters)
-
-    def fetch(self, namespace: str, keys: Sequence[str]) -> Iterator[Record]:
-        """The records of at most 1000 keys."""
-        with sdk_errors(f"fetching {len(keys)} vectors"):
-            response = self._index.fetch(ids=list(keys), namespace=namespace)
-        for key, vector in response.vectors.items():
-            yield key, vector.values, vector.metadata, vector.sparse_values is not None
-
-    def close(self) -> None:
-        """The SDK's handle belongs to whoever opened the index."""
-
-
-@contextlib.contextmanager
-def _refusing(token: str | None) -> Iterator[None]:
-    """A final error in answer to a page token means that the token has gone stale."""
-    try:
-        yield
-    except (SourceError, SourceNotFound) as error:
-        if token is None:
-            raise
-        raise TokenRefused(str(error)) from error
+def _to_bytes(values: Any) -> bytes:
+    """Values as little-endian float32, which is what gRPC gives. Raises ValueError for bytes that are none."""
+    raw = values if isinstance(values, bytes) else np.asarray(values, dtype="<f4").tobytes()
+    if len(raw) % 4:
+        raise ValueError(f"{len(raw)} bytes are not float32 values")
+    return raw
 
 
 def _to_fields(metadata: bytes | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -235,6 +170,13 @@ def _to_fields(metadata: bytes | Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def _to_sparse(sparse: Any) -> Sparse:
+    """Sparse values as either transport gives them."""
+    if isinstance(sparse, bytes):
+        sparse = wire.SparseValues.FromString(sparse)
+    return np.array(sparse.indices, dtype=np.int64), np.array(sparse.values, dtype=np.float32)
+
+
 def _to_number(value: float) -> float:
     """An int where float64 holds every int of that size, else a float; a bool stays one."""
     if isinstance(value, bool):
@@ -243,9 +185,17 @@ def _to_number(value: float) -> float:
 
 
 def open_source(
-    settings: Settings, index: PineconeIndex, namespace: str, *, with_metadata: bool = True
+    settings: Settings,
+    index: PineconeIndex,
+    namespace: str,
+    *,
+    with_metadata: bool = True,
+    text_field: str | None = None,
+    with_sparse: bool = False,
 ) -> PineconeSource:
-    """Open one namespace, with or without texts and metadata.
+    """Open one namespace, with or without texts and metadata, and sparse values.
+
+    The text is in the metadata field ``text_field``; None is as the settings say, ``""`` leaves it where it is.
 
     Raises `SourceNotFound` for one that the index does not have, listing those it has.
     """
@@ -257,6 +207,14 @@ def open_source(
             f"index {index.name!r} has no namespace {namespace or '__default__'!r}; it has: {listed or 'none'}",
             hint="--namespace NAME, --all-namespaces, or PINECONE_NAMESPACE",
         )
-    transport = GrpcTransport(index) if settings.pinecone_transport == "grpc" else RestTransport(index)
-    text_field = settings.text_field if with_metadata else None
-    return PineconeSource(index, namespace, transport, text_field, counts[namespace])
+    index.dense()
+    transport = open_transport(settings, index)
+    text_field = settings.text_field if text_field is None else text_field
+    return PineconeSource(
+        index,
+        namespace,
+        transport,
+        text_field if with_metadata else None,
+        counts[namespace],
+        with_sparse=with_sparse,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from amprenta_vectors.batch import VectorBatch
 
@@ -15,7 +15,7 @@ class SourceDescription:
 
     ``identity`` tells this source from every other of its ``kind`` (for Pinecone: host and namespace).
     ``distance`` is ``cosine``, ``l2`` or ``ip``; None where the source does not know. ``count`` is the source's own
-    figure and may lag behind.
+    figure and may lag behind. Where it does not ``lists``, its keys must be known from elsewhere.
     """
 
     kind: str
@@ -24,6 +24,7 @@ class SourceDescription:
     distance: str | None
     model: str | None = None
     count: int | None = None
+    lists: bool = True
 
 
 class TokenRefused(Exception):
@@ -54,6 +55,13 @@ class Unmetered:
 
     def limited(self, route: Route, retry_after: float | None) -> None:
         """No matter."""
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A source whose requests are limited or cost something: it asks ``meter`` before each, repeats included."""
+
+    meter: Meter
 
 
 class Source(Protocol):

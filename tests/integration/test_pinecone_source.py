@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from backfill_tools import open_pinecone, settings_for, to_ids, to_vectors
 from google.protobuf.struct_pb2 import Struct
 
+from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import (
     AmprentaError,
@@ -19,13 +23,15 @@ from amprenta_vectors.errors import (
     RateLimited,
     SchemaMismatch,
     SourceNotFound,
+    TimedOut,
     TransientError,
 )
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.sandbox.strange import strange_records, strange_unstorable, to_columns
 from amprenta_vectors.sources import pinecone_wire as wire
-from amprenta_vectors.sources.pinecone import GrpcTransport, PineconeSource, RestTransport, open_source
+from amprenta_vectors.sources.pinecone import PineconeSource, open_source
 from amprenta_vectors.sources.pinecone_client import open_index
+from amprenta_vectors.sources.pinecone_transports import GrpcTransport, RestTransport
 from amprenta_vectors.sources.protocol import TokenRefused
 
 StartEmulator = Callable[..., PineconeEmulator]
@@ -129,7 +135,7 @@ ERRORS: dict[int, type[AmprentaError]] = {
     429: RateLimited,
     500: TransientError,
     503: TransientError,
-    504: TransientError,
+    504: TimedOut,
 }
 
 
@@ -230,3 +236,78 @@ def test_a_vector_stays_the_bytes_it_came_as(emulator: StartEmulator) -> None:
     assert {key: vector.tobytes() for key, vector in zip(batch.source_keys, batch.vectors, strict=True)} == {
         key: vector.tobytes() for key, vector in zip(to_ids(300), bits, strict=True)
     }
+
+
+def test_a_rest_call_that_fails_is_one_request_so_that_trying_again_is_ours_alone(emulator: StartEmulator) -> None:
+    pinecone = emulator()
+    pinecone.load("", to_ids(500), to_vectors(500))
+    source = open_pinecone(pinecone, transport="rest")
+    for fault in (Fault(status=429, retry_after=1.0), Fault(status=503), Fault(reset=True), Fault(truncate=True)):
+        pinecone.faults.set("*", fault)
+        pinecone.calls.clear()
+        with pytest.raises(TransientError):
+            source.fetch(to_ids(500))
+        with pytest.raises(TransientError):
+            listed(source)
+        assert (pinecone.calls["fetch"], pinecone.calls["list"]) == (1, 1)
+
+
+def test_failures_without_number_do_not_end_the_trying_over_rest(emulator: StartEmulator) -> None:
+    pinecone = emulator()
+    pinecone.load("", to_ids(100), to_vectors(100))
+    source = open_pinecone(pinecone, transport="rest")
+    retry = Retry(60.0, threading.Event(), lambda reason: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amprenta_vectors.backfill.retry._wait", lambda state: 0.0)
+        # The SDK gives up trying for good at 50 failures in one process, of any of its clients.
+        for fault in (Fault(status=503, times=70), Fault(truncate=True, times=70)):
+            pinecone.faults.set("*", fault)
+            assert len(retry(lambda: source.fetch(to_ids(100)))) == 100
+
+
+def test_grpc_is_used_where_it_is_open(emulator: StartEmulator) -> None:
+    pinecone = emulator()
+    pinecone.load("", to_ids(3), to_vectors(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        source = open_pinecone(pinecone, transport="auto")
+    assert source.transport == "grpc"
+    assert len(source.fetch(to_ids(3))) == 3
+
+
+def test_rest_is_used_with_a_warning_where_grpc_is_not_open(emulator: StartEmulator) -> None:
+    pinecone = emulator()
+    pinecone.load("", to_ids(3), to_vectors(3))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        for grpc_host in (f"http://127.0.0.1:{closed.getsockname()[1]}", pinecone.host):
+            settings = settings_for(pinecone).model_copy(update={"pinecone_grpc_host": grpc_host})
+            with pytest.warns(UserWarning, match="over REST, which is several times slower"):
+                source = open_source(settings, open_index(settings), "")
+            assert source.transport == "rest"
+            assert listed(source) == to_ids(3)
+
+
+def test_a_key_that_grpc_refuses_is_no_closed_port(emulator: StartEmulator) -> None:
+    pinecone = emulator()
+    pinecone.load("", to_ids(3), to_vectors(3))
+    index = replace(open_index(settings_for(pinecone)), api_key="wrong")
+    source = open_source(settings_for(pinecone), index, "")
+    assert source.transport == "grpc"
+    with pytest.raises(CredentialsRefused):
+        source.fetch(["a"])
+
+
+@TRANSPORTS
+def test_a_pod_index_gives_what_is_asked_for_by_key_and_says_that_it_lists_nothing(
+    emulator: StartEmulator, transport: str
+) -> None:
+    pinecone = emulator(kind="pod")
+    pinecone.load("", to_ids(3), to_vectors(3))
+    source = open_pinecone(pinecone, transport=transport)
+    assert len(source.fetch(to_ids(3))) == 3
+    assert not source.description.lists
+    with pytest.raises(ConfigError, match="pod index cannot list") as caught:
+        source.iter_keys()
+    assert "--keys-from table" in caught.value.hint
+    assert pinecone.calls["list"] == 0

@@ -6,7 +6,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -135,17 +136,30 @@ def _burst(fault: Fault) -> float:
 
 
 class Calls(Counter[str]):
-    """How often each route was asked for, over both transports, failures included; and the read units spent."""
+    """How often each route was asked for, over both transports, failures included; and the read units spent.
+
+    ``most_at_once`` is how many requests on a route were ever under way together.
+    """
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
         super().__init__(counts or {})
         self.read_units = 0
+        self.most_at_once: Counter[str] = Counter()
+        self._under_way: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def arrived(self, route: str) -> None:
-        """Count one request."""
+    @contextmanager
+    def arrived(self, route: str) -> Iterator[None]:
+        """Count one request, which is under way inside."""
         with self._lock:
             self[route] += 1
+            self._under_way[route] += 1
+            self.most_at_once[route] = max(self.most_at_once[route], self._under_way[route])
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way[route] -= 1
 
     def spend(self, read_units: int) -> None:
         """Add to the read units spent."""
@@ -156,4 +170,5 @@ class Calls(Counter[str]):
         """Count from 0 again."""
         with self._lock:
             super().clear()
+            self.most_at_once.clear()
             self.read_units = 0

@@ -17,7 +17,8 @@ import orjson
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.sandbox.pinecone.faults import FAULTS, Calls, Fault, Faults
 from amprenta_vectors.sandbox.pinecone.refusals import Refused
-from amprenta_vectors.sandbox.pinecone.rest import Request, RestApi, error_body, find_route
+from amprenta_vectors.sandbox.pinecone.request import Request, find_route
+from amprenta_vectors.sandbox.pinecone.rest import RestApi, error_body
 
 _LINGER_AND_RESET = struct.pack("ii", 1, 0)
 _NO_FAULT = Fault()
@@ -106,17 +107,19 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             self._send(404, error_body("", 404, f"{self.command} {url.path} is not a route of this index"))
             return
-        route, name = found
-        self.server.calls.arrived(route)
-        fault = self.server.faults.draw(route)
+        route, name, documents = found
+        with self.server.calls.arrived(route):
+            self._carry_out(Request(route, name, documents, parse_qs(url.query, keep_blank_values=True), body))
+
+    def _carry_out(self, request: Request) -> None:
+        fault = self.server.faults.draw(request.route)
         self.server.sleep(fault.latency)
         if fault.reset:
             self._reset()
         elif fault.status is not None:
-            self._send(fault.status, error_body(route, fault.status, "The sandbox was told to fail"), fault)
+            self._send(fault.status, error_body(request.route, fault.status, "The sandbox was told to fail"), fault)
         else:
-            query = parse_qs(url.query, keep_blank_values=True)
-            self._send(*self._answer(Request(route, name, query, body)), fault)
+            self._send(*self._answer(request), fault)
 
     do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - the names that http.server calls
 

@@ -2,82 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 import orjson
 
+from amprenta_vectors.sandbox.pinecone.documents import DocumentsApi, check_kind, document_schema
 from amprenta_vectors.sandbox.pinecone.records import Record
 from amprenta_vectors.sandbox.pinecone.refusals import CODE_OF_STATUS, Code, Refused
+from amprenta_vectors.sandbox.pinecone.request import Request, integer_of, object_of, text_of
 from amprenta_vectors.sandbox.pinecone.service import IndexService, NamespaceSummary, Page
 from amprenta_vectors.sandbox.pinecone.store import DEFAULT_NAMESPACE, Description
 from amprenta_vectors.sandbox.pinecone.validation import to_sparse, to_values
 
-_ROUTES = {
-    ("GET", "/indexes"): "describe",
-    ("GET", "/namespaces"): "namespaces",
-    ("GET", "/vectors/list"): "list",
-    ("GET", "/vectors/fetch"): "fetch",
-    ("POST", "/vectors/fetch_by_metadata"): "fetch_by_metadata",
-    ("POST", "/vectors/upsert"): "upsert",
-    ("POST", "/vectors/update"): "update",
-    ("POST", "/vectors/delete"): "delete",
-    ("POST", "/query"): "query",
-    ("POST", "/describe_index_stats"): "stats",
-}
-_NAMED_ROUTES = {("GET", "/indexes"): "describe", ("GET", "/namespaces"): "namespaces"}
+_OF_BOTH = {"describe", "stats", "namespaces"}
+"""Routes that every kind of index has."""
 
 _FRAGMENT_BYTES = 512 * 1024 * 1024
 """How much JSON to keep for the next fetch of the same records: as text, a vector takes three times its bytes."""
 
 _CONTROL_PLANE_CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 402: "PAYMENT_REQUIRED", 403: "FORBIDDEN"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """An HTTP request; ``query`` has the last value of each parameter, but all of ``ids``."""
-
-    route: str
-    name: str
-    """The last part of the path where the route ends in a name, else empty."""
-    query: Mapping[str, list[str]]
-    body: bytes
-
-    def parameter(self, name: str) -> str | None:
-        """A query parameter."""
-        values = self.query.get(name)
-        return values[-1] if values else None
-
-    def limit(self) -> int | None:
-        """The parameter ``limit``."""
-        text = self.parameter("limit")
-        if text is None:
-            return None
-        try:
-            return int(text)
-        except ValueError as error:
-            raise Refused(400, f"limit must be a number, got '{text}'") from error
-
-    def json(self) -> dict[str, Any]:
-        """The body, which must be a JSON object."""
-        try:
-            value = orjson.loads(self.body or b"{}")
-        except orjson.JSONDecodeError as error:
-            raise Refused(400, f"The request body is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise Refused(400, "The request body must be a JSON object")
-        return value
-
-
-def find_route(method: str, path: str) -> tuple[str, str] | None:
-    """The route's name and the name that its path ends in, if any; None where there is no such route."""
-    if (method, path) in _ROUTES:
-        return _ROUTES[method, path], ""
-    parent, _, name = path.rpartition("/")
-    route = _NAMED_ROUTES.get((method, parent))
-    return (route, unquote(name)) if route is not None and name else None
 
 
 def error_body(route: str, status: int, message: str) -> bytes:
@@ -96,11 +39,14 @@ class RestApi:
         self._description = description
         self._host = host
         self._room = _FRAGMENT_BYTES
+        self._documents = DocumentsApi(service, description)
 
     def answer(self, request: Request) -> bytes:
         """The body of the answer to ``request``."""
-        method = getattr(self, f"_{request.route}")
-        found = method(request)
+        if request.route not in _OF_BOTH:
+            check_kind(self._description, request.route, documents=request.documents)
+        api = self._documents if request.documents else self
+        found = getattr(api, f"_{request.route}")(request)
         return found if isinstance(found, bytes) else orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY)
 
     def _describe(self, request: Request) -> dict[str, Any]:
@@ -112,7 +58,7 @@ class RestApi:
         return model
 
     def _stats(self, request: Request) -> dict[str, Any]:
-        namespaces = self._service.stats(_object(request.json(), "filter"))
+        namespaces = self._service.stats(object_of(request.json(), "filter"))
         return {
             "namespaces": {summary.name: {"vectorCount": summary.count} for summary in namespaces},
             "dimension": self._description.dimension,
@@ -147,23 +93,23 @@ class RestApi:
 
     def _fetch_by_metadata(self, request: Request) -> bytes:
         body = request.json()
-        namespace = _text(body, "namespace")
+        namespace = text_of(body, "namespace")
         page = self._service.fetch_by_metadata(
-            namespace, _object(body, "filter"), _integer(body, "limit"), _text(body, "paginationToken")
+            namespace, object_of(body, "filter"), integer_of(body, "limit"), text_of(body, "paginationToken")
         )
         return self._records(page, namespace)
 
     def _query(self, request: Request) -> dict[str, Any]:
         body = request.json()
-        namespace, vector = _text(body, "namespace"), body.get("vector")
+        namespace, vector = text_of(body, "namespace"), body.get("vector")
         if body.get("sparseVector") is not None:
             raise Refused(501, "Sparse queries are not part of the sandbox")
         page = self._service.query(
             namespace,
-            _integer(body, "topK") or 0,
+            integer_of(body, "topK") or 0,
             vector=to_values(vector) if vector is not None else None,
-            id=_text(body, "id") or None,
-            filter=_object(body, "filter"),
+            id=text_of(body, "id") or None,
+            filter=object_of(body, "filter"),
         )
         with_values, with_metadata = body.get("includeValues"), body.get("includeMetadata")
         matches = [_match(record, score, with_values, with_metadata) for record, score in page.items]
@@ -183,13 +129,13 @@ class RestApi:
             )
             for vector in vectors
         ]
-        count = self._service.upsert(_text(body, "namespace"), records, len(request.body))
+        count = self._service.upsert(text_of(body, "namespace"), records, len(request.body))
         return {"upsertedCount": count}
 
     def _update(self, request: Request) -> dict[str, Any]:
         body = request.json()
-        namespace, record, values = _text(body, "namespace"), _text(body, "id"), body.get("values")
-        metadata, wanted = _object(body, "setMetadata"), _object(body, "filter")
+        namespace, record, values = text_of(body, "namespace"), text_of(body, "id"), body.get("values")
+        metadata, wanted = object_of(body, "setMetadata"), object_of(body, "filter")
         if wanted is not None and not record:
             matched = self._service.update_matching(namespace, wanted, metadata, dry_run=bool(body.get("dryRun")))
             return {"matchedRecords": matched}
@@ -208,7 +154,7 @@ class RestApi:
         if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
             raise Refused(400, "ids must be a list of strings")
         self._service.delete(
-            _text(body, "namespace"), ids, delete_all=bool(body.get("deleteAll")), filter=_object(body, "filter")
+            text_of(body, "namespace"), ids, delete_all=bool(body.get("deleteAll")), filter=object_of(body, "filter")
         )
         return {}
 
@@ -228,23 +174,33 @@ class RestApi:
 
 
 def describe_index(description: Description, host: str) -> dict[str, Any]:
-    """The control plane's model of a serverless index (2026-07), whose vectors are the reserved field ``_values``.
+    """The control plane's model of an index (2026-07). Vectors that are no document's are the reserved ``_values``.
 
     A ``model`` stands where an index that embeds text itself has its own: in a ``semantic_text`` field.
     """
-    schema: dict[str, Any] = {
-        "_values": {"type": "dense_vector", "dimension": description.dimension, "metric": description.metric}
-    }
-    if description.metric == "dotproduct":
-        schema["_sparse_values"] = {"type": "sparse_vector"}
-    if description.model is not None:
-        schema["text"] = {"type": "semantic_text", "model": description.model, "metric": description.metric}
+    if description.kind == "documents":
+        schema = document_schema(description)
+    else:
+        schema = {"_values": {"type": "dense_vector", "dimension": description.dimension, "metric": description.metric}}
+        if description.metric == "dotproduct":
+            schema["_sparse_values"] = {"type": "sparse_vector"}
+        if description.model is not None:
+            schema["text"] = {"type": "semantic_text", "model": description.model, "metric": description.metric}
+    deployment: dict[str, Any] = {"deployment_type": "managed", "cloud": "aws", "region": "us-east-1"}
+    if description.kind == "pod":
+        deployment = {
+            "deployment_type": "pod",
+            "environment": "us-east1-gcp",
+            "pod_type": "p1.x1",
+            "replicas": 1,
+            "shards": 1,
+        }
     return {
         "name": description.name,
         "host": host,
         "status": {"ready": True, "state": "Ready"},
         "schema": {"fields": schema},
-        "deployment": {"deployment_type": "managed", "cloud": "aws", "region": "us-east-1"},
+        "deployment": deployment,
         "deletion_protection": "disabled",
         "tags": None,
     }
@@ -272,26 +228,3 @@ def _tail(page: Page[Any], namespace: str) -> dict[str, Any]:
 def _pagination(page: Page[Any]) -> dict[str, Any]:
     # The client takes an empty token, too, for a further page.
     return {} if page.next is None else {"pagination": {"next": page.next}}
-
-
-def _text(body: Mapping[str, Any], name: str) -> str:
-    value = body.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise Refused(400, f"{name} must be a string")
-    return value
-
-
-def _integer(body: Mapping[str, Any], name: str) -> int | None:
-    value = body.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise Refused(400, f"{name} must be a whole number")
-    return value
-
-
-def _object(body: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise Refused(400, f"{name} must be an object")
-    return value

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.sandbox.pinecone import messages
+from amprenta_vectors.sandbox.pinecone.documents import check_kind
 from amprenta_vectors.sandbox.pinecone.faults import Calls, Faults
 from amprenta_vectors.sandbox.pinecone.records import Sparse, decode_struct
 from amprenta_vectors.sandbox.pinecone.refusals import CODE_OF_STATUS, Code, Refused
@@ -52,7 +53,7 @@ class RpcServer:
         self._server = grpc.server(ThreadPoolExecutor(_WORKERS, "pinecone-grpc"), options=_OPTIONS)
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             name: grpc.unary_unary_rpc_method_handler(self._handler(route, method))
-            for name, (route, method) in _methods(RpcApi(service, description)).items()
+            for name, (route, method) in _methods(RpcApi(service, description), description).items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         try:
@@ -68,28 +69,31 @@ class RpcServer:
 
     def _handler(self, route: str, method: Method) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
-            self._calls.arrived(route)
-            fault = self._faults.draw(route)
-            self._sleep(fault.latency)
-            if fault.status is not None:
-                code = CODE_OF_STATUS.get(fault.status, Code.UNKNOWN)
-                _abort(context, code, "The sandbox was told to fail", fault.retry_after)
-            if fault.reset:
-                _abort(context, Code.UNAVAILABLE, "Connection reset by peer")
-            if dict(context.invocation_metadata()).get("api-key") != self._api_key:
-                _abort(context, Code.UNAUTHENTICATED, "Invalid API key")
-            try:
-                answer = method(request)
-            except Refused as error:
-                _abort(context, error.code, error.message)
-            except DecodeError as error:
-                _abort(context, Code.INTERNAL, f"The request cannot be decoded: {error}")
-            self._sleep(fault.stall)
-            if fault.truncate:
-                _abort(context, Code.UNAVAILABLE, "Connection closed midway")
-            return answer
+            with self._calls.arrived(route):
+                return self._carry_out(route, method, request, context)
 
         return handle
+
+    def _carry_out(self, route: str, method: Method, request: bytes, context: grpc.ServicerContext) -> bytes:
+        fault = self._faults.draw(route)
+        self._sleep(fault.latency)
+        if fault.status is not None:
+            code = CODE_OF_STATUS.get(fault.status, Code.UNKNOWN)
+            _abort(context, code, "The sandbox was told to fail", fault.retry_after)
+        if fault.reset:
+            _abort(context, Code.UNAVAILABLE, "Connection reset by peer")
+        if dict(context.invocation_metadata()).get("api-key") != self._api_key:
+            _abort(context, Code.UNAUTHENTICATED, "Invalid API key")
+        try:
+            answer = method(request)
+        except Refused as error:
+            _abort(context, error.code, error.message)
+        except DecodeError as error:
+            _abort(context, Code.INTERNAL, f"The request cannot be decoded: {error}")
+        self._sleep(fault.stall)
+        if fault.truncate:
+            _abort(context, Code.UNAVAILABLE, "Connection closed midway")
+        return answer
 
 
 def _abort(context: grpc.ServicerContext, code: Code, message: str, retry_after: float | None = None) -> NoReturn:
@@ -101,15 +105,22 @@ def _abort(context: grpc.ServicerContext, code: Code, message: str, retry_after:
     raise AssertionError("abort returned")
 
 
-def _methods(api: RpcApi) -> dict[str, tuple[str, Method]]:
+def _methods(api: RpcApi, description: Description) -> dict[str, tuple[str, Method]]:
+    def of_vectors(route: str, method: Method) -> tuple[str, Method]:
+        def call(data: bytes) -> bytes:
+            check_kind(description, route, documents=False)
+            return method(data)
+
+        return route, call
+
     return {
-        "Fetch": ("fetch", api.fetch),
-        "List": ("list", api.list),
-        "Query": ("query", api.query),
-        "Upsert": ("upsert", api.upsert),
-        "Update": ("update", api.update),
-        "Delete": ("delete", api.delete),
-        "FetchByMetadata": ("fetch_by_metadata", api.fetch_by_metadata),
+        "Fetch": of_vectors("fetch", api.fetch),
+        "List": of_vectors("list", api.list),
+        "Query": of_vectors("query", api.query),
+        "Upsert": of_vectors("upsert", api.upsert),
+        "Update": of_vectors("update", api.update),
+        "Delete": of_vectors("delete", api.delete),
+        "FetchByMetadata": of_vectors("fetch_by_metadata", api.fetch_by_metadata),
         "DescribeIndexStats": ("stats", api.stats),
         "ListNamespaces": ("namespaces", api.list_namespaces),
         "DescribeNamespace": ("namespaces", api.describe_namespace),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.sandbox.pinecone.documents import to_record
 from amprenta_vectors.sandbox.pinecone.faults import Calls, Faults
 from amprenta_vectors.sandbox.pinecone.httpd import HttpServer
 from amprenta_vectors.sandbox.pinecone.records import Record, Sparse
@@ -19,11 +20,14 @@ from amprenta_vectors.sandbox.pinecone.rest import RestApi
 from amprenta_vectors.sandbox.pinecone.rpc import RpcServer
 from amprenta_vectors.sandbox.pinecone.search import METRICS
 from amprenta_vectors.sandbox.pinecone.service import IndexService
-from amprenta_vectors.sandbox.pinecone.store import Description, Store, canonical
+from amprenta_vectors.sandbox.pinecone.store import Description, Kind, Store, canonical
 
 
 class PineconeEmulator:
-    """A serverless Pinecone index on 127.0.0.1; every index has an emulator, as it has a host in Pinecone.
+    """A Pinecone index on 127.0.0.1; every index has an emulator, as it has a host in Pinecone.
+
+    ``kind`` is ``serverless``; ``pod``, which cannot list ids; or ``documents``, whose records are JSON documents with
+    a vector in each of ``vector_fields``.
 
     ``path`` is an SQLite file that keeps the index from one start to the next; what it says of the index goes before
     the arguments. Without it all is gone with the object. ``model`` is the embedding model that the description names.
@@ -46,6 +50,8 @@ class PineconeEmulator:
         api_key: str = "sandbox-key",
         port: int = 0,
         grpc_port: int = 0,
+        kind: Kind = "serverless",
+        vector_fields: Sequence[str] = ("embedding",),
     ) -> None:
         if metric not in METRICS:
             raise ConfigError(f"metric is {metric!r}", hint=f"one of: {', '.join(METRICS)}")
@@ -53,7 +59,7 @@ class PineconeEmulator:
         self.calls = Calls()
         self._api_key = api_key
         self._port, self._grpc_port = port, grpc_port
-        self._store = Store(path, Description(name, dimension, metric, model))
+        self._store = Store(path, Description(name, dimension, metric, model, kind, tuple(vector_fields)))
         self._stopping = threading.Event()
         self._http: HttpServer | None = None
         self._rpc: RpcServer | None = None
@@ -130,3 +136,8 @@ class PineconeEmulator:
             )
         ]
         self._store.put(canonical(namespace), records)
+
+    def load_documents(self, namespace: str, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Put documents in, each with its ``_id``, without asking whether Pinecone would take them."""
+        self._store.open()
+        self._store.put(canonical(namespace), [to_record(document) for document in documents])

@@ -89,6 +89,8 @@ class IndexService:
     def fetch(self, namespace: str, ids: Sequence[str]) -> Page[Record]:
         """The records of those ``ids`` that are there."""
         check_count(ids, MOST_IDS, "ids")
+        for id_ in ids:
+            check_id(id_)
         find = self._namespace(namespace).records.get
         found = [record for record in map(find, dict.fromkeys(ids)) if record is not None]
         return self._spent(Page(found, read_units=_units(len(found), _FETCHED_PER_READ_UNIT)))

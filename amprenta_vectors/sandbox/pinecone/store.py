@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from bisect import bisect_right, insort
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal, cast
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.sandbox.pinecone.records import Record
@@ -21,6 +23,7 @@ _MANY = 1000
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS description (name TEXT, dimension INTEGER, metric TEXT, model TEXT);
+CREATE TABLE IF NOT EXISTS kind (kind TEXT, vector_fields TEXT);
 CREATE TABLE IF NOT EXISTS namespace (name TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS record (
     namespace TEXT NOT NULL, id TEXT NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (namespace, id)
@@ -28,14 +31,22 @@ CREATE TABLE IF NOT EXISTS record (
 """
 
 
+Kind = Literal["serverless", "pod", "documents"]
+
+
 @dataclass(frozen=True)
 class Description:
-    """What an index is: its name, and what all its vectors have in common."""
+    """What an index is: its name, and what all its vectors have in common.
+
+    A ``documents`` index has a field of ``dimension`` values for each of ``vector_fields``.
+    """
 
     name: str
     dimension: int
     metric: str
     model: str | None
+    kind: Kind = "serverless"
+    vector_fields: tuple[str, ...] = ("embedding",)
 
 
 def canonical(namespace: str) -> str:
@@ -163,12 +174,16 @@ class Store:
     def _read(self, file: sqlite3.Connection) -> None:
         stored = file.execute("SELECT name, dimension, metric, model FROM description").fetchone()
         if stored is None:
+            fields = json.dumps(self.description.vector_fields)
+            values = {**asdict(self.description), "vector_fields": fields}
             with file:
-                file.execute(
-                    "INSERT INTO description VALUES (:name, :dimension, :metric, :model)", asdict(self.description)
-                )
+                file.execute("INSERT INTO description VALUES (:name, :dimension, :metric, :model)", values)
+                file.execute("INSERT INTO kind VALUES (:kind, :vector_fields)", values)
         else:
-            self.description = Description(*stored)
+            # A file that was made when there was one kind of index has nothing in this table.
+            name, dimension, metric, model = stored
+            kind, fields = file.execute("SELECT kind, vector_fields FROM kind").fetchone() or ("serverless", "[]")
+            self.description = Description(name, dimension, metric, model, cast(Kind, kind), tuple(json.loads(fields)))
         self.namespaces = {name: Namespace() for (name,) in file.execute("SELECT name FROM namespace")}
         for namespace, id_, entry in file.execute("SELECT namespace, id, entry FROM record"):
             self.namespaces[namespace].records[id_] = Record(id_, entry)
