@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,7 +30,15 @@ _UNIQUE = sa.text("""
     GROUP BY i.indexrelid
 """)
 
-_VECTOR_TYPE = re.compile(r"^(?:.+\.)?(vector|halfvec)\((\d+)\)$")
+_TREE = sa.text("""
+    WITH RECURSIVE tree (oid) AS (
+        SELECT to_regclass(:name)::oid
+        UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN tree ON tree.oid = i.inhparent
+    )
+    SELECT oid::bigint FROM tree
+""")
+
+_VECTOR_TYPE = re.compile(r"^(?:.+\.)?(vector|halfvec|sparsevec)\((\d+)\)$")
 
 
 def relation(table: VectorTable) -> str:
@@ -37,6 +46,31 @@ def relation(table: VectorTable) -> str:
     quote = '"{}"'.format
     parts = [part.replace('"', '""') for part in (table.schema, table.table) if part]
     return ".".join(map(quote, parts))
+
+
+def relations_of(connection: Connection, table: VectorTable) -> list[int]:
+    """The oids of the table and its partitions."""
+    return list(connection.execute(_TREE, {"name": relation(table)}).scalars())
+
+
+def unique_sets(connection: Connection, table: VectorTable) -> list[list[str]]:
+    """The columns, sorted, of every unique index that an upsert can name."""
+    columns = columns_of(connection, table).values()
+    oid = next((column.oid for column in columns), None)
+    return [row.columns for row in connection.execute(_UNIQUE, {"oid": oid})]
+
+
+def unique_index_sql(table: VectorTable) -> str:
+    """The statement that makes the unique index on exactly scope and key."""
+    qualified = _qualified()
+    listed = ", ".join(map(qualified, table.unique_columns))
+    return f"CREATE UNIQUE INDEX CONCURRENTLY ON {qualified(table.table, table.schema)} ({listed})"
+
+
+def parse_vector_type(type_name: str) -> tuple[str, int] | None:
+    """``("vector", 768)`` of ``vector(768)``, wherever the extension is; None for another type or no dimension."""
+    found = _VECTOR_TYPE.match(type_name)
+    return (found[1], int(found[2])) if found else None
 
 
 def columns_of(connection: Connection, table: VectorTable) -> dict[str, Any]:
@@ -48,18 +82,20 @@ def columns_of(connection: Connection, table: VectorTable) -> dict[str, Any]:
 def resolve_table(connection: Connection, table: VectorTable, *, dimension: int | None = None) -> VectorTable:
     """``table`` as it really is: its dimension and storage, without the optional and scope columns it lacks.
 
-    ``dimension`` is what the settings demand, where they do. Raises `NotUpgraded` where table or embedding column is
-    not there, `SchemaMismatch` for a wrong type or a missing unique index, `DimensionMismatch`.
+    ``dimension`` is what the settings demand, where they do. A declared table must be as it is declared. Raises
+    `NotUpgraded` where table or embedding column is not there, `SchemaMismatch` for a missing column, a wrong type or a
+    missing unique index, `DimensionMismatch`.
     """
     columns = columns_of(connection, table)
-    upgrade = "alembic upgrade head"
+    upgrade = f"amprenta-vectors tables check {table.name}" if table.declared else "alembic upgrade head"
     if not columns:
         raise NotUpgraded(f"table {table.qualified_name} does not exist", hint=upgrade)
-    missing = [name for name in table.key if name not in columns]
+    needed = [name for name in table.column_names if name != table.embedding] if table.declared else table.key
+    missing = [name for name in needed if name not in columns]
     if missing:
         raise SchemaMismatch(
             f"table {table.qualified_name} has no column {', '.join(missing)}; expected key {', '.join(table.key)}",
-            hint="describe the table's own key, or rename the column",
+            hint=upgrade if table.declared else "describe the table's own key, or rename the column",
         )
     if table.embedding not in columns:
         raise NotUpgraded(f"table {table.qualified_name} has no column {table.embedding}", hint=upgrade)
@@ -73,37 +109,61 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         dimension=actual,
         storage=storage,
         scope=tuple(name for name in table.scope if name in columns),
-        column_types={name: columns[name].type for name in table.unique_columns if name in columns},
+        sparse_dimension=_sparse_dimension(table, columns),
         **{
             role: name if name in columns else None
             for role in ("text", "metadata", "model")
             if (name := getattr(table, role)) is not None
         },
     )
-    oid = next(iter(columns.values())).oid
-    wanted = sorted(resolved.unique_columns)
-    if wanted not in [row.columns for row in connection.execute(_UNIQUE, {"oid": oid})]:
+    if table.declared and (storage, actual) != (table.storage, table.dimension):
+        raise DimensionMismatch(
+            f"amprenta.toml says {table.target} is {table.storage}({table.dimension}); it is {storage}({actual})",
+            hint=f'under [tables.{table.name}]: dimension = {actual}, storage = "{storage}"; or {upgrade}',
+        )
+    if sorted(resolved.unique_columns) not in unique_sets(connection, table):
         listed = ", ".join(resolved.unique_columns)
         raise SchemaMismatch(
-            f"table {table.qualified_name} has no unique index on exactly ({listed})",
-            hint=f"CREATE UNIQUE INDEX CONCURRENTLY ON {table.qualified_name} ({listed})",
+            f"table {table.qualified_name} has no unique index on exactly ({listed})", hint=unique_index_sql(resolved)
         )
-    return resolved
+    typed = [*resolved.unique_columns, *filter(None, [table.key_rule.lookup])]
+    return resolved.with_columns(column_types={name: columns[name].type for name in typed})
 
 
 def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:
     """Columns that an INSERT must give a value, and that a backfill has none for."""
-    known = {*table.unique_columns, table.embedding, table.text, table.metadata, table.model}
     columns = columns_of(connection, table).values()
+    known = table.column_names
     return [c.attname for c in columns if c.attnotnull and not c.has_default and c.attname not in known]
 
 
 def _embedding_type(table: VectorTable, type_name: str) -> tuple[str, int]:
-    found = _VECTOR_TYPE.match(type_name)
-    if found is None:
+    found = parse_vector_type(type_name)
+    if found is None or found[0] == "sparsevec":
+        qualified = _qualified()
         raise SchemaMismatch(
             f"column {table.target} is of type {type_name}; expected vector(n) or halfvec(n)",
-            hint=f"rename it out of the way (ALTER TABLE {table.qualified_name} RENAME COLUMN {table.embedding} TO "
-            f"{table.embedding}_old) and run: alembic upgrade head",
+            hint=f"rename it out of the way (ALTER TABLE {qualified(table.table, table.schema)} RENAME COLUMN "
+            f"{qualified(table.embedding)} TO {qualified(f'{table.embedding}_old')}) and run: alembic upgrade head",
         )
-    return found[1], int(found[2])
+    return found
+
+
+def _qualified() -> Callable[..., str]:
+    # For messages only: an application that queries need not load Alembic.
+    from amprenta_vectors.ddl.catalogue import qualified
+
+    return qualified
+
+
+def _sparse_dimension(table: VectorTable, columns: dict[str, Any]) -> int | None:
+    if table.sparse is None:
+        return None
+    type_name = columns[table.sparse].type
+    if parse_vector_type(type_name) != ("sparsevec", table.sparse_dimension):
+        raise SchemaMismatch(
+            f"column {table.qualified_name}.{table.sparse} is of type {type_name}; "
+            f"expected sparsevec({table.sparse_dimension})",
+            hint=f"amprenta-vectors tables check {table.name}",
+        )
+    return table.sparse_dimension

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -14,10 +15,10 @@ from amprenta_vectors.schema.vector_table import VectorTable
 _LENGTH = re.compile(r"\(\d+(,-?\d+)?\)")
 
 
-def to_clause(table: VectorTable) -> sa.TableClause:
-    """The table with the columns that its description names, to select from and to write to."""
-    names = (*table.unique_columns, table.embedding, table.text, table.metadata, table.model)
-    return sa.table(table.table, *(sa.column(name) for name in names if name is not None), schema=table.schema)
+def to_clause(table: VectorTable, *others: str) -> sa.TableClause:
+    """The table with the columns that its description names, and ``others``, to select from and to write to."""
+    names = dict.fromkeys((*table.column_names, *others))
+    return sa.table(table.table, *map(sa.column, names), schema=table.schema)
 
 
 def column_type(table: VectorTable, name: str) -> NamedType:
@@ -38,3 +39,15 @@ def to_column_value(table: VectorTable, name: str, value: str | sa.ColumnElement
 def in_scope(table: VectorTable, target: sa.TableClause, scope: Mapping[str, str]) -> list[sa.ColumnElement[bool]]:
     """One condition a scope column; ``target`` is the table's `to_clause`."""
     return [target.c[name] == to_column_value(table, name, scope[name]) for name in table.scope]
+
+
+def among(
+    table: VectorTable, target: sa.TableClause, name: str, values: Sequence[str | None]
+) -> sa.ColumnElement[bool]:
+    """``= ANY(array)`` of texts on a column of scope or key; the array is cast, so that the column's index serves."""
+    return target.c[name] == sa.func.any(sa.cast(text_array(values), ARRAY(column_type(table, name))))
+
+
+def text_array(items: Sequence[str | None]) -> sa.ColumnElement[Any]:
+    """One bound parameter for a whole list."""
+    return sa.cast(sa.literal(list(items), ARRAY(sa.Text)), ARRAY(sa.Text))

@@ -1,9 +1,14 @@
-"""The vector tables that ship with the package, by name."""
+"""The vector tables by name: those that ship with the package, and a user's own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.vector_table import VectorTable
+
+CONFIG_FILE = "amprenta.toml"
 
 RAG_CHUNKS = VectorTable(
     name="rag_chunks",
@@ -19,11 +24,37 @@ RAG_CHUNKS = VectorTable(
 SHIPPED = {table.name: table for table in (RAG_CHUNKS,)}
 
 
-def get_table(name: str) -> VectorTable:
-    """The vector table called ``name``. Raises `ConfigError` listing those there are."""
-    try:
+def get_table(name: str, config: Path | None = None) -> VectorTable:
+    """The vector table called ``name``: shipped, or declared in ``config`` (as `declared_tables` finds it).
+
+    Raises `ConfigError` listing those there are.
+    """
+    if name in SHIPPED:
         return SHIPPED[name]
-    except KeyError:
-        raise ConfigError(
-            f"AMPRENTA_TABLE is {name!r}, which is no vector table", hint=f"one of: {', '.join(SHIPPED)}"
-        ) from None
+    declared = declared_tables(config)
+    if name in declared:
+        return declared[name]
+    raise ConfigError(
+        f"AMPRENTA_TABLE is {name!r}, which is no vector table",
+        hint=f"one of: {', '.join([*SHIPPED, *declared])}; or declare it as [tables.{name}] in {CONFIG_FILE}",
+    )
+
+
+def declared_tables(config: Path | None = None) -> Mapping[str, VectorTable]:
+    """The tables of ``config``, by name; without it, of ``amprenta.toml`` in the working directory, if it is there.
+
+    Raises `ConfigError` naming file, table and field.
+    """
+    path = config or Path(CONFIG_FILE)
+    if not path.exists():
+        if config is None:
+            return {}
+        raise ConfigError(f"AMPRENTA_CONFIG is {str(config)!r}, which does not exist", hint="the path of a TOML file")
+    # An application without tables of its own need not load the parser and its models.
+    from amprenta_vectors.schema.declared import read_tables
+
+    tables = read_tables(path)
+    for name in tables:
+        if name in SHIPPED:
+            raise ConfigError(f"{path}: [tables.{name}] is a table of the package", hint="give yours another name")
+    return tables

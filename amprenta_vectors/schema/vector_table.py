@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
+from uuid import UUID
+
+from amprenta_vectors.errors import ConfigError
 
 Distance = Literal["cosine", "l2", "ip"]
 Storage = Literal["vector", "halfvec"]
+KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]
 
 OPERATORS: dict[Distance, str] = {"cosine": "<=>", "l2": "<->", "ip": "<#>"}
+
+
+@dataclass(frozen=True)
+class KeyRule:
+    """How a source key becomes the table's key, and the one parameter that a kind takes.
+
+    ``identity``: the source key is the key. ``uuid5``: the UUID of ``uuid_namespace`` and scope and source key.
+    ``lookup``: the rows whose column ``lookup`` holds the source key. ``numbered``: source key and a number from 0.
+    ``split``: the parts of the source key between ``separator``.
+    """
+
+    kind: KeyKind = "identity"
+    uuid_namespace: UUID | None = None
+    lookup: str | None = None
+    separator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -18,8 +37,11 @@ class VectorTable:
 
     There must be a unique index on exactly ``scope`` + ``key``. Every read and write binds every scope column. A column
     that the table does not have is None. ``dimension`` is the default for a column yet to be made; of a table read from
-    the catalogue it is the column's own, and ``column_types`` has the SQL types of scope and key.
-    ``metadata_text_field`` is the metadata field that a source keeps its text in.
+    the catalogue it is the column's own, and ``column_types`` has the SQL types of scope, key and look-up column.
+    ``metadata_text_field`` is the metadata field that a source keeps its text in; None is as the settings say.
+    ``scope_values`` fixes the value of scope columns; the one that is left takes the source's namespace. ``sparse`` is
+    a ``sparsevec(sparse_dimension)`` beside the embedding. A ``declared`` table has every column that it names, and the
+    dimension and storage that it says; a shipped one is taken as it is found.
     """
 
     name: str
@@ -34,7 +56,12 @@ class VectorTable:
     model: str | None = None
     storage: Storage = "vector"
     distance: Distance = "cosine"
-    metadata_text_field: str = "text"
+    metadata_text_field: str | None = None
+    sparse: str | None = None
+    sparse_dimension: int | None = None
+    key_rule: KeyRule = KeyRule()
+    scope_values: Mapping[str, str] = field(default_factory=dict)
+    declared: bool = False
     column_types: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -51,6 +78,30 @@ class VectorTable:
     def unique_columns(self) -> tuple[str, ...]:
         """The columns that tell rows apart: scope, then key."""
         return self.scope + self.key
+
+    @property
+    def namespace_column(self) -> str | None:
+        """The scope column that holds the source's namespace; None where the table holds one namespace."""
+        return next((name for name in self.scope if name not in self.scope_values), None)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Every column that this table names, each once."""
+        names = (*self.unique_columns, self.embedding, self.sparse, self.text, self.metadata, self.model)
+        return tuple(dict.fromkeys(name for name in (*names, self.key_rule.lookup) if name is not None))
+
+    def scope_for(self, namespace: str) -> dict[str, str]:
+        """The value of each scope column for a namespace of the source.
+
+        Raises `ConfigError` where two columns would have to take it.
+        """
+        free = [name for name in self.scope if name not in self.scope_values]
+        if len(free) > 1:
+            raise ConfigError(
+                f"table {self.name} has the scope columns {', '.join(free)}; a namespace gives a value to one of them",
+                hint="give the others a value under scope_values in amprenta.toml",
+            )
+        return {name: self.scope_values.get(name, namespace) for name in self.scope}
 
     def with_columns(self, **changes: object) -> VectorTable:
         """A copy with what the catalogue says in place of what was declared."""

@@ -1,0 +1,66 @@
+"""``amprenta-vectors tables``: the tables of ``amprenta.toml`` against the database."""
+
+from __future__ import annotations
+
+import click
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.schema.check import Finding, check_table
+from amprenta_vectors.schema.registry import CONFIG_FILE, declared_tables
+from amprenta_vectors.schema.vector_table import VectorTable
+
+
+@click.group()
+def tables() -> None:
+    """Vector tables of your own, as amprenta.toml declares them.
+
+    The file is amprenta.toml in the working directory, or AMPRENTA_CONFIG. AMPRENTA_TABLE=NAME has every other command
+    work on that table.
+    """
+
+
+@tables.command()
+@click.argument("name", required=False)
+@click.pass_context
+def check(ctx: click.Context, name: str | None) -> None:
+    """Compare table NAME, or every table declared, with the database; change nothing.
+
+    Looks at the table, its columns and their types, the unique index on exactly scope and key, dimension, storage, the
+    vector index and its operator class, and columns that an insert would have to fill. Each finding says what was
+    expected, what was found, and the SQL to type. Exit 0 if all is as declared, else 2.
+    """
+    settings = Settings.load()
+    declared = declared_tables(settings.config)
+    if name is not None and name not in declared:
+        raise ConfigError(
+            f"{name!r} is no table of {settings.config or CONFIG_FILE}; declared there: "
+            f"{', '.join(declared) or 'none'}",
+            hint="those of the package are compared by: alembic check",
+        )
+    chosen = [table for table in declared.values() if name in (None, table.name)]
+    if not chosen:
+        click.echo(f"no table is declared: there is no {CONFIG_FILE} here, or it is empty (docs/tables.md shows one)")
+        return
+    with open_database(settings, 1).connect() as connection:
+        clean = [_check(connection, table) for table in chosen]
+    ctx.exit(0 if all(clean) else 2)
+
+
+def _check(connection: Connection, table: VectorTable) -> bool:
+    findings = check_table(connection, table)
+    blocking = [finding for finding in findings if finding.blocking]
+    column = f"{table.target} {table.storage}({table.dimension}), {table.distance}"
+    number = f"{len(blocking)} to mend" if blocking else "as declared"
+    click.echo(f"{table.name}: {column}: {number}")
+    for finding in findings:
+        _print(finding)
+    return not blocking
+
+
+def _print(finding: Finding) -> None:
+    note = "" if finding.blocking else "note: "
+    click.echo(f"  {note}expected {finding.expected}; found {finding.found}")
+    click.echo(f"    {finding.sql};")

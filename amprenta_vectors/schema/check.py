@@ -1,0 +1,205 @@
+"""A declared vector table against the database: what was expected, what was found, and the SQL that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.ddl.catalogue import qualified
+from amprenta_vectors.ddl.vector_index import VECTOR_INDEX_LIMIT
+from amprenta_vectors.schema.catalogue import (
+    columns_of,
+    columns_to_fill,
+    parse_vector_type,
+    relation,
+    unique_index_sql,
+    unique_sets,
+)
+from amprenta_vectors.schema.vector_table import VectorTable
+
+_HALFVEC_INDEX_LIMIT = 4000
+"""Dimensions that pgvector indexes as halfvec."""
+
+_TEXTS = ("text", "character varying", "character", "bpchar", "citext", "name")
+_DOCUMENTS = ("jsonb", "json", "text")
+_INTEGERS = ("smallint", "integer", "bigint")
+
+_KIND = sa.text("""
+    SELECT relkind::text, EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'vector') AS extension
+    FROM (SELECT 1) one LEFT JOIN pg_class ON oid = to_regclass(:relation)
+""")
+
+_INDEXES = sa.text("""
+    SELECT c.relname AS name, n.nspname AS schema, i.indisvalid AS valid, i.indpred IS NOT NULL AS partial,
+           o.opcname AS opclass, a.attname AS column, first.attname AS first
+    FROM pg_index i
+    JOIN pg_class c ON c.oid = i.indexrelid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_am am ON am.oid = c.relam
+    JOIN pg_opclass o ON o.oid = i.indclass[0]
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND (a.attnum = ANY (i.indkey) OR EXISTS (
+        SELECT 1 FROM pg_depend d
+        WHERE d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum
+    ))
+    LEFT JOIN pg_attribute first ON first.attrelid = i.indrelid AND first.attnum = i.indkey[0]
+    WHERE i.indrelid = to_regclass(:relation) AND (am.amname IN ('hnsw', 'ivfflat')) = :ann ORDER BY c.relname
+""")
+
+_DEFERRED = sa.text("SELECT index_name FROM migration_index WHERE target = :target AND built_at IS NULL")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as declared. What is not ``blocking`` stands in the way of some uses only."""
+
+    expected: str
+    found: str
+    sql: str
+    blocking: bool = True
+
+
+def check_table(connection: Connection, table: VectorTable) -> list[Finding]:
+    """Every finding on ``table`` as it is declared; it has not been resolved. Nothing is changed, no row is read."""
+    kind, extension = connection.execute(_KIND, {"relation": relation(table)}).one()
+    missing: list[Finding] = []
+    if not extension:
+        missing.append(Finding("extension vector in this database", "none", "CREATE EXTENSION vector"))
+    if kind is None:
+        return [*missing, Finding(f"table {_name(table)}", "none", _create_sql(table))]
+    if kind not in ("r", "p"):
+        return [*missing, Finding(f"table {_name(table)}", "a view or foreign table", _create_sql(table))]
+    columns = columns_of(connection, table)
+    found = [*missing, *_of_columns(table, columns)]
+    if all(name in columns for name in table.unique_columns):
+        found += _of_key(connection, table, columns)
+    if table.embedding in columns:
+        found += _of_index(connection, table)
+    found += _of_inserts(connection, table)
+    return found
+
+
+def _name(table: VectorTable) -> str:
+    return qualified(table.table, table.schema)
+
+
+def _alter(table: VectorTable, change: str) -> str:
+    return f"ALTER TABLE {_name(table)} {change}"
+
+
+def _wanted(table: VectorTable) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every column and the types it may have; of none, any type. The first is the one to make it with."""
+    last = table.key[-1]
+    for name in table.key:
+        match table.key_rule.kind:
+            case "uuid5":
+                yield name, ("uuid", *_TEXTS)
+            case "numbered" if name == last:
+                yield name, _INTEGERS
+            case _:
+                yield name, ()
+    for other in table.scope:
+        yield other, ()
+    if table.key_rule.lookup is not None and table.key_rule.lookup not in table.unique_columns:
+        yield table.key_rule.lookup, (*_TEXTS, "uuid", *_INTEGERS)
+    yield table.embedding, (f"{table.storage}({table.dimension})",)
+    if table.sparse is not None:
+        yield table.sparse, (f"sparsevec({table.sparse_dimension})",)
+    for beside in filter(None, (table.text, table.model)):
+        yield beside, _TEXTS
+    if table.metadata is not None:
+        yield table.metadata, _DOCUMENTS
+
+
+def _of_columns(table: VectorTable, columns: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, types in _wanted(table):
+        column, to_make = qualified(name), types[0] if types else "text"
+        expected = f"column {column} {' or '.join(types[:3])}".rstrip()
+        if name not in columns:
+            yield Finding(expected, "none", _alter(table, f"ADD COLUMN {column} {to_make}"))
+        elif types and not _is_any(columns[name].type, types):
+            # Not ALTER TYPE: it rewrites the table under a lock, and what cannot be cast has no way into it.
+            rename = _alter(table, f"RENAME COLUMN {column} TO {qualified(f'{name}_old')}")
+            add = _alter(table, f"ADD COLUMN {column} {to_make}")
+            yield Finding(expected, columns[name].type, f"{rename}; {add}")
+        elif name in table.unique_columns and not columns[name].attnotnull:
+            yield Finding(
+                f"column {column} NOT NULL", "NULL is allowed", _alter(table, f"ALTER COLUMN {column} SET NOT NULL")
+            )
+
+
+def _is_any(actual: str, types: tuple[str, ...]) -> bool:
+    """Whether a type is one of ``types``, whatever its length; a vector type, whatever its schema."""
+    vector, wanted = parse_vector_type(actual), parse_vector_type(types[0])
+    if vector is not None or wanted is not None:
+        return vector == wanted
+    return actual.split("(")[0].split(".")[-1] in types
+
+
+def _of_key(connection: Connection, table: VectorTable, columns: Mapping[str, Any]) -> Iterator[Finding]:
+    sets = unique_sets(connection, table)
+    if sorted(table.unique_columns) not in sets:
+        listed = ", ".join(map(qualified, table.unique_columns))
+        there = "; ".join(f"one on ({', '.join(map(qualified, names))})" for names in sets)
+        yield Finding(f"a unique index on exactly ({listed})", there or "none", unique_index_sql(table))
+    lookup = table.key_rule.lookup
+    if lookup is None or lookup not in columns:
+        return
+    rows = connection.execute(_INDEXES, {"relation": relation(table), "ann": False}).all()
+    leading = {lookup, *table.scope}
+    if not any(row.column == lookup and row.first in leading and row.valid and not row.partial for row in rows):
+        listed = ", ".join(map(qualified, (*table.scope, lookup)))
+        sql = f"CREATE INDEX CONCURRENTLY ON {_name(table)} ({listed})"
+        yield Finding(f"an index on ({listed}), to look rows up by", "none", sql)
+
+
+def _of_index(connection: Connection, table: VectorTable) -> Iterator[Finding]:
+    """Whether queries are served: by a valid, whole index with the operator class for storage and distance."""
+    if table.dimension > _HALFVEC_INDEX_LIMIT:
+        return
+    cast = table.storage == "halfvec" or table.dimension > VECTOR_INDEX_LIMIT
+    opclass = f"{'halfvec' if cast else 'vector'}_{table.distance}_ops"
+    rows = connection.execute(_INDEXES, {"relation": relation(table), "ann": True}).all()
+    rows = [row for row in rows if row.column == table.embedding]
+    if any(row.valid and not row.partial and row.opclass == opclass for row in rows):
+        return
+    column = qualified(table.embedding)
+    expected = f"an hnsw or ivfflat index on {column} with {opclass}"
+    broken = next((row for row in rows if row.opclass == opclass and not row.partial), None)
+    if broken is not None:
+        name = qualified(broken.name, broken.schema)
+        yield Finding(expected, f"{name}, which is not valid", f"REINDEX INDEX CONCURRENTLY {name}")
+        return
+    deferred = connection.execute(sa.select(sa.func.to_regclass("migration_index"))).scalar() is not None
+    waiting = connection.execute(_DEFERRED, {"target": table.target}).scalars().all() if deferred else []
+    key = f"({column}::halfvec({table.dimension}))" if cast and table.storage == "vector" else column
+    there = "; ".join(f"{row.name} with {row.opclass}{', partial' if row.partial else ''}" for row in rows)
+    yield Finding(
+        expected,
+        f"{', '.join(waiting)}, put off until the load is done" if waiting else there or "none",
+        f"CREATE INDEX CONCURRENTLY ON {_name(table)} USING hnsw ({key} {opclass})",
+        blocking=not waiting,
+    )
+
+
+def _of_inserts(connection: Connection, table: VectorTable) -> Iterator[Finding]:
+    """Columns that a row which the source has and the table has not would need a value for."""
+    if table.key_rule.kind == "lookup":
+        return
+    for name in columns_to_fill(connection, table):
+        column = qualified(name)
+        yield Finding(
+            f"a default for {column} NOT NULL, for --keys-from source to insert rows",
+            "none",
+            _alter(table, f"ALTER COLUMN {column} SET DEFAULT …"),
+            blocking=False,
+        )
+
+
+def _create_sql(table: VectorTable) -> str:
+    columns = [f"{qualified(name)} {types[0] if types else 'text'}" for name, types in _wanted(table)]
+    key = ", ".join(map(qualified, table.unique_columns))
+    return f"CREATE TABLE {_name(table)} ({', '.join(columns)}, PRIMARY KEY ({key}))"

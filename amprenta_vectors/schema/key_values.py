@@ -1,0 +1,38 @@
+"""Text as a key column takes it: one spelling a value, so that keys can be compared and found again."""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+_UUID = re.compile(r"(\{)?((?:[0-9a-f]{4}-?){7}[0-9a-f]{4})(?(1)\})", re.IGNORECASE | re.ASCII)
+"""The spellings that PostgreSQL reads: any case, braces, a hyphen after any group of four digits, or none."""
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
+
+_INTEGER_BITS = {"smallint": 16, "integer": 32, "bigint": 64}
+
+
+def canonical(text: str, type_name: str) -> str | None:
+    """``text`` as PostgreSQL writes the value in a column of ``type_name``; None where it is no such value.
+
+    Every spelling of a UUID is that UUID. An integer has one spelling: ``042`` is none, because it would be the same
+    row as ``42``, which may be another record. Text stays as it is, and so do the types that are not known here:
+    whether they take it is for PostgreSQL to say, row by row.
+    """
+    if "\0" in text:
+        return None
+    if type_name == "uuid":
+        found = _UUID.fullmatch(text)
+        return str(UUID(hex=found[2].replace("-", ""))) if found else None
+    bits = _INTEGER_BITS.get(type_name)
+    if bits is None:
+        return text
+    # Longer than any bigint: not worth making a number of.
+    fits = _INTEGER.fullmatch(text) and len(text) <= 20 and -(2 ** (bits - 1)) <= int(text) < 2 ** (bits - 1)
+    return text if fits else None
+
+
+def is_checked(type_name: str) -> bool:
+    """Whether every text that `canonical` passes is a value of that type."""
+    return type_name in {"uuid", "text", "character varying", "bpchar", *_INTEGER_BITS}

@@ -1,0 +1,31 @@
+"""What a search of a vector table's index is set to, kept in the database beside the table: ``vector_setting``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+SearchSetting = Literal["ef_search", "probes"]
+"""How many candidates a search of an hnsw index keeps; how many lists one of an ivfflat index reads."""
+
+_MAY_READ = sa.text("SELECT has_table_privilege(to_regclass('vector_setting'), 'SELECT')")
+_READ = sa.text("SELECT name, value FROM vector_setting WHERE target = :target")
+_STORE = sa.text("""
+    INSERT INTO vector_setting (target, name, value) VALUES (:target, :name, :value)
+    ON CONFLICT (target, name) DO UPDATE SET value = excluded.value, set_at = now()
+""")
+
+
+def stored_settings(connection: Connection, target: str) -> dict[SearchSetting, int]:
+    """The settings stored for a vector table; none where the table of settings is not there, or not to be read."""
+    # A role that queries need not have been granted more than the application's own table.
+    if not connection.scalar(_MAY_READ):
+        return {}
+    return {row.name: row.value for row in connection.execute(_READ, {"target": target})}
+
+
+def store_setting(connection: Connection, target: str, name: SearchSetting, value: int) -> None:
+    """Store one for every store on the vector table that is opened from now on."""
+    connection.execute(_STORE, {"target": target, "name": name, "value": value})
