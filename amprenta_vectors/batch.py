@@ -17,6 +17,12 @@ Key = tuple[str, ...]
 
 Vectors = NDArray[np.float32]
 
+Sparse = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Indices from 0 and their values, of one length; what is not among them is 0."""
+
+MAX_SPARSE_VALUES = 16_000
+"""Values other than 0 that pgvector's sparsevec holds (SPARSEVEC_MAX_NNZ)."""
+
 
 class Reason(StrEnum):
     """Why a row was set aside."""
@@ -27,9 +33,17 @@ class Reason(StrEnum):
     ZERO = "zero_under_cosine"
     SPARSE_ONLY = "sparse_without_dense"
     SPARSE_DROPPED = "sparse_without_column"
+    SPARSE_REFUSED = "sparse_does_not_fit"
     NUL = "nul_character"
     NO_TARGET = "no_target_key"
     REFUSED = "write_refused"
+    ID_REFUSED = "id_refused"
+    UNREADABLE = "unreadable_record"
+    NOT_ISOLATED = "not_isolated"
+
+
+STILL_WRITTEN = frozenset({Reason.SPARSE_DROPPED, Reason.SPARSE_REFUSED})
+"""Reasons that stand against a row whose dense vector was written all the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +52,8 @@ class VectorBatch:
 
     ``vectors`` is ``(n, dimension)`` float32, C-contiguous. ``source_keys`` may repeat: one source key can give several
     rows. ``keys`` is None until a key map has been applied. ``texts`` and ``metadata`` are None where the source has
-    none. ``rejected`` holds what the source gave but no row can carry (a vector of another length, a sparse-only
-    record); nothing leaves a batch without standing there.
+    none, ``sparse`` where nobody asked for sparse values. ``rejected`` holds what the source gave but no row can carry
+    (a vector of another length, a sparse-only record); nothing leaves a batch without standing there.
     """
 
     source_keys: Sequence[str]
@@ -47,6 +61,7 @@ class VectorBatch:
     texts: Sequence[str | None] | None = None
     metadata: Sequence[Mapping[str, Any] | None] | None = None
     keys: Sequence[Key] | None = None
+    sparse: Sequence[Sparse | None] | None = None
     rejected: tuple[RowError, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,6 +70,7 @@ class VectorBatch:
             "texts": self.texts,
             "metadata": self.metadata,
             "keys": self.keys,
+            "sparse": self.sparse,
         }
         wrong = [f"{name} {len(column)}" for name, column in columns.items() if column is not None and len(column) != n]
         if self.vectors.ndim != 2 or len(self.vectors) != n or wrong:
@@ -79,6 +95,7 @@ class VectorBatch:
             texts=None if self.texts is None else [self.texts[i] for i in rows],
             metadata=None if self.metadata is None else [self.metadata[i] for i in rows],
             keys=keys,
+            sparse=None if self.sparse is None else [self.sparse[i] for i in rows],
             rejected=self.rejected,
         )
 
@@ -89,6 +106,8 @@ class VectorBatch:
         and no query finds it. A halfvec is judged by what its cast to float16 leaves: 70,000 is infinite there, and
         1e-9 is 0. PostgreSQL's text and jsonb cannot hold the NUL character.
         """
+        if self._is_plainly_good(storage):
+            return self
         with np.errstate(over="ignore"):
             stored = self.vectors if storage == "vector" else self.vectors.astype(np.float16)
         finite = np.isfinite(stored).all(axis=1, keepdims=True).ravel()
@@ -108,10 +127,51 @@ class VectorBatch:
                 rejected.append(RowError(key, Reason.NUL, "text or metadata has a NUL character"))
         return replace(self.take(np.flatnonzero(good)), rejected=tuple(rejected))
 
+    def _is_plainly_good(self, storage: str) -> bool:
+        """Whether the squared lengths settle it: none is 0, which may be underflow, or not finite, as overflow is."""
+        if storage != "vector" or self.texts is not None or self.metadata is not None:
+            return False
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.vecdot(self.vectors, self.vectors)
+        return bool((squares > 0).all() and np.isfinite(squares).all())
+
+    def with_sparse(self, dimension: int) -> VectorBatch:
+        """The rows with their sparse values as ``sparsevec(dimension)`` holds them: ascending, without zeros.
+
+        Sparse values that it cannot hold are left out and stand in ``rejected``; their row stays.
+        """
+        rejected = list(self.rejected)
+        fitted: list[Sparse | None] = []
+        for key, values in zip(self.source_keys, self.sparse or [None] * len(self), strict=True):
+            try:
+                fitted.append(None if values is None else fit_sparse(*values, dimension))
+            except ValueError as error:
+                fitted.append(None)
+                rejected.append(RowError(key, Reason.SPARSE_REFUSED, str(error)))
+        return replace(self, sparse=fitted, rejected=tuple(rejected))
+
     def _has_nul(self, row: int) -> bool:
         text = self.texts[row] if self.texts is not None else None
         metadata = self.metadata[row] if self.metadata is not None else None
         return (text is not None and "\0" in text) or (metadata is not None and _contains_nul(metadata))
+
+
+def fit_sparse(indices: NDArray[Any], values: NDArray[Any], dimension: int) -> Sparse:
+    """Sparse values as ``sparsevec(dimension)`` holds them. Raises ValueError saying why it cannot."""
+    if len(indices) != len(values):
+        raise ValueError(f"{len(indices)} sparse indices with {len(values)} values")
+    if not np.isfinite(values).all():
+        raise ValueError("a sparse value is NaN or infinite")
+    order = np.argsort(indices, kind="stable")
+    order = order[values[order] != 0]
+    fitted = indices[order].astype(np.int64), values[order].astype(np.float32)
+    if len(order) > MAX_SPARSE_VALUES:
+        raise ValueError(f"{len(order)} sparse values; a sparsevec holds {MAX_SPARSE_VALUES}")
+    if len(order) and fitted[0][-1] >= dimension:
+        raise ValueError(f"sparse index {fitted[0][-1]}; sparsevec({dimension}) holds 0 to {dimension - 1}")
+    if (np.diff(fitted[0]) == 0).any():
+        raise ValueError("a sparse index is given twice")
+    return fitted
 
 
 def _contains_nul(value: Any) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from amprenta_vectors.errors import ConfigError
@@ -20,7 +21,53 @@ def normalize_namespace(name: str) -> str:
     return "" if name == "__default__" else name
 
 
-class Settings(BaseSettings):
+def _to_threshold(value: Any) -> Any:
+    if value is None or value == "off":
+        return None
+    try:
+        if float(value) >= 0:
+            return value
+    except ValueError:
+        pass
+    raise ValueError("expected a number that is not negative, or off")
+
+
+Threshold = Annotated[float | None, BeforeValidator(_to_threshold)]
+"""A number, or ``off``, which is None."""
+
+
+def _to_ceiling(value: Any) -> Any:
+    threshold = _to_threshold(value)
+    return threshold if threshold is not None and float(threshold) > 0 else None
+
+
+Ceiling = Annotated[float | None, BeforeValidator(_to_ceiling)]
+"""A number above 0; ``off`` and 0 are None."""
+
+
+class RateSettings(BaseSettings):
+    """What a backfill may ask of its source, the same names as `amprenta_vectors.backfill.pace.Ceilings`."""
+
+    list_per_second: Ceiling = _ours("list_per_second", 200.0)
+    fetch_per_second: Ceiling = _ours("fetch_per_second", 100.0)
+    read_units_per_second: Ceiling = _ours("read_units_per_second", None)
+    max_read_units: Annotated[int | None, BeforeValidator(_to_ceiling)] = _ours("max_read_units", None)
+
+
+class ThrottleSettings(BaseSettings):
+    """Beyond what a backfill waits, the same names as `amprenta_vectors.backfill.throttle.Thresholds`."""
+
+    max_replica_lag_seconds: Threshold = _ours("max_replica_lag_seconds", 30.0)
+    max_lock_waiters: Threshold = _ours("max_lock_waiters", 5.0)
+    max_active_sessions: Threshold = _ours("max_active_sessions", None)
+    max_wal_mb_per_second: Threshold = _ours("max_wal_mb_per_second", None)
+    max_unarchived_segments: Threshold = _ours("max_unarchived_segments", 128.0)
+    autovacuum_wait_seconds: Threshold = _ours("autovacuum_wait_seconds", None)
+    max_snapshot_seconds: Threshold = _ours("max_snapshot_seconds", None)
+    throttle_sql: str | None = _ours("throttle_sql", None)
+
+
+class Settings(ThrottleSettings, RateSettings):
     """Everything that can be set. A field's variable is its name in capitals; the engine's own begin ``AMPRENTA_``."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
@@ -41,22 +88,39 @@ class Settings(BaseSettings):
     pinecone_index_name: str | None = None
     pinecone_namespace: str = ""
     pinecone_controller_host: str | None = None
-    pinecone_transport: Literal["grpc", "rest"] = "grpc"
+    pinecone_transport: Literal["auto", "grpc", "rest"] = "auto"
+    pinecone_vector_field: str | None = None
     pinecone_grpc_host: str | None = None
 
     vector_backend: str = "pinecone"
+    vector_mode: Literal["single", "dual", "fallback", "hybrid", "shadow"] = "single"
+    vector_secondary: str | None = None
+    vector_timeout_seconds: float = Field(2.0, gt=0)
+    vector_hybrid_join: Literal["union", "intersection"] = "union"
+    pinecone_similarity_threshold: float | None = None
+    pgvector_similarity_threshold: float | None = None
     vector_dimension: int | None = Field(None, ge=1, le=16000)
     embedding_model: str | None = None
 
     table: str = _ours("table", "rag_chunks")
+    config: Path | None = _ours("config", None)
     text_field: str = _ours("text_field", "text")
     batch_size: int = _ours("batch_size", 1000, ge=1, le=100_000)
+    batch_seconds: Ceiling = _ours("batch_seconds", 2.0)
     workers: int = _ours("workers", 5, ge=1, le=256)
     pool_size: int = _ours("pool_size", 5, ge=1)
+    query_timeout_seconds: float | None = _ours("query_timeout_seconds", None, gt=0)
+    ef_search: int | None = _ours("ef_search", None, ge=1, le=1000)
+    max_bad_share: float = _ours("max_bad_share", 0.05, ge=0, le=1)
+    embedder: Literal["wordllama"] | None = _ours("embedder", None)
     lease_seconds: float = _ours("lease_seconds", 15.0, gt=0)
     retry_seconds: float = _ours("retry_seconds", 600.0, ge=0)
+    drain_seconds: float = _ours("drain_seconds", 10.0, ge=0)
+    maintenance_work_mem: str | None = _ours("maintenance_work_mem", None, pattern=r"^\d+ ?(kB|MB|GB|TB)$")
+    index_workers: int | None = _ours("index_workers", None, ge=0, le=1024)
     migration_lock_timeout: float = _ours("migration_lock_timeout", 600.0, ge=0)
     log_format: Literal["text", "json"] = _ours("log_format", "text")
+    report: Path = _ours("report", Path("reports"))
 
     @field_validator("pinecone_namespace")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ from typing import Any
 import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, OperationalError
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable, TransientError
+from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable, TimedOut, TransientError
 
+COMMAND_SESSION = "amprenta_command"
+"""The application_name of this package's commands; an application that uses its stores is ``amprenta_vectors``."""
 MINIMUM_SERVER = 140000
 MINIMUM_PGVECTOR = (0, 7, 0)
 """halfvec and the casts that the indexes use came with 0.7.0."""
@@ -74,21 +77,49 @@ def _parsed_url(text: str, variable: str) -> URL:
     return url.set(drivername="postgresql+psycopg2")
 
 
-def create_engine(settings: Settings, *, migrations: bool = False, **options: Any) -> sa.Engine:
+def create_engine(
+    settings: Settings,
+    *,
+    migrations: bool = False,
+    application_name: str = "amprenta_vectors",
+    ping_after_seconds: float = 0.0,
+    **options: Any,
+) -> sa.Engine:
     """An engine for ``settings``; nothing is connected yet.
 
-    Prepared statements and session settings are not relied on, so the engine works behind PgBouncer.
+    Prepared statements and session settings are not relied on, so the engine works behind PgBouncer. A connection that
+    has waited for ``ping_after_seconds`` is tried before it is used again, and replaced where it is lost.
     """
     url = engine_url(settings, migrations=migrations)
     _warn_if_unencrypted(url)
-    return sa.create_engine(
+    engine = sa.create_engine(
         url,
-        connect_args={"connect_timeout": 10, "application_name": "amprenta_vectors"},
+        connect_args={"connect_timeout": 10, "application_name": application_name},
         pool_size=options.pop("pool_size", settings.pool_size),
         max_overflow=options.pop("max_overflow", 2),
-        pool_pre_ping=True,
+        pool_pre_ping=not ping_after_seconds,
         **options,
     )
+    if ping_after_seconds:
+        _ping_after(engine, ping_after_seconds)
+    return engine
+
+
+def _ping_after(engine: sa.Engine, seconds: float) -> None:
+    """Try connections that waited, not every one: a round trip is a good part of a short query."""
+
+    @sa.event.listens_for(engine, "checkin")
+    def note(_: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @sa.event.listens_for(engine, "checkout")
+    def ping(driver: Any, record: Any, _: Any) -> None:
+        if time.monotonic() - record.info.get("idle_since", math.inf) > seconds:
+            try:
+                engine.dialect.do_ping(driver)
+            except psycopg2.Error:
+                # What lost this one has most likely lost the others that wait.
+                raise InvalidatePoolError from None
 
 
 def _warn_if_unencrypted(url: URL) -> None:
@@ -219,6 +250,8 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
 
 _TRANSIENT_CLASSES = {"08", "40", "53", "57"}
 _TRANSIENT_STATES = {"55P03", "25P03", "25P04"}
+_STATEMENT_TIMEOUT = "57014"
+"""Also where somebody cancelled the statement; less of it at once is right then too."""
 _ROW_CLASSES = {"21", "22", "23", "44", "54", "P0"}
 
 
@@ -262,6 +295,8 @@ def to_error(error: DatabaseError, doing: str) -> AmprentaError:
     # The server's first line only: its DETAIL quotes the row.
     primary = driver.diag.message_primary if isinstance(driver, psycopg2.Error) else None
     reason = primary or str(driver).strip().replace("\n", " ")
+    if sqlstate(error) == _STATEMENT_TIMEOUT:
+        return TimedOut(f"{doing}: {reason}")
     if is_transient(error):
         return TransientError(f"{doing}: {reason}")
     return AmprentaError(f"{doing}: {reason}")

@@ -10,11 +10,16 @@ AmprentaError                   exit 1
 ├── RunConflict                 exit 2: a run exists, has changed or belongs to somebody else
 ├── FilterError                 exit 2: a metadata filter that Pinecone would refuse
 ├── TransientError              back off and try again; no attempt is charged
-│   └── RateLimited
+│   ├── RateLimited
+│   └── TimedOut                cut what was asked for in two, then as any other
 ├── CredentialsRefused          exit 2: stop the run
 ├── SourceNotFound              exit 2: stop the run
 ├── MissingExtra                exit 2: an optional package is not installed
 ├── SourceError                 exit 1: the source answered what its protocol does not allow
+│   └── KeysRefused             halve the keys that were asked for until the refused ones stand alone
+├── ReadUnitsSpent              exit 1: the next request would pass the ceiling; the run can be gone on with
+├── TooManyBadRows              exit 1: more rows were set aside than may be; the run can be gone on with
+├── ModelMismatch               exit 2: vectors are not from the model that they are said to be from
 ├── RowError                    set the row aside and go on
 └── LeaseLost                   the batch belongs to another worker now; drop it
 """
@@ -90,6 +95,10 @@ class RateLimited(TransientError):
         self.retry_after = retry_after
 
 
+class TimedOut(TransientError):
+    """A request or a statement took longer than it may: with less to do at once it may go through."""
+
+
 class CredentialsRefused(AmprentaError):
     """A key or password was not accepted."""
 
@@ -104,6 +113,24 @@ class SourceNotFound(AmprentaError):
 
 class SourceError(AmprentaError):
     """The source answered something that its protocol does not allow."""
+
+
+class KeysRefused(SourceError):
+    """The source refused a request as a whole; keys in it may be at fault, its other requests are not."""
+
+
+class ReadUnitsSpent(AmprentaError):
+    """The next request to the source may cost more read units than the ceiling leaves."""
+
+
+class TooManyBadRows(AmprentaError):
+    """A larger share of a run's keys was set aside than is allowed."""
+
+
+class ModelMismatch(AmprentaError):
+    """Vectors are not those that the model they are taken to be from gives for the same texts."""
+
+    exit_code = 2
 
 
 class MissingExtra(AmprentaError):

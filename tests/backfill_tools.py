@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.progress import Counts, Run
-from amprenta_vectors.backfill.run import Backfill, Job, Mode, Summary
+from amprenta_vectors.backfill.run import Backfill, Summary
+from amprenta_vectors.backfill.starting import Mode
 from amprenta_vectors.batch import VectorBatch, Vectors
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import RowError
@@ -27,7 +30,7 @@ from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.keymaps import Identity, KeyMap
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.pinecone import open_source
+from amprenta_vectors.sources.pinecone import PineconeSource, open_source
 from amprenta_vectors.sources.pinecone_client import open_index
 from amprenta_vectors.sources.protocol import Source, SourceDescription
 
@@ -43,6 +46,7 @@ def make_brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amprenta_vectors.backfill.planner.POLL_SECONDS", 0.02)
     monkeypatch.setattr("amprenta_vectors.backfill.run.TICK_SECONDS", 0.02)
     monkeypatch.setattr("amprenta_vectors.backfill.index.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("amprenta_vectors.backfill.steering.LOOK_SECONDS", 0.02)
 
 
 def to_vectors(count: int, dimension: int = 8, seed: int = 0) -> Vectors:
@@ -146,7 +150,7 @@ def settings_for(emulator: PineconeEmulator, **overrides: Any) -> Settings:
 
 def open_pinecone(
     emulator: PineconeEmulator, namespace: str = "", *, with_metadata: bool = True, transport: str = "grpc"
-) -> Source:
+) -> PineconeSource:
     settings = settings_for(emulator, pinecone_transport=transport)
     return open_source(settings, open_index(settings), namespace, with_metadata=with_metadata)
 
@@ -225,6 +229,36 @@ def execute(engine: sa.Engine, statement: str, **values: Any) -> Any:
         return result.all() if result.returns_rows else None
 
 
+def refuse(engine: sa.Engine, keys: list[str]) -> None:
+    """From now on a trigger raises for those keys."""
+    quoted = ", ".join(f"'{key}'" for key in keys)
+    execute(
+        engine,
+        f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'no % here', NEW.chunk_id;
+        END $$;
+        CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON rag_chunks FOR EACH ROW
+            WHEN (NEW.chunk_id IN ({quoted})) EXECUTE FUNCTION refuse()
+        """,
+    )
+
+
+@contextmanager
+def counted(engine: sa.Engine, beginning: str) -> Iterator[list[str]]:
+    """The statements that begin so, as they are sent."""
+    seen: list[str] = []
+
+    def see(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(beginning):
+            seen.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", see)
+    yield seen
+    sa.event.remove(engine, "before_cursor_execute", see)
+
+
 COUNTING = """
 CREATE TABLE embedding_writes (namespace text, key text);
 CREATE FUNCTION count_embedding_write() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -260,7 +294,8 @@ def errors_of(engine: sa.Engine, run_id: int) -> dict[str, str]:
 
 def environment(url: str, emulator: PineconeEmulator, **more: str) -> dict[str, str]:
     """The environment that a person who runs a backfill has set up."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    names = ("PATH", "HOME", "LANG", "TMPDIR", "AMPRENTA_REPORT")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     return {
         **kept,
         "DATABASE_URL": url,

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -26,10 +27,12 @@ OUR_PREFIXES = ("POSTGRES_", "PINECONE_", "VECTOR_", "AMPRENTA_")
 
 
 @pytest.fixture(autouse=True)
-def _no_project_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_project_variables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in list(os.environ):
         if name in OUR_VARIABLES or name.startswith(OUR_PREFIXES):
             monkeypatch.delenv(name)
+    # Not into the folder that the tests are started in.
+    monkeypatch.setenv("AMPRENTA_REPORT", str(tmp_path_factory.getbasetemp() / "reports"))
 
 
 @pytest.fixture
@@ -105,7 +108,9 @@ def emulator(tmp_path: Path) -> Iterator[Callable[..., PineconeEmulator]]:
     numbers = itertools.count()
     with ExitStack() as running:
 
-        def start(dimension: int = DIMENSION, metric: str = "cosine", path: Path | None = None) -> PineconeEmulator:
+        def start(
+            dimension: int = DIMENSION, metric: str = "cosine", path: Path | None = None, **kind: Any
+        ) -> PineconeEmulator:
             return running.enter_context(
                 PineconeEmulator(
                     path or tmp_path / f"pinecone-{next(numbers)}.db",
@@ -113,6 +118,7 @@ def emulator(tmp_path: Path) -> Iterator[Callable[..., PineconeEmulator]]:
                     dimension=dimension,
                     metric=metric,
                     api_key=API_KEY,
+                    **kind,
                 )
             )
 

@@ -14,9 +14,11 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.index_plan import BuildSettings, Say, Shape, plan_build
 from amprenta_vectors.db import sqlstate
 from amprenta_vectors.ddl.index_state import state_of
-from amprenta_vectors.errors import TransientError
+from amprenta_vectors.ddl.partitions import is_partitioned
+from amprenta_vectors.errors import SchemaMismatch, TransientError
 from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -24,6 +26,8 @@ from amprenta_vectors.schema.vector_table import VectorTable
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+AS_IT_IS = BuildSettings()
+"""A build with the server's own settings."""
 LOCK_SECONDS = 2
 """How long dropping an index waits for its lock, queries of the application waiting behind it."""
 LOCK_NOT_HAD, NOT_ALLOWED = "55P03", "42501"
@@ -62,14 +66,21 @@ def defer_indexes(engine: Engine, table: VectorTable, *, force: bool = False) ->
 
     Only where the column holds no value, unless ``force``. Record and drop are one transaction, and no run ends
     meanwhile. Where the role does not own the table, or the lock is not had in 2 seconds, the index stays: a slower
-    load, never a failed one.
+    load, never a failed one. That of a partitioned table stays as well, as it could not be built again concurrently;
+    `SchemaMismatch` is raised where that is asked for by ``force``.
     """
-    deferred = []
+    deferred: list[str] = []
     with progress.transaction(engine) as connection:
         progress.serialize_starts(connection, table.target)
         # Of a column without any value, every row is looked at.
         connection.execute(_DEFER_SETTINGS, {"lock_timeout": f"{LOCK_SECONDS}s"})
-        if not (force or column_is_empty(connection, table)):
+        partitioned = is_partitioned(connection, table.table, table.schema)
+        if force and partitioned:
+            raise SchemaMismatch(
+                f"table {table.qualified_name} is partitioned: PostgreSQL could not build its index again concurrently",
+                hint="leave the index in place during the load; DROP INDEX is yours to type",
+            )
+        if partitioned or not (force or column_is_empty(connection, table)):
             return []
         for index in connection.execute(_ANN_INDEXES, {"relation": relation(table), "column": table.embedding}).all():
             try:
@@ -86,8 +97,16 @@ def defer_indexes(engine: Engine, table: VectorTable, *, force: bool = False) ->
     return deferred
 
 
-def build_deferred(engine: Engine, table: VectorTable, stop: threading.Event) -> list[str]:
+def build_deferred(
+    engine: Engine,
+    table: VectorTable,
+    stop: threading.Event,
+    settings: BuildSettings = AS_IT_IS,
+    say: Say = lambda plan: None,
+) -> list[str]:
     """Build what was deferred, concurrently and without time-outs, then ANALYZE; returns the names built.
+
+    ``say`` is told before each build what it will take.
 
     Safe after an interrupted build: an invalid leftover is dropped, an index that is still being built is waited for.
     One process at a time builds: two concurrent builds on one table wait for each other until PostgreSQL ends one. A
@@ -97,19 +116,28 @@ def build_deferred(engine: Engine, table: VectorTable, stop: threading.Event) ->
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
             _without_timeouts(connection)
-            return _build_all(connection, table, stop)
+            settings.apply(connection)
+            return _build_all(connection, table, stop, say)
         finally:
             # Its time-outs are off, and it would take that along into the pool.
             connection.invalidate()
 
 
-def rebuild_indexes(engine: Engine, table: VectorTable, stop: threading.Event) -> list[str]:
+def rebuild_indexes(
+    engine: Engine,
+    table: VectorTable,
+    stop: threading.Event,
+    settings: BuildSettings = AS_IT_IS,
+    say: Say = lambda plan: None,
+) -> list[str]:
     """Rebuild every ANN index of the column concurrently; the old one serves until the new one is ready."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
             _without_timeouts(connection)
+            settings.apply(connection)
             found = connection.execute(_ANN_INDEXES, {"relation": relation(table), "column": table.embedding}).all()
             for index in found:
+                say(plan_build(connection, table, index.name, Shape.of(index.definition)))
                 _execute(
                     connection, "REINDEX INDEX CONCURRENTLY " + _quoted(connection, index.schema, index.name), stop
                 )
@@ -118,11 +146,11 @@ def rebuild_indexes(engine: Engine, table: VectorTable, stop: threading.Event) -
             connection.invalidate()
 
 
-def _build_all(connection: Connection, table: VectorTable, stop: threading.Event) -> list[str]:
+def _build_all(connection: Connection, table: VectorTable, stop: threading.Event, say: Say) -> list[str]:
     built = []
     for index in progress.deferred_indexes(connection, table.target):
         try:
-            _build(connection, table, index, stop)
+            _build(connection, table, index, stop, say)
         except DBAPIError as error:
             if sqlstate(error) != NOT_ALLOWED:
                 raise
@@ -142,7 +170,7 @@ def _without_timeouts(connection: Connection) -> None:
             connection.execute(sa.select(sa.func.set_config(name, "0", False)))
 
 
-def _build(connection: Connection, table: VectorTable, index: Any, stop: threading.Event) -> None:
+def _build(connection: Connection, table: VectorTable, index: Any, stop: threading.Event, say: Say) -> None:
     quoted = _quoted(connection, table.schema, index.index_name)
     create = index.definition.replace("CREATE INDEX ", "CREATE INDEX CONCURRENTLY IF NOT EXISTS ", 1)
     while True:
@@ -150,6 +178,7 @@ def _build(connection: Connection, table: VectorTable, index: Any, stop: threadi
         if valid:
             break
         if valid is None:
+            say(plan_build(connection, table, index.index_name, Shape.of(index.definition)))
             _execute(connection, create, stop)
         elif builder is None:
             _execute(connection, "DROP INDEX CONCURRENTLY IF EXISTS " + quoted, stop)

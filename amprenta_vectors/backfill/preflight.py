@@ -1,60 +1,101 @@
-"""What must hold before a run: privileges, columns, and figures for what it will cost."""
+"""What must hold of the target before a run, and what a person should know of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill.planner import count_empty
+from amprenta_vectors.ddl.partitions import is_partitioned
 from amprenta_vectors.errors import SchemaMismatch, ServerUnsuitable
-from amprenta_vectors.schema.catalogue import columns_to_fill, relation
-from amprenta_vectors.schema.expressions import to_clause
+from amprenta_vectors.schema.catalogue import columns_to_fill, relation, relations_of
 from amprenta_vectors.schema.vector_table import VectorTable
 
-LISTED_PER_SECOND = 20_000
-"""Pinecone lists 100 ids a page at 200 pages a second and index (its published limits)."""
-LISTED_IN_TURN_PER_SECOND = 2_000
-"""What listing comes to where a page takes 50 ms: pages are asked for one after another."""
-FETCHED_PER_SECOND = 100_000
-"""Pinecone fetches 1000 ids at 100 requests a second and index (its published limits)."""
-WRITTEN_PER_SECOND = (4_000, 20_000)
-"""Rows of 1536 dimensions this package writes, on a small and on a fast server; docs/performance.md has the figures."""
-ROW_OVERHEAD_BYTES = 60
+_RIGHTS = sa.text("""
+    SELECT has_table_privilege(:name, 'SELECT') AS "SELECT", has_table_privilege(:name, 'UPDATE') AS "UPDATE",
+           has_table_privilege(:name, 'INSERT') AS "INSERT",
+           has_database_privilege(current_database(), 'TEMP') AS "TEMP",
+           pg_is_in_recovery() AS standby,
+           current_setting('default_transaction_read_only') = 'on' AS read_only,
+           quote_ident(current_user) AS role, quote_ident(current_database()) AS database
+""")
+
+# Asked as PostgreSQL itself does before an UPDATE (CheckCmdReplicaIdentity in execReplication.c), of what really holds
+# the rows; a publication may name that, the table, or what the table is a partition of.
+_PUBLISHED = sa.text("""
+    SELECT c.oid::regclass::text AS name, c.relreplident = 'f' AS whole_rows, published.names,
+           published.updates AND c.relreplident <> 'f' AND NOT EXISTS (
+               SELECT FROM pg_index i
+               WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
+                 AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
+           ) AS refused, (
+               SELECT quote_ident(x.relname) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+               WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate AND i.indisunique AND i.indpred IS NULL
+                 AND i.indexprs IS NULL AND (
+                     SELECT bool_and(a.attnotnull) FROM pg_attribute a
+                     WHERE a.attrelid = c.oid AND a.attnum = ANY(i.indkey)
+                 )
+               ORDER BY x.relname LIMIT 1
+           ) AS fit_index
+    FROM pg_class c CROSS JOIN LATERAL (
+        SELECT array_agg(DISTINCT p.pubname::text ORDER BY p.pubname::text) AS names, bool_or(p.pubupdate) AS updates
+        FROM pg_publication_tables t JOIN pg_publication p ON p.pubname = t.pubname
+        WHERE to_regclass(format('%I.%I', t.schemaname, t.tablename)) IN (
+            SELECT c.oid::regclass UNION SELECT relid FROM pg_partition_ancestors(c.oid)
+        )
+    ) AS published
+    WHERE c.oid = ANY(CAST(:oids AS oid[])) AND c.relkind = 'r' AND published.names IS NOT NULL
+    ORDER BY 1
+""")
+
+_OWNER = sa.text("""
+    SELECT pg_get_userbyid(relowner) AS owner, pg_has_role(relowner, 'USAGE') AS may, current_user AS role
+    FROM pg_class WHERE oid = to_regclass(:name)
+""")
+
+# A trigger of a partitioned table has a copy in each partition, which names it as its parent. tgtype has bits: 1 for
+# each row, 2 before, 4 on INSERT, 16 on UPDATE (catalog/pg_trigger.h).
+_TRIGGERS = sa.text("""
+    SELECT t.tgname AS name, p.oid::regproc::text AS function, t.tgtype & 1 <> 0 AS each_row,
+           t.tgtype & 3 = 3 AND p.prosrc ILIKE '%updated_at%' AS stamps
+    FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+    WHERE t.tgrelid = ANY(CAST(:oids AS oid[])) AND NOT t.tgisinternal AND t.tgparentid = 0
+      AND t.tgenabled IN ('O', 'A') AND (t.tgtype & 4 <> 0 AND :insert OR t.tgtype & 16 <> 0 AND (
+          t.tgattr::text = '' OR EXISTS (
+              SELECT FROM pg_attribute a
+              WHERE a.attrelid = t.tgrelid AND a.attnum = ANY(t.tgattr) AND a.attname = ANY(CAST(:filled AS text[])))))
+    ORDER BY t.tgname
+""")
 
 
 def check_target(connection: Connection, table: VectorTable, *, insert: bool) -> None:
-    """Raises `ServerUnsuitable` for a missing privilege, `SchemaMismatch` for a column that an insert cannot fill."""
+    """Raises `ServerUnsuitable` for what PostgreSQL would refuse a run into ``table``, naming the mend.
+
+    `SchemaMismatch` is raised for a column that an insert cannot fill.
+    """
     name = relation(table)
-    row = connection.execute(
-        sa.text("""
-            SELECT has_table_privilege(:name, 'SELECT') AS "SELECT", has_table_privilege(:name, 'UPDATE') AS "UPDATE",
-                   has_table_privilege(:name, 'INSERT') AS "INSERT",
-                   has_database_privilege(current_database(), 'TEMP') AS "TEMP",
-                   pg_is_in_recovery() AS standby, row_security_active(:name) AS row_security
-        """),
-        {"name": name},
-    ).one()
+    row = connection.execute(_RIGHTS, {"name": name}).one()
     if row.standby:
         raise ServerUnsuitable("this server is a read-only standby", hint="point DATABASE_URL at the primary")
-    if row.row_security:
+    if row.read_only:
         raise ServerUnsuitable(
-            f"row security hides rows of {table.qualified_name} from this role",
-            hint="connect as the table's owner, or as a role with BYPASSRLS",
+            f"role {row.role} may only read: default_transaction_read_only is on",
+            hint=f"ALTER ROLE {row.role} IN DATABASE {row.database} SET default_transaction_read_only = off",
         )
+    check_visible(connection, table)
     needed = ["SELECT", "UPDATE", *(["INSERT"] if insert else [])]
     lacking = [privilege for privilege in needed if not row._mapping[privilege]]
     if lacking:
         raise ServerUnsuitable(
             f"this role lacks {', '.join(lacking)} on {table.qualified_name}",
-            hint=f"GRANT {', '.join(lacking)} ON {name} TO the role in DATABASE_URL",
+            hint=f"GRANT {', '.join(lacking)} ON {name} TO {row.role}",
         )
     if not row.TEMP:
         raise ServerUnsuitable(
-            "this role may not make temporary tables", hint="GRANT TEMP ON DATABASE to the role in DATABASE_URL"
+            "this role may not make temporary tables", hint=f"GRANT TEMP ON DATABASE {row.database} TO {row.role}"
         )
+    _check_replica_identity(connection, table)
     unfilled = columns_to_fill(connection, table) if insert else []
     if unfilled:
         raise SchemaMismatch(
@@ -63,54 +104,69 @@ def check_target(connection: Connection, table: VectorTable, *, insert: bool) ->
         )
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will take; times in seconds, sizes in bytes."""
+def check_visible(connection: Connection, table: VectorTable) -> None:
+    """Raises `ServerUnsuitable` where row security applies to this role, so that it may not see every row.
 
-    rows: int
-    empty_rows: int
-    filled_rows: int
-    other_models: tuple[str, ...]
-    seconds: tuple[float, float]
-    read_units: int
-    disk_bytes: int
-    index_build_bytes: int
-
-
-def estimate(
-    connection: Connection,
-    table: VectorTable,
-    scope: Mapping[str, str],
-    count: int,
-    *,
-    from_source: bool,
-    model: str | None,
-) -> Estimate:
-    """Figures for a run of ``count`` records at the source.
-
-    Read units: 1 a list page of 100, 1 per 10 vectors fetched (Pinecone's pricing). An HNSW build needs about
-    4·dimension + 700 bytes of memory a row.
+    That holds of what was done in the same transaction: row security cannot be enabled on a table that it has used.
     """
-    empty = count_empty(connection, table, scope)
-    target = to_clause(table)
-    filled_where = target.c[table.embedding].is_not(None)
-    filled = connection.execute(sa.select(sa.func.count()).select_from(target).where(filled_where)).scalar_one()
-    others: tuple[str, ...] = ()
-    if table.model is not None and model is not None:
-        column = target.c[table.model]
-        statement = sa.select(column).select_from(target).where(filled_where, column != model).distinct().limit(5)
-        others = tuple(connection.execute(statement).scalars())
-    rows = count if from_source else min(count, empty)
-    read = (LISTED_IN_TURN_PER_SECOND, LISTED_PER_SECOND) if from_source else (FETCHED_PER_SECOND, FETCHED_PER_SECOND)
-    scale = 1536 / table.dimension
-    slow, fast = (rows / min(most, rate * scale) for most, rate in zip(read, WRITTEN_PER_SECOND, strict=True))
-    return Estimate(
-        rows=rows,
-        empty_rows=empty,
-        filled_rows=filled,
-        other_models=others,
-        seconds=(fast, slow),
-        read_units=-(-rows // 10) + (-(-rows // 100) if from_source else 0),
-        disk_bytes=rows * (table.dimension * (4 if table.storage == "vector" else 2) + ROW_OVERHEAD_BYTES),
-        index_build_bytes=(rows + filled) * (4 * table.dimension + 700),
+    hidden = sa.select(sa.func.row_security_active(relation(table)))
+    if connection.execute(hidden).scalar_one():
+        raise ServerUnsuitable(
+            f"row security hides rows of {table.qualified_name} from this role",
+            hint="connect as a role with BYPASSRLS, or as the table's owner where it is not forced upon that one",
+        )
+
+
+def _check_replica_identity(connection: Connection, table: VectorTable) -> None:
+    refused = [row for row in connection.execute(_PUBLISHED, {"oids": relations_of(connection, table)}) if row.refused]
+    if not refused:
+        return
+    mends = [
+        f"ALTER TABLE {row.name} REPLICA IDENTITY {f'USING INDEX {row.fit_index}' if row.fit_index else 'FULL'}"
+        for row in refused
+    ]
+    raise ServerUnsuitable(
+        f"PostgreSQL would refuse every update of {', '.join(row.name for row in refused)}: publication "
+        f"{', '.join(refused[0].names)} passes updates on, and there is no replica identity to tell rows by",
+        hint="; ".join(mends),
     )
+
+
+def describe_target(connection: Connection, table: VectorTable, *, insert: bool) -> list[str]:
+    """What does not stop a run into ``table`` and should be known all the same, a sentence each."""
+    return [
+        *_ownership(connection, table),
+        *_publications(connection, table),
+        *_triggers(connection, table, insert=insert),
+    ]
+
+
+def _ownership(connection: Connection, table: VectorTable) -> Iterator[str]:
+    if is_partitioned(connection, table.table, table.schema):
+        yield (
+            f"table {table.qualified_name} is partitioned: its ANN index stays in place during the load, and is yours "
+            "to drop and build"
+        )
+    row = connection.execute(_OWNER, {"name": relation(table)}).one()
+    if not row.may:
+        yield (
+            f"table {table.qualified_name} belongs to {row.owner}, of which role {row.role} is no member: an ANN index "
+            "stays in place during the load, and is built or dropped by a member only"
+        )
+
+
+def _publications(connection: Connection, table: VectorTable) -> Iterator[str]:
+    published = connection.execute(_PUBLISHED, {"oids": relations_of(connection, table)}).all()
+    names = sorted({name for row in published for name in row.names})
+    if names:
+        whole = " with what it was before (REPLICA IDENTITY FULL)" if any(row.whole_rows for row in published) else ""
+        yield f"every row that is filled goes to the subscribers of publication {', '.join(names)} as well{whole}"
+
+
+def _triggers(connection: Connection, table: VectorTable, *, insert: bool) -> Iterator[str]:
+    filled = [name for name in (table.embedding, table.model) if name is not None]
+    values = {"oids": relations_of(connection, table), "insert": insert, "filled": filled}
+    for row in connection.execute(_TRIGGERS, values):
+        how_often = "each row that is filled" if row.each_row else "each batch"
+        stamps = "; it names updated_at, so that filled rows may look changed" if row.stamps else ""
+        yield f"trigger {row.name} runs {row.function}() for {how_often}{stamps}"

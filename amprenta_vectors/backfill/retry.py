@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from copy import copy
 from typing import TypeVar
 
 import psycopg2
 from sqlalchemy.exc import DBAPIError
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, stop_when_event_set
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_delay,
+)
 from tenacity.nap import sleep_using_event
 from tenacity.wait import wait_random_exponential
 
+from amprenta_vectors.backfill.control import Held
 from amprenta_vectors.db import to_error
 from amprenta_vectors.errors import RateLimited, TransientError
 
@@ -24,14 +32,30 @@ Result = TypeVar("Result")
 class Retry:
     """Runs a step again while it fails with a `TransientError`, for ``seconds`` in all, until ``stop`` is set.
 
+    With ``check``, which is called before each try, it raises `Held` where ``stop`` put an end to them.
+
     The wait is random below a bound that doubles from 0.2 to 20 s (full jitter,
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), and at least what the source asked for.
     """
 
-    def __init__(self, seconds: float, stop: threading.Event, on_wait: Callable[[str | None], None]) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        stop: threading.Event,
+        on_wait: Callable[[str | None], None],
+        check: Callable[[], None] | None = None,
+    ) -> None:
         self._seconds = seconds
         self._stop = stop
         self._on_wait = on_wait
+        self._check = check
+        self._passed_on: type[TransientError] | tuple[()] = ()
+
+    def passing_on(self, kind: type[TransientError]) -> Retry:
+        """A retry like this one that raises errors of ``kind`` at once."""
+        other = copy(self)
+        other._passed_on = kind
+        return other
 
     @property
     def stopped(self) -> bool:
@@ -40,7 +64,18 @@ class Retry:
 
     def __call__(self, step: Callable[[], Result]) -> Result:
         """The step's result. Raises its last error when time runs out or ``stop`` is set."""
-        waited = False
+        waited = cut_off = False
+        out_of_time = stop_after_delay(self._seconds)
+
+        def attempt() -> Result:
+            if self._check is not None:
+                self._check()
+            return step()
+
+        def is_over(state: RetryCallState) -> bool:
+            nonlocal cut_off
+            cut_off = self._stop.is_set()
+            return cut_off or out_of_time(state)
 
         def say(state: RetryCallState) -> None:
             nonlocal waited
@@ -49,14 +84,19 @@ class Retry:
             self._on_wait(getattr(error, "message", None))
 
         retrying = Retrying(
-            retry=retry_if_exception_type(TransientError),
-            stop=stop_after_delay(self._seconds) | stop_when_event_set(self._stop),
+            retry=retry_if_exception_type(TransientError) & retry_if_not_exception_type(self._passed_on),
+            stop=is_over,
             wait=_wait,
             sleep=sleep_using_event(self._stop),
             before_sleep=say,
             reraise=True,
         )
-        result = retrying(step)
+        try:
+            result = retrying(attempt)
+        except TransientError as error:
+            if cut_off and self._check is not None:
+                raise Held("the run is held") from error
+            raise
         if waited:
             self._on_wait(None)
         return result

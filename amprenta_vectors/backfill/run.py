@@ -2,85 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.index import build_deferred, column_is_empty, defer_indexes
-from amprenta_vectors.backfill.planner import EmptyRows, Keys, Planner, has_empty
-from amprenta_vectors.backfill.progress import Batch, Counts, Outcome, Run, RunSpec
+from amprenta_vectors.backfill.bad_share import BadShare
+from amprenta_vectors.backfill.control import Control, Held
+from amprenta_vectors.backfill.gate import Gate
+from amprenta_vectors.backfill.index import build_deferred, defer_indexes
+from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.keys import EmptyRows, Keys
+from amprenta_vectors.backfill.ledger import RunLedger
+from amprenta_vectors.backfill.planner import Planner
+from amprenta_vectors.backfill.progress import Batch, Counts, Event, Outcome, Run
+from amprenta_vectors.backfill.quota import LeasedMeter, metered
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.sink import Sink
+from amprenta_vectors.backfill.sizing import BatchSizer
+from amprenta_vectors.backfill.starting import Mode, begin_or_join
 from amprenta_vectors.backfill.states import RunState
+from amprenta_vectors.backfill.steering import Steering
 from amprenta_vectors.backfill.worker import Worker
 from amprenta_vectors.db import is_transient
 from amprenta_vectors.errors import RunConflict, TransientError
-from amprenta_vectors.schema.keymaps import KeyMap
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.protocol import Source
 
 TICK_SECONDS = 0.5
 FIGURES_SECONDS = 0.5
-
-KeysFrom = Literal["table", "source"]
-Mode = Literal["new", "resume", "restart"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One source into one scope of one table, and how hard to work at it. ``table`` must come from the catalogue."""
-
-    table: VectorTable
-    scope: Mapping[str, str]
-    source: Source
-    key_map: KeyMap
-    keys_from: KeysFrom
-    model: str | None
-    batch_size: int
-    workers: int
-    lease_seconds: float
-    retry_seconds: float
-    limit: int | None = None
-    defer_index: bool = False
-
-    @property
-    def spec(self) -> RunSpec:
-        """The job as a run records it; the fingerprint has no count, batch size or number of workers in it."""
-        described = self.source.description
-        identity = {
-            "source": [described.kind, described.identity],
-            "target": self.table.target,
-            "scope": dict(self.scope),
-            "dimension": self.table.dimension,
-            "distance": described.distance,
-            "model": self.model,
-            "key_map": self.key_map.name,
-        }
-        return RunSpec(
-            vector_table=self.table.name,
-            target=self.table.target,
-            scope=self.scope,
-            source_kind=described.kind,
-            source=described.identity,
-            keys_from=self.keys_from,
-            key_map=self.key_map.name,
-            model=self.model,
-            dimension=self.table.dimension,
-            fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-            row_limit=self.limit,
-        )
 
 
 class Observer(Protocol):
@@ -131,6 +90,8 @@ class Backfill:
         observer: Observer,
         stop: threading.Event,
         *,
+        before_claim: Callable[[], str | None] = lambda: None,
+        build_index: Callable[[Engine, VectorTable, threading.Event], list[str]] = build_deferred,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -139,11 +100,14 @@ class Backfill:
         self._stop = stop
         self._clock = clock
         self._owner = f"{socket.gethostname()[:20]}:{os.getpid()}:{secrets.token_hex(3)}"
-        self._halt = threading.Event()
-        """Set to have the planner and the workers end."""
+        self._gate = Gate(before_claim, self._throttled)
+        self._build_index = build_index
+        self.control = Control()
         self._over = threading.Event()
-        """Set when they have ended, and nothing needs a lease or is worth watching any more."""
-        self._retry = Retry(job.retry_seconds, self._halt, observer.waiting)
+        """Set when planner and workers have ended, and nothing needs a lease or is worth watching any more."""
+        self._left = threading.Event()
+        """Set when this process no longer cares what is ordered of the run."""
+        self._retry = Retry(job.retry_seconds, self.control.hold, observer.waiting, self.control.check)
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._written = 0
@@ -155,49 +119,8 @@ class Backfill:
         A process that comes to resume when its fellows have finished finds the finished run: nothing is read twice.
         Raises `RunConflict`, `NotUpgraded`.
         """
-        return self._retry.database("starting", lambda: self._start(mode))
-
-    def _start(self, mode: Mode) -> Run:
-        spec = self._job.spec
-        with progress.transaction(self._engine) as connection:
-            progress.require_tables(connection)
-            progress.serialize_starts(connection, spec.target)
-            run = progress.unfinished_run(connection, spec.target, spec.scope)
-            if run is not None and mode == "restart":
-                progress.end_expired_sessions(connection, run.id)
-                progress.cancel(connection, run.id)
-                run = None
-            if run is not None:
-                if mode == "new":
-                    done = progress.count(connection, run.id).keys_done
-                    raise RunConflict(
-                        f"run {run.id} into {run.target} is unfinished: {done:,} of {run.planned_keys:,} keys are done",
-                        hint="--resume goes on with it; --restart begins anew (rows already filled stay filled)",
-                    )
-                progress.check_same(run, spec)
-                return run
-            ended = progress.finished_run(connection, spec.target, spec.fingerprint) if mode == "resume" else None
-            if ended is not None and self._nothing_new(connection, ended):
-                return ended
-            self._refuse_second_model(connection)
-            return progress.begin_run(connection, spec)
-
-    def _nothing_new(self, connection: Connection, ended: Run) -> bool:
-        """Whether a run like the one that ended would find nothing; of the source, that is taken for granted."""
-        job = self._job
-        if job.keys_from == "table":
-            return not has_empty(connection, job.table, job.scope)
-        return ended.keys_from == "source" and ended.row_limit is None
-
-    def _refuse_second_model(self, connection: Connection) -> None:
-        """By what runs wrote, where the scope still holds a value."""
-        job = self._job
-        others = progress.earlier_models(connection, job.table.target, job.scope) - {job.model}
-        if job.model is not None and others and not column_is_empty(connection, job.table, job.scope):
-            raise RunConflict(
-                f"{job.table.target} holds vectors of model {', '.join(sorted(others))}; this run is {job.model}",
-                hint="two models never share a column: set EMBEDDING_MODEL to the one that made the vectors",
-            )
+        retry = Retry(self._job.retry_seconds, self._stop, self._observer.waiting)
+        return retry.database("starting", lambda: begin_or_join(self._engine, self._job, self._owner, mode))
 
     def work(self, run: Run) -> Summary:
         """Work at ``run`` beside any other process that does. Raises what stopped it; the run can be resumed.
@@ -209,23 +132,54 @@ class Backfill:
             self._observer.started(run, [])
             self._seen = self._retry.database("counting", partial(self._counted, run))
             return self._finish(began, repair=True)
-        defer = partial(defer_indexes, self._engine, self._job.table, force=self._job.defer_index)
-        self._observer.started(run, self._retry.database("putting the index off", defer))
         self._seen = self._retry.database("counting", partial(self._counted, run))
-        planner, worker = self._planner(run), self._worker(run)
-        doing = [self._thread("planner", planner.run)]
-        doing += [self._thread(f"worker-{number}", worker.run) for number in range(self._job.workers)]
-        beside = [self._thread("leases", partial(self._keep, worker)), self._thread("figures", self._show)]
+        share = BadShare(self._engine, run, self._job.most_bad)
+        self._retry.database("counting", share.begin)
+        worker = self._worker(run)
+        steering = self._steering(run, worker)
+        self._retry.database("reading what is ordered of the run", steering.obey)
+        obeying = [
+            self._thread("steering", partial(steering.run, self._left)),
+            self._thread("signals", self._heed_stop),
+        ]
+        for thread in obeying:
+            thread.start()
         try:
-            for thread in (*doing, *beside):
-                thread.start()
-            self._wait_for(doing)
+            if self._prepare():
+                self._work_through(run, worker, share)
+            if self.control.halt.is_set():
+                self._unless_away(steering.drain)
+            return self._conclude(began)
         finally:
-            self._halt.set()
+            self._left.set()
+            for thread in obeying:
+                thread.join()
+            self._unless_away(partial(self._note, Event.LEFT, {"owner": self._owner, "written": self._written}))
+
+    def _work_through(self, run: Run, worker: Worker, share: BadShare) -> None:
+        """Plan and work until nothing is left, the process is to end, or a thread has failed."""
+        planner = self._planner(run)
+        doing = [self._thread("planner", planner.run)]
+        doing += [self._thread(f"worker-{number}", partial(worker.run, number)) for number in range(self._job.workers)]
+        meter = self._meter(run)
+        beside = [
+            self._thread("leases", partial(self._keep, worker)),
+            self._thread("figures", partial(self._show, share)),
+            self._thread("read units", partial(self._tidy, meter)),
+        ]
+        try:
+            with metered(self._job.source, meter):
+                for thread in (*doing, *beside):
+                    thread.start()
+                self._wait_for(doing)
+        finally:
             self._over.set()
         for thread in beside:
             thread.join()
         self._unless_away(self._look)
+
+    def _conclude(self, began: float) -> Summary:
+        """Finish the run, or leave it as it is; raises what stopped it."""
         if self._failure is not None:
             self._leave(str(self._failure))
             if isinstance(self._failure, TransientError) and not self._failure.hint:
@@ -239,17 +193,64 @@ class Backfill:
             return self._summary(began, interrupted=True)
         return self._finish(began)
 
+    def _prepare(self) -> bool:
+        """Put the index off as soon as the run may go on; returns whether it does, or this process ends."""
+        defer = partial(defer_indexes, self._engine, self._job.table, force=self._job.defer_index)
+        while self._wait_while_held():
+            with suppress(Held):
+                deferred = self._retry.database("putting the index off", defer)
+                if deferred:
+                    self._unless_away(partial(self._note, Event.INDEX_DEFERRED, {"indexes": deferred}))
+                self._observer.started(self._seen[0], deferred)
+                return True
+        return False
+
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
-        # A daemon, so that a second Ctrl-C ends the process without it.
+        # A daemon, so that neither a second Ctrl-C nor a call that hangs keeps the process from ending.
         return threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
 
     def _wait_for(self, threads: list[threading.Thread]) -> None:
-        """Until they have ended; they are told to by a failure of any of them, or by ``stop``."""
+        """Until they have ended, or ``drain_seconds`` after ``stop`` or a failure of one of them told them to."""
         for thread in threads:
             while thread.is_alive():
                 thread.join(TICK_SECONDS)
-                if self._stop.is_set():
-                    self._halt.set()
+                if self.control.halt.is_set() and self.control.held_seconds >= self._job.drain_seconds:
+                    return
+
+    def _wait_while_held(self) -> bool:
+        """Until the run may go on; returns whether it does, or this process ends."""
+        while self.control.hold.is_set():
+            if self.control.halt.wait(TICK_SECONDS):
+                return False
+        return True
+
+    def _heed_stop(self) -> None:
+        while not self._left.is_set():
+            if self._stop.wait(TICK_SECONDS):
+                self.control.end()
+                return
+
+    def _steering(self, run: Run, worker: Worker) -> Steering:
+        return Steering(
+            self._engine,
+            run.id,
+            self._owner,
+            self.control,
+            worker,
+            self._gate,
+            drain_seconds=self._job.drain_seconds,
+            on_pause=self._observer.waiting,
+        )
+
+    def _throttled(self, reason: str | None) -> None:
+        """Keep and show why claims wait."""
+        with progress.transaction(self._engine) as connection:
+            progress.note_throttle(connection, self._seen[0].id, reason)
+        self._observer.waiting(reason)
+
+    def _note(self, event: Event, detail: Mapping[str, object]) -> None:
+        with progress.transaction(self._engine) as connection:
+            progress.record_event(connection, self._seen[0].id, event, detail)
 
     def _planner(self, run: Run) -> Planner:
         job = self._job
@@ -261,10 +262,16 @@ class Backfill:
             run,
             keys,
             self._owner,
-            batch_size=job.batch_size,
+            batch_size=BatchSizer(
+                self._engine,
+                run.id,
+                job.batch_size,
+                wanted_seconds=job.batch_seconds,
+                dimension=job.table.dimension,
+            ),
             lease_seconds=job.lease_seconds,
             retry=self._retry,
-            stop=self._halt,
+            stop=self.control.halt,
         )
 
     def _worker(self, run: Run) -> Worker:
@@ -273,14 +280,17 @@ class Backfill:
             self._engine,
             run,
             job.source,
-            Sink(job.table, job.scope, job.model, insert=job.keys_from == "source"),
+            Sink(job.table, job.scope, job.model, insert=job.inserts),
             job.key_map,
             self._owner,
             cosine=job.table.distance == "cosine",
             storage=job.table.storage,
+            sparse_dimension=job.table.sparse_dimension,
             lease_seconds=job.lease_seconds,
             retry=self._retry,
-            stop=self._halt,
+            write_retry=Retry(job.retry_seconds, self.control.hold, self._observer.waiting, self.control.check_write),
+            control=self.control,
+            gate=self._gate,
             on_done=self._count,
         )
 
@@ -292,21 +302,37 @@ class Backfill:
         try:
             work()
         except BaseException as error:
-            if isinstance(error, TransientError) and self._halt.is_set():
+            if isinstance(error, TransientError | Held) and self.control.halt.is_set():
                 return
             with self._lock:
                 self._failure = self._failure or error
-            self._halt.set()
+            self.control.end()
 
     def _keep(self, worker: Worker) -> None:
         """Renew the leases, also while the last batches are drained."""
         while not self._over.wait(self._job.lease_seconds / 4):
-            self._unless_away(worker.renew)
+            if self.control.may_begin or worker.busy:
+                self._unless_away(worker.renew)
 
-    def _show(self) -> None:
-        """Show the figures now and then."""
+    def _meter(self, run: Run) -> LeasedMeter:
+        return LeasedMeter(
+            RunLedger(self._engine, run.id),
+            lambda: self._job.ceilings.under(self.control.limits),
+            self.control.hold,
+            self.control.check,
+            self._observer.waiting,
+        )
+
+    def _tidy(self, meter: LeasedMeter) -> None:
+        """Give back read units that this process has reserved and does not want."""
+        while not self._over.wait(TICK_SECONDS):
+            meter.tidy()
+
+    def _show(self, share: BadShare) -> None:
+        """Show the figures now and then, and fail where they show too many bad rows."""
         while not self._over.wait(FIGURES_SECONDS):
             self._unless_away(self._look)
+            self._unless_away(partial(share.check, self._seen[1]))
 
     def _look(self) -> None:
         self._seen = self._counted(self._seen[0])
@@ -337,6 +363,8 @@ class Backfill:
             with progress.transaction(self._engine) as connection:
                 progress.release_plan(connection, run.id, self._owner)
                 progress.note_error(connection, run.id, error)
+                if error is not None:
+                    progress.record_event(connection, run.id, Event.FAILED, {"owner": self._owner, "error": error})
 
         self._unless_away(leave)
 
@@ -347,17 +375,43 @@ class Backfill:
             ended_it, to_build = self._end(retry, repair=repair)
             built: list[str] = []
             if to_build:
-                self._observer.building(self._job.table.target)
-                build = partial(build_deferred, self._engine, self._job.table, self._stop)
-                built = retry.database("building the index", build)
-        except TransientError:
+                built = self._build(retry)
+        except (TransientError, Held):
             if self._stop.is_set():
                 return self._summary(began, interrupted=True)
             raise
         return self._summary(began, interrupted=False, ended_it=ended_it, built=built)
 
+    def _build(self, retry: Retry) -> list[str]:
+        self._observer.building(self._job.table.target)
+        self._unless_away(partial(self._note, Event.INDEX_BUILDING, {}))
+        began = self._clock()
+        build = partial(self._build_index, self._engine, self._job.table, self._stop)
+        built = retry.database("building the index", build)
+        detail = {"indexes": built, "seconds": round(self._clock() - began, 1)}
+        self._unless_away(partial(self._note, Event.INDEX_BUILT, detail))
+        return built
+
     def _end(self, retry: Retry, *, repair: bool) -> tuple[bool, bool]:
-        """Whether the run ended by this process, and whether an index waits for it to be built."""
+        """Whether the run ended by this process, and whether an index waits for it to be built.
+
+        A run that is paused is not ended before it goes on. Raises `Held` where the process is to stop meanwhile.
+        """
+        run = self._seen[0]
+        while True:
+            state, ended_it, to_build = retry.database("finishing the run", self._ending(repair=repair))
+            if state == RunState.FINISHED:
+                return ended_it, to_build
+            if state not in (RunState.RUNNING, RunState.PAUSED):
+                raise RunConflict(
+                    f"run {run.id} was {state} by somebody else; what it wrote stays",
+                    hint="amprenta-vectors status shows it; amprenta-vectors backfill --resume begins a new run",
+                )
+            if self._stop.wait(TICK_SECONDS) or (not self._wait_while_held() and self._stop.is_set()):
+                raise Held("the run is held")
+
+    def _ending(self, *, repair: bool) -> Callable[[], tuple[str, bool, bool]]:
+        """A step that ends the run where it may: the state after it, whether it did, whether an index waits."""
         run = self._seen[0]
         tries = 0
 
@@ -367,19 +421,14 @@ class Backfill:
             with progress.transaction(self._engine) as connection:
                 # One after another, so that of all processes of all runs into the column exactly one comes last.
                 progress.serialize_starts(connection, run.target)
-                moved = progress.move(connection, run.id, RunState.FINISHED)
+                moved = progress.finish(connection, run.id)
                 state = progress.load_run(connection, run.id).state
                 # A try whose commit went through, its answer lost, was this process's own.
                 ended_it = moved or (tries > 1 and state == RunState.FINISHED)
                 last = (ended_it or repair) and not progress.others_unfinished(connection, run.id, run.target)
                 return state, ended_it, last and bool(progress.deferred_indexes(connection, run.target))
 
-        state, ended_it, to_build = retry.database("finishing the run", end)
-        if state != RunState.FINISHED:
-            raise RunConflict(
-                f"run {run.id} was {state} by somebody else; what it wrote stays", hint="amprenta-vectors status"
-            )
-        return ended_it, to_build
+        return end
 
     def _summary(
         self, began: float, *, interrupted: bool, ended_it: bool = False, built: list[str] | None = None

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
-import struct
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
+from amprenta_vectors.backfill.bisect import isolate
+from amprenta_vectors.backfill.encoding import BatchStream
+from amprenta_vectors.backfill.preflight import check_visible
 from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.db import is_row_refusal
 from amprenta_vectors.errors import RowError
@@ -27,11 +24,6 @@ from amprenta_vectors.schema.vector_table import VectorTable
 _INLINE_BYTES = 7000
 """Vectors up to this size stay out of TOAST in the temporary table: a row must fit a page of 8192 bytes."""
 
-COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
-COPY_TRAILER = struct.pack(">h", -1)
-_LENGTH = struct.Struct(">i")
-_NULL = _LENGTH.pack(-1)
-
 
 class Sink:
     """Fills the embedding column of ``table`` in one scope; never touches a value that is there.
@@ -41,8 +33,10 @@ class Sink:
     """
 
     def __init__(self, table: VectorTable, scope: Mapping[str, str], model: str | None, *, insert: bool) -> None:
+        self.inserts = insert
         self._table = table
         self._stage = _stage(table)
+        self._prepare_stage = _prepare_stage(table, self._stage)
         self._statement = (_upsert if insert else _update)(table, self._stage, scope, model)
 
     def load(self, connection: Connection, batch: VectorBatch) -> int:
@@ -50,84 +44,42 @@ class Sink:
 
         No row of the target is locked yet. The bytes of every vector are those that the CRC is of.
         """
-        big_endian: NDArray[np.float32] = batch.vectors.astype(">f4")
-        connection.execute(CreateTable(self._stage))
-        if self._table.dimension * 4 <= _INLINE_BYTES:
-            connection.execute(sa.text("ALTER TABLE amprenta_batch ALTER COLUMN embedding SET STORAGE PLAIN"))
+        stream = BatchStream(batch, self._table.sparse_dimension)
+        connection.execute(self._prepare_stage)
         cursor: Any = connection.connection.cursor()
-        file = io.BytesIO(encode(batch, big_endian))
-        checksum = zlib.crc32(big_endian.data)
-        # One copy of the bytes is enough while they are sent.
-        del big_endian
-        cursor.copy_expert("COPY amprenta_batch FROM STDIN (FORMAT binary)", file)
-        return checksum
+        cursor.copy_expert("COPY amprenta_batch FROM STDIN (FORMAT binary)", stream)
+        return stream.checksum
 
     def write(self, connection: Connection, batch: VectorBatch) -> tuple[int, list[RowError]]:
-        """Write what `load` brought; returns how many rows were filled, and the rows that PostgreSQL refused.
+        """Write what `load` brought; returns how many rows were filled, and the rows that were not.
 
-        Where it refuses, the batch is halved inside the transaction until the refused rows stand alone: at most
-        2·log2(n) + 1 statements for each of them, and the source is not asked again.
+        Where PostgreSQL refuses, the batch is halved inside the transaction until the refused rows stand alone: at most
+        `bisect.most_tries` statements, and `bisect.budget` whatever happens. The source is not asked again.
         """
-        # The temporary table has no statistics; only the unique index keeps this from reading the whole target.
-        # A deferred constraint would refuse the batch as a whole, at its commit.
-        connection.execute(
-            sa.text("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET CONSTRAINTS ALL IMMEDIATE")
-        )
-        return self._write_range(connection, batch, 0, len(batch))
+        written = 0
 
-    def _write_range(
-        self, connection: Connection, batch: VectorBatch, start: int, end: int
-    ) -> tuple[int, list[RowError]]:
-        if start == end:
-            return 0, []
-        try:
-            with connection.begin_nested():
-                return connection.execute(self._statement, {"start": start, "end": end}).rowcount, []
-        except DBAPIError as error:
-            if not is_row_refusal(error):
-                raise
-            if end - start == 1:
-                return 0, [RowError(batch.source_keys[start], Reason.REFUSED, _refusal(error))]
-        middle = (start + end) // 2
-        written, refused = self._write_range(connection, batch, start, middle)
-        more_written, more_refused = self._write_range(connection, batch, middle, end)
-        return written + more_written, refused + more_refused
+        def attempt(start: int, end: int) -> str | None:
+            nonlocal written
+            try:
+                with connection.begin_nested():
+                    written += connection.execute(self._statement, {"start": start, "end": end}).rowcount
+            except DBAPIError as error:
+                if not is_row_refusal(error):
+                    raise
+                return _refusal(error)
+            return None
 
-
-def encode(batch: VectorBatch, big_endian: NDArray[np.float32]) -> bytes:
-    """PostgreSQL's binary COPY format: ordinal, key columns, embedding, text, metadata.
-
-    A field is its length and its bytes (https://www.postgresql.org/docs/current/sql-copy.html); a vector is its int16
-    dimension, an int16 zero and big-endian float32 values (pgvector's ``vector_recv``). ``big_endian`` is
-    ``(n, dimension)``.
-    """
-    if batch.keys is None:
-        raise ValueError("a batch is written by its target keys; apply a key map first")
-    dimension = batch.dimension
-    fields = struct.pack(">h", 4 + len(batch.keys[0]) if batch.keys else 4)
-    vector_head = _LENGTH.pack(4 + 4 * dimension) + struct.pack(">hh", dimension, 0)
-    row_bytes = 4 * dimension
-    values = big_endian.data.cast("B") if len(batch) else memoryview(b"")
-    texts, metadata = batch.texts, batch.metadata
-    parts: list[bytes | memoryview] = [COPY_HEADER]
-    for row, key in enumerate(batch.keys):
-        parts += (fields, _LENGTH.pack(4), _LENGTH.pack(row))
-        for part in key:
-            raw = part.encode()
-            parts += (_LENGTH.pack(len(raw)), raw)
-        parts += (vector_head, values[row * row_bytes : (row + 1) * row_bytes])
-        parts.append(_text_field(texts[row] if texts is not None else None))
-        fields_json = metadata[row] if metadata is not None else None
-        parts.append(_text_field(None if fields_json is None else json.dumps(fields_json, ensure_ascii=False)))
-    parts.append(COPY_TRAILER)
-    return b"".join(parts)
-
-
-def _text_field(text: str | None) -> bytes:
-    if text is None:
-        return _NULL
-    raw = text.encode()
-    return _LENGTH.pack(len(raw)) + raw
+        found = isolate(len(batch), attempt)
+        refused = [RowError(batch.source_keys[row], Reason.REFUSED, refusal) for row, refusal in found.alone]
+        refused += [
+            RowError(batch.source_keys[row], Reason.NOT_ISOLATED, f"one of several refused together: {refusal}")
+            for start, end, refusal in found.unsettled
+            for row in range(start, end)
+        ]
+        if written + len(refused) < len(batch):
+            # Filled meanwhile, or gone; or hidden since the run began, which would pass for either.
+            check_visible(connection, self._table)
+        return written, refused
 
 
 def _stage(table: VectorTable) -> sa.Table:
@@ -140,9 +92,23 @@ def _stage(table: VectorTable) -> sa.Table:
         sa.Column("embedding", NamedType(f"vector({table.dimension})")),
         sa.Column("text", sa.Text),
         sa.Column("metadata", sa.Text),
+        *([] if table.sparse is None else [sa.Column("sparse", NamedType(f"sparsevec({table.sparse_dimension})"))]),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
     )
+
+
+def _prepare_stage(table: VectorTable, stage: sa.Table) -> sa.TextClause:
+    """All that a transaction needs before its COPY, in one journey to the server.
+
+    The temporary table has no statistics; only the unique index keeps the write from reading the whole target. A
+    deferred constraint would refuse the batch as a whole, at its commit.
+    """
+    statements = [str(CreateTable(stage).compile(dialect=postgresql.dialect())).strip()]  # type: ignore[no-untyped-call]
+    if table.dimension * 4 <= _INLINE_BYTES:
+        statements.append("ALTER TABLE amprenta_batch ALTER COLUMN embedding SET STORAGE PLAIN")
+    statements += ["SET LOCAL enable_hashjoin = off", "SET LOCAL enable_mergejoin = off"]
+    return sa.text("; ".join([*statements, "SET CONSTRAINTS ALL IMMEDIATE"]))
 
 
 def _embedding(table: VectorTable, stage: sa.Table) -> sa.ColumnElement[Any]:
@@ -157,6 +123,8 @@ def _in_range(stage: sa.Table) -> sa.ColumnElement[bool]:
 def _update(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None) -> sa.Update:
     target = to_clause(table)
     values: dict[str, Any] = {table.embedding: _embedding(table, stage)}
+    if table.sparse is not None:
+        values[table.sparse] = sa.func.coalesce(target.c[table.sparse], stage.c.sparse)
     if table.model is not None and model is not None:
         values[table.model] = model
     keys = (target.c[name] == value for name, value in _keys(table, stage).items())
@@ -172,6 +140,8 @@ def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model
     values: dict[str, Any] = {name: to_column_value(table, name, scope[name]) for name in table.scope}
     values |= _keys(table, stage)
     values[table.embedding] = _embedding(table, stage)
+    if table.sparse is not None:
+        values[table.sparse] = stage.c.sparse
     if table.text is not None:
         values[table.text] = stage.c.text
     if table.metadata is not None:
@@ -180,9 +150,12 @@ def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model
         values[table.model] = sa.cast(model, sa.Text)
     insert = postgresql.insert(target).from_select(list(values), sa.select(*values.values()).where(_in_range(stage)))
     filled = [name for name in values if name in {table.embedding, table.model}]
+    changes: dict[str, Any] = {name: insert.excluded[name] for name in filled}
+    if table.sparse is not None:
+        changes[table.sparse] = sa.func.coalesce(target.c[table.sparse], insert.excluded[table.sparse])
     return insert.on_conflict_do_update(
         index_elements=list(table.unique_columns),
-        set_={name: insert.excluded[name] for name in filled},
+        set_=changes,
         where=target.c[table.embedding].is_(None),
     )
 

@@ -1,36 +1,73 @@
-"""The states of a run and of a batch, and which may follow which."""
+"""The states of a run, which may follow which, and what a person may order of a run in each."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """Where a run is. A run whose processes died is still ``running``: any process may go on with it."""
+    """Where a run is. One whose processes died, or were stopped by an error, is still ``running``: any may go on."""
 
     PLANNED = "planned"
     RUNNING = "running"
     PAUSED = "paused"
     FINISHED = "finished"
-    FAILED = "failed"
     CANCELLED = "cancelled"
 
 
 UNFINISHED = (RunState.PLANNED, RunState.RUNNING, RunState.PAUSED)
 
-TRANSITIONS: dict[RunState, tuple[RunState, ...]] = {
-    # queued by a revision → a process began it, or the revision was taken back
-    RunState.PLANNED: (RunState.RUNNING, RunState.CANCELLED),
-    # all batches done; or `--restart`, a downgrade; or a person paused it
-    RunState.RUNNING: (RunState.FINISHED, RunState.CANCELLED, RunState.PAUSED, RunState.FAILED),
-    RunState.PAUSED: (RunState.RUNNING, RunState.CANCELLED),
-    # what is over stays over: a new run begins beside it, so that history is kept
-    RunState.FINISHED: (),
-    RunState.FAILED: (),
-    RunState.CANCELLED: (),
+
+@dataclass(frozen=True)
+class Transition:
+    """That a run may come from one state into another, and when it does."""
+
+    before: RunState
+    after: RunState
+    when: str
+
+
+TRANSITIONS = (
+    Transition(RunState.PLANNED, RunState.RUNNING, "a process begins what a revision queued"),
+    Transition(RunState.PLANNED, RunState.CANCELLED, "`cancel`, or the revision is taken back"),
+    Transition(RunState.RUNNING, RunState.FINISHED, "every key is planned, and every batch done"),
+    Transition(RunState.RUNNING, RunState.PAUSED, "`pause`, once nobody holds a batch of it"),
+    Transition(RunState.RUNNING, RunState.CANCELLED, "`cancel`, `backfill --restart`, or a downgrade"),
+    Transition(RunState.PAUSED, RunState.RUNNING, "`resume`"),
+    Transition(RunState.PAUSED, RunState.CANCELLED, "`cancel`, `backfill --restart`, or a downgrade"),
+)
+"""What is over stays over: a new run begins beside it, so that history is kept."""
+
+
+class Order(StrEnum):
+    """What a person may order of a run."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+
+
+ORDERS: Mapping[Order, Mapping[RunState, str]] = {
+    Order.PAUSE: {
+        RunState.RUNNING: "its processes let go of it and wait",
+        RunState.PAUSED: "it stays paused",
+    },
+    Order.RESUME: {
+        RunState.RUNNING: "a pause that is under way is taken back",
+        RunState.PAUSED: "its processes go on",
+    },
+    Order.CANCEL: {
+        RunState.PLANNED: "it is never begun",
+        RunState.RUNNING: "its processes end; what they wrote stays",
+        RunState.PAUSED: "its processes end; what they wrote stays",
+        RunState.CANCELLED: "it stays cancelled",
+    },
 }
+"""The states in which each order is obeyed, and what it does there; in any other it is refused."""
 
 
 def sources_of(state: RunState) -> tuple[RunState, ...]:
     """The states from which ``state`` may be reached."""
-    return tuple(before for before, after in TRANSITIONS.items() if state in after)
+    return tuple(transition.before for transition in TRANSITIONS if transition.after == state)

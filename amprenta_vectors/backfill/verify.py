@@ -8,6 +8,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, Literal
@@ -16,12 +17,13 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.backfill.planner import first_page
+from amprenta_vectors.backfill.encoding import COPY_HEADER, COPY_TRAILER, sparse_bytes
+from amprenta_vectors.backfill.fetching import fetch_all
+from amprenta_vectors.backfill.keys import AllRows, Keys, Pages
 from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.sink import COPY_HEADER, COPY_TRAILER
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.backfill.sides import compare_sides, source_side
+from amprenta_vectors.batch import STILL_WRITTEN, Key, Reason, VectorBatch
 from amprenta_vectors.errors import SourceError, TransientError
-from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.keymaps import KeyMap
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.protocol import Source, TokenRefused
@@ -59,20 +61,27 @@ class Verification:
         return not any(self.counts.values())
 
 
-def digests(vectors: np.ndarray[Any, np.dtype[np.float32]], storage: str) -> list[bytes]:
+def digests(
+    vectors: np.ndarray[Any, np.dtype[np.float32]], storage: str, sparse: Sequence[bytes] | None = None
+) -> list[bytes]:
     """SHA-256 of each vector as ``vector_send`` or ``halfvec_send`` puts it on the wire, after one cast to ``storage``.
 
     That is the int16 dimension, an int16 zero, and the values big-endian: float32, or float16 rounded to nearest even,
-    as pgvector rounds.
+    as pgvector rounds. What ``sparsevec_send`` gives for the row's sparse values, if any, comes after it.
     """
     head = struct.pack(">hh", vectors.shape[1], 0)
     with np.errstate(over="ignore"):
         cast = vectors.astype(">f4" if storage == "vector" else ">f2")
-    return [hashlib.sha256(head + row.tobytes()).digest() for row in cast]
+    if sparse is None:
+        return [hashlib.sha256(head + row.tobytes()).digest() for row in cast]
+    return [hashlib.sha256(head + row.tobytes() + beside).digest() for row, beside in zip(cast, sparse, strict=True)]
 
 
 class Verifier:
-    """Compares one source with one scope of a table from the catalogue."""
+    """Compares one source with one scope of a table from the catalogue.
+
+    A source that cannot list its keys is asked for those of the table's rows, so what it has beyond them is not seen.
+    """
 
     def __init__(
         self,
@@ -91,6 +100,7 @@ class Verifier:
         self._scope = scope
         self._source = source
         self._key_map = key_map
+        self._keys: Keys = source if source.description.lists else AllRows(engine, table, scope, key_map)
         self._batch_size = batch_size
         self._workers = workers
         self._retry = retry
@@ -138,82 +148,86 @@ class Verifier:
         with ThreadPoolExecutor(self._workers, thread_name_prefix="verify") as pool:
             waiting: deque[Future[VectorBatch]] = deque()
             for keys in self._batches():
-                waiting.append(pool.submit(self._retry, partial(self._source.fetch, keys)))
+                waiting.append(pool.submit(fetch_all, self._retry, self._source, keys))
                 if len(waiting) >= 2 * self._workers:
-                    yield self._key_map.apply(waiting.popleft().result())
+                    yield self._mapped(waiting.popleft().result())
             while waiting:
-                yield self._key_map.apply(waiting.popleft().result())
+                yield self._mapped(waiting.popleft().result())
 
     def _batches(self) -> Iterator[Sequence[str]]:
-        token: str | None = None
         keys: list[str] = []
-        while True:
-            page, token = self._retry(partial(first_page, self._source, token))
-            keys.extend(page)
-            if token is None or len(keys) >= self._batch_size:
-                for start in range(0, len(keys), self._batch_size):
-                    yield keys[start : start + self._batch_size]
-                keys = []
-            if token is None:
-                return
+        with closing(Pages(self._keys, None)) as pages:
+            token: str | None = ""
+            while token is not None:
+                page, token = self._retry(pages.next)
+                keys.extend(page)
+                if token is None or len(keys) >= self._batch_size:
+                    for start in range(0, len(keys), self._batch_size):
+                        yield keys[start : start + self._batch_size]
+                    keys = []
 
     def _encode(self, batch: VectorBatch) -> bytes:
-        """Rows of key columns, digest, and NULL; of what could not be carried over, the source key and the reason."""
-        fields = struct.pack(">h", len(self._table.key) + 2)
+        """Rows of key columns, source key, digest, and NULL; of what could not be carried over, the reason is the last.
+
+        Such a row has its key too, where it has one: the table may hold a value there all the same.
+        """
+        table = self._table
+        fields = struct.pack(">h", len(table.key) + 3)
+        if table.sparse_dimension is not None:
+            batch = batch.with_sparse(table.sparse_dimension)
         parts: list[bytes] = []
-        for key, digest in zip(batch.keys or (), digests(batch.vectors, self._table.storage), strict=True):
-            parts += (fields, *(_field(part.encode()) for part in key), _field(digest), _NULL)
-        nulls = _NULL * len(self._table.key)
-        for error in batch.rejected:
-            if error.reason != Reason.SPARSE_DROPPED:
-                detail = f"{error.reason}: {error.detail}"
-                parts += (fields, _field(error.key.encode()), nulls, _field(detail.encode()))
+        hashes = digests(batch.vectors, table.storage, self._sparse_bytes(batch))
+        for source, key, digest in zip(batch.source_keys, batch.keys or (), hashes, strict=True):
+            parts += (fields, *map(_text, key), _text(source), _field(digest), _NULL)
+        rejected = [error for error in batch.rejected if error.reason not in STILL_WRITTEN]
+        keys = self._keys_of([error.key for error in rejected if error.reason != Reason.NO_TARGET])
+        no_key = [_NULL] * len(table.key)
+        for error in rejected:
+            detail = f"{error.reason}: {error.detail}"
+            for row in keys.get(error.key, [None]):
+                parts += (fields, *(no_key if row is None else map(_text, row)), _text(error.key), _NULL, _text(detail))
         return b"".join(parts)
+
+    def _sparse_bytes(self, batch: VectorBatch) -> list[bytes] | None:
+        dimension = self._table.sparse_dimension
+        if dimension is None or batch.sparse is None:
+            return None
+        return [b"" if values is None else sparse_bytes(values, dimension) for values in batch.sparse]
+
+    def _keys_of(self, source_keys: Sequence[str]) -> dict[str, list[Key | None]]:
+        """The target keys of records without a vector."""
+        found: dict[str, list[Key | None]] = {}
+        if source_keys:
+            empty = VectorBatch(source_keys=source_keys, vectors=np.empty((len(source_keys), 0), np.float32))
+            keyed = self._mapped(empty)
+            for source, key in zip(keyed.source_keys, keyed.keys or (), strict=True):
+                found.setdefault(source, []).append(key)
+        return found
+
+    def _mapped(self, batch: VectorBatch) -> VectorBatch:
+        return self._retry.database("looking up keys", partial(self._key_map.apply, batch))
 
     def _compare(self, connection: Connection, file: IO[bytes]) -> Iterator[Difference]:
         connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
-        there = sa.Table(
-            "amprenta_source",
-            sa.MetaData(),
-            *(sa.Column(f"key_{position}", sa.Text) for position in range(len(self._table.key))),
-            sa.Column("digest", sa.LargeBinary),
-            sa.Column("rejected", sa.Text),
-            prefixes=["TEMPORARY"],
-            postgresql_on_commit="DROP",
-        )
+        there = source_side(self._table)
         there.create(connection)
         cursor: Any = connection.connection.cursor()
         cursor.copy_expert("COPY amprenta_source FROM STDIN (FORMAT binary)", file)
         connection.execute(sa.text("ANALYZE amprenta_source"))
-        rows = connection.execution_options(yield_per=1000).execute(self._join(there))
-        for here, digest, rejected, *key in rows:
-            kind: Kind = "extra" if digest is None and rejected is None else "missing" if here is None else "different"
-            yield Difference(kind, "/".join(part for part in key if part is not None), rejected or "")
-
-    def _join(self, there: sa.Table) -> sa.Select[Any]:
-        table = self._table
-        target = to_clause(table)
-        send = sa.func.vector_send if table.storage == "vector" else sa.func.halfvec_send
-        names = [f"key_{position}" for position in range(len(table.key))]
-        here = (
-            sa.select(
-                *(
-                    sa.cast(target.c[column], sa.Text).label(name)
-                    for column, name in zip(table.key, names, strict=True)
-                ),
-                sa.func.sha256(send(target.c[table.embedding])).label("digest"),
-            )
-            .where(target.c[table.embedding].is_not(None), *in_scope(table, target, self._scope))
-            .subquery("here")
+        version: int = cursor.connection.server_version
+        rows = connection.execution_options(yield_per=1000).execute(
+            compare_sides(self._table, self._scope, there, server_version=version)
         )
-        keys = [sa.func.coalesce(here.c[name], there.c[name]).label(name) for name in names]
-        return (
-            sa.select(here.c.digest, there.c.digest, there.c.rejected, *keys)
-            .select_from(here.join(there, sa.and_(*(here.c[n] == there.c[n] for n in names)), full=True))
-            .where(here.c.digest.is_distinct_from(there.c.digest) | there.c.rejected.is_not(None))
-            .order_by(*keys)
-        )
+        for here, _, rejected, source, *key in rows:
+            kind: Kind = "extra" if source is None else "missing" if here is None else "different"
+            row = "/".join(part for part in key if part is not None)
+            detail = rejected or (f"row {row}" if source is not None and row != source else "")
+            yield Difference(kind, row if source is None else source, detail)
 
 
 def _field(raw: bytes) -> bytes:
     return _LENGTH.pack(len(raw)) + raw
+
+
+def _text(text: str) -> bytes:
+    return _field(text.encode())

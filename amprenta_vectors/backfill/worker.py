@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.control import Control, Held
+from amprenta_vectors.backfill.fetching import fetch_all
+from amprenta_vectors.backfill.gate import Gate
 from amprenta_vectors.backfill.progress import Batch, Outcome, Run
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.sink import Sink
-from amprenta_vectors.batch import Reason, VectorBatch
-from amprenta_vectors.errors import LeaseLost, RowError, SourceError
+from amprenta_vectors.backfill.sizing import SMALLEST
+from amprenta_vectors.batch import STILL_WRITTEN, Reason, VectorBatch
+from amprenta_vectors.errors import LeaseLost, RowError, SourceError, TimedOut
 from amprenta_vectors.schema.keymaps import KeyMap
 from amprenta_vectors.schema.vector_table import Storage
 from amprenta_vectors.sources.protocol import Source
+from amprenta_vectors.stores.outbox import Outbox
 
 IDLE_SECONDS = 0.5
 
+# Not waiting for the disk is safe here: a crash of the server takes a batch's rows and its `done` together, and the
+# batch is done again. That the run is finished is committed in full, and with it all that came before.
 _TRANSACTION = sa.text("""
     SELECT set_config('application_name', :tag, true),
            set_config('lock_timeout', '30s', true),
            set_config('statement_timeout', '10min', true),
-           set_config('idle_in_transaction_session_timeout', '1min', true)
+           set_config('idle_in_transaction_session_timeout', '1min', true),
+           set_config('synchronous_commit', 'off', true)
 """)
+
+_GIVE_WAY = sa.text("SELECT set_config('lock_timeout', '800ms', true)")
 
 
 class Worker:
-    """Takes batches of a run until none is left or ``stop`` is set. Several may share one source and engine."""
+    """Takes batches of a run until none is left or the process ends; `run` is for several threads at once."""
 
     def __init__(
         self,
@@ -43,9 +54,12 @@ class Worker:
         *,
         cosine: bool,
         storage: Storage,
+        sparse_dimension: int | None = None,
         lease_seconds: float,
         retry: Retry,
-        stop: threading.Event,
+        write_retry: Retry,
+        control: Control,
+        gate: Gate,
         on_done: Callable[[Batch, Outcome], None],
     ) -> None:
         self._engine = engine
@@ -56,48 +70,96 @@ class Worker:
         self._owner = owner
         self._cosine = cosine
         self._storage: Storage = storage
+        self._sparse_dimension = sparse_dimension
         self._lease_seconds = lease_seconds
         self._retry = retry
-        self._stop = stop
+        self._write_retry = write_retry
+        self._control = control
+        self._gate = gate
         self._on_done = on_done
-        self._in_hand: set[int] = set()
+        self._outbox = Outbox(engine, run.target, run.scope)
+        self._in_hand: dict[int, Batch] = {}
+        self._nothing_left = threading.Event()
 
-    def run(self) -> None:
-        """Work until the run has nothing left. A batch in hand is ended, or given back, before this returns."""
-        while not self._stop.is_set():
-            batch = self._retry.database("claiming a batch", self._claim)
-            if batch is not None:
-                self._in_hand.add(batch.number)
-                try:
-                    self._process(batch)
-                finally:
-                    self._in_hand.discard(batch.number)
-            elif not self._retry.database("looking for work", self._work_left):
-                return
-            else:
-                self._stop.wait(IDLE_SECONDS)
+    def run(self, number: int) -> None:
+        """Work as the worker of that number, from 0, until the run has nothing left.
+
+        Waits while the run is held, its database is to be spared, or fewer workers than ``number`` + 1 are wanted. A
+        batch in hand is ended, or given back, before this returns.
+        """
+        while not (self._control.halt.is_set() or self._nothing_left.is_set()):
+            try:
+                busy = self._is_wanted(number) and self._may_claim() and self._turn()
+            except Held:
+                busy = False
+            if not (busy or self._nothing_left.is_set()):
+                self._control.halt.wait(IDLE_SECONDS)
+
+    def _is_wanted(self, number: int) -> bool:
+        return self._control.may_begin and number < self._control.limits.get("workers", number + 1)
+
+    def _may_claim(self) -> bool:
+        return self._retry.database("looking at the database's load", self._gate.is_open)
+
+    def _turn(self) -> bool:
+        """Claim a batch and do it; returns whether there was one."""
+        batch = self._retry.database("claiming a batch", self._claim)
+        if batch is None:
+            if not self._retry.database("looking for work", self._work_left):
+                self._nothing_left.set()
+            return False
+        try:
+            self._process(batch)
+        finally:
+            if self._in_hand.get(batch.number) is batch:
+                del self._in_hand[batch.number]
+        return True
+
+    @property
+    def busy(self) -> bool:
+        """Whether these workers have a batch in hand."""
+        return bool(self._in_hand)
+
+    def give_up(self) -> None:
+        """Give back every batch in hand and end its session; whoever still works at one finds it is not theirs."""
+        for batch in list(self._in_hand.values()):
+            del self._in_hand[batch.number]
+            with progress.transaction(self._engine) as connection:
+                progress.end_session(connection, self._owner, batch)
+                progress.release(connection, self._run.id, self._owner, batch)
 
     def renew(self) -> None:
         """Prolong the leases of the batches that these workers have in hand, and the planner's of their process."""
-        in_hand = sorted(self._in_hand.copy())
+        in_hand = sorted(self._in_hand)
         with progress.transaction(self._engine) as connection:
             progress.renew(connection, self._run.id, self._owner, in_hand, self._lease_seconds)
 
     def _claim(self) -> Batch | None:
         with progress.transaction(self._engine) as connection:
-            return progress.claim(connection, self._run.id, self._owner, self._lease_seconds)
+            batch = progress.claim(connection, self._run.id, self._owner, self._lease_seconds)
+        if batch is not None:
+            self._in_hand[batch.number] = batch
+        return batch
 
     def _work_left(self) -> bool:
         with progress.transaction(self._engine) as connection:
             return progress.work_left(connection, self._run.id)
 
     def _process(self, batch: Batch) -> None:
+        retry, write_retry = self._retry, self._write_retry
+        if len(batch.keys) > SMALLEST:
+            # What times out is cut in two, here and in the plan; only the smallest batches are waited for.
+            retry, write_retry = retry.passing_on(TimedOut), write_retry.passing_on(TimedOut)
         try:
-            prepared = self._prepare(batch, self._retry(partial(self._source.fetch, batch.keys)))
-            outcome = self._retry.database(f"writing batch {batch.number}", partial(self._write, batch, prepared))
+            prepared = self._prepare(batch, fetch_all(retry, self._source, batch.keys))
+            write = partial(self._write, batch, prepared)
+            outcome = write_retry.database(f"writing batch {batch.number}", write)
         except BaseException as error:
+            if isinstance(error, TimedOut) and len(batch.keys) > SMALLEST:
+                self._retry.database("cutting a batch in two", partial(self._cut, batch, error.message))
+                return
             # Where it is another worker's by now, this leaves it alone; where its run was cancelled, it frees it.
-            self._give_back(batch, str(error))
+            self._give_back(batch, None if isinstance(error, Held) else str(error))
             if isinstance(error, LeaseLost):
                 return
             raise
@@ -108,8 +170,11 @@ class Worker:
         present = set(fetched.source_keys) | {error.key for error in fetched.rejected}
         missing = [key for key in batch.keys if key not in present]
         # Keys first: a row's number among those of its source key does not depend on which of them are bad.
-        keyed = self._key_map.apply(fetched)
-        rows = self._in_planned_order(batch, keyed.validated(cosine=self._cosine, storage=self._storage))
+        keyed = self._retry.database("looking up keys", partial(self._key_map.apply, fetched))
+        valid = keyed.validated(cosine=self._cosine, storage=self._storage)
+        if self._sparse_dimension is not None:
+            valid = valid.with_sparse(self._sparse_dimension)
+        rows = self._in_planned_order(batch, valid)
         return rows, [
             *rows.rejected,
             *(RowError(key, Reason.MISSING, "the source has no such record") for key in missing),
@@ -117,10 +182,13 @@ class Worker:
 
     def _write(self, batch: Batch, prepared: tuple[VectorBatch, list[RowError]]) -> Outcome:
         """Rows and ``done`` in one transaction; the bytes are with PostgreSQL before any row is locked."""
-        rows, aside = prepared
+        if self._in_hand.get(batch.number) is not batch:
+            raise LeaseLost(f"batch {batch.number} was given back while it was fetched")
+        fetched, aside = prepared
         missing = sum(error.reason == Reason.MISSING for error in aside)
         with self._engine.begin() as connection:
             connection.execute(_TRANSACTION, {"tag": progress.session_tag(self._owner, batch.number)})
+            rows = self._without_deleted(connection, batch, fetched) if self._sink.inserts else fetched
             checksum = self._sink.load(connection, rows)
             written, refused = self._sink.write(connection, rows)
             before = progress.lock_batch(connection, self._run.id, self._owner, batch)
@@ -129,17 +197,30 @@ class Worker:
             errors = aside + refused
             outcome = Outcome(
                 written=written,
-                skipped=len(rows) - written - len(refused),
+                skipped=len(fetched) - written - len(refused),
                 missing=missing,
-                quarantined=len({error.key for error in errors if error.reason not in _STILL_WRITTEN}) - missing,
+                quarantined=len({error.key for error in errors if error.reason not in STILL_WRITTEN}) - missing,
                 checksum=checksum,
             )
             progress.complete(connection, self._run, batch, outcome, errors)
         return outcome
 
+    def _without_deleted(self, connection: Connection, batch: Batch, rows: VectorBatch) -> VectorBatch:
+        """The rows whose source keys the application has not deleted, on both sides, since they were fetched."""
+        # While the locks are held no lock is waited for as long as PostgreSQL waits before it looks for a deadlock:
+        # of an application that deletes and this one, it is this one that gives way.
+        connection.execute(_GIVE_WAY)
+        self._outbox.lock(connection, rows.source_keys, "upsert")
+        deleted = self._outbox.deleted_since(connection, rows.source_keys, batch.claimed_at)
+        if not deleted:
+            return rows
+        return rows.take([row for row, key in enumerate(rows.source_keys) if key not in deleted])
+
     @staticmethod
     def _in_planned_order(batch: Batch, rows: VectorBatch) -> VectorBatch:
         """A source answers in any order; in the batch's own, the checksum of the same rows is always the same."""
+        if rows.source_keys == batch.keys:
+            return rows
         place = {key: position for position, key in enumerate(batch.keys)}
         try:
             order = sorted(range(len(rows)), key=lambda row: place[rows.source_keys[row]])
@@ -147,14 +228,11 @@ class Worker:
             raise SourceError(f"the source gave a record that was not asked for: {error}") from None
         return rows if order == list(range(len(rows))) else rows.take(order)
 
-    def _give_back(self, batch: Batch, error: str) -> None:
+    def _cut(self, batch: Batch, error: str) -> None:
+        with progress.transaction(self._engine) as connection:
+            progress.cut_batch(connection, self._run.id, self._owner, batch, error)
+
+    def _give_back(self, batch: Batch, error: str | None) -> None:
         """Best effort: where the database is gone too, the lease runs out by itself."""
-        try:
-            with progress.transaction(self._engine) as connection:
-                progress.release(connection, self._run.id, self._owner, batch, error)
-        except sa.exc.DBAPIError:
-            return
-
-
-_STILL_WRITTEN = {Reason.SPARSE_DROPPED}
-"""Reasons that stand against a row whose dense vector was written all the same."""
+        with suppress(sa.exc.DBAPIError), progress.transaction(self._engine) as connection:
+            progress.release(connection, self._run.id, self._owner, batch, error)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,26 +15,38 @@ from sqlalchemy.engine import Engine
 
 from amprenta_vectors.allocator import reuse_freed_memory
 from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.planner import count_empty
+from amprenta_vectors.backfill.index import build_deferred
+from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.keys import count_empty
+from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry, origin_of
+from amprenta_vectors.backfill.ledger import RunLedger
 from amprenta_vectors.backfill.preflight import check_target
-from amprenta_vectors.backfill.run import Backfill, Job, KeysFrom, Mode, Summary
+from amprenta_vectors.backfill.progress import Run
+from amprenta_vectors.backfill.run import Backfill, Summary
+from amprenta_vectors.backfill.starting import Mode
+from amprenta_vectors.backfill.throttle import Throttle
 from amprenta_vectors.cli.display import open_display, showing_index_progress
 from amprenta_vectors.cli.dry_run import describe_offline, describe_run
+from amprenta_vectors.cli.index_text import build_settings, say_plan
+from amprenta_vectors.cli.model_check import declare_model
 from amprenta_vectors.cli.options import (
     check_dimensions,
     choose_namespaces,
     namespace_options,
     open_database,
+    open_source_for,
     open_table,
     scope_of,
     stop_on_signal,
 )
+from amprenta_vectors.cli.rates import ceilings_of, orders_of, rate_options
+from amprenta_vectors.cli.readiness import open_throttle
+from amprenta_vectors.cli.report import leave_report
 from amprenta_vectors.cli.verify import verify_job
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, TransientError
-from amprenta_vectors.schema.keymaps import Identity
+from amprenta_vectors.schema.keymaps import open_key_map
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.pinecone import open_source
 from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, open_index
 
 CLEAN, FAILED, SET_ASIDE, INTERRUPTED = 0, 1, 3, 130
@@ -39,8 +54,8 @@ WORST_FIRST = (INTERRUPTED, FAILED, SET_ASIDE, CLEAN)
 """Of several namespaces' exit codes the worst is the command's."""
 KEPT_BYTES = 64 * 1024 * 1024
 """Freed memory that is kept for the next batch; a batch of 1000 × 1536 is 6 MB, and is copied a few times."""
-SPARE_CONNECTIONS = 4
-"""Connections beside those of the workers: the planner, the leases, the figures, and one to spare."""
+SPARE_CONNECTIONS = 6
+"""Connections beside those of the workers: planner, leases, figures, orders, read units, and one to spare."""
 
 
 @click.command()
@@ -48,7 +63,7 @@ SPARE_CONNECTIONS = 4
 @click.option("--restart", is_flag=True, help="Begin anew; rows already filled stay filled.")
 @click.option("--dry-run", is_flag=True, help="Look at both ends, estimate, and change nothing.")
 @click.option("--offline", is_flag=True, help="With --dry-run: only read the settings, connect to nothing.")
-@click.option("--batch-size", type=int, help="Keys a batch.  [env var: AMPRENTA_BATCH_SIZE; default: 1000]")
+@click.option("--batch-size", type=int, help="Keys a batch, at first.  [env var: AMPRENTA_BATCH_SIZE; default: 1000]")
 @click.option("--workers", type=int, help="Threads that fetch and write.  [env var: AMPRENTA_WORKERS; default: 5]")
 @namespace_options
 @click.option(
@@ -57,10 +72,28 @@ SPARE_CONNECTIONS = 4
     help="Fill the rows that have no embedding, or list the index and insert the rows that are not there.  "
     "[default: table; with --resume, as the run was begun]",
 )
+@click.option(
+    "--drain-seconds",
+    type=float,
+    help="On a pause or a signal, give back what is in hand after so long.  "
+    "[env var: AMPRENTA_DRAIN_SECONDS; default: 10]",
+)
+@click.option(
+    "--max-bad-share",
+    type=float,
+    help="Stop once more than this share of the keys was set aside, 0 to 1.  "
+    "[env var: AMPRENTA_MAX_BAD_SHARE; default: 0.05]",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many keys, to try it out.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
 @click.option("--defer-index", is_flag=True, help="Drop the ANN index for the load though the column holds values.")
+@rate_options
 @click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Folder for the report that ends a run.  [env var: AMPRENTA_REPORT; default: reports]",
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="[env var: AMPRENTA_LOG_FORMAT; default: text]")
 @click.pass_context
 def backfill(
@@ -74,14 +107,30 @@ def backfill(
     namespace: str | None,
     all_namespaces: bool,
     keys_from: KeysFrom | None,
+    drain_seconds: float | None,
+    max_bad_share: float | None,
     limit: int | None,
     verify: bool,
     defer_index: bool,
+    rates: dict[str, str | None],
     model: str | None,
+    report: Path | None,
     log_format: str | None,
 ) -> None:
-    """Fill the embedding column from Pinecone; stop it and go on with it at will, from any number of processes."""
-    settings = Settings.load(batch_size=batch_size, workers=workers, embedding_model=model, log_format=log_format)
+    """Fill the embedding column from Pinecone; stop it and go on with it at will, from any number of processes.
+
+    It waits while the database has no room for more; docs/throttling.md has the settings.
+    """
+    settings = Settings.load(
+        batch_size=batch_size,
+        workers=workers,
+        drain_seconds=drain_seconds,
+        max_bad_share=max_bad_share,
+        embedding_model=model,
+        report=report,
+        log_format=log_format,
+        **rates,
+    )
     if resume and restart:
         raise ConfigError("--resume and --restart contradict each other", hint="give one of them")
     if offline and not dry_run:
@@ -90,6 +139,29 @@ def backfill(
         describe_offline(settings, keys_from or "table")
         return
     mode: Mode = "resume" if resume else "restart" if restart else "new"
+    engine, table, index = open_ends(settings)
+    names = choose_namespaces(settings, index, table, namespace, all_namespaces)
+    jobs = [
+        replace(
+            open_job(settings, engine, table, index, name, mode, keys_from, limit, defer_index),
+            limits=orders_of(settings, rates),
+        )
+        for name in names
+    ]
+    throttle = open_throttle(engine, settings, table, insert=any(job.inserts for job in jobs))
+    if dry_run:
+        for job in jobs:
+            describe_run(engine, settings, job)
+        return
+    for name, job in zip(names, jobs, strict=True):
+        declare_model(engine, settings, index, name, job)
+    with stop_on_signal() as stop:
+        codes = [work_at(engine, settings, job, mode, throttle, stop, verify and limit is None) for job in jobs]
+    ctx.exit(next(code for code in WORST_FIRST if code in codes))
+
+
+def open_ends(settings: Settings) -> tuple[Engine, VectorTable, PineconeIndex]:
+    """The database, the vector table in it and the index, which suit each other."""
     reuse_freed_memory(KEPT_BYTES)
     engine = open_database(settings, settings.workers + SPARE_CONNECTIONS)
     with engine.connect() as connection:
@@ -98,20 +170,10 @@ def backfill(
     index = open_index(settings)
     check_dimensions(index, table)
     _warn_of_other_distance(index, table)
-    jobs = [
-        _job(settings, engine, table, index, name, mode, keys_from, limit, defer_index)
-        for name in choose_namespaces(settings, index, table, namespace, all_namespaces)
-    ]
-    if dry_run:
-        for job in jobs:
-            describe_run(engine, settings, job)
-        return
-    with stop_on_signal() as stop:
-        codes = [_run(engine, settings, job, mode, stop, verify and limit is None) for job in jobs]
-    ctx.exit(next(code for code in WORST_FIRST if code in codes))
+    return engine, table, index
 
 
-def _job(
+def open_job(
     settings: Settings,
     engine: Engine,
     table: VectorTable,
@@ -130,46 +192,87 @@ def _job(
             keys_from = keys_from or begun.keys_from
             limit = limit or begun.row_limit
         keys_from = keys_from or "table"
-        check_target(connection, table, insert=keys_from == "source")
-    source = open_source(settings, index, namespace, with_metadata=keys_from == "source")
+        key_map = open_key_map(table, scope, engine)
+        inserts = origin_of(keys_from) == "source" and key_map.makes_keys
+        if keys_from == "source" and index.kind == "pod":
+            raise ConfigError(
+                f"index {index.name!r} is a pod index, which cannot list its ids: there are no keys from the source",
+                hint="--keys-from table fills the rows that are there; their own keys are the ids",
+            )
+        check_target(connection, table, insert=inserts)
     return Job(
         table=table,
         scope=scope,
-        source=source,
-        key_map=Identity(),
+        source=open_source_for(settings, index, table, namespace, with_metadata=inserts),
+        key_map=key_map,
         keys_from=keys_from,
         model=settings.embedding_model or index.model,
         batch_size=settings.batch_size,
+        batch_seconds=settings.batch_seconds,
         workers=settings.workers,
         lease_seconds=settings.lease_seconds,
         retry_seconds=settings.retry_seconds,
+        drain_seconds=settings.drain_seconds,
+        ceilings=ceilings_of(settings),
         limit=limit,
         defer_index=defer_index,
+        max_bad_share=settings.max_bad_share,
     )
 
 
-def _run(engine: Engine, settings: Settings, job: Job, mode: Mode, stop: threading.Event, verify: bool) -> int:
+def work_at(
+    engine: Engine,
+    settings: Settings,
+    job: Job,
+    mode: Mode,
+    throttle: Throttle,
+    stop: threading.Event,
+    verify: bool,
+) -> int:
+    """Begin or go on with one job and say how it ended; returns the exit code."""
     if stop.is_set():
         return INTERRUPTED
+    job = replace(job, expected_keys=_expected(engine, job))
     with (
-        closing(open_display(settings.log_format, _expected(engine, job))) as display,
+        closing(open_display(settings.log_format)) as display,
         _index_shown(settings, engine, job),
     ):
-        work = Backfill(engine, job, display, stop)
+        build = partial(
+            build_deferred, settings=build_settings(settings), say=partial(say_plan, log_format=settings.log_format)
+        )
+        work = Backfill(engine, job, display, stop, before_claim=throttle.reason, build_index=build)
         summary = work.work(work.start(mode))
     code = INTERRUPTED if summary.interrupted else SET_ASIDE if summary.errors else CLEAN
     _print_summary(settings, summary, job.source.description.count)
     # Of all processes that share a run, the one that ended it looks at the result.
-    if verify and summary.ended_it:
-        try:
-            clean = verify_job(engine, job, settings.log_format, stop, known=set(_set_aside(engine, job)))
-        except TransientError:
-            if not stop.is_set():
-                raise
-            click.echo("the comparison was interrupted; make it with: amprenta-vectors verify")
-            return INTERRUPTED
-        code = code if clean else FAILED
+    if not summary.ended_it:
+        if summary.indexes_built:
+            # Of a run that had ended before, whose index was still to be built.
+            leave_report(engine, summary.run.id, settings)
+        return code
+    try:
+        if verify and not _verify(engine, settings, job, summary.run, stop):
+            code = FAILED
+    except TransientError:
+        if not stop.is_set():
+            raise
+        click.echo("the comparison was interrupted; make it with: amprenta-vectors verify")
+        code = INTERRUPTED
+    finally:
+        leave_report(engine, summary.run.id, settings)
     return code
+
+
+def _verify(engine: Engine, settings: Settings, job: Job, run: Run, stop: threading.Event) -> bool:
+    """Compare at the cost of the run, within what its processes may ask together."""
+    return verify_job(
+        engine,
+        replace(job, ceilings=job.ceilings.under(run.limits)),
+        settings.log_format,
+        stop,
+        known=set(_set_aside(engine, job)),
+        ledger=RunLedger(engine, run.id),
+    )
 
 
 def _index_shown(settings: Settings, engine: Engine, job: Job) -> AbstractContextManager[None]:
@@ -179,6 +282,8 @@ def _index_shown(settings: Settings, engine: Engine, job: Job) -> AbstractContex
 def _expected(engine: Engine, job: Job) -> int | None:
     if job.keys_from == "source":
         return job.source.description.count
+    if is_retry(job.keys_from):
+        return None
     with engine.connect() as connection:
         return count_empty(connection, job.table, job.scope)
 
@@ -197,6 +302,7 @@ def _print_summary(settings: Settings, summary: Summary, source_count: int | Non
             "written": counts.written,
             "skipped": counts.skipped,
             "set_aside": summary.errors,
+            "read_units": run.read_units,
             "seconds": round(summary.seconds, 2),
             "indexes_built": summary.indexes_built,
         }
@@ -215,6 +321,8 @@ def _print_summary(settings: Settings, summary: Summary, source_count: int | Non
         )
     for reason, number in summary.errors.items():
         click.echo(f"  set aside: {number:,} {reason}")
+    if run.read_units:
+        click.echo(f"  read units: {run.read_units:,}")
     for name in summary.indexes_built:
         click.echo(f"  index built: {name}")
     if not summary.ended_it and not summary.written_here and run.state == "finished":

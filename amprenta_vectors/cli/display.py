@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
@@ -18,6 +19,8 @@ from tqdm import tqdm
 
 from amprenta_vectors.backfill.progress import Counts, Run
 from amprenta_vectors.backfill.run import Observer
+from amprenta_vectors.backfill.timeline import MOST_RATES, keys_expected, time_left
+from amprenta_vectors.cli.run_text import held_by, to_remaining
 from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -33,17 +36,11 @@ class Display(Observer, Protocol):
         ...
 
 
-def open_display(log_format: Literal["text", "json"], expected: int | None) -> Display:
-    """The display that suits where standard error goes; ``expected`` is how many keys there will be, where known."""
+def open_display(log_format: Literal["text", "json"]) -> Display:
+    """The display that suits where standard error goes."""
     if log_format == "json":
         return JsonDisplay()
-    return BarDisplay(expected or 0) if sys.stderr.isatty() else LineDisplay(expected or 0)
-
-
-def _total(run: Run, expected: int) -> int:
-    """The keys of a run: as planned once the plan is complete, until then at least as many as are expected."""
-    limited = min(expected, run.row_limit) if run.row_limit else expected
-    return run.planned_keys if run.planned_at is not None else max(run.planned_keys, limited)
+    return BarDisplay() if sys.stderr.isatty() else LineDisplay()
 
 
 def _at_work(counts: Counts) -> str:
@@ -62,22 +59,24 @@ def _begun(run: Run, deferred: list[str]) -> list[str]:
 class BarDisplay:
     """tqdm on a terminal."""
 
-    def __init__(self, expected: int) -> None:
-        self._expected = expected
+    def __init__(self) -> None:
         self._bar: Any = None
 
     def started(self, run: Run, deferred: list[str]) -> None:
         """Open the bar."""
         for line in _begun(run, deferred):
             click.echo(line, err=True)
-        self._bar = tqdm(total=_total(run, self._expected), unit="row", unit_scale=True, dynamic_ncols=True)
+        self._bar = tqdm(total=keys_expected(run), unit="row", unit_scale=True, dynamic_ncols=True)
 
     def advanced(self, run: Run, counts: Counts) -> None:
         """Move the bar."""
-        self._bar.total = _total(run, self._expected)
+        self._bar.total = keys_expected(run)
         aside = counts.missing + counts.quarantined
         notes = [f"{aside} set aside"] if aside else []
-        if not counts.owners and counts.keys_done < self._bar.total:
+        held = held_by(run)
+        if held is not None:
+            notes.append(held)
+        elif not counts.owners and counts.keys_done < self._bar.total:
             notes.append(_at_work(counts))
         self._bar.set_postfix_str(", ".join(notes), refresh=False)
         self._bar.update(counts.keys_done - self._bar.n)
@@ -87,6 +86,8 @@ class BarDisplay:
         """Say why nothing moves."""
         if self._bar is not None:
             self._bar.set_description_str(f"waiting: {reason[:60]}" if reason else "")
+        elif reason:
+            click.echo(f"waiting: {reason}", err=True)
 
     def building(self, target: str) -> None:
         """Close the bar: what follows has no rows to count."""
@@ -102,10 +103,11 @@ class BarDisplay:
 class LineDisplay:
     """A plain line every five seconds, for logs."""
 
-    def __init__(self, expected: int) -> None:
-        self._expected = expected
+    def __init__(self) -> None:
         self._next = 0.0
         self._reason: str | None = None
+        self._before: tuple[float, int] | None = None
+        self._rates: deque[float] = deque(maxlen=MOST_RATES)
 
     def started(self, run: Run, deferred: list[str]) -> None:
         """Say what begins."""
@@ -114,13 +116,19 @@ class LineDisplay:
 
     def advanced(self, run: Run, counts: Counts) -> None:
         """Say how far it is, not too often."""
-        if time.monotonic() < self._next:
+        now = time.monotonic()
+        if now < self._next:
             return
-        self._next = time.monotonic() + LINE_SECONDS
+        self._next = now + LINE_SECONDS
         aside = counts.missing + counts.quarantined
+        held = held_by(run)
+        if self._before is not None and held is None:
+            self._rates.append((counts.keys_done - self._before[1]) / (now - self._before[0]))
+        self._before = (now, counts.keys_done)
+        left = to_remaining(time_left(run, counts.keys_done, self._rates))
         click.echo(
-            f"run {run.id}: {counts.keys_done:,} of {_total(run, self._expected):,} keys done, "
-            f"{counts.written:,} written, {aside} set aside, {_at_work(counts)}",
+            f"run {run.id}: {counts.keys_done:,} of {keys_expected(run):,} keys done, {counts.written:,} written, "
+            f"{aside} set aside, {left}, {held or _at_work(counts)}",
             err=True,
         )
 
@@ -150,7 +158,15 @@ class JsonDisplay:
 
     def advanced(self, run: Run, counts: Counts) -> None:
         """``progress``."""
-        self._emit("progress", run=run.id, planned=run.planned_keys, done=counts.keys_done, written=counts.written)
+        self._emit(
+            "progress",
+            run=run.id,
+            planned=run.planned_keys,
+            done=counts.keys_done,
+            written=counts.written,
+            read_units=run.read_units,
+            throttle_reason=run.throttle_reason,
+        )
 
     def waiting(self, reason: str | None) -> None:
         """``waiting``."""

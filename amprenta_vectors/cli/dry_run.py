@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 import click
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill.preflight import estimate
-from amprenta_vectors.backfill.run import Job
+from amprenta_vectors.backfill.estimate import estimate
+from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.cli.index_text import to_size
+from amprenta_vectors.cli.run_text import to_duration
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import engine_url, server_versions
 from amprenta_vectors.schema.registry import get_table
@@ -20,7 +22,7 @@ def describe_offline(settings: Settings, keys_from: str) -> None:
     url = engine_url(settings)
     settings.require("pinecone_api_key")
     index = settings.require("pinecone_index_name")
-    table = get_table(settings.table)
+    table = get_table(settings.table, settings.config)
     click.echo(f"would fill {table.target} in {url.render_as_string(hide_password=True)}")
     click.echo(
         f"from index {index!r}, namespace {settings.pinecone_namespace or '(default)'}, keys from the {keys_from}"
@@ -52,10 +54,10 @@ def describe_run(engine: Engine, settings: Settings, job: Job) -> None:
         "server": f"PostgreSQL {server // 10000}.{server % 10000}, pgvector {pgvector}",
         "model": job.model or "not declared (EMBEDDING_MODEL): embedding_model stays NULL",
         "to do": f"{figures.rows:,} vectors, keys from the {job.keys_from}",
-        "time": f"{_duration(fast)} to {_duration(slow)}, then the index",
-        "read units": f"about {figures.read_units:,}",
-        "disk": f"about {_size(figures.disk_bytes)} for the vectors, as much again for an HNSW index",
-        "memory": f"{_size(figures.index_build_bytes)} of maintenance_work_mem for the fastest index build",
+        "time": f"{to_duration(fast)} to {to_duration(slow)}, then the index",
+        "read units": f"about {figures.read_units:,}, and {figures.comparison_read_units:,} for the comparison",
+        "disk": f"about {to_size(figures.disk_bytes)} for the vectors, as much again for an HNSW index",
+        "memory": f"{to_size(figures.index_build_bytes)} of maintenance_work_mem for the fastest index build",
     }
     for name, value in lines.items():
         click.echo(f"{name:>11}: {value}")
@@ -79,17 +81,3 @@ def _print_backup(settings: Settings) -> None:
     click.echo("  back up first:")
     click.echo(f"    {shlex.join(dump)}")
     click.echo(f"    {shlex.join(['python', '-c', pinecone])}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TB"

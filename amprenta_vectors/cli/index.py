@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes, rebuild_indexes
+from amprenta_vectors.backfill.index_plan import BuildSettings, Shape, plan_build
 from amprenta_vectors.cli.display import showing_index_progress
+from amprenta_vectors.cli.index_text import build_settings, say_plan
 from amprenta_vectors.cli.options import open_database, open_table, stop_on_signal
 from amprenta_vectors.config import Settings
-from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, Method
+from amprenta_vectors.ddl.locking import lift_statement_timeout
+from amprenta_vectors.ddl.vector_index import VECTOR_INDEX_LIMIT, CreateVectorIndexOp, Method
 from amprenta_vectors.schema.vector_table import VectorTable
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.group()
@@ -25,6 +32,25 @@ def index() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
+def build_options(command: Command) -> Command:
+    """What a build is given of the server."""
+    for option in (
+        click.option(
+            "--index-workers",
+            type=int,
+            help="Workers beside the session that builds, as far as the server's limits let them.  "
+            "[env var: AMPRENTA_INDEX_WORKERS; default: the server's max_parallel_maintenance_workers]",
+        ),
+        click.option(
+            "--maintenance-work-mem",
+            help="Memory for this build, such as 2GB; a graph that outgrows it is built on disk.  "
+            "[env var: AMPRENTA_MAINTENANCE_WORK_MEM; default: the server's]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @index.command()
 @click.option("--method", type=click.Choice(["hnsw", "ivfflat"]), default="hnsw", show_default=True)
 @click.option("--m", type=click.IntRange(2, 100), default=16, show_default=True, help="hnsw: links a row.")
@@ -32,57 +58,69 @@ def index() -> None:
     "--ef-construction", type=click.IntRange(4, 1000), default=64, show_default=True, help="hnsw: care in building."
 )
 @click.option("--lists", type=click.IntRange(1, 32768), help="ivfflat: lists.  [default: by the number of rows]")
-def build(method: Method, m: int, ef_construction: int, lists: int | None) -> None:
+@build_options
+def build(
+    method: Method,
+    m: int,
+    ef_construction: int,
+    lists: int | None,
+    maintenance_work_mem: str | None,
+    index_workers: int | None,
+) -> None:
     """Build the index that a load put off or that was dropped, as it was; where there is none, a new one."""
-    engine, table = _open()
+    engine, table, given = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
+    options = {"lists": lists or 0} if method == "ivfflat" else {"m": m, "ef_construction": ef_construction}
     with stop_on_signal() as stop, showing_index_progress(engine, table):
-        built = build_deferred(engine, table, stop)
-        if not built:
-            with engine.connect() as connection:
-                options = {"m": m, "ef_construction": ef_construction}
-                if method == "ivfflat":
-                    options = {"lists": lists or 0}
-                name = f"idx_{table.table}_{table.embedding}_{method}"
-                _create(
-                    connection,
-                    CreateVectorIndexOp(
-                        name, table.table, table.embedding, method, table.distance, options, schema=table.schema
-                    ),
-                )
-            built = [name]
+        built = build_deferred(engine, table, stop, given, say_plan)
+        built = built or [_build_new(engine, table, given, method, options)]
     click.echo(f"{table.target} is indexed: {', '.join(built)}")
 
 
 @index.command()
-def rebuild() -> None:
+@build_options
+def rebuild(maintenance_work_mem: str | None, index_workers: int | None) -> None:
     """Rebuild every ANN index of the column, as after many updates and deletes."""
-    engine, table = _open()
+    engine, table, given = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
     with stop_on_signal() as stop, showing_index_progress(engine, table):
-        rebuilt = rebuild_indexes(engine, table, stop)
+        rebuilt = rebuild_indexes(engine, table, stop, given, say_plan)
     click.echo(f"rebuilt: {', '.join(rebuilt)}" if rebuilt else "there is no index; amprenta-vectors index build")
 
 
 @index.command()
 def drop() -> None:
     """Drop every ANN index of the column; until `index build` brings it back, queries read the whole table."""
-    engine, table = _open()
+    engine, table, _ = _open()
     dropped = defer_indexes(engine, table, force=True)
     click.echo(
         f"dropped: {', '.join(dropped)}; back with: amprenta-vectors index build" if dropped else "there was no index"
     )
 
 
-def _open() -> tuple[Engine, VectorTable]:
-    settings = Settings.load()
+def _open(**options: object) -> tuple[Engine, VectorTable, BuildSettings]:
+    settings = Settings.load(**options)
     engine = open_database(settings, 3)
     with engine.connect() as connection:
         progress.require_tables(connection)
-        return engine, open_table(settings, connection)
+        return engine, open_table(settings, connection), build_settings(settings)
 
 
-def _create(connection: Connection, operation: CreateVectorIndexOp) -> None:
-    """By the very operation that revisions use."""
-    connection.rollback()
-    context = MigrationContext.configure(connection, opts={"transactional_ddl": True})
-    with context.begin_transaction(_per_migration=False):
-        Operations(context).invoke(operation)
+def _build_new(
+    engine: Engine, table: VectorTable, given: BuildSettings, method: Method, options: dict[str, int]
+) -> str:
+    """An index that nothing was recorded of, by the very operation that revisions use; returns its name."""
+    name = f"idx_{table.table}_{table.embedding}_{method}"
+    halfvec = table.storage == "halfvec" or table.dimension > VECTOR_INDEX_LIMIT
+    operation = CreateVectorIndexOp(
+        name, table.table, table.embedding, method, table.distance, options, schema=table.schema
+    )
+    with engine.connect() as connection:
+        given.apply(connection)
+        lift_statement_timeout(connection)
+        say_plan(plan_build(connection, table, name, Shape(method, options, halfvec)))
+        connection.commit()
+        context = MigrationContext.configure(connection, opts={"transactional_ddl": True})
+        with context.begin_transaction(_per_migration=False):
+            Operations(context).invoke(operation)
+        # Its settings would go along into the pool.
+        connection.invalidate()
+    return name

@@ -1,46 +1,83 @@
-"""``amprenta-vectors status``: every run and how far it is."""
+"""``amprenta-vectors status``: every run and how far it is, or one of them as it goes on."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+
 import click
+from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.progress import Run, Snapshot
 from amprenta_vectors.backfill.states import UNFINISHED
+from amprenta_vectors.backfill.timeline import Outlook, look_ahead
+from amprenta_vectors.cli.live import BUCKETS, watch
 from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.run_text import held_by, to_json, to_pace, to_read_units, to_scope, to_state
 from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError
 
 
 @click.command()
-def status() -> None:
-    """Show every run, the newest first, and the indexes that wait for one to end."""
+@click.argument("run", type=click.IntRange(min=1), required=False)
+@click.option("--watch", "watching", is_flag=True, help="Show it as it goes on, until it ends; Ctrl-C leaves it alone.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON; with --watch one object a line.")
+def status(run: int | None, watching: bool, as_json: bool) -> None:
+    """Show every run, the newest first, or RUN alone, and the indexes that wait for one to end.
+
+    --watch without RUN takes the newest that has not ended. A role that may only read is enough.
+    """
     engine = open_database(Settings.load(), 1)
     with engine.connect() as connection:
         progress.require_tables(connection)
-        runs = progress.list_runs(connection)
-        if not runs:
-            click.echo("there is no run yet; alembic upgrade head queues one")
-        for run in runs:
-            counts = progress.count(connection, run.id)
-            scope = "".join(f" {name}={value or '(default)'}" for name, value in run.scope.items())
-            click.echo(f"run {run.id} {_state(run, counts)}: {run.source or 'queued'} → {run.target}{scope}")
-            if run.source is None:
-                click.echo("  start it with: python scripts/backfill.py --resume")
-                continue
-            planned = f"{run.planned_keys:,}{'' if run.planned_at else ' so far'}"
-            click.echo(
-                f"  {counts.keys_done:,} of {planned} keys done in {counts.batches_done} of {counts.batches} batches: "
-                f"{counts.written:,} written, {counts.skipped:,} found filled or gone, {counts.missing:,} missing, "
-                f"{counts.quarantined:,} quarantined"
-            )
-            for reason, number in progress.errors_by_reason(connection, run.id).items():
-                click.echo(f"  set aside: {number:,} {reason}")
-            if run.last_error:
-                click.echo(f"  stopped by: {run.last_error}")
-        for target, name in progress.all_deferred(connection):
-            click.echo(f"index {name} on {target} waits to be built; the last run into the column builds it")
+        chosen = _chosen(progress.list_runs(connection), run)
+        if not (watching and chosen):
+            snapshots = [progress.look(connection, each.id, buckets=BUCKETS) for each in chosen]
+            seen = [(snapshot, look_ahead(snapshot)) for snapshot in snapshots if snapshot is not None]
+            click.echo(_as_json(connection, seen) if as_json else "\n".join(_as_text(connection, seen)))
+            return
+    unfinished = [each for each in chosen if each.state in UNFINISHED]
+    watch(engine, next(iter(unfinished or chosen)).id, as_json=as_json)
 
 
-def _state(run: progress.Run, counts: progress.Counts) -> str:
-    if run.state in UNFINISHED and run.source is not None:
-        return f"{run.state}, {counts.owners} process(es) at work" if counts.owners else f"{run.state}, nobody at work"
-    return run.state
+def _chosen(runs: list[Run], number: int | None) -> list[Run]:
+    chosen = [run for run in runs if number in {None, run.id}]
+    if number is not None and not chosen:
+        raise ConfigError(f"there is no run {number}", hint="amprenta-vectors status lists them")
+    return chosen
+
+
+def _as_json(connection: Connection, seen: list[tuple[Snapshot, Outlook]]) -> str:
+    waiting = [{"target": target, "index": name} for target, name in progress.all_deferred(connection)]
+    return json.dumps({"runs": [to_json(*each) for each in seen], "deferred_indexes": waiting})
+
+
+def _as_text(connection: Connection, seen: list[tuple[Snapshot, Outlook]]) -> Iterator[str]:
+    if not seen:
+        yield "there is no run yet; alembic upgrade head queues one"
+    for snapshot, outlook in seen:
+        yield from _described(snapshot, outlook)
+    for target, name in progress.all_deferred(connection):
+        yield f"index {name} on {target} waits to be built; the last run into the column builds it"
+
+
+def _described(snapshot: Snapshot, outlook: Outlook) -> Iterator[str]:
+    run, counts = snapshot.run, snapshot.counts
+    yield f"run {run.id} {to_state(run, counts)}: {run.source or 'queued'} → {run.target}{to_scope(run)}"
+    if run.source is None:
+        yield "  start it with: python scripts/backfill.py --resume"
+        return
+    planned = f"{run.planned_keys:,}{'' if run.planned_at else ' so far'}"
+    yield (
+        f"  {counts.keys_done:,} of {planned} keys done in {counts.batches_done} of {counts.batches} batches: "
+        f"{counts.written:,} written, {counts.skipped:,} found filled or gone, {counts.missing:,} missing, "
+        f"{counts.quarantined:,} quarantined"
+    )
+    if counts.owners:
+        yield f"  {to_pace(outlook)}"
+    yield from (f"  {text}" for text in (held_by(run), to_read_units(run)) if text)
+    for reason, number in sorted(snapshot.set_aside.items()):
+        yield f"  set aside: {number:,} {reason}"
+    if run.last_error:
+        yield f"  stopped by: {run.last_error}"

@@ -5,27 +5,38 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from functools import partial
 from typing import IO, Literal
 
 import click
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.ledger import Ledger, OwnLedger
+from amprenta_vectors.backfill.progress import Event
+from amprenta_vectors.backfill.quota import LeasedMeter, metered
 from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.run import Job
 from amprenta_vectors.backfill.verify import Difference, Verification, Verifier
 from amprenta_vectors.cli.options import (
     check_dimensions,
     choose_namespaces,
     namespace_options,
     open_database,
+    open_source_for,
     open_table,
     scope_of,
 )
+from amprenta_vectors.cli.rates import ceilings_of
 from amprenta_vectors.config import Settings
-from amprenta_vectors.schema.keymaps import Identity
-from amprenta_vectors.sources.pinecone import open_source
+from amprenta_vectors.db import sqlstate
+from amprenta_vectors.errors import TransientError
+from amprenta_vectors.schema.keymaps import open_key_map
 from amprenta_vectors.sources.pinecone_client import open_index
 
+READ_ONLY = ("42501", "25006")
+"""SQLSTATEs of a missing privilege and of a read-only transaction."""
 SHOWN = 20
 """Differing keys of a kind that are printed; `--output` gets them all."""
 
@@ -54,14 +65,15 @@ def verify(
         job = Job(
             table=table,
             scope=scope_of(table, name),
-            source=open_source(settings, index, name, with_metadata=False),
-            key_map=Identity(),
+            source=open_source_for(settings, index, table, name, with_metadata=False),
+            key_map=open_key_map(table, scope_of(table, name), engine),
             keys_from="source",
             model=None,
             batch_size=settings.batch_size,
             workers=settings.workers,
             lease_seconds=settings.lease_seconds,
             retry_seconds=settings.retry_seconds,
+            ceilings=ceilings_of(settings),
         )
         clean &= verify_job(engine, job, settings.log_format, threading.Event(), output=output)
     ctx.exit(0 if clean else 1)
@@ -74,9 +86,13 @@ def verify_job(
     stop: threading.Event,
     *,
     known: set[str] | None = None,
+    ledger: Ledger | None = None,
     output: IO[str] | None = None,
 ) -> bool:
-    """Compare and report one job; returns whether nothing differs but what is ``known`` to have been set aside."""
+    """Compare and report one job; returns whether nothing differs but what is ``known`` to have been set aside.
+
+    The source is asked within what ``ledger`` allows, else within the job's ceilings for this process alone.
+    """
     known = known or set()
     shown: Counter[str] = Counter()
     unexpected = 0
@@ -106,9 +122,32 @@ def verify_job(
     )
     if log_format == "text":
         click.echo("comparing every vector with the source", err=True)
-    found = verifier.run(on_difference)
+        if not job.source.description.lists:
+            click.echo("the source cannot list its ids: it is asked for those of the table's rows", err=True)
+    meter = LeasedMeter(ledger or OwnLedger(), lambda: job.ceilings, stop, partial(_go_on, stop))
+    with metered(job.source, meter):
+        found = verifier.run(on_difference)
+    _record(engine, job, found, unexpected)
     _print_result(job, found, unexpected, log_format)
     return not unexpected
+
+
+def _go_on(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise TransientError("the verification was interrupted", hint="amprenta-vectors verify")
+
+
+def _record(engine: Engine, job: Job, found: Verification, unexpected: int) -> None:
+    """Keep the result with the run that it looked at. A role that may only read leaves no record."""
+    detail = {"compared": found.compared, **found.counts, "unexpected": unexpected}
+    try:
+        with progress.transaction(engine) as connection:
+            run_id = progress.last_finished(connection, job.table.target, job.scope)
+            if run_id is not None:
+                progress.record_event(connection, run_id, Event.VERIFIED, detail)
+    except DBAPIError as error:
+        if sqlstate(error) not in READ_ONLY:
+            raise
 
 
 def _print_result(job: Job, found: Verification, unexpected: int, log_format: str) -> None:

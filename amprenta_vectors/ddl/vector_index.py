@@ -18,6 +18,7 @@ from amprenta_vectors.ddl.catalogue import building_name, column_types, connecti
 from amprenta_vectors.ddl.index_state import deferred, equivalent_indexes, is_valid, made_here, settle
 from amprenta_vectors.ddl.locking import session_limits
 from amprenta_vectors.ddl.options import configured_method, log
+from amprenta_vectors.ddl.partitions import refuse_partitioned
 from amprenta_vectors.ddl.plan import Step, present_name
 from amprenta_vectors.ddl.privileges import require_create, require_ownership
 from amprenta_vectors.ddl.vector_type import VectorType
@@ -159,6 +160,8 @@ def _create(operations: Operations, op: CreateVectorIndexOp) -> None:
 
 def _build(operations: Operations, op: CreateVectorIndexOp, name: str, key: IndexKey) -> None:
     expression, opclass = key
+    if op.concurrently:
+        refuse_partitioned(connection_of(operations), op, opclass)
     require_ownership(connection_of(operations), op.table, op.schema)
     require_create(connection_of(operations), op.schema)
     operations.create_index(

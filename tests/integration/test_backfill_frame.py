@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 from backfill_tools import StubSource, execute, make_brisk, on_the_wire, run_job, to_job, to_vectors
 
+from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.run import Job
 from amprenta_vectors.backfill.verify import Difference, Verifier
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.schema.keymaps import Numbered
@@ -80,7 +80,7 @@ def test_rows_of_a_composite_key_are_filled_by_the_source_keys_they_come_from(
     chunks: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Chunks of one document stand on several pages of the table's keys.
-    monkeypatch.setattr("amprenta_vectors.backfill.planner.KEYSET_PAGE", 2)
+    monkeypatch.setattr("amprenta_vectors.backfill.keys.KEYSET_PAGE", 2)
     source, expected = documents()
     for document, number in expected:
         execute(chunks, "INSERT INTO chunks (document, number) VALUES (:document, :n)", document=document, n=number)

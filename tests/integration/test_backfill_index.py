@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -13,10 +14,12 @@ import sqlalchemy as sa
 from backfill_tools import (
     Recorder,
     StubSource,
+    environment,
     execute,
     expected,
     make_brisk,
     run_job,
+    run_process,
     stored,
     to_ids,
     to_job,
@@ -25,9 +28,12 @@ from backfill_tools import (
 
 from amprenta_vectors.backfill import index as index_module
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes
+from amprenta_vectors.backfill.index_plan import BuildSettings
+from amprenta_vectors.cli.display import showing_index_progress
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import CredentialsRefused
+from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 
 IDS, VECTORS = to_ids(100), to_vectors(100)
 NAME = "idx_rag_chunks_embedding"
@@ -311,3 +317,48 @@ def test_two_processes_that_begin_together_put_the_index_off_once(engine: sa.Eng
         deferred = list(pool.map(lambda _: defer_indexes(engine, table), range(6)))
     assert sorted(deferred) == [[], [], [], [], [], [NAME]]
     assert waiting(engine) == [NAME]
+
+
+def test_a_build_has_the_memory_and_workers_it_is_given_and_no_other_session_has(engine: sa.Engine) -> None:
+    ours = sa.create_engine(engine.url, pool_size=1, max_overflow=0)
+    table, said = to_job(engine, stub()).table, []
+    defer_indexes(engine, table)
+    assert build_deferred(ours, table, NEVER, BuildSettings("97MB", 1), said.append) == [NAME]
+    (plan,) = said
+    assert (plan.index, plan.rows, plan.memory_bytes) == (NAME, 0, 97 * 1024 * 1024)
+    with ours.connect() as connection:
+        assert connection.execute(sa.text("SHOW maintenance_work_mem")).scalar_one() == "64MB"
+        assert connection.execute(sa.text("SHOW max_parallel_maintenance_workers")).scalar_one() == "2"
+    ours.dispose()
+
+
+def test_what_a_build_takes_is_said_at_the_end_of_a_run(
+    engine: sa.Engine, upgraded_url: str, emulator: Callable[..., PineconeEmulator]
+) -> None:
+    pinecone = emulator()
+    pinecone.load("", IDS, VECTORS)
+    variables = environment(upgraded_url, pinecone, AMPRENTA_INDEX_WORKERS="0")
+    code, output = run_process(variables, "--keys-from", "source", "--no-verify", "--log-format", "json")
+    assert code == 0, output
+    events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    (plan,) = [event for event in events if event["event"] == "index"]
+    assert (plan["index"], plan["rows"], plan["dimension"], plan["workers"], plan["fits"]) == (NAME, 100, 8, 0, True)
+    order = [event["event"] for event in events]
+    assert order.index("building") < order.index("index") < order.index("finished")
+
+
+def test_how_far_a_build_is_is_shown_while_it_goes_on(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("amprenta_vectors.cli.display.INDEX_SECONDS", 0.05)
+    run_job(engine, to_job(engine, stub()))
+    table = to_job(engine, stub()).table
+    defer_indexes(engine, table, force=True)
+    with ThreadPoolExecutor(1) as pool, showing_index_progress(engine, table):
+        with engine.begin() as holder:
+            # A transaction that has written holds a concurrent build up.
+            holder.execute(sa.text("UPDATE rag_chunks SET content = 'x' WHERE chunk_id = :key"), {"key": IDS[0]})
+            building = pool.submit(build_deferred, engine, table, NEVER)
+            while "index: waiting for" not in capsys.readouterr().err:
+                assert not building.done()
+        assert building.result() == [NAME]

@@ -38,9 +38,11 @@ from backfill_tools import (
 from sqlalchemy.exc import OperationalError
 
 from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.planner import EmptyRows, Planner
+from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.keys import EmptyRows
+from amprenta_vectors.backfill.planner import Planner
 from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.run import Backfill, Job
+from amprenta_vectors.backfill.run import Backfill
 from amprenta_vectors.backfill.worker import Worker
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -545,7 +547,9 @@ def to_planner(engine: sa.Engine, run: progress.Run, job: Job, owner: str = "pla
     keys = job.source
     if job.keys_from == "table":
         keys = EmptyRows(engine, job.table, job.scope, job.key_map)  # type: ignore[assignment]
-    return Planner(engine, run, keys, owner, batch_size=job.batch_size, lease_seconds=60.0, retry=retry, stop=stop)
+    return Planner(
+        engine, run, keys, owner, batch_size=lambda: job.batch_size, lease_seconds=60.0, retry=retry, stop=stop
+    )
 
 
 def planned(engine: sa.Engine) -> list[str]:
@@ -561,7 +565,7 @@ class Killed(BaseException):
 def test_a_plan_that_was_cut_off_anywhere_goes_on_without_losing_or_doubling_a_key(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, keys_from: str, when: str
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.planner.KEYSET_PAGE", 20)
+    monkeypatch.setattr("amprenta_vectors.backfill.keys.KEYSET_PAGE", 20)
     add_rows(engine, IDS)
     job = to_job(engine, stub(), keys_from=keys_from, batch_size=15)
     run = Backfill(engine, job, Recorder(), threading.Event()).start("new")
@@ -634,7 +638,7 @@ def test_a_source_that_refuses_its_own_tokens_for_ever_is_given_up(engine: sa.En
 def test_rows_filled_meanwhile_shift_no_page_of_the_tables_keys(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.planner.KEYSET_PAGE", 7)
+    monkeypatch.setattr("amprenta_vectors.backfill.keys.KEYSET_PAGE", 7)
     add_rows(engine, IDS)
     job = to_job(engine, stub(), keys_from="table")
     seen: list[str] = []
@@ -661,3 +665,33 @@ def test_a_stopped_run_leaves_nothing_claimed(engine: sa.Engine) -> None:
     assert execute(engine, "SELECT plan_owner FROM migration_run") == [(None,)]
     assert 0 < summary.counts.written < 200
     assert run_job(engine, to_job(engine, stub()), "resume").counts.written == 200
+
+
+def test_a_batch_does_not_wait_for_the_disk_and_the_end_of_the_run_does(engine: sa.Engine) -> None:
+    execute(engine, "CREATE TABLE commits (of text, synchronous text)")
+    execute(
+        engine,
+        """
+        CREATE FUNCTION note_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO commits VALUES (TG_TABLE_NAME, current_setting('synchronous_commit'));
+            RETURN NULL;
+        END $$
+        """,
+    )
+    execute(
+        engine,
+        "CREATE TRIGGER note_rows AFTER UPDATE ON rag_chunks FOR EACH STATEMENT EXECUTE FUNCTION note_commit()",
+    )
+    execute(
+        engine,
+        "CREATE TRIGGER note_end AFTER UPDATE ON migration_run FOR EACH ROW WHEN (NEW.state = 'finished') "
+        "EXECUTE FUNCTION note_commit()",
+    )
+    [(database,)] = execute(engine, "SELECT current_database()")
+    execute(engine, f"ALTER DATABASE {database} SET synchronous_commit = on")
+    engine.dispose()
+    add_rows(engine, IDS)
+    records = {key: [vector] for key, vector in zip(IDS, VECTORS, strict=True)}
+    run_job(engine, to_job(engine, StubSource(records), keys_from="table"))
+    assert set(execute(engine, "SELECT * FROM commits")) == {("rag_chunks", "off"), ("migration_run", "on")}

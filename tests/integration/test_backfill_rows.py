@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +13,14 @@ import sqlalchemy as sa
 from backfill_tools import (
     StubSource,
     add_rows,
+    counted,
     environment,
     errors_of,
     execute,
     expected,
     make_brisk,
     open_pinecone,
+    refuse,
     run_job,
     run_process,
     stored,
@@ -46,36 +47,6 @@ def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
 def stub(**records: Any) -> StubSource:
     """The sixty good records and those given."""
     return StubSource({**{key: [vector] for key, vector in zip(IDS, VECTORS, strict=True)}, **records})
-
-
-def refuse(engine: sa.Engine, keys: list[str]) -> None:
-    """From now on a trigger raises for those keys."""
-    quoted = ", ".join(f"'{key}'" for key in keys)
-    execute(
-        engine,
-        f"""
-        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            RAISE EXCEPTION 'no % here', NEW.chunk_id;
-        END $$;
-        CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON rag_chunks FOR EACH ROW
-            WHEN (NEW.chunk_id IN ({quoted})) EXECUTE FUNCTION refuse()
-        """,
-    )
-
-
-@contextmanager
-def counted(engine: sa.Engine, beginning: str) -> Iterator[list[str]]:
-    """The statements that begin so, as they are sent."""
-    seen: list[str] = []
-
-    def see(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith(beginning):
-            seen.append(statement)
-
-    sa.event.listen(engine, "before_cursor_execute", see)
-    yield seen
-    sa.event.remove(engine, "before_cursor_execute", see)
 
 
 def test_every_kind_of_bad_row_is_set_aside_with_its_reason(engine: sa.Engine) -> None:

@@ -97,11 +97,10 @@ def test_offline_dry_run_connects_to_nothing(environment: dict[str, str]) -> Non
 def test_the_last_line_of_json_output_is_an_object(environment: dict[str, str]) -> None:
     result = run(environment, "backfill", "--keys-from", "source", "--log-format", "json")
     events = [json.loads(line) for line in result.output.splitlines()]
-    assert [event["event"] for event in events if event["event"] in {"finished", "verified"}] == [
-        "finished",
-        "verified",
-    ]
-    assert events[-1]["unexpected"] == 0
+    ended = [event for event in events if event["event"] in {"finished", "verified", "reported"}]
+    assert [event["event"] for event in ended] == ["finished", "verified", "reported"]
+    assert ended[1]["unexpected"] == 0
+    assert events[-1] == ended[-1]
 
 
 def test_status_without_runs_names_the_queued_one(environment: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
+from amprenta_vectors.stores import filter_sql
 from amprenta_vectors.stores.filter_sql import to_sql
 from amprenta_vectors.stores.filters import parse_filter
 
@@ -106,6 +107,13 @@ ASKED = [
 ]
 
 
+@pytest.fixture(params=[0, filter_sql.MOST_INDEXED], ids=["long lists", "short lists"])
+def _most_indexed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of any length is compiled as a long one, or as a short one."""
+    monkeypatch.setattr(filter_sql, "MOST_INDEXED", request.param)
+
+
+@pytest.mark.usefixtures("_most_indexed")
 def test_every_operator_agrees_with_matches_at_the_edges(connection: sa.Connection) -> None:
     documents = [{"f": value} for value in STORED] + [{}, {"g": "drama"}]
     store(connection, documents)
@@ -121,6 +129,7 @@ def test_every_operator_agrees_with_matches_at_the_edges(connection: sa.Connecti
             assert found(connection, asked) == [i for i, item in enumerate(documents) if condition.matches(item)], asked
 
 
+@pytest.mark.usefixtures("_most_indexed")
 @settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

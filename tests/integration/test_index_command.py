@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import psycopg2
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 
+from amprenta_vectors.backfill.index_plan import BuildPlan, Shape, plan_build
 from amprenta_vectors.cli import main
+from amprenta_vectors.schema.catalogue import resolve_table
+from amprenta_vectors.schema.registry import RAG_CHUNKS
+
+INSERT = sa.text("""
+    INSERT INTO rag_chunks (chunk_id, embedding)
+    SELECT n, ARRAY(SELECT random() + 0 * (n + d) FROM generate_series(1, 8) d)::vector
+    FROM generate_series(1, 3000) n
+""")
 
 
 @pytest.fixture
 def rows(engine: sa.Engine) -> sa.Engine:
     with engine.begin() as connection:
-        connection.execute(
-            sa.text("""
-                INSERT INTO rag_chunks (chunk_id, embedding)
-                SELECT n, ARRAY(SELECT random() + 0 * (n + d) FROM generate_series(1, 8) d)::vector
-                FROM generate_series(1, 3000) n
-            """)
-        )
+        connection.execute(INSERT)
     return engine
 
 
@@ -75,3 +82,127 @@ def test_rebuilding_where_there_is_none_names_the_command(rows: sa.Engine, upgra
     with rows.begin() as connection:
         connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding"))
     assert "index build" in run(upgraded_url, "rebuild")
+
+
+@pytest.mark.parametrize("command", ["build", "build anew", "rebuild"])
+def test_what_a_build_will_take_is_said_before_it_begins(rows: sa.Engine, upgraded_url: str, command: str) -> None:
+    if command == "build":
+        run(upgraded_url, "drop")
+    elif command == "build anew":
+        with rows.begin() as connection:
+            connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding"))
+    options = ("--maintenance-work-mem", "96MB", "--index-workers", "0")
+    said = run(upgraded_url, command.split()[0], *options)
+    plan, result = said.rsplit("\n", 2)[0], said.splitlines()[-1]
+    assert result.startswith(("rebuilt:", "rag_chunks.embedding is indexed"))
+    assert re.search(r"^index \w+ \(hnsw\) on rag_chunks.embedding: 3,000 rows × 8 dimensions$", plan, re.MULTILINE)
+    assert "memory: about 2 MB of the 96 MB of maintenance_work_mem" in plan
+    assert "workers: 0 beside the session that builds, limited by" in plan
+    assert re.search(r"time: .*\n  disk: about .*; SQL cannot ask what is free", plan)
+
+
+def test_a_graph_that_does_not_fit_is_said_with_what_would_suffice(rows: sa.Engine, upgraded_url: str) -> None:
+    said = run(upgraded_url, "rebuild", "--maintenance-work-mem", "1MB")
+    assert "it does not fit: what is beyond is built on disk" in said
+    assert "AMPRENTA_MAINTENANCE_WORK_MEM=4MB" in said
+    assert "shared_buffers 128MB" in said
+    shape = Shape("hnsw", {"m": 16}, halfvec=False)
+    assert OUTGROWN not in build(rows, shape, maintenance_work_mem="4MB")[1]
+    assert OUTGROWN in build(rows, shape, maintenance_work_mem="1MB")[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("lots", "AMPRENTA_MAINTENANCE_WORK_MEM: "), ("99999TB", "setting up the build of the index: ")],
+)
+def test_memory_that_postgresql_does_not_accept_is_refused(
+    rows: sa.Engine, upgraded_url: str, value: str, message: str
+) -> None:
+    before = definitions(rows)
+    arguments = ["index", "rebuild", "--maintenance-work-mem", value]
+    result = CliRunner().invoke(main, arguments, env={"DATABASE_URL": upgraded_url})
+    assert result.exit_code == 2
+    assert message in str(result.exception or "") + result.output
+    assert definitions(rows) == before
+
+
+@pytest.fixture
+def plain(engine: sa.Engine) -> sa.Engine:
+    """The same rows without any index of their vectors."""
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding"))
+        connection.execute(INSERT)
+    return engine
+
+
+def build(rows: sa.Engine, shape: Shape, **settings: str) -> tuple[BuildPlan, str]:
+    """The plan for an index, and what PostgreSQL says while it is built."""
+    name = "planned"
+    with rows.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text("SET client_min_messages = debug1"))
+        for setting, value in settings.items():
+            connection.execute(sa.text("SELECT set_config(:name, :value, false)"), {"name": setting, "value": value})
+        plan = plan_build(connection, resolve_table(connection, RAG_CHUNKS), name, shape)
+        # On the driver's own cursor: SQLAlchemy clears the notices.
+        driver: Any = connection.connection.dbapi_connection
+        options = ", ".join(f"{option} = {value}" for option, value in shape.options.items())
+        driver.cursor().execute(
+            f"CREATE INDEX {name} ON rag_chunks USING {shape.method} (embedding vector_cosine_ops) WITH ({options})"
+        )
+        said = "".join(driver.notices)
+        connection.exec_driver_sql(f"DROP INDEX {name}")
+        connection.invalidate()
+    return plan, said
+
+
+OUTGROWN = "hnsw graph no longer fits into maintenance_work_mem"
+
+
+def test_the_memory_that_is_said_is_about_what_a_graph_takes(plain: sa.Engine) -> None:
+    shape, block = Shape("hnsw", {"m": 8}, halfvec=False), 1024 * 1024
+    needed = build(plain, shape, maintenance_work_mem="64MB")[0].needed_bytes
+    for given, outgrows in ((needed * 1.1 + block, False), (needed * 0.8, True)):
+        plan, said = build(plain, shape, maintenance_work_mem=f"{int(given / 1024)}kB")
+        assert (plan.fits, OUTGROWN in said) == (not outgrows, outgrows), said
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers", "limit"),
+    [
+        ({"max_parallel_maintenance_workers": "4"}, 1, "32 MB of maintenance_work_mem for each"),
+        ({"max_parallel_maintenance_workers": "4", "maintenance_work_mem": "1GB"}, 2, "the table's size"),
+        (
+            {"max_parallel_maintenance_workers": "1", "maintenance_work_mem": "1GB"},
+            1,
+            "max_parallel_maintenance_workers",
+        ),
+        ({"max_parallel_maintenance_workers": "4", "max_parallel_workers": "0"}, 0, "max_parallel_workers"),
+    ],
+)
+def test_the_workers_that_are_named_are_those_that_postgresql_asks_for(
+    plain: sa.Engine, settings: dict[str, str], workers: int, limit: str
+) -> None:
+    small = {"min_parallel_table_scan_size": "100kB", "maintenance_work_mem": "64MB"}
+    plan, said = build(plain, Shape("hnsw", {"m": 4}, halfvec=False), **{**small, **settings})
+    assert (plan.workers, plan.workers_limit) == (workers, limit)
+    asked = re.search(r"with request for (\d+) parallel worker", said)
+    assert (int(asked[1]) if asked else 0) == workers or settings.get("max_parallel_workers") == "0", said
+
+
+def test_a_table_that_sets_its_own_workers_is_believed(plain: sa.Engine) -> None:
+    with plain.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE rag_chunks SET (parallel_workers = 3)"))
+    settings = {"max_parallel_maintenance_workers": "8", "maintenance_work_mem": "1GB"}
+    plan, said = build(plain, Shape("hnsw", {"m": 4}, halfvec=False), **settings)
+    assert (plan.workers, plan.workers_limit) == (3, "the table's parallel_workers")
+    assert "with request for 3 parallel workers" in said
+
+
+def test_of_ivfflat_the_memory_is_that_of_finding_centres(plain: sa.Engine) -> None:
+    shape = Shape("ivfflat", {"lists": 1000}, halfvec=False)
+    plan, _ = build(plain, shape, maintenance_work_mem="64MB")
+    assert (plan.method, plan.fits) == ("ivfflat", True)
+    with pytest.raises(psycopg2.Error, match=r"memory required is \d+ MB") as caught:
+        build(plain, shape, maintenance_work_mem="1MB")
+    required = int(re.findall(r"memory required is (\d+) MB", str(caught.value))[0]) * 1024 * 1024
+    assert plan.needed_bytes == pytest.approx(required, rel=0.2)

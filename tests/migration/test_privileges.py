@@ -33,6 +33,9 @@ RECORDS = (
     "migration_error",
     "migration_quota",
     "migration_event",
+    "shadow_query",
+    "vector_setting",
+    "vector_outbox",
     "migration_index",
 )
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
 import time
-from types import SimpleNamespace
 from typing import Any
 
 from amprenta_vectors.backfill import progress, sink
@@ -28,20 +26,21 @@ def stop_at(place: str, turn: int) -> None:
             # Another thread may take the signal; this one is to go no further before it is stopped too.
             time.sleep(0.1)
 
-    class Stopping(io.BytesIO):
+    class Stopping(sink.BatchStream):
         """psycopg2 reads it piece by piece while the server is in COPY."""
 
-        def read(self, size: int | None = -1, /) -> bytes:
-            if self.tell() > 0 or len(self.getbuffer()) <= (size or -1):
+        def read(self, size: int = -1) -> bytes:
+            piece = super().read(size)
+            if not piece:
                 stop()
-            return super().read(size)
+            return piece
 
     def complete(*arguments: Any) -> None:
         recorded(*arguments)
         stop()
 
     if place == "copy":
-        vars(sink)["io"] = SimpleNamespace(BytesIO=Stopping)
+        vars(sink)["BatchStream"] = Stopping
     else:
         recorded = progress.complete
         vars(progress)["complete"] = complete

@@ -108,6 +108,22 @@ def test_a_halfvec_is_judged_by_what_the_cast_leaves(value: float, reason: Reaso
     assert reasons(half) == ({"k0": reason} if reason else {})
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"), [(np.nan, Reason.NOT_FINITE), (np.inf, Reason.NOT_FINITE), (0.0, Reason.ZERO)]
+)
+def test_a_bad_vector_is_found_in_a_batch_of_vectors_alone(value: float, reason: Reason) -> None:
+    vectors = np.array([[1, 2], [value, 0], [3, 4]], np.float32)
+    valid = VectorBatch(source_keys=["a", "b", "c"], vectors=vectors).validated(cosine=True)
+    assert list(valid.source_keys) == ["a", "c"]
+    assert [(error.key, error.reason) for error in valid.rejected] == [("b", reason)]
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e-45, 3e38])
+def test_a_vector_whose_squared_length_is_no_float32_is_kept(value: float) -> None:
+    vectors = np.full((2, 8), value, np.float32)
+    assert VectorBatch(source_keys=["a", "b"], vectors=vectors).validated(cosine=True).rejected == ()
+
+
 def test_an_empty_batch_is_valid() -> None:
     batch = to_batch(np.empty((0, 4)))
     assert batch.validated(cosine=True) is batch

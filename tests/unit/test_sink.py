@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from amprenta_vectors.backfill.sink import COPY_HEADER, COPY_TRAILER, Sink, encode
+from amprenta_vectors.backfill.encoding import COPY_HEADER, COPY_TRAILER, PIECE_BYTES, BatchStream
+from amprenta_vectors.backfill.sink import Sink
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.schema.expressions import column_type
 from amprenta_vectors.schema.registry import RAG_CHUNKS
@@ -41,7 +43,11 @@ def decode(data: bytes) -> list[list[bytes | None]]:
 
 
 def to_rows(batch: VectorBatch) -> list[list[bytes | None]]:
-    return decode(encode(batch, batch.vectors.astype(">f4")))
+    stream = BatchStream(batch)
+    found = decode(b"".join(iter(stream.read, b"")))
+    vectors = [(row[1 + len(key)] or b"")[4:] for row, key in zip(found, batch.keys or [], strict=True)]
+    assert stream.checksum == zlib.crc32(b"".join(vectors))
+    return found
 
 
 def test_a_row_is_ordinal_key_vector_text_and_metadata() -> None:
@@ -74,6 +80,16 @@ def test_a_slice_of_a_larger_matrix_is_encoded_as_itself() -> None:
         struct.pack(">hhff", 2, 0, 5, 6),
         struct.pack(">hhff", 2, 0, 9, 10),
     ]
+
+
+def test_a_batch_of_several_pieces_is_one_copy() -> None:
+    rows = 2 * PIECE_BYTES // (4 * 1024) + 3
+    vectors = np.random.default_rng(2).standard_normal((rows, 1024), dtype=np.float32)
+    keys = [(f"k{number}",) for number in range(rows)]
+    found = to_rows(VectorBatch(source_keys=[key for (key,) in keys], vectors=vectors, keys=keys))
+    assert [row[0] for row in found] == [struct.pack(">i", number) for number in range(rows)]
+    assert [row[1] for row in found] == [key.encode() for (key,) in keys]
+    assert b"".join((row[2] or b"")[4:] for row in found) == vectors.astype(">f4").tobytes()
 
 
 def test_an_empty_batch_is_an_empty_copy() -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.backfill.progress.set_aside import settle
 from amprenta_vectors.errors import LeaseLost, RowError
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A claimed batch; ``attempt`` and the owner fence it: only they may complete it."""
+    """A claimed batch; ``attempt`` and the owner fence it: only they may complete it.
+
+    ``claimed_at`` is the database's time; what is fetched of it was read later.
+    """
 
     number: int
     keys: Sequence[str]
     attempt: int
+    claimed_at: datetime
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ def _end_sessions(connection: Connection, tags: Sequence[str]) -> None:
         )
 
 
+def end_session(connection: Connection, owner: str, batch: Batch) -> None:
+    """End the database session in which ``owner`` still writes a batch that was given back."""
+    _end_sessions(connection, [session_tag(owner, batch.number)])
+
+
 def claim(connection: Connection, run_id: int, owner: str, lease_seconds: float) -> Batch | None:
     """Take the first batch that is pending, or whose lease has run out; None where there is none now.
 
@@ -77,14 +87,14 @@ def claim(connection: Connection, run_id: int, owner: str, lease_seconds: float)
                 SELECT p.batch, p.owner AS former FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
                 WHERE p.run_id = :run_id AND r.state = 'running' AND r.desired_state = 'running'
                   AND (p.status = 'pending' OR (p.status = 'running' AND p.lease_expires_at < clock_timestamp()))
-                ORDER BY p.batch LIMIT 1 FOR UPDATE OF p SKIP LOCKED
+                ORDER BY p.batch LIMIT 1 FOR UPDATE OF p SKIP LOCKED FOR KEY SHARE OF r
             )
             UPDATE migration_progress p
             SET status = 'running', owner = :owner, attempt = attempt + 1,
                 lease_expires_at = clock_timestamp() + make_interval(secs => :lease),
                 started_at = coalesce(started_at, clock_timestamp())
             FROM next WHERE p.run_id = :run_id AND p.batch = next.batch
-            RETURNING p.batch, p.keys, p.attempt, next.former
+            RETURNING p.batch, p.keys, p.attempt, clock_timestamp() AS claimed_at, next.former
         """),
         {"run_id": run_id, "owner": owner, "lease": lease_seconds},
     ).first()
@@ -93,7 +103,7 @@ def claim(connection: Connection, run_id: int, owner: str, lease_seconds: float)
         return None
     if row.former is not None:
         _end_sessions(connection, [session_tag(row.former, row.batch)])
-    return Batch(row.batch, row.keys, row.attempt)
+    return Batch(row.batch, row.keys, row.attempt, row.claimed_at)
 
 
 def renew(connection: Connection, run_id: int, owner: str, batches: Sequence[int], lease_seconds: float) -> None:
@@ -149,43 +159,17 @@ def lock_batch(connection: Connection, run_id: int, owner: str, batch: Batch) ->
 
 
 def complete(connection: Connection, run: Run, batch: Batch, outcome: Outcome, errors: Sequence[RowError]) -> None:
-    """Record a batch as done, in the transaction that wrote its rows and after `lock_batch`.
-
-    A row that was set aside before, by this run or another into the same column and scope, is resolved where this batch
-    has no error for it; where it has, its attempts are counted on.
-    """
-    values = {"run_id": run.id, "batch": batch.number, "target": run.target, "scope": json.dumps(run.scope)}
-    if errors:
-        connection.execute(
-            sa.text("""
-                INSERT INTO migration_error (run_id, key, reason, batch, detail, attempts)
-                SELECT :run_id, :key, :reason, :batch, :detail, 1 + coalesce(max(e.attempts), 0)
-                FROM migration_error e JOIN migration_run r ON r.id = e.run_id
-                WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.key = :key AND e.reason = :reason
-                  AND e.resolved_at IS NULL
-                ON CONFLICT (run_id, key, reason) DO UPDATE
-                SET attempts = migration_error.attempts + 1, detail = excluded.detail, resolved_at = NULL
-            """),
-            [{**values, "key": error.key, "reason": error.reason, "detail": error.detail} for error in errors],
-        )
-    in_error = {error.key for error in errors}
-    connection.execute(
-        sa.text("""
-            UPDATE migration_error e SET resolved_at = clock_timestamp() FROM migration_run r
-            WHERE r.id = e.run_id AND r.target = :target AND r.scope = CAST(:scope AS jsonb)
-              AND e.resolved_at IS NULL AND e.key = ANY(CAST(:settled AS text[]))
-        """),
-        {**values, "settled": [key for key in batch.keys if key not in in_error]},
-    )
+    """Record a batch as done, and what became of its keys, after `lock_batch` and in the transaction of its rows."""
+    settle(connection, run, batch.number, errors)
     connection.execute(
         sa.text("""
             UPDATE migration_progress
-            SET status = 'done', keys = '{}', lease_expires_at = NULL, finished_at = clock_timestamp(),
-                rows_written = :written, rows_skipped = :skipped, rows_missing = :missing,
-                rows_quarantined = :quarantined, checksum = :checksum, last_error = NULL
+            SET status = 'done', keys_done = cardinality(keys), keys = '{}', lease_expires_at = NULL,
+                finished_at = clock_timestamp(), rows_written = :written, rows_skipped = :skipped,
+                rows_missing = :missing, rows_quarantined = :quarantined, checksum = :checksum, last_error = NULL
             WHERE run_id = :run_id AND batch = :batch
         """),
-        {**values, **asdict(outcome)},
+        {"run_id": run.id, "batch": batch.number, **asdict(outcome)},
     )
 
 

@@ -23,6 +23,7 @@ class Event(StrEnum):
     RESUMED = "resumed"
     CANCELLED = "cancelled"
     FAILED = "failed"
+    STOPPED = "stopped"
     FINISHED = "finished"
     THROTTLED = "throttled"
     UNTHROTTLED = "unthrottled"
@@ -31,6 +32,7 @@ class Event(StrEnum):
     INDEX_BUILDING = "index_building"
     INDEX_BUILT = "index_built"
     VERIFIED = "verified"
+    BATCH_CUT = "batch_cut"
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,14 @@ class Counts:
     batches: int
     batches_done: int
     batches_running: int
+    keys_done: int
+    """Source keys that need no further work; a key map may make several rows of one, or none."""
     written: int
     skipped: int
     missing: int
     quarantined: int
     set_aside: int
     owners: int
-
-    @property
-    def keys_done(self) -> int:
-        """Source rows that need no further work."""
-        return self.written + self.skipped + self.missing + self.quarantined
 
 
 def count(connection: Connection, run_id: int) -> Counts:
@@ -34,6 +31,7 @@ def count(connection: Connection, run_id: int) -> Counts:
         sa.text("""
             SELECT count(*) AS batches, count(*) FILTER (WHERE status = 'done') AS batches_done,
                    count(*) FILTER (WHERE status = 'running') AS batches_running,
+                   coalesce(sum(keys_done), 0)::bigint AS keys_done,
                    coalesce(sum(rows_written), 0)::bigint AS written, coalesce(sum(rows_skipped), 0)::bigint AS skipped,
                    coalesce(sum(rows_missing), 0)::bigint AS missing,
                    coalesce(sum(rows_quarantined), 0)::bigint AS quarantined,

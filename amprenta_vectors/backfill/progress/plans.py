@@ -25,7 +25,7 @@ def claim_plan(connection: Connection, run_id: int, owner: str, lease_seconds: f
         sa.text("""
             UPDATE migration_run
             SET plan_owner = :owner, plan_lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
-            WHERE id = :id AND planned_at IS NULL AND state = 'running'
+            WHERE id = :id AND planned_at IS NULL AND state = 'running' AND desired_state = 'running'
               AND (plan_owner IS NULL OR plan_owner = :owner OR plan_lease_expires_at < clock_timestamp())
             RETURNING plan_token, planned_keys
         """),
@@ -56,7 +56,7 @@ def extend_plan(
                 planned_at = CASE WHEN :complete THEN clock_timestamp() END
             WHERE id = :id AND plan_owner = :owner AND planned_at IS NULL AND state = 'running'
               AND planned_keys = :before
-            RETURNING (SELECT coalesce(max(batch), 0) FROM migration_progress WHERE run_id = :id) AS last
+            RETURNING id
         """),
         {
             "id": run_id,
@@ -70,6 +70,10 @@ def extend_plan(
     if row is None:
         raise LeaseLost("the plan of this run is not where this process left it")
     if batches:
+        # Not in the statement before: that may have waited for a batch to be cut in two, and does not see the new one.
+        last = connection.execute(
+            sa.text("SELECT coalesce(max(batch), 0) FROM migration_progress WHERE run_id = :id"), {"id": run_id}
+        ).scalar_one()
         connection.execute(
             sa.text("""
                 INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys)
@@ -77,10 +81,23 @@ def extend_plan(
             """),
             [
                 {"run_id": run_id, "batch": number, "first_key": part[0], "last_key": part[-1], "keys": list(part)}
-                for number, part in enumerate(batches, row.last + 1)
+                for number, part in enumerate(batches, last + 1)
             ],
         )
     return Plan(token, plan.planned_keys + keys)
+
+
+def many_pending(connection: Connection, run_id: int, most: int) -> bool:
+    """Whether at least ``most`` batches wait to be claimed."""
+    pending = connection.execute(
+        sa.text("""
+            SELECT count(*) FROM (
+                SELECT 1 FROM migration_progress WHERE run_id = :id AND status = 'pending' LIMIT :most
+            ) AS waiting
+        """),
+        {"id": run_id, "most": most},
+    ).scalar_one()
+    return bool(pending >= most)
 
 
 def forget_token(connection: Connection, run_id: int, owner: str) -> None:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry
+from amprenta_vectors.backfill.progress.events import Event, record_event
 from amprenta_vectors.backfill.states import UNFINISHED, RunState, sources_of
 from amprenta_vectors.errors import RunConflict
 
@@ -24,7 +26,7 @@ class RunSpec:
     scope: Mapping[str, str]
     source_kind: str
     source: str
-    keys_from: str
+    keys_from: KeysFrom
     key_map: str
     model: str | None
     dimension: int
@@ -34,7 +36,11 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """A row of ``migration_run``."""
+    """A row of ``migration_run``. ``expected_keys`` is how many it was begun with the prospect of; None is unknown.
+
+    ``limits`` are those that a person set while it went on: ``workers`` (of each process), ``list_per_second``,
+    ``fetch_per_second``, ``read_units_per_second``, ``max_read_units``; where a name is absent, none was.
+    """
 
     id: int
     vector_table: str
@@ -42,7 +48,7 @@ class Run:
     scope: dict[str, str]
     source_kind: str | None
     source: str | None
-    keys_from: Literal["table", "source"] | None
+    keys_from: KeysFrom | None
     key_map: str | None
     model: str | None
     dimension: int | None
@@ -50,8 +56,12 @@ class Run:
     state: str
     desired_state: str
     row_limit: int | None
+    expected_keys: int | None
+    limits: dict[str, float]
+    read_units: int
     planned_keys: int
     planned_at: datetime | None
+    throttle_reason: str | None
     last_error: str | None
     created_at: datetime
     started_at: datetime | None
@@ -60,12 +70,18 @@ class Run:
 
 def load_run(connection: Connection, run_id: int) -> Run:
     """The run of that number."""
-    return _run(connection.execute(sa.text("SELECT * FROM migration_run WHERE id = :id"), {"id": run_id}).one())
+    return to_run(connection.execute(sa.text("SELECT * FROM migration_run WHERE id = :id"), {"id": run_id}).one())
+
+
+def lock_run(connection: Connection, run_id: int) -> Run:
+    """The run of that number, held against other changes of it until the transaction's end."""
+    statement = sa.text("SELECT * FROM migration_run WHERE id = :id FOR NO KEY UPDATE")
+    return to_run(connection.execute(statement, {"id": run_id}).one())
 
 
 def list_runs(connection: Connection) -> list[Run]:
     """Every run, the newest first."""
-    return [_run(row) for row in connection.execute(sa.text("SELECT * FROM migration_run ORDER BY id DESC"))]
+    return [to_run(row) for row in connection.execute(sa.text("SELECT * FROM migration_run ORDER BY id DESC"))]
 
 
 def unfinished_run(connection: Connection, target: str, scope: Mapping[str, str]) -> Run | None:
@@ -77,19 +93,37 @@ def unfinished_run(connection: Connection, target: str, scope: Mapping[str, str]
         """),
         {"target": target, "scope": json.dumps(dict(scope)), "states": list(UNFINISHED)},
     ).first()
-    return None if row is None else _run(row)
+    return None if row is None else to_run(row)
 
 
 def finished_run(connection: Connection, target: str, fingerprint: str) -> Run | None:
-    """The last run of that fingerprint, if it finished and no revision has queued another one since."""
+    """The last run of that fingerprint, if it finished and no revision has queued another one since.
+
+    One that took rows again that were set aside is none: it did not look for others.
+    """
     row = connection.execute(
         sa.text("""
-            SELECT * FROM migration_run WHERE target = :target AND (fingerprint = :fingerprint OR source IS NULL)
+            SELECT * FROM migration_run
+            WHERE target = :target AND (source IS NULL OR (
+                fingerprint = :fingerprint AND keys_from IN ('table', 'source')
+            ))
             ORDER BY id DESC LIMIT 1
         """),
         {"target": target, "fingerprint": fingerprint},
     ).first()
-    return _run(row) if row is not None and row.source is not None and row.state == RunState.FINISHED else None
+    return to_run(row) if row is not None and row.source is not None and row.state == RunState.FINISHED else None
+
+
+def last_finished(connection: Connection, target: str, scope: Mapping[str, str]) -> int | None:
+    """The number of the last run that finished into that column and scope."""
+    found: int | None = connection.execute(
+        sa.text("""
+            SELECT max(id) FROM migration_run
+            WHERE target = :target AND scope = CAST(:scope AS jsonb) AND source IS NOT NULL AND state = 'finished'
+        """),
+        {"target": target, "scope": json.dumps(dict(scope))},
+    ).scalar_one()
+    return found
 
 
 def earlier_models(connection: Connection, target: str, scope: Mapping[str, str]) -> set[str]:
@@ -104,11 +138,28 @@ def earlier_models(connection: Connection, target: str, scope: Mapping[str, str]
     return set(rows.scalars())
 
 
-def begin_run(connection: Connection, spec: RunSpec) -> Run:
+def has_written(connection: Connection, target: str, scope: Mapping[str, str]) -> bool:
+    """Whether a run, finished or not, wrote into that column and scope."""
+    statement = sa.text("""
+        SELECT EXISTS (
+            SELECT 1 FROM migration_run r JOIN migration_progress p ON p.run_id = r.id
+            WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND p.rows_written > 0
+        )
+    """)
+    return bool(connection.execute(statement, {"target": target, "scope": json.dumps(dict(scope))}).scalar_one())
+
+
+def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None = None) -> Run:
     """Begin a run: the one a revision queued for this column where there is one, else a new one.
 
-    Call under `serialize_starts`. The database refuses a second live run into one column and scope.
+    Call under `serialize_starts`. The database refuses a second live run into one column and scope. What a revision
+    queued is more than to take rows again that were set aside: raises `RunConflict` for a run that is to do just that.
     """
+    if is_retry(spec.keys_from) and _is_queued(connection, spec.target):
+        raise RunConflict(
+            f"a backfill of {spec.target} is queued",
+            hint="amprenta-vectors backfill --resume starts it, and takes rows that were set aside again",
+        )
     values = {
         "vector_table": spec.vector_table,
         "target": spec.target,
@@ -121,13 +172,15 @@ def begin_run(connection: Connection, spec: RunSpec) -> Run:
         "dimension": spec.dimension,
         "fingerprint": spec.fingerprint,
         "row_limit": spec.row_limit,
+        "expected_keys": expected_keys,
     }
     queued = connection.execute(
         sa.text("""
             UPDATE migration_run SET
                 scope = CAST(:scope AS jsonb), source_kind = :source_kind, source = :source, keys_from = :keys_from,
                 key_map = :key_map, model = :model, dimension = :dimension, fingerprint = :fingerprint,
-                row_limit = :row_limit, state = 'running', started_at = clock_timestamp()
+                row_limit = :row_limit, expected_keys = :expected_keys, state = 'running', desired_state = 'running',
+                started_at = clock_timestamp()
             WHERE id = (
                 SELECT id FROM migration_run WHERE target = :target AND state = 'planned' AND source IS NULL
                 ORDER BY id LIMIT 1
@@ -137,21 +190,28 @@ def begin_run(connection: Connection, spec: RunSpec) -> Run:
         values,
     ).first()
     if queued is not None:
-        return _run(queued)
-    return _run(
+        return to_run(queued)
+    return to_run(
         connection.execute(
             sa.text("""
                 INSERT INTO migration_run (
                     vector_table, target, scope, source_kind, source, keys_from, key_map, model, dimension,
-                    fingerprint, row_limit, state, desired_state, started_at
+                    fingerprint, row_limit, expected_keys, state, desired_state, started_at
                 ) VALUES (
                     :vector_table, :target, CAST(:scope AS jsonb), :source_kind, :source, :keys_from, :key_map, :model,
-                    :dimension, :fingerprint, :row_limit, 'running', 'running', clock_timestamp()
+                    :dimension, :fingerprint, :row_limit, :expected_keys, 'running', 'running', clock_timestamp()
                 ) RETURNING *
             """),
             values,
         ).one()
     )
+
+
+def _is_queued(connection: Connection, target: str) -> bool:
+    statement = sa.text("""
+        SELECT EXISTS (SELECT 1 FROM migration_run WHERE target = :target AND state = 'planned' AND source IS NULL)
+    """)
+    return bool(connection.execute(statement, {"target": target}).scalar_one())
 
 
 def move(connection: Connection, run_id: int, state: RunState, *, error: str | None = None) -> bool:
@@ -160,7 +220,7 @@ def move(connection: Connection, run_id: int, state: RunState, *, error: str | N
         sa.text("""
             UPDATE migration_run
             SET state = CAST(:state AS text), last_error = :error,
-                finished_at = CASE WHEN :state IN ('finished', 'failed', 'cancelled') THEN clock_timestamp() END
+                finished_at = CASE WHEN :state IN ('finished', 'cancelled') THEN clock_timestamp() END
             WHERE id = :id AND state = ANY(:before)
         """),
         {"id": run_id, "state": state, "error": error, "before": list(sources_of(state))},
@@ -172,7 +232,24 @@ def cancel(connection: Connection, run_id: int) -> None:
     """Cancel a run once no transaction that writes rows of it is under way; none can be committed afterwards."""
     # Stronger than the UPDATE's own lock: it excludes the one that `lock_batch` holds.
     connection.execute(sa.text("SELECT 1 FROM migration_run WHERE id = :id FOR UPDATE"), {"id": run_id})
-    move(connection, run_id, RunState.CANCELLED)
+    if move(connection, run_id, RunState.CANCELLED):
+        record_event(connection, run_id, Event.CANCELLED)
+
+
+def finish(connection: Connection, run_id: int) -> bool:
+    """Bring a run to the end that is ordered: finished, or cancelled; returns whether this finished it.
+
+    Where it is to be paused, it stays as it is.
+    """
+    desired = connection.execute(
+        sa.text("SELECT desired_state FROM migration_run WHERE id = :id"), {"id": run_id}
+    ).scalar_one()
+    if desired == RunState.CANCELLED:
+        cancel(connection, run_id)
+    finished = desired == RunState.RUNNING and move(connection, run_id, RunState.FINISHED)
+    if finished:
+        record_event(connection, run_id, Event.FINISHED)
+    return finished
 
 
 def note_error(connection: Connection, run_id: int, message: str | None) -> None:
@@ -227,5 +304,6 @@ def check_same(run: Run, spec: RunSpec) -> None:
     )
 
 
-def _run(row: Any) -> Run:
+def to_run(row: Any) -> Run:
+    """The run of a row that has every column of ``migration_run``."""
     return Run(**{field.name: row._mapping[field.name] for field in fields(Run)})

@@ -1,12 +1,86 @@
-"""``migration_error``: the rows that were set aside, by reason."""
+"""``migration_error``: the rows that were set aside, by reason, and a run that takes them again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+
+from amprenta_vectors.backfill.keys_from import KeysFrom
+from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.errors import RowError
+
+LONGEST_DETAIL = 500
+"""Characters that are kept of why a row was set aside."""
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A row that a run set aside and none has settled since. ``attempts`` counts those of all runs."""
+
+    run: int
+    target: str
+    scope: Mapping[str, str]
+    key: str
+    reason: str
+    detail: str
+    attempts: int
+    at: datetime
+
+
+def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowError]) -> None:
+    """Record what became of the keys of a batch, in the transaction that wrote their rows, while it still has them.
+
+    A key that was set aside before, by this run or another into the same column and scope, is resolved where there is
+    no error for it now, or another one; its attempts are counted on.
+    """
+    current = {(error.key, str(error.reason)): error for error in errors}
+    values = {
+        "run_id": run.id,
+        "batch": batch,
+        "target": run.target,
+        "scope": json.dumps(run.scope),
+        "keys": [key for key, _ in current],
+        "reasons": [reason for _, reason in current],
+        "details": [error.detail.replace("\0", "")[:LONGEST_DETAIL] for error in current.values()],
+    }
+    if current:
+        connection.execute(
+            sa.text("""
+                INSERT INTO migration_error (run_id, key, reason, batch, detail, attempts)
+                SELECT :run_id, now.key, now.reason, :batch, now.detail, 1 + coalesce((
+                    SELECT max(e.attempts) FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+                    WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.key = now.key
+                      AND e.resolved_at IS NULL
+                ), 0)
+                FROM unnest(CAST(:keys AS text[]), CAST(:reasons AS text[]), CAST(:details AS text[]))
+                    AS now(key, reason, detail)
+                ON CONFLICT (run_id, key, reason) DO UPDATE
+                SET attempts = greatest(excluded.attempts, migration_error.attempts + 1), detail = excluded.detail,
+                    resolved_at = NULL
+            """),
+            values,
+        )
+    connection.execute(
+        sa.text("""
+            UPDATE migration_error e SET resolved_at = clock_timestamp() FROM migration_run r
+            WHERE r.id = e.run_id AND r.target = :target AND r.scope = CAST(:scope AS jsonb)
+              AND e.resolved_at IS NULL
+              AND e.key = ANY(CAST((
+                  SELECT p.keys FROM migration_progress p WHERE p.run_id = :run_id AND p.batch = :batch
+              ) AS text[]))
+              AND NOT EXISTS (
+                  SELECT 1 FROM unnest(CAST(:keys AS text[]), CAST(:reasons AS text[])) AS now(key, reason)
+                  WHERE now.key = e.key AND now.reason = e.reason
+              )
+        """),
+        values,
+    )
 
 
 def errors_by_reason(connection: Connection, run_id: int) -> dict[str, int]:
@@ -21,6 +95,36 @@ def errors_by_reason(connection: Connection, run_id: int) -> dict[str, int]:
     return {row.reason: row.rows for row in rows}
 
 
+@dataclass(frozen=True)
+class BadFigures:
+    """What was handled and set aside since a run was last stopped for it; missing keys are handled, and not bad.
+
+    ``last_stop`` tells that stop from every other one; 0 where there was none.
+    """
+
+    last_stop: int
+    handled: int
+    bad: int
+
+
+def bad_figures(connection: Connection, run_id: int) -> BadFigures:
+    """The figures of all processes of a run, since it was begun or last stopped."""
+    row = connection.execute(
+        sa.text("""
+            WITH stop AS (
+                SELECT coalesce(max(id), 0) AS id, coalesce(max(at), '-infinity') AS at
+                FROM migration_event WHERE run_id = :run_id AND event = 'stopped'
+            )
+            SELECT (SELECT id FROM stop) AS last_stop, coalesce(sum(keys_done), 0)::bigint AS handled,
+                   coalesce(sum(rows_quarantined), 0)::bigint AS bad
+            FROM migration_progress
+            WHERE run_id = :run_id AND status = 'done' AND finished_at > (SELECT at FROM stop)
+        """),
+        {"run_id": run_id},
+    ).one()
+    return BadFigures(**row._mapping)
+
+
 def set_aside_keys(connection: Connection, target: str, scope: Mapping[str, str]) -> dict[str, str]:
     """The source keys that runs into that column and scope set aside, with the reason."""
     rows = connection.execute(
@@ -31,3 +135,86 @@ def set_aside_keys(connection: Connection, target: str, scope: Mapping[str, str]
         {"target": target, "scope": json.dumps(dict(scope))},
     )
     return {row.key: row.reason for row in rows}
+
+
+# A row that several runs set aside for one reason is one row: the latest run's.
+_STANDING = """
+    SELECT DISTINCT ON (r.target, r.scope, e.key, e.reason)
+           e.run_id AS run, r.target, r.scope, e.key, e.reason, e.detail, e.attempts, e.created_at AS at
+    FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+    WHERE e.resolved_at IS NULL AND (CAST(:run AS bigint) IS NULL OR e.run_id = :run)
+      AND (CAST(:reason AS text) IS NULL OR e.reason = :reason)
+    ORDER BY r.target, r.scope, e.key, e.reason, e.run_id DESC
+"""
+_LISTED = sa.text("SELECT * FROM (" + _STANDING + ") standing ORDER BY run DESC, reason, key LIMIT :limit")  # noqa: S608
+_COUNTED = sa.text(
+    "SELECT reason, count(*) AS rows FROM (" + _STANDING + ") standing GROUP BY reason ORDER BY reason"  # noqa: S608
+)
+
+
+def list_set_aside(
+    connection: Connection, run_id: int | None, reason: str | None, limit: int
+) -> tuple[dict[str, int], list[SetAside]]:
+    """How many rows stand set aside by reason, and the first ``limit`` of them, the newest run's first.
+
+    Of one run, or of all; of one reason, or of all.
+    """
+    values = {"run": run_id, "reason": reason, "limit": limit}
+    counts = {row.reason: row.rows for row in connection.execute(_COUNTED, values)}
+    return counts, [SetAside(**row._mapping) for row in connection.execute(_LISTED, values)]
+
+
+# A key is the latest run's that set it aside: what that run did with rows that are not there, the next one must do.
+_TO_RETRY = """
+    SELECT key, keys_from FROM (
+        SELECT DISTINCT ON (e.key) e.key, r.keys_from
+        FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+        WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.resolved_at IS NULL
+          AND (CAST(:reason AS text) IS NULL OR e.reason = :reason)
+        ORDER BY e.key, e.run_id DESC
+    ) latest
+"""
+_COUNT_TO_RETRY = sa.text("SELECT keys_from, count(*) AS keys FROM (" + _TO_RETRY + ") aside GROUP BY 1")  # noqa: S608
+_PLAN_RETRY = sa.text(
+    """
+    WITH numbered AS (
+        SELECT key, (row_number() OVER (ORDER BY key) - 1) / :size + 1 AS batch
+        FROM ("""  # noqa: S608
+    + _TO_RETRY
+    + """) aside WHERE keys_from = ANY(CAST(:origins AS text[]))
+    ), stored AS (
+        INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys)
+        SELECT :run_id, batch, min(key), max(key), array_agg(key ORDER BY key) FROM numbered GROUP BY batch
+        RETURNING cardinality(keys) AS keys
+    )
+    UPDATE migration_run
+    SET planned_keys = (SELECT coalesce(sum(keys), 0) FROM stored), planned_at = clock_timestamp()
+    WHERE id = :run_id
+    """
+)
+
+
+def count_to_retry(
+    connection: Connection, target: str, scope: Mapping[str, str], reason: str | None
+) -> dict[KeysFrom, int]:
+    """How many keys stand set aside in that column and scope, by ``keys_from`` of the run that did it last."""
+    values: dict[str, Any] = {"target": target, "scope": json.dumps(dict(scope)), "reason": reason}
+    return {row.keys_from: row.keys for row in connection.execute(_COUNT_TO_RETRY, values)}
+
+
+def plan_retry(connection: Connection, run: Run, origins: Sequence[str], reason: str | None, batch_size: int) -> None:
+    """Store all batches of a run that takes rows again that runs with ``keys_from`` among ``origins`` set aside.
+
+    In the transaction that begins it; its plan is complete afterwards.
+    """
+    connection.execute(
+        _PLAN_RETRY,
+        {
+            "run_id": run.id,
+            "target": run.target,
+            "scope": json.dumps(run.scope),
+            "reason": reason,
+            "origins": list(origins),
+            "size": batch_size,
+        },
+    )

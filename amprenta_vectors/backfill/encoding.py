@@ -1,0 +1,100 @@
+"""PostgreSQL's binary COPY format: how a batch's rows become bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amprenta_vectors.batch import Key, Sparse, VectorBatch
+
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
+COPY_TRAILER = struct.pack(">h", -1)
+PIECE_BYTES = 512 * 1024
+"""Of vectors that are encoded at a time: few enough to stay in a processor's cache."""
+
+_LENGTH = struct.Struct(">i")
+_NULL = _LENGTH.pack(-1)
+_ROW = struct.Struct(">hii")
+"""How a row begins: the number of its fields, and its ordinal as the first of them."""
+
+
+class BatchStream:
+    """A batch as the file that COPY reads: ordinal, key columns, embedding, text, metadata; sparse values where wanted.
+
+    Encoded piece by piece as it is read, so that no second copy of a batch is in memory. ``checksum`` is the CRC-32 of
+    the vectors read so far, as they are sent. Raises ValueError for a batch without target keys.
+    """
+
+    def __init__(self, batch: VectorBatch, sparse_dimension: int | None = None) -> None:
+        if batch.keys is None:
+            raise ValueError("a batch is written by its target keys; apply a key map first")
+        self.checksum = 0
+        self._batch = batch
+        self._keys = batch.keys
+        self._sparse_dimension = sparse_dimension
+        self._pieces = self._encode()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next piece, whatever ``size`` is; nothing once all have been read."""
+        return next(self._pieces, b"")
+
+    def _encode(self) -> Iterator[bytes]:
+        yield COPY_HEADER
+        rows = max(1, PIECE_BYTES // max(1, 4 * self._batch.dimension))
+        for start in range(0, len(self._batch), rows):
+            big_endian: NDArray[np.float32] = self._batch.vectors[start : start + rows].astype(">f4", order="C")
+            self.checksum = zlib.crc32(big_endian.data, self.checksum)
+            yield b"".join(self._rows(start, big_endian))
+        yield COPY_TRAILER
+
+    def _rows(self, start: int, big_endian: NDArray[np.float32]) -> Iterator[bytes | memoryview]:
+        """The fields of some rows, each its length and its bytes (https://www.postgresql.org/docs/current/sql-copy.html).
+
+        A vector is its int16 dimension, an int16 zero and big-endian float32 values (pgvector's ``vector_recv``).
+        """
+        dimension = self._batch.dimension
+        row_bytes = 4 * dimension
+        vector_head = _LENGTH.pack(4 + row_bytes) + struct.pack(">hh", dimension, 0)
+        values = big_endian.data.cast("B")
+        fields = len(self._keys[0]) + (4 if self._sparse_dimension is None else 5)
+        for place in range(len(big_endian)):
+            row = start + place
+            yield _ROW.pack(fields, 4, row) + _key(self._keys[row]) + vector_head
+            yield values[place * row_bytes : (place + 1) * row_bytes]
+            yield self._rest(row)
+
+    def _rest(self, row: int) -> bytes:
+        """The fields after the vector."""
+        batch = self._batch
+        text = batch.texts[row] if batch.texts is not None else None
+        metadata = batch.metadata[row] if batch.metadata is not None else None
+        rest = _NULL if text is None else _sized(text.encode())
+        rest += _NULL if metadata is None else _sized(json.dumps(metadata, ensure_ascii=False).encode())
+        if self._sparse_dimension is None:
+            return rest
+        sparse = batch.sparse[row] if batch.sparse is not None else None
+        return rest + (_NULL if sparse is None else _sized(sparse_bytes(sparse, self._sparse_dimension)))
+
+
+def sparse_bytes(sparse: Sparse, dimension: int) -> bytes:
+    """Fitted sparse values as ``sparsevec_send`` gives them.
+
+    That is the dimension, the number of values and a zero, all int32, then the int32 indices from 0 and the float32
+    values, all big-endian (pgvector's ``sparsevec_recv``).
+    """
+    indices, values = sparse
+    head = struct.pack(">iii", dimension, len(indices), 0)
+    return head + indices.astype(">i4").tobytes() + values.astype(">f4").tobytes()
+
+
+def _key(key: Key) -> bytes:
+    return b"".join([_sized(part.encode()) for part in key])
+
+
+def _sized(raw: bytes) -> bytes:
+    return _LENGTH.pack(len(raw)) + raw

@@ -1,0 +1,46 @@
+"""Whether the database can bear another claim: asked about once a second by one worker for all of its process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+LOOK_SECONDS = 1.0
+
+
+class Gate:
+    """Asks ``before_claim`` for a reason to wait, and tells ``on_change`` when there is one, another, or none.
+
+    Both run in a worker's thread, outside any transaction, one worker at a time.
+    """
+
+    def __init__(
+        self,
+        before_claim: Callable[[], str | None],
+        on_change: Callable[[str | None], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._before_claim = before_claim
+        self._on_change = on_change
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self._reason: str | None = None
+
+    def is_open(self) -> bool:
+        """Whether a batch may be claimed, by an answer that is at most a second old."""
+        with self._lock:
+            if self._clock() >= self._next:
+                reason = self._before_claim()
+                self._next = self._clock() + LOOK_SECONDS
+                if reason != self._reason:
+                    self._on_change(reason)
+                    self._reason = reason
+            return self._reason is None
+
+    def reset(self) -> None:
+        """Forget the last answer: the run was held, and its reason to wait with it."""
+        with self._lock:
+            self._next, self._reason = 0.0, None

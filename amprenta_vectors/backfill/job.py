@@ -1,0 +1,84 @@
+"""What a backfill is to do: one source into one scope of one table, and how hard to work at it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry, origin_of
+from amprenta_vectors.backfill.pace import Ceilings
+from amprenta_vectors.backfill.progress import RunSpec
+from amprenta_vectors.schema.keymaps import KeyMap, check_invertible
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.sources.protocol import Source
+
+
+@dataclass(frozen=True)
+class Job:
+    """One source into one scope of one table, and how hard to work at it. ``table`` must come from the catalogue."""
+
+    table: VectorTable
+    scope: Mapping[str, str]
+    source: Source
+    key_map: KeyMap
+    keys_from: KeysFrom
+    model: str | None
+    batch_size: int
+    workers: int
+    lease_seconds: float
+    retry_seconds: float
+    batch_seconds: float | None = None
+    limit: int | None = None
+    defer_index: bool = False
+    drain_seconds: float = 10.0
+    expected_keys: int | None = None
+    ceilings: Ceilings = field(default_factory=Ceilings)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Ordered of the run when this process comes to work at it."""
+    max_bad_share: float = 1.0
+    retry_reason: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` where the table's rows do not tell the source keys that the job is to be made of."""
+        if self.keys_from == "table":
+            check_invertible(self.key_map)
+
+    @property
+    def inserts(self) -> bool:
+        """Whether rows that are not there are inserted."""
+        return origin_of(self.keys_from) == "source" and self.key_map.makes_keys
+
+    @property
+    def most_bad(self) -> float:
+        """The share of keys that may be set aside; all of those that were set aside before."""
+        return 1.0 if is_retry(self.keys_from) else self.max_bad_share
+
+    @property
+    def spec(self) -> RunSpec:
+        """The job as a run records it; the fingerprint has no count, batch size or number of workers in it."""
+        described = self.source.description
+        identity = {
+            "source": [described.kind, described.identity],
+            "target": self.table.target,
+            "scope": dict(self.scope),
+            "dimension": self.table.dimension,
+            "distance": described.distance,
+            "model": self.model,
+            "key_map": self.key_map.name,
+            **({} if self.table.sparse is None else {"sparse": self.table.sparse}),
+        }
+        return RunSpec(
+            vector_table=self.table.name,
+            target=self.table.target,
+            scope=self.scope,
+            source_kind=described.kind,
+            source=described.identity,
+            keys_from=self.keys_from,
+            key_map=self.key_map.name,
+            model=self.model,
+            dimension=self.table.dimension,
+            fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+            row_limit=self.limit,
+        )

@@ -1,0 +1,99 @@
+"""What a person orders of a run while it goes on: to pause, to resume, to be cancelled, and its limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.backfill.progress.events import Event, record_event
+from amprenta_vectors.backfill.progress.runs import lock_run, move
+from amprenta_vectors.backfill.states import RunState
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What is ordered of a run, and the state it is in."""
+
+    state: str
+    desired_state: str
+    limits: Mapping[str, float]
+
+
+def read_orders(connection: Connection, run_id: int) -> Orders:
+    """What is ordered of a run now."""
+    row = connection.execute(
+        sa.text("SELECT state, desired_state, limits FROM migration_run WHERE id = :id"), {"id": run_id}
+    ).one()
+    return Orders(row.state, row.desired_state, row.limits)
+
+
+def order(connection: Connection, run_id: int, desired_state: RunState) -> None:
+    """Write down what a run is to be; its processes read it about twice a second."""
+    connection.execute(
+        sa.text("UPDATE migration_run SET desired_state = :desired WHERE id = :id AND desired_state <> :desired"),
+        {"id": run_id, "desired": desired_state},
+    )
+
+
+def settle_pause(connection: Connection, run_id: int) -> bool:
+    """Call a run paused that is to be, once nobody holds a lease of it; returns whether it is paused now."""
+    # Stronger than an UPDATE's own lock: it waits for claims under way, so that none is overlooked.
+    connection.execute(sa.text("SELECT 1 FROM migration_run WHERE id = :id FOR UPDATE"), {"id": run_id})
+    row = connection.execute(
+        sa.text("""
+            SELECT r.state, r.desired_state,
+                (r.planned_at IS NULL AND r.plan_owner IS NOT NULL AND r.plan_lease_expires_at > clock_timestamp())
+                OR EXISTS (
+                    SELECT 1 FROM migration_progress p
+                    WHERE p.run_id = r.id AND p.status = 'running' AND p.lease_expires_at > clock_timestamp()
+                ) AS held
+            FROM migration_run r WHERE r.id = :id
+        """),
+        {"id": run_id},
+    ).one()
+    if row.state == RunState.PAUSED:
+        return True
+    if row.desired_state != RunState.PAUSED or row.held or not move(connection, run_id, RunState.PAUSED):
+        return False
+    note_throttle(connection, run_id, None)
+    record_event(connection, run_id, Event.PAUSED)
+    return True
+
+
+def resume(connection: Connection, run_id: int) -> None:
+    """Let a run that is paused, or about to be, go on."""
+    order(connection, run_id, RunState.RUNNING)
+    if move(connection, run_id, RunState.RUNNING):
+        record_event(connection, run_id, Event.RESUMED)
+
+
+def change_limits(
+    connection: Connection, run_id: int, changes: Mapping[str, float], *, clear: bool = False
+) -> dict[str, float]:
+    """Merge ``changes`` into a run's limits, or with ``clear`` put them in place of all; returns those in force."""
+    before = lock_run(connection, run_id).limits
+    limits = dict(changes) if clear else {**before, **changes}
+    connection.execute(
+        sa.text("UPDATE migration_run SET limits = CAST(:limits AS jsonb) WHERE id = :id"),
+        {"id": run_id, "limits": json.dumps(limits)},
+    )
+    record_event(connection, run_id, Event.LIMITS_CHANGED, limits)
+    return limits
+
+
+def note_throttle(connection: Connection, run_id: int, reason: str | None) -> None:
+    """Keep why claims wait, None: they do no longer; an event at the first reason and at the last's end."""
+    before = lock_run(connection, run_id).throttle_reason
+    if before == reason:
+        return
+    connection.execute(
+        sa.text("UPDATE migration_run SET throttle_reason = :reason WHERE id = :id"), {"id": run_id, "reason": reason}
+    )
+    if before is None:
+        record_event(connection, run_id, Event.THROTTLED, {"reason": reason})
+    elif reason is None:
+        record_event(connection, run_id, Event.UNTHROTTLED, {"reason": before})

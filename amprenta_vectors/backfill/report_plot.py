@@ -1,0 +1,53 @@
+"""The rate of a run over its time, as an SVG element to be put into a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from amprenta_vectors.plots import AMBER, BLUE, draw
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SHADES = {"paused": "#8896a6", "throttled": AMBER, "silent": "#d9dfe6"}
+_LABELS = {"paused": "paused", "throttled": "throttled", "silent": "nothing ended for a minute or more"}
+
+
+def draw_rate(timeline: Mapping[str, Any], seconds: float) -> str:
+    """Rows written a second over a run of so many ``seconds``, with what was waited through shaded."""
+    unit, divisor = _unit(seconds)
+    width = timeline["bucket_seconds"]
+
+    def fill(axes: Axes) -> None:
+        for kind, shade in _SHADES.items():
+            spans = [wait for wait in timeline["waits"] if wait["kind"] == kind]
+            for number, span in enumerate(spans):
+                label = _LABELS[kind] if number == 0 else None
+                axes.axvspan(span["begin"] / divisor, span["end"] / divisor, color=shade, alpha=0.5, label=label)
+        axes.stairs(*_steps(timeline, width, divisor, seconds), fill=True, color=BLUE, label="rows a second")
+        axes.set_xlim(0, max(seconds, width) / divisor)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(f"{unit} since the run began")
+        axes.set_ylabel("rows a second")
+
+    return draw("Rows written a second over the time of the run", fill)
+
+
+def _steps(
+    timeline: Mapping[str, Any], width: float, divisor: float, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Rates, and the edges between which they hold: one more than there are rates."""
+    number = max(int(seconds / width) + 1, 1)
+    rates = [0.0] * number
+    for bucket in timeline["buckets"]:
+        place = min(round(bucket["begin"] / width), number - 1)
+        rates[place] += bucket["rows"] / width
+    return rates, [edge * width / divisor for edge in range(number + 1)]
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    for unit, divisor in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 3 * divisor:
+            return unit, divisor
+    return "seconds", 1.0

@@ -1,0 +1,84 @@
+"""Which run a process works at: one that it begins, or the unfinished one that it joins."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sqlalchemy.engine import Connection, Engine
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.index import column_is_empty
+from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.keys import has_empty
+from amprenta_vectors.backfill.keys_from import is_retry, origin_of, retry_of
+from amprenta_vectors.backfill.progress import Event, Run
+from amprenta_vectors.backfill.row_sample import models_in_rows
+from amprenta_vectors.errors import RunConflict
+
+Mode = Literal["new", "resume", "restart"]
+
+
+def begin_or_join(engine: Engine, job: Job, owner: str, mode: Mode) -> Run:
+    """The run to work at; one process at a time decides. Raises `RunConflict`, `NotUpgraded`."""
+    spec = job.spec
+    with progress.transaction(engine) as connection:
+        progress.require_tables(connection)
+        progress.serialize_starts(connection, spec.target)
+        run = progress.unfinished_run(connection, spec.target, spec.scope)
+        if run is not None and mode == "restart":
+            progress.end_expired_sessions(connection, run.id)
+            progress.cancel(connection, run.id)
+            run = None
+        if run is not None:
+            if mode == "new":
+                done = progress.count(connection, run.id).keys_done
+                raise RunConflict(
+                    f"run {run.id} into {run.target} is unfinished: {done:,} of {run.planned_keys:,} keys are done",
+                    hint="--resume goes on with it; --restart begins anew (rows already filled stay filled)",
+                )
+            progress.check_same(run, spec)
+            return _join(connection, job, run, owner)
+        ended = progress.finished_run(connection, spec.target, spec.fingerprint) if mode == "resume" else None
+        if ended is not None and _nothing_new(connection, job, ended):
+            return ended
+        _refuse_second_model(connection, job)
+        run = progress.begin_run(connection, spec, job.expected_keys)
+        if is_retry(job.keys_from):
+            run = _plan_retry(connection, job, run)
+        progress.record_event(connection, run.id, Event.BEGUN, {"expected_keys": run.expected_keys})
+        return _join(connection, job, run, owner)
+
+
+def _join(connection: Connection, job: Job, run: Run, owner: str) -> Run:
+    detail = {"owner": owner, "workers": job.workers, "batch_size": job.batch_size}
+    progress.record_event(connection, run.id, Event.JOINED, detail)
+    if job.limits:
+        progress.change_limits(connection, run.id, job.limits)
+    return run
+
+
+def _plan_retry(connection: Connection, job: Job, run: Run) -> Run:
+    """Store all batches of a run that takes rows again which were set aside."""
+    origin = origin_of(job.keys_from)
+    progress.plan_retry(connection, run, [origin, retry_of(origin)], job.retry_reason, job.batch_size)
+    return progress.load_run(connection, run.id)
+
+
+def _nothing_new(connection: Connection, job: Job, ended: Run) -> bool:
+    """Whether a run like the one that ended would find nothing; of the source, that is taken for granted."""
+    if is_retry(job.keys_from):
+        return False
+    if job.keys_from == "table":
+        return not has_empty(connection, job.table, job.scope)
+    return ended.keys_from == "source" and ended.row_limit is None
+
+
+def _refuse_second_model(connection: Connection, job: Job) -> None:
+    """By what runs wrote, where the scope still holds a value, and by what some of its rows name."""
+    named = progress.earlier_models(connection, job.table.target, job.scope)
+    others = (named | models_in_rows(connection, job.table, job.scope)) - {job.model}
+    if job.model is not None and others and not column_is_empty(connection, job.table, job.scope):
+        raise RunConflict(
+            f"{job.table.target} holds vectors of model {', '.join(sorted(others))}; this run is {job.model}",
+            hint="two models never share a column: set EMBEDDING_MODEL to the one that made the vectors",
+        )

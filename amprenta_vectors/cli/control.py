@@ -1,0 +1,94 @@
+"""``amprenta-vectors pause``, ``resume``, ``cancel`` and ``limits``: steering a run from any terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill import orders, progress
+from amprenta_vectors.backfill.states import Order
+from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.report import leave_report
+from amprenta_vectors.config import Settings
+
+_SAID = {
+    "workers": "workers of each process",
+    "list_per_second": "list requests a second",
+    "fetch_per_second": "fetch requests a second",
+    "read_units_per_second": "read units a second",
+    "max_read_units": "read units in all",
+}
+
+run_argument = click.argument("run", type=int, required=False)
+
+
+@click.command()
+@run_argument
+def pause(run: int | None) -> None:
+    """Pause RUN, by default the only one unfinished, and wait up to 60 seconds until nobody works at it.
+
+    Its processes stay and wait for `resume`.
+    """
+    engine, run_id = _open(run, Order.PAUSE)
+    click.echo(f"run {run_id}: waiting until nobody works at it (at most {orders.WAIT_SECONDS:.0f} s)", err=True)
+    orders.pause(engine, run_id)
+    click.echo(f"run {run_id} is paused: nobody works at it; go on with: amprenta-vectors resume {run_id}")
+
+
+@click.command()
+@run_argument
+def resume(run: int | None) -> None:
+    """Let RUN go on, by default the only one paused."""
+    engine, run_id = _open(run, Order.RESUME)
+    orders.resume(engine, run_id)
+    click.echo(f"run {run_id} goes on; where no process waits for it: amprenta-vectors backfill --resume")
+
+
+@click.command()
+@run_argument
+def cancel(run: int | None) -> None:
+    """End RUN for good, by default the only one unfinished. The rows that it wrote stay."""
+    engine, run_id = _open(run, Order.CANCEL)
+    orders.cancel(engine, run_id)
+    with progress.transaction(engine) as connection:
+        written = progress.count(connection, run_id).written
+        begun = progress.load_run(connection, run_id).started_at is not None
+    click.echo(f"run {run_id} is cancelled; the {written:,} rows that it wrote stay")
+    if begun:
+        leave_report(engine, run_id, Settings.load())
+
+
+@click.command()
+@run_argument
+@click.option("--workers", type=click.IntRange(min=1), help="Workers of each process, of those it was started with.")
+@click.option("--list-per-second", type=click.FloatRange(min=0), help="List requests, of all processes.")
+@click.option("--fetch-per-second", type=click.FloatRange(min=0), help="Fetch requests, of all processes.")
+@click.option("--read-units-per-second", type=click.FloatRange(min=0), help="Read units, of all processes.")
+@click.option("--max-read-units", type=click.IntRange(min=0), help="Read units that the run may spend in all.")
+@click.option("--clear", is_flag=True, help="Lift every limit that was set here, before those given are set.")
+def limits(run: int | None, clear: bool, **given: float | None) -> None:
+    """Show the limits set on RUN, by default the only one unfinished, or set some.
+
+    Its processes heed them within a second, before what they were started with. A rate of 0 is none.
+    """
+    engine, run_id = _open(run)
+    changes = {name: value for name, value in given.items() if value is not None}
+    with progress.transaction(engine) as connection:
+        if changes or clear:
+            in_force: Mapping[str, float] = progress.change_limits(connection, run_id, changes, clear=clear)
+        else:
+            in_force = progress.load_run(connection, run_id).limits
+    listed = ", ".join(_said(name, in_force[name]) for name in _SAID if name in in_force)
+    click.echo(f"run {run_id}: {listed or 'no limits but those that its processes were started with'}")
+
+
+def _said(name: str, value: float) -> str:
+    return f"at most {value:,.10g} {_SAID[name]}" if value else f"any number of {_SAID[name]}"
+
+
+def _open(run_id: int | None, order: Order | None = None) -> tuple[Engine, int]:
+    engine = open_database(Settings.load(), 1)
+    with engine.connect() as connection:
+        return engine, orders.choose_run(connection, run_id, order).id

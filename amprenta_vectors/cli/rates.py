@@ -1,0 +1,48 @@
+"""What a command may ask of its source: the options, and what they come to for a run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import click
+
+from amprenta_vectors.backfill.pace import Ceilings
+from amprenta_vectors.config import Settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_HELP = {
+    "list_per_second": "List requests a second, of all processes together; off: no ceiling.  "
+    "[env var: AMPRENTA_LIST_PER_SECOND; default: 200, Pinecone's limit]",
+    "fetch_per_second": "Fetch requests a second, likewise.  "
+    "[env var: AMPRENTA_FETCH_PER_SECOND; default: 100, Pinecone's limit]",
+    "read_units_per_second": "Read units a second, likewise.  [env var: AMPRENTA_READ_UNITS_PER_SECOND; default: off]",
+    "max_read_units": "Stop before the run has cost more than so many read units, repeated requests included.  "
+    "[env var: AMPRENTA_MAX_READ_UNITS; default: off]",
+}
+
+
+def rate_options(command: Command) -> Any:
+    """The ceilings, handed to the command as ``rates``: by the name of the setting, None where not given."""
+
+    @functools.wraps(command)
+    def collect(*arguments: Any, **options: Any) -> Any:
+        return command(*arguments, rates={name: options.pop(name) for name in _HELP}, **options)
+
+    decorated: Any = collect
+    for name, text in reversed(_HELP.items()):
+        decorated = click.option(f"--{name.replace('_', '-')}", metavar="N", help=text)(decorated)
+    return decorated
+
+
+def ceilings_of(settings: Settings) -> Ceilings:
+    """The ceilings of the settings."""
+    return Ceilings(**{field.name: getattr(settings, field.name) for field in fields(Ceilings)})
+
+
+def orders_of(settings: Settings, rates: Mapping[str, str | None]) -> dict[str, float]:
+    """What was given as an option, which holds for the run from now on, in all its processes; 0 is no ceiling."""
+    return {name: getattr(settings, name) or 0 for name, text in rates.items() if text is not None}

@@ -1,0 +1,99 @@
+"""A run in words and in JSON, for `status` and the lines of a run that goes on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from amprenta_vectors.backfill.progress import Counts, Run, Snapshot
+from amprenta_vectors.backfill.states import UNFINISHED, RunState
+from amprenta_vectors.backfill.timeline import Outlook, Remaining
+
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def to_duration(seconds: float) -> str:
+    """Seconds in the two largest units that say something: ``2 h 5 min``."""
+    left = round(seconds)
+    parts: list[str] = []
+    for size, unit in _UNITS:
+        number, left = divmod(left, size)
+        if number or (size == 1 and not parts):
+            parts.append(f"{number} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def to_remaining(remaining: Remaining | None) -> str:
+    """How long is left, as a range."""
+    if remaining is None:
+        return "time left not known yet"
+    least = to_duration(remaining.least)
+    if remaining.most is None:
+        return f"at least {least} left"
+    most = to_duration(remaining.most)
+    return f"{least} left" if most == least else f"{least} to {most} left"
+
+
+def held_by(run: Run) -> str | None:
+    """Why a run that goes on does not move, where somebody or something holds it."""
+    if run.state == RunState.PAUSED:
+        return f"paused; go on with: amprenta-vectors resume {run.id}"
+    if run.state in UNFINISHED and run.desired_state != RunState.RUNNING:
+        return "pausing" if run.desired_state == RunState.PAUSED else "being cancelled"
+    return f"throttled: {run.throttle_reason}" if run.state == RunState.RUNNING and run.throttle_reason else None
+
+
+def to_state(run: Run, counts: Counts) -> str:
+    """The state of a run, and how many processes are at work on it."""
+    if run.state in UNFINISHED and run.source is not None:
+        return f"{run.state}, {counts.owners} process(es) at work" if counts.owners else f"{run.state}, nobody at work"
+    return run.state
+
+
+def to_scope(run: Run) -> str:
+    """The scope of a run as it is listed."""
+    return "".join(f" {name}={value or '(default)'}" for name, value in run.scope.items())
+
+
+def to_pace(outlook: Outlook) -> str:
+    """Rates and the time left, of a run that goes on."""
+    return f"{outlook.recent:,.0f}/s now, {outlook.mean:,.0f}/s on average, {to_remaining(outlook.remaining)}"
+
+
+def to_read_units(run: Run) -> str | None:
+    """What the source was asked for, and how much it may be."""
+    ceiling = run.limits.get("max_read_units") or None
+    if not run.read_units and ceiling is None:
+        return None
+    return f"{run.read_units:,} read units" + (f" of {ceiling:,.0f} at most" if ceiling is not None else "")
+
+
+def to_json(snapshot: Snapshot, outlook: Outlook) -> dict[str, Any]:
+    """A run as JSON; docs/control.md says what each field means."""
+    run, counts = snapshot.run, snapshot.counts
+    return {
+        "run": run.id,
+        "state": run.state,
+        "desired_state": run.desired_state,
+        "at": snapshot.now.isoformat(),
+        "seconds": snapshot.seconds,
+        "source": run.source,
+        "target": run.target,
+        "scope": run.scope,
+        "keys": {"done": counts.keys_done, "expected": outlook.keys_expected, "listed": run.planned_at is not None},
+        "batches": {"done": counts.batches_done, "running": counts.batches_running, "planned": counts.batches},
+        "rows": {name: getattr(counts, name) for name in ("written", "skipped", "missing", "quarantined")},
+        "set_aside": dict(snapshot.set_aside),
+        "keys_per_second": {"recent": outlook.recent, "mean": outlook.mean},
+        "remaining_seconds": None if outlook.remaining is None else asdict(outlook.remaining),
+        "processes": [asdict(process) for process in snapshot.processes],
+        "throttle_reason": run.throttle_reason,
+        "read_units": {"spent": run.read_units, "ceiling": run.limits.get("max_read_units") or None},
+        "rates": dict(snapshot.quotas),
+        "indexes": dict(snapshot.indexes),
+        "builds": [asdict(build) for build in snapshot.builds],
+        "verification": snapshot.verified,
+        "last_error": run.last_error,
+    }

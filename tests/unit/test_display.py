@@ -1,0 +1,68 @@
+"""What the lines of a run that goes on say to whoever reads its log."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from amprenta_vectors.backfill.progress import Counts, Run
+from amprenta_vectors.cli.display import LineDisplay
+
+
+def a_run(**values: Any) -> Run:
+    known = {"id": 3, "state": "running", "desired_state": "running", "source": "s", "planned_keys": 1000}
+    return Run(
+        **{**dict.fromkeys(field.name for field in fields(Run)), **known, "planned_at": datetime.now(UTC), **values}
+    )
+
+
+def some_counts(keys_done: int) -> Counts:
+    return Counts(**{**dict.fromkeys((field.name for field in fields(Counts)), 0), "keys_done": keys_done, "owners": 1})
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """A function that shows a run after ten seconds each, and returns the last line."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("amprenta_vectors.cli.display.time", clock)
+    display = LineDisplay()
+
+    def show(keys_done: int, **values: Any) -> str:
+        clock.now += 10.0
+        display.advanced(a_run(**values), some_counts(keys_done))
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return show
+
+
+def test_a_line_says_how_long_is_left_once_there_are_rates_to_go_by(lines: Any) -> None:
+    assert "time left not known yet" in lines(0)
+    shown = [lines(keys) for keys in (100, 200, 300, 400)]
+    assert "not known" in shown[2]
+    assert ", 1 min left, " in shown[3]
+
+
+def test_time_in_which_the_run_was_throttled_does_not_count_towards_its_rate(lines: Any) -> None:
+    for keys in (0, 100, 200, 300, 400):
+        lines(keys)
+    for _ in range(5):
+        assert "throttled: a replica lags" in lines(400, throttle_reason="a replica lags")
+    assert "throttled" not in lines(500)
+    assert ", 50 s left, " in lines(500, throttle_reason="x")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"desired_state": "paused"}, "pausing"),
+        ({"state": "paused", "desired_state": "paused"}, "paused; go on with: amprenta-vectors resume 3"),
+        ({"desired_state": "cancelled"}, "being cancelled"),
+        ({}, "1 process(es) at work"),
+    ],
+)
+def test_a_line_says_who_holds_the_run(lines: Any, values: dict[str, str], said: str) -> None:
+    assert lines(100, **values).endswith(said)
