@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.pgvector import PgVectorStore
-from amprenta_vectors.stores.protocol import Hit, VectorStore
+from amprenta_vectors.stores.protocol import Filter, Hit, VectorStore
 
 TIE = 1e-6
 """A hit this much farther than the k-th nearest row is as good: near-duplicates must not count as misses."""
@@ -43,6 +43,25 @@ class ComparisonReport:
     top_k: int
     overlap: float | None
     stores: tuple[StoreReport, ...]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """What an exact search finds: so many ``rows``, and the score of the last; times ``sign``, higher is nearer."""
+
+    rows: int
+    last: float
+    sign: int
+
+    def reached_by(self, score: float) -> bool:
+        """Whether a row of that score is among the nearest, or as near as the last of them."""
+        return self.sign * (score - self.last) >= -TIE
+
+
+def nearest_rows(reference: PgVectorStore, query: Vectors, top_k: int, filter: Filter | None = None) -> Nearest:
+    """What there is to find for ``query``, ``(dimension,)``."""
+    hits = reference.query(query, top_k=top_k, filter=filter, exact=True)
+    return Nearest(len(hits), hits[-1].score if hits else 0.0, -1 if reference.distance == "l2" else 1)
 
 
 def compare_stores(
@@ -103,17 +122,15 @@ def _recall(
     """How many hits of each store are among the nearest, and how many nearest there are."""
     found = dict.fromkeys(answers, 0)
     wanted = 0
-    sign = -1 if reference.lower_is_nearer else 1
     for i, query in enumerate(queries):
-        nearest = reference.query(query, top_k=top_k, exact=True)
-        if not nearest:
+        nearest = nearest_rows(reference, query, top_k)
+        if not nearest.rows:
             continue
-        wanted += len(nearest)
-        least = sign * nearest[-1].score - TIE
+        wanted += nearest.rows
         keys = {name: {hit.key for hit in hits[i]} for name, hits in answers.items()}
         scores = reference.scores(query, sorted(set().union(*keys.values())))
         for name in answers:
-            found[name] += sum(sign * scores[key] >= least for key in keys[name] if key in scores)
+            found[name] += sum(nearest.reached_by(scores[key]) for key in keys[name] if key in scores)
     return found, wanted
 
 

@@ -8,8 +8,15 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import ConfigError, UnknownBackend
 from amprenta_vectors.schema.registry import get_table
+from amprenta_vectors.stores.composites.dual import DualStore
+from amprenta_vectors.stores.composites.fallback import FallbackStore
+from amprenta_vectors.stores.composites.hybrid import HybridStore
+from amprenta_vectors.stores.composites.shadow import THREADS, ShadowLog, ShadowStore
 from amprenta_vectors.stores.pgvector import PgVectorStore
 from amprenta_vectors.stores.protocol import VectorStore
+
+PING_AFTER_SECONDS = 0.5
+"""Between the queries of a busy application no connection need be tried."""
 
 
 def get_vector_store(settings: Settings | None = None) -> VectorStore:
@@ -17,34 +24,55 @@ def get_vector_store(settings: Settings | None = None) -> VectorStore:
 
     Make one when the application starts and share it between threads: it holds a pool of connections, given back by
     ``close()``. The pgvector store connects on first use and needs no Pinecone setting; the Pinecone store asks for the
-    index here. Raises `UnknownBackend`, or `ConfigError` for a setting that the store needs.
+    index here. ``VECTOR_MODE`` joins it with the store for ``VECTOR_SECONDARY``. Raises `UnknownBackend`, or
+    `ConfigError` for a setting that is missing or contradicts another.
     """
     settings = settings or Settings.load()
-    open_store = BACKENDS.get(settings.vector_backend)
-    if open_store is None:
-        raise UnknownBackend(
-            f"VECTOR_BACKEND is {settings.vector_backend!r}, which is no store", hint=f"one of: {', '.join(BACKENDS)}"
+    check_mode(settings)
+    open_primary = _opener("VECTOR_BACKEND", settings.vector_backend)
+    if settings.vector_mode == "single":
+        return open_primary(settings)
+    open_secondary = _opener("VECTOR_SECONDARY", str(settings.vector_secondary))
+    return MODES[settings.vector_mode](open_primary(settings), open_secondary(settings), settings)
+
+
+def check_mode(settings: Settings) -> None:
+    """Raises `ConfigError` where backend, mode and secondary contradict each other; nothing is opened."""
+    if settings.vector_mode == "single":
+        if settings.vector_secondary is not None:
+            raise ConfigError(
+                f"VECTOR_SECONDARY is {settings.vector_secondary!r}, and VECTOR_MODE single has no secondary",
+                hint=f"unset VECTOR_SECONDARY, or VECTOR_MODE={'|'.join(MODES)}",
+            )
+    elif settings.vector_secondary in (None, settings.vector_backend):
+        raise ConfigError(
+            f"VECTOR_MODE {settings.vector_mode} joins two stores; VECTOR_BACKEND is {settings.vector_backend!r}, "
+            f"VECTOR_SECONDARY {settings.vector_secondary!r}",
+            hint="export VECTOR_SECONDARY=" + "|".join(name for name in BACKENDS if name != settings.vector_backend),
         )
-    return open_store(settings)
+    _opener("VECTOR_BACKEND", settings.vector_backend)
+    if settings.vector_secondary is not None:
+        _opener("VECTOR_SECONDARY", settings.vector_secondary)
+
+
+def _opener(variable: str, backend: str) -> Callable[[Settings], VectorStore]:
+    if backend not in BACKENDS:
+        raise UnknownBackend(f"{variable} is {backend!r}, which is no store", hint=f"one of: {', '.join(BACKENDS)}")
+    return BACKENDS[backend]
 
 
 def open_pgvector_store(settings: Settings) -> PgVectorStore:
     """The store on ``AMPRENTA_TABLE``, with an engine of its own."""
-    table = get_table(settings.table)
-    scopes = {"namespace": settings.pinecone_namespace}
-    unknown = [name for name in table.scope if name not in scopes]
-    if unknown:
-        raise ConfigError(
-            f"no setting gives table {table.name} a value for {', '.join(unknown)}",
-            hint="make a PgVectorStore with the scope's values",
-        )
+    table = get_table(settings.table, settings.config)
     return PgVectorStore(
-        create_engine(settings),
+        create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS),
         table,
-        {name: scopes[name] for name in table.scope},
+        table.scope_for(settings.pinecone_namespace),
         dimension=settings.vector_dimension,
         model=settings.embedding_model,
-        text_field=settings.text_field,
+        text_field=text_field_of(settings),
+        threshold=settings.pgvector_similarity_threshold,
+        query_timeout_seconds=settings.query_timeout_seconds,
         owns_engine=True,
     )
 
@@ -55,7 +83,25 @@ def open_pinecone_store(settings: Settings) -> VectorStore:
     from amprenta_vectors.sources.pinecone_client import open_index
     from amprenta_vectors.stores.pinecone import PineconeStore
 
-    return PineconeStore(open_index(settings), settings.pinecone_namespace, settings.text_field)
+    return PineconeStore(
+        open_index(settings),
+        settings.pinecone_namespace,
+        text_field_of(settings),
+        threshold=settings.pinecone_similarity_threshold,
+    )
+
+
+def text_field_of(settings: Settings) -> str:
+    """The metadata field that holds a record's text: the same on every backend."""
+    return get_table(settings.table, settings.config).metadata_text_field or settings.text_field
+
+
+def _fallback(primary: VectorStore, secondary: VectorStore, settings: Settings) -> VectorStore:
+    return FallbackStore(primary, secondary, timeout_seconds=settings.vector_timeout_seconds)
+
+
+def _hybrid(primary: VectorStore, secondary: VectorStore, settings: Settings) -> VectorStore:
+    return HybridStore(primary, secondary, join=settings.vector_hybrid_join)
 
 
 BACKENDS: dict[str, Callable[[Settings], VectorStore]] = {
@@ -63,3 +109,28 @@ BACKENDS: dict[str, Callable[[Settings], VectorStore]] = {
     "pgvector": open_pgvector_store,
 }
 """What ``VECTOR_BACKEND`` may be."""
+
+
+def _dual(primary: VectorStore, secondary: VectorStore, settings: Settings) -> VectorStore:
+    for pgvector, other in ((primary, secondary), (secondary, primary)):
+        if isinstance(pgvector, PgVectorStore):
+            return DualStore(pgvector, other, pgvector.open_outbox(), primary=primary)
+    raise ConfigError(
+        f"VECTOR_MODE dual keeps its intents in PostgreSQL; VECTOR_BACKEND is {settings.vector_backend!r}, "
+        f"VECTOR_SECONDARY {settings.vector_secondary!r}",
+        hint="one of them must be pgvector",
+    )
+
+
+def _shadow(primary: VectorStore, secondary: VectorStore, settings: Settings) -> VectorStore:
+    engine = create_engine(settings, pool_size=THREADS, max_overflow=0)
+    return ShadowStore(primary, secondary, ShadowLog(engine, primary.name, secondary.name))
+
+
+MODES: dict[str, Callable[[VectorStore, VectorStore, Settings], VectorStore]] = {
+    "dual": _dual,
+    "fallback": _fallback,
+    "hybrid": _hybrid,
+    "shadow": _shadow,
+}
+"""What ``VECTOR_MODE`` may be, beside ``single``."""

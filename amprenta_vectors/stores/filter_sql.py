@@ -13,6 +13,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from amprenta_vectors.stores.filters import AllOf, AnyOf, Comparison, Condition
 
+MOST_INDEXED = 16
+"""Values of one ``$in`` that an index is asked for one by one; a longer list is hashed, and rows looked up in it."""
+
 
 def to_sql(
     condition: Condition,
@@ -23,10 +26,10 @@ def to_sql(
 ) -> sa.ColumnElement[bool]:
     """The condition over a jsonb column, for a WHERE clause: NULL stands for false where a field is missing.
 
-    Every field name and operand is bound. Nothing is cast, so no metadata makes PostgreSQL raise. ``$eq`` is
-    containment (``@>``), which a GIN index with ``jsonb_path_ops`` serves; it takes stored numbers to be written as
-    float64 are, in at most 17 significant digits, or as integers. Conditions on ``text_field`` go to ``text_column``,
-    where one is given.
+    Every field name and operand is bound. Nothing is cast, so no metadata makes PostgreSQL raise. ``$eq``, and ``$in``
+    of up to `MOST_INDEXED` values, are containment (``@>``), which a GIN index with ``jsonb_path_ops`` serves; it takes
+    stored numbers to be written as float64 are, in at most 17 significant digits, or as integers. Conditions on
+    ``text_field`` go to ``text_column``, where one is given.
     """
     match condition:
         case AllOf(parts) | AnyOf(parts):
@@ -61,7 +64,7 @@ def _field_sql(operator: str, operand: Any, field: str, metadata: sa.ColumnEleme
         case "$eq":
             return _equal_sql(operand, field, metadata, value)
         case "$in":
-            return _in_sql(operand, value)
+            return _in_sql(operand, field, metadata, value)
         case _:
             return sa.and_(kind == "number", _bound_sql(operator, operand, value))
 
@@ -76,7 +79,11 @@ def _equal_sql(
     return _contains(metadata, {field: operand}) if _is_exact(operand) else _rounds_to(operand, value)
 
 
-def _in_sql(operands: Any, value: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+def _in_sql(
+    operands: Any, field: str, metadata: sa.ColumnElement[Any], value: sa.ColumnElement[Any]
+) -> sa.ColumnElement[bool]:
+    if len(operands) <= MOST_INDEXED:
+        return sa.or_(sa.false(), *(_equal_sql(operand, field, metadata, value) for operand in operands))
     exact = [operand for operand in operands if _is_exact(operand)]
     parts = [
         _rounds_to(operand, value) for operand in operands if not isinstance(operand, str) and operand not in exact

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import psycopg2
 import sqlalchemy as sa
 from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.engine import Connection
@@ -16,18 +16,32 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.db import to_error
-from amprenta_vectors.errors import ConfigError, RowError
-from amprenta_vectors.schema.catalogue import resolve_table
+from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
+from amprenta_vectors.schema.catalogue import columns_of, resolve_table
 from amprenta_vectors.schema.vector_table import Distance, VectorTable
 from amprenta_vectors.stores.filter_sql import is_storable
 from amprenta_vectors.stores.filters import parse_filter
-from amprenta_vectors.stores.pgvector_sql import SEARCH_SETTINGS, Statements, check_key, from_text, to_text
+from amprenta_vectors.stores.outbox import Outbox
+from amprenta_vectors.stores.pgvector_sql import (
+    UPDATED_AT,
+    Statements,
+    check_key,
+    from_text,
+    to_text,
+)
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.vectors import check_top_k, to_batch, to_query_vector
+from amprenta_vectors.stores.search import MAX_EF_SEARCH, Searcher, with_distance
+from amprenta_vectors.stores.search_plan import SearchPlan, has_vector_index, to_search_plan
+from amprenta_vectors.stores.vectors import (
+    FEW_ROWS,
+    check_top_k,
+    first_with_direction,
+    near_enough,
+    to_batch,
+    to_query_vector,
+)
 
 DEFAULT_EF_SEARCH = 200
-MAX_EF_SEARCH = 1000
-"""pgvector's own limit."""
 ROWS_PER_STATEMENT = 1000
 
 _SCORES: dict[Distance, Callable[[float], float]] = {
@@ -45,12 +59,15 @@ class PgVectorStore:
     it is one scope, and the value is not used. The catalogue is read on first use, and what is not there raises then:
     `NotUpgraded`, `SchemaMismatch`. ``ef_search`` (1 to 1000) is how many candidates a search of the index keeps, never
     fewer than ``top_k``. ``dimension`` is what the settings demand of the column, where they do: `DimensionMismatch`
-    otherwise. ``model`` is written beside every vector. Where Pinecone keeps the text in a metadata field,
-    ``text_field``, a filter on that field asks the text column here. `close` disposes of ``engine`` only with
-    ``owns_engine``.
+    otherwise. ``model`` is written beside every vector. Hits not as near as the score ``threshold`` are left out. A
+    query that PostgreSQL takes longer than ``query_timeout_seconds`` for raises `TimedOut`. Where
+    Pinecone keeps the text in a metadata field, ``text_field``, a filter on that field asks the text column here.
+    `close` disposes of ``engine`` only with ``owns_engine``.
 
     Any number of threads may share a store. Database errors are raised as `TransientError` or `AmprentaError`.
     """
+
+    name = "pgvector"
 
     def __init__(
         self,
@@ -62,6 +79,8 @@ class PgVectorStore:
         dimension: int | None = None,
         model: str | None = None,
         text_field: str = "text",
+        threshold: float | None = None,
+        query_timeout_seconds: float | None = None,
         owns_engine: bool = False,
     ) -> None:
         if set(scope) != set(table.scope):
@@ -71,9 +90,13 @@ class PgVectorStore:
             )
         if ef_search is not None and not 1 <= ef_search <= MAX_EF_SEARCH:
             raise ConfigError(f"ef_search is {ef_search}; expected 1 to {MAX_EF_SEARCH}")
+        if engine.driver != "psycopg2":
+            raise ConfigError(
+                f"the engine's driver is {engine.driver}; expected psycopg2",
+                hint='create_engine("postgresql+psycopg2://…")',
+            )
         check_key(table)
         self._engine = engine
-        # One snapshot for a search and its exact repetition.
         self._snapshots = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._table = table
         self._scope = dict(scope)
@@ -81,13 +104,20 @@ class PgVectorStore:
         self._dimension = dimension
         self._model = model
         self._text_field = text_field
+        self._threshold = threshold
+        self._query_timeout_seconds = query_timeout_seconds
         self._owns_engine = owns_engine
         self._resolved: Statements | None = None
+        self._searcher: Searcher | None = None
+
+    def open_outbox(self) -> Outbox:
+        """The outbox of this table and scope, on this store's connections."""
+        return Outbox(self._engine, self._table.target, self._scope)
 
     @property
-    def lower_is_nearer(self) -> bool:
-        """Whether the nearest row has the lowest score."""
-        return self._table.distance == "l2"
+    def distance(self) -> Distance:
+        """That of the table; under ``l2`` the nearest row has the lowest score."""
+        return self._table.distance
 
     def query(
         self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
@@ -101,26 +131,38 @@ class PgVectorStore:
         """
         check_top_k(top_k)
         condition = parse_filter(filter) if filter else None
-        with self._statements(self._snapshots, "querying") as (connection, statements):
+        with self._our_errors("querying"):
+            statements, searcher = self._open()
             asked = self._query_vector(vector, statements)
-            rows: list[Any] = []
-            if not exact:
-                ef_search = min(max(top_k, self._ef_search), MAX_EF_SEARCH)
-                connection.execute(SEARCH_SETTINGS, {"ef_search": ef_search})
-                rows = _with_distance(connection.execute(statements.nearest(asked, top_k, condition, exact=False)))
-            if len(rows) < top_k:
-                rows = _with_distance(connection.execute(statements.nearest(asked, top_k, condition, exact=True)))
-        rows.sort(key=lambda row: (row.distance, row.key))
+            found = searcher.nearest(asked, top_k, condition, exact=exact)
+        rows = sorted(found.rows, key=lambda row: (row[1], row[0]))
         score = _SCORES[self._table.distance]
-        return [Hit(row.key, score(row.distance), row.text, row.metadata or {}) for row in rows]
+        hits = [Hit(key, score(distance), text, metadata or {}) for key, distance, text, metadata in rows]
+        return near_enough(self, hits, self._threshold)
+
+    def explain(
+        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+    ) -> SearchPlan:
+        """Which way `query` goes with the same arguments, and why. It is asked, and what it raises is raised here."""
+        check_top_k(top_k)
+        condition = parse_filter(filter) if filter else None
+        with self._our_errors("explaining a query of"):
+            statements, searcher = self._open()
+            asked = self._query_vector(vector, statements)
+            found = searcher.nearest(asked, top_k, condition, exact=exact)
+            plan = searcher.explain(asked, top_k, condition, exact=exact)
+            with self._snapshots.begin() as connection:
+                indexed = has_vector_index(connection, statements.table)
+        return to_search_plan(plan, found, top_k, searcher.ef_search(top_k), exact=exact, indexed=indexed)
 
     def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
         """The exact score of each of ``keys`` that is here."""
         with self._statements(self._snapshots, "scoring") as (connection, statements):
             asked = self._query_vector(vector, statements)
-            rows = _with_distance(connection.execute(statements.distances(asked, _possible(keys))))
+            spelled = statements.spelled(_possible(keys))
+            rows = with_distance(connection.execute(statements.distances(asked, list(spelled.values()))))
         score = _SCORES[self._table.distance]
-        return {row.key: score(row.distance) for row in rows}
+        return {key: score(row.distance) for key, row in _as_asked(spelled, rows).items()}
 
     def sample(self, rows: int, *, seed: int = 0) -> NDArray[np.float32]:
         """At most ``rows`` stored vectors, ``(n, dimension)`` float32; the same ones for the same seed and rows."""
@@ -128,11 +170,20 @@ class PgVectorStore:
             vectors = [from_text(text) for text in connection.scalars(statements.sample(rows, seed))]
             return np.array(vectors, dtype=np.float32).reshape(len(vectors), statements.table.dimension)
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
+    def stored_vector(self) -> NDArray[np.float32] | None:
+        """Some vector of the scope that can be asked for, ``(dimension,)``; None where none is found at once."""
+        with self._statements(self._snapshots, "reading") as (connection, statements):
+            return first_with_direction([from_text(text) for text in connection.scalars(statements.few(FEW_ROWS))])
+
+    def fetch(self, keys: Sequence[str], *, connection: Connection | None = None) -> dict[str, Record]:
         """The rows of ``keys`` by key; keys that are absent, or have no vector yet, are absent."""
-        with self._statements(self._snapshots, "fetching") as (connection, statements):
-            rows = connection.execute(statements.fetch(_possible(keys))).all()
-        return {row.key: Record(row.key, from_text(row.vector), row.text, row.metadata or {}) for row in rows}
+        with self._statements(self._snapshots, "fetching", connection) as (joined, statements):
+            spelled = statements.spelled(_possible(keys))
+            rows = joined.execute(statements.fetch(list(spelled.values()))).all()
+        return {
+            key: Record(key, from_text(row.vector), row.text, row.metadata or {})
+            for key, row in _as_asked(spelled, rows).items()
+        }
 
     def upsert(self, records: Sequence[Record], *, connection: Connection | None = None) -> int:
         """Insert or replace whole rows, all or none; returns how many. Of records that share a key the last one counts.
@@ -144,6 +195,7 @@ class PgVectorStore:
             table = statements.table
             batch = to_batch(records, table.dimension, cosine=table.distance == "cosine")
             columns = _Columns(batch, table)
+            _check_keys(statements, batch.source_keys)
             for start in range(0, len(batch), ROWS_PER_STATEMENT):
                 joined.execute(statements.upsert(*columns.part(start, start + ROWS_PER_STATEMENT), self._model))
         return len(batch)
@@ -151,7 +203,7 @@ class PgVectorStore:
     def delete(self, keys: Sequence[str], *, connection: Connection | None = None) -> None:
         """Delete rows; an absent key is no error. With ``connection``, in the caller's transaction."""
         with self._statements(self._engine, "deleting", connection) as (joined, statements):
-            joined.execute(statements.delete(_possible(keys)))
+            joined.execute(statements.delete(list(statements.spelled(_possible(keys)).values())))
 
     def count(self) -> int:
         """How many rows have a vector."""
@@ -168,21 +220,41 @@ class PgVectorStore:
         self, engine: sa.Engine, doing: str, connection: Connection | None = None
     ) -> Iterator[tuple[Connection, Statements]]:
         """A transaction, the caller's where there is one, and the statements for the table as it really is."""
-        try:
+        with self._our_errors(doing):
             if connection is not None:
                 yield connection, self._resolve(connection)
             else:
                 with engine.begin() as own:
                     yield own, self._resolve(own)
-        except DBAPIError as error:
-            raise to_error(error, f"{doing} {self._table.qualified_name}") from error
+
+    @contextmanager
+    def _our_errors(self, doing: str) -> Iterator[None]:
+        what = f"{doing} {self._table.qualified_name}"
+        try:
+            yield
+        except (DBAPIError, psycopg2.Error) as error:
+            ours = to_error(error, what)
+            if isinstance(ours, TimedOut):
+                ours.hint = "raise AMPRENTA_QUERY_TIMEOUT_SECONDS; store.explain(…) says why the query takes long"
+            raise ours from error
+        except sa.exc.TimeoutError:
+            raise TransientError(
+                f"{what}: all connections of the pool are in use", hint="raise AMPRENTA_POOL_SIZE"
+            ) from None
+
+    def _open(self) -> tuple[Statements, Searcher]:
+        if self._searcher is None:
+            with self._snapshots.begin() as connection:
+                statements = self._resolve(connection)
+            self._searcher = Searcher(self._engine, statements, self._ef_search, self._query_timeout_seconds)
+        return self._searcher.statements, self._searcher
 
     def _resolve(self, connection: Connection) -> Statements:
         if self._resolved is None:
             table = resolve_table(connection, self._table, dimension=self._dimension)
-            columns = sa.inspect(connection).get_columns(table.table, schema=table.schema)
-            types = {column["name"]: column["type"] for column in columns}
-            self._resolved = Statements(table, types, self._scope, self._text_field)
+            updated_at = columns_of(connection, table).get(UPDATED_AT)
+            has_updated_at = updated_at is not None and updated_at.type.startswith("timestamp")
+            self._resolved = Statements(table, self._scope, self._text_field, has_updated_at=has_updated_at)
         return self._resolved
 
     def _query_vector(self, vector: ArrayLike, statements: Statements) -> NDArray[np.float32]:
@@ -236,6 +308,15 @@ def _possible(keys: Sequence[str]) -> list[str]:
     return [key for key in keys if is_storable(key)]
 
 
-def _with_distance(result: sa.CursorResult[Any]) -> list[Any]:
-    """Rows at a distance. A zero vector has none under cosine: a scan gives it NaN, and the index does not hold it."""
-    return [row for row in result if not math.isnan(row.distance)]
+def _as_asked(spelled: Mapping[str, str], rows: Sequence[Any]) -> dict[str, Any]:
+    """The rows by the keys that were asked for: the spelling of a UUID there may be another one here."""
+    found = {row.key: row for row in rows}
+    asked = {key: found[value] for key, value in spelled.items() if value in found}
+    return asked | {key: row for key, row in found.items() if key not in set(spelled.values())}
+
+
+def _check_keys(statements: Statements, keys: Sequence[str]) -> None:
+    spelled = statements.spelled(keys)
+    for key in keys:
+        if key not in spelled:
+            raise RowError(key, Reason.REFUSED, f"no key of {', '.join(statements.table.key)}")

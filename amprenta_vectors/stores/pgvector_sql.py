@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from pgvector.sqlalchemy import HALFVEC, VECTOR
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from amprenta_vectors.errors import ConfigError, FilterError
+from amprenta_vectors.schema.expressions import among, in_scope, text_array, to_clause, to_column_value
+from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.vector_table import OPERATORS, VectorTable
 from amprenta_vectors.stores.filter_sql import to_sql
 from amprenta_vectors.stores.filters import Condition
@@ -20,53 +22,54 @@ from amprenta_vectors.stores.filters import Condition
 UPDATED_AT = "updated_at"
 """A timestamp column of this name is set when a row is replaced."""
 
-SEARCH_SETTINGS = sa.select(
-    sa.func.set_config("hnsw.iterative_scan", "relaxed_order", True),
-    sa.func.set_config("hnsw.ef_search", sa.cast(sa.bindparam("ef_search", type_=sa.Integer), sa.Text), True),
-)
-"""For the transaction only. Relaxed order finds more than strict order does; the store sorts the hits itself."""
+WIDEST_VECTOR_INDEX = 2000
+"""Dimensions that pgvector indexes as they are; past them an index is of the cast to halfvec."""
 
 
 class Statements:
     """Statements on ``table``, which has been resolved, for the rows whose scope columns equal ``scope``.
 
-    ``types`` are the table's columns with their types. Columns that the table does not have are selected as NULL. A
-    filter on ``text_field`` is one on the text column.
+    A key is one string: that of a composite key has its parts joined by the separator, that of a table with a look-up
+    column is what the column holds. Columns that the table does not have are selected as NULL. A filter on
+    ``text_field`` is one on the text column. A replaced row's `UPDATED_AT` is set where ``has_updated_at``.
     """
 
-    def __init__(
-        self, table: VectorTable, types: Mapping[str, TypeEngine[Any]], scope: Mapping[str, str], text_field: str
-    ) -> None:
+    def __init__(self, table: VectorTable, scope: Mapping[str, str], text_field: str, *, has_updated_at: bool) -> None:
         self.table = table
         self._text_field = text_field
-        self._types = {name: _cast_type(type_) for name, type_ in types.items()}
+        self._has_updated_at = has_updated_at
         self._vector_type = (HALFVEC if table.storage == "halfvec" else VECTOR)(table.dimension)
-        self._table = sa.table(table.table, *(sa.column(name) for name in types), schema=table.schema)
-        self._scope = {name: self._bound(name, scope[name]) for name in table.scope}
-        (key,) = table.key
-        self._key = self._table.c[key]
+        self._table = to_clause(table, UPDATED_AT) if has_updated_at else to_clause(table)
+        self._scope = {name: to_column_value(table, name, scope[name]) for name in table.scope}
+        self._key_columns = (table.key_rule.lookup,) if table.key_rule.lookup else table.key
+        self._key = self._joined()
         self._embedding = self._table.c[table.embedding]
-        self._in_scope = sa.and_(sa.true(), *(self._table.c[name] == value for name, value in self._scope.items()))
+        self._in_scope = sa.and_(sa.true(), *in_scope(table, self._table, scope))
         self._stored = sa.and_(self._in_scope, self._embedding.is_not(None))
 
-    def nearest(
-        self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool
-    ) -> sa.Select[Any]:
-        """``(key, distance, text, metadata)`` of the nearest rows; with ``exact``, without the vector index."""
+    def nearest(self, condition: Condition | None, *, exact: bool) -> sa.Select[Any]:
+        """``(key, distance, text, metadata)`` of the nearest rows; with ``exact``, without the vector index.
+
+        Its parameters ``vector``, as `to_text` writes it, and ``top_k`` are yet to be given.
+        """
+        vector = sa.bindparam("vector", type_=sa.Text)
         distance = self._distance(vector)
+        order: sa.ColumnElement[Any] = sa.literal_column("distance")
         if exact:
             # No index is ordered by this, so PostgreSQL looks at every row that the scope and filter leave.
             distance = distance + sa.literal_column("0.0")
+        elif self.table.storage == "vector" and self.table.dimension > WIDEST_VECTOR_INDEX:
+            # The index is of the cast; the distances that are given are those of the vectors themselves.
+            order = self._distance(vector, HALFVEC(self.table.dimension))
         statement = sa.select(*self._identity(), distance.label("distance"), *self._payload()).where(self._stored)
         if condition is not None:
             statement = statement.where(self._matching(condition))
-        return statement.order_by(sa.literal_column("distance")).limit(top_k)
+        return statement.order_by(order).limit(sa.bindparam("top_k", type_=sa.Integer))
 
     def distances(self, vector: NDArray[np.float32], keys: Sequence[str]) -> sa.Select[Any]:
         """``(key, distance)`` of those ``keys``."""
-        return sa.select(*self._identity(), self._distance(vector).label("distance")).where(
-            self._stored, self._among(keys)
-        )
+        distance = self._distance(sa.literal(to_text(vector), sa.Text))
+        return sa.select(*self._identity(), distance.label("distance")).where(self._stored, self._among(keys))
 
     def fetch(self, keys: Sequence[str]) -> sa.Select[Any]:
         """``(key, vector as text, text, metadata)`` of those ``keys``."""
@@ -75,9 +78,19 @@ class Statements:
 
     def sample(self, rows: int, seed: int) -> sa.Select[Any]:
         """``(vector as text)`` of rows chosen by a hash of their key: the same for the same seed and rows."""
-        lottery = sa.func.hashtextextended(sa.cast(self._key, sa.Text), seed)
+        lottery = sa.func.hashtextextended(self._key, seed)
         vector = sa.cast(self._embedding, sa.Text).label("vector")
         return sa.select(vector).where(self._stored).order_by(lottery, self._key).limit(rows)
+
+    def few(self, rows: int) -> sa.Select[Any]:
+        """``(vector as text)`` of whichever rows come first."""
+        vector = sa.cast(self._embedding, sa.Text).label("vector")
+        return sa.select(vector).where(self._stored).limit(rows)
+
+    def located(self, keys: Sequence[str], condition: Condition | None) -> sa.Select[Any]:
+        """``(key, matches)`` of those ``keys``, of rows without a vector too."""
+        matches = sa.true() if condition is None else sa.func.coalesce(self._matching(condition), sa.false())
+        return sa.select(*self._identity(), matches.label("matches")).where(self._in_scope, self._among(keys))
 
     def count(self) -> sa.Select[Any]:
         """``(number of rows with a vector)``."""
@@ -95,29 +108,68 @@ class Statements:
         metadata: Sequence[str],
         model: str | None,
     ) -> sa.Insert:
-        """Inserts or replaces rows, all in one statement; ``vectors`` and ``metadata`` are text."""
+        """Inserts or replaces rows, all in one statement; ``vectors`` and ``metadata`` are text.
+
+        Raises `ConfigError` where a key does not make a row.
+        """
         table = self.table
-        arrays = [_text_array(column) for column in (keys, vectors, texts, metadata)]
-        rows = sa.func.unnest(*arrays).table_valued("key", "vector", "text", "metadata", name="given").render_derived()
+        if table.key_rule.lookup:
+            raise ConfigError(
+                f"table {table.qualified_name} is looked up by {table.key_rule.lookup}: its rows are the application's",
+                hint="insert them with their key, and UPDATE their embedding",
+            )
+        parts = list(zip(*(self._parts(key) for key in keys), strict=True)) or [()] * len(table.key)
+        arrays = [text_array(column) for column in (*parts, vectors, texts, metadata)]
+        named = [f"key_{position}" for position in range(len(table.key))]
+        rows = sa.func.unnest(*arrays).table_valued(*named, "vector", "text", "metadata", name="given").render_derived()
         values: dict[str, sa.ColumnElement[Any]] = dict(self._scope)
-        values[self._key.name] = sa.cast(rows.c.key, self._types[self._key.name])
+        values |= {
+            name: to_column_value(table, name, rows.c[given]) for name, given in zip(table.key, named, strict=True)
+        }
         values[table.embedding] = sa.cast(rows.c.vector, self._vector_type)
         if table.text is not None:
             values[table.text] = sa.cast(rows.c.text, sa.Text)
         if table.metadata is not None:
-            values[table.metadata] = sa.cast(rows.c.metadata, self._types[table.metadata])
+            values[table.metadata] = sa.cast(rows.c.metadata, JSONB)
         if table.model is not None and model is not None:
             values[table.model] = sa.cast(sa.literal(model), sa.Text)
         statement = insert(self._table).from_select(list(values), sa.select(*values.values()).select_from(rows))
         replaced: dict[str, Any] = {
             name: statement.excluded[name] for name in values if name not in table.unique_columns
         }
-        if isinstance(self._types.get(UPDATED_AT), sa.DateTime):
+        if self._has_updated_at:
             replaced[UPDATED_AT] = sa.func.now()
         return statement.on_conflict_do_update(index_elements=list(table.unique_columns), set_=replaced)
 
     def _identity(self) -> tuple[sa.ColumnElement[Any], ...]:
-        return (sa.cast(self._key, sa.Text).label("key"),)
+        return (self._key.label("key"),)
+
+    def _joined(self) -> sa.ColumnElement[Any]:
+        first, *rest = (sa.cast(self._table.c[name], sa.Text) for name in self._key_columns)
+        key: sa.ColumnElement[Any] = first
+        for part in rest:
+            key = key.concat(sa.literal(self.table.key_rule.separator, sa.Text)).concat(part)
+        return key
+
+    def _parts(self, key: str) -> list[str]:
+        """The value of each key column, as it is given. Raises `ConfigError` for a key of other parts."""
+        separator = self.table.key_rule.separator
+        parts = key.rsplit(separator, len(self._key_columns) - 1) if separator else [key]
+        if len(parts) != len(self._key_columns):
+            raise ConfigError(f"key {key!r} has no {len(self._key_columns)} parts between {separator!r}")
+        return parts
+
+    def spelled(self, keys: Iterable[str]) -> dict[str, str]:
+        """Each of ``keys`` that a row can have, by what is asked for; its value is how rows spell it."""
+        found: dict[str, str] = {}
+        for key in keys:
+            separator = self.table.key_rule.separator or ""
+            parts = key.rsplit(separator, len(self._key_columns) - 1) if separator else [key]
+            typed = zip(parts, self._key_columns, strict=False)
+            values = [canonical(part, self.table.column_types[name]) for part, name in typed]
+            if len(values) == len(self._key_columns) and None not in values:
+                found[key] = separator.join(value for value in values if value is not None)
+        return found
 
     def _payload(self) -> tuple[sa.ColumnElement[Any], ...]:
         text = self._table.c[self.table.text] if self.table.text else sa.null()
@@ -136,40 +188,40 @@ class Statements:
         text = self._table.c[self.table.text] if self.table.text else None
         return to_sql(condition, self._metadata(), text_field=self._text_field, text_column=text)
 
-    def _distance(self, vector: NDArray[np.float32]) -> sa.ColumnElement[float]:
-        bound = sa.cast(sa.literal(to_text(vector), sa.Text), self._vector_type)
-        return self._embedding.op(OPERATORS[self.table.distance], return_type=sa.Float())(bound)
+    def _distance(self, vector: sa.ColumnElement[str], cast_to: HALFVEC | None = None) -> sa.ColumnElement[float]:
+        bound = sa.cast(vector, cast_to or self._vector_type)
+        stored = self._embedding if cast_to is None else sa.cast(self._embedding, cast_to)
+        return stored.op(OPERATORS[self.table.distance], return_type=sa.Float())(bound)
 
     def _among(self, keys: Sequence[str]) -> sa.ColumnElement[bool]:
-        array = sa.cast(_text_array(keys), ARRAY(self._types[self._key.name]))
-        return self._key == sa.func.any(array)
-
-    def _bound(self, column: str, value: str) -> sa.ColumnElement[Any]:
-        return sa.cast(sa.literal(value, sa.Text), self._types[column])
+        """Rows of those keys, which `spelled` passed."""
+        table = self.table
+        if len(self._key_columns) == 1:
+            return among(table, self._table, self._key_columns[0], keys)
+        parts = list(zip(*(self._parts(key) for key in keys), strict=True)) or [()] * len(self._key_columns)
+        named = [f"key_{position}" for position in range(len(self._key_columns))]
+        arrays = sa.func.unnest(*(text_array(column) for column in parts))
+        asked = arrays.table_valued(*named, name="asked").render_derived()
+        typed = (
+            to_column_value(table, name, asked.c[given]) for name, given in zip(self._key_columns, named, strict=True)
+        )
+        return sa.tuple_(*(self._table.c[name] for name in self._key_columns)).in_(sa.select(*typed))
 
 
 def check_key(table: VectorTable) -> None:
-    """Raises `ConfigError` for a table whose key is not one column, for a store's key is one string."""
-    if len(table.key) != 1:
+    """Raises `ConfigError` for a table whose key is not one string: one column, or several with a separator."""
+    if len(table.key) != 1 and table.key_rule.kind not in ("split", "lookup"):
         raise ConfigError(
-            f"table {table.qualified_name} is keyed by {', '.join(table.key)}; a store needs a key of one column"
+            f"table {table.qualified_name} is keyed by {', '.join(table.key)}; a store needs a key of one column, "
+            'or key_map = "split"'
         )
 
 
 def to_text(vector: NDArray[np.float32]) -> str:
-    """As pgvector reads it; every float32 survives."""
-    return str(vector.tolist())
+    """As pgvector reads it; every float32 survives, each as the shortest number that is read as it."""
+    return orjson.dumps(np.ascontiguousarray(vector), option=orjson.OPT_SERIALIZE_NUMPY).decode()
 
 
 def from_text(text: str) -> NDArray[np.float32]:
     """As pgvector writes it."""
     return np.fromstring(text[1:-1], dtype=np.float32, sep=",")
-
-
-def _cast_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    # An explicit cast to varchar(n) cuts a longer text short, and would find another row by what is left of its key.
-    return sa.Text() if isinstance(type_, sa.String) else type_
-
-
-def _text_array(items: Sequence[str | None]) -> sa.ColumnElement[Any]:
-    return sa.cast(sa.literal(list(items), ARRAY(sa.Text)), ARRAY(sa.Text))

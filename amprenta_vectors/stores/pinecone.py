@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from amprenta_vectors.config import normalize_namespace
 from amprenta_vectors.errors import SchemaMismatch, SourceNotFound
+from amprenta_vectors.schema.vector_table import Distance
 from amprenta_vectors.sources.pinecone_client import (
     DISTANCES,
     MAX_QUERY_CHARACTERS,
@@ -23,7 +24,14 @@ from amprenta_vectors.sources.pinecone_client import (
 )
 from amprenta_vectors.stores.filters import parse_filter
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.vectors import check_top_k, to_batch, to_query_vector
+from amprenta_vectors.stores.vectors import (
+    FEW_ROWS,
+    check_top_k,
+    first_with_direction,
+    near_enough,
+    to_batch,
+    to_query_vector,
+)
 
 MAX_UPSERT_BYTES = 2 * 1024 * 1024
 _ENVELOPE_BYTES = 2048
@@ -35,17 +43,33 @@ class PineconeStore:
 
     What Pinecone would refuse of a filter or vector is refused before it is sent, as every store does. Raises
     `TransientError`, `RateLimited`, `CredentialsRefused`, `SourceNotFound` and `SourceError` for the service's answers;
-    `SchemaMismatch` for an index without dense vectors.
+    `SchemaMismatch` for an index without dense vectors. Hits not as near as the score ``threshold`` are left out.
     """
 
-    def __init__(self, index: PineconeIndex, namespace: str, text_field: str) -> None:
-        if index.dimension is None:
+    name = "pinecone"
+
+    def __init__(
+        self, index: PineconeIndex, namespace: str, text_field: str, *, threshold: float | None = None
+    ) -> None:
+        if index.kind == "documents":
+            raise SchemaMismatch(
+                f"index {index.name!r} is a document index, which this store does not query",
+                hint="query it through Pinecone's client (index.documents); a backfill reads it all the same",
+            )
+        if index.dimension is None or index.metric not in DISTANCES:
             raise SchemaMismatch(f"index {index.name!r} has no dense vectors to query")
         self._index = index
         self._dimension = index.dimension
-        self._cosine = DISTANCES.get(index.metric or "") == "cosine"
+        self._distance = DISTANCES[index.metric]
+        self._cosine = self._distance == "cosine"
         self._namespace = normalize_namespace(namespace)
         self._text_field = text_field
+        self._threshold = threshold
+
+    @property
+    def distance(self) -> Distance:
+        """The index's metric; under ``l2`` the nearest record has the lowest score."""
+        return self._distance
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
         """The ``top_k`` nearest records that match ``filter``, nearest first."""
@@ -61,7 +85,18 @@ class PineconeStore:
                 filter=filter or None,
                 include_metadata=True,
             )
-        return [Hit(match.id, match.score, *self._split(match.metadata)) for match in answer.matches]
+        hits = [Hit(match.id, match.score, *self._split(match.metadata)) for match in answer.matches]
+        return near_enough(self, hits, self._threshold)
+
+    def stored_vector(self) -> NDArray[np.float32] | None:
+        """Some vector of the namespace that can be asked for, ``(dimension,)``; None where none is found at once."""
+        if self._index.kind == "pod":
+            # It cannot list its ids.
+            return None
+        with sdk_errors(f"listing index {self._index.name!r}"):
+            page = self._index.rest.list_paginated(namespace=self._namespace, limit=FEW_ROWS)
+        found = self.fetch([item.id for item in page.vectors if item.id is not None])
+        return first_with_direction(record.vector for record in found.values())
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
         """The records of ``keys`` by key; keys that are absent, or have sparse values only, are absent."""

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from amprenta_vectors.schema.vector_table import Distance
+
 Filter = Mapping[str, Any]
 """A metadata filter in Pinecone's language; see :mod:`amprenta_vectors.stores.filters`."""
 
@@ -35,6 +37,16 @@ class Record:
 
 class VectorStore(Protocol):
     """A backend confined to one scope: no method reads or writes a row of another."""
+
+    @property
+    def name(self) -> str:
+        """What logs and reports call it."""
+        ...
+
+    @property
+    def distance(self) -> Distance:
+        """What scores are made from; under ``l2`` a lower score is nearer."""
+        ...
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
         """The ``top_k`` nearest rows that match ``filter``, nearest first."""

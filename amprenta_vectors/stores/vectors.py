@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, RowError
-from amprenta_vectors.stores.protocol import Record
+from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
+
+log = logging.getLogger(__name__)
 
 MAX_TOP_K = 10_000
 """The largest ``top_k`` that Pinecone takes, and so every store."""
+
+
+FEW_ROWS = 10
+"""Enough to find one whose vector is not zero."""
 
 
 def check_top_k(top_k: int) -> None:
     """Raises `ConfigError` for a number of hits that no store gives."""
     if not 1 <= top_k <= MAX_TOP_K:
         raise ConfigError(f"top_k is {top_k}; expected 1 to {MAX_TOP_K}")
+
+
+def near_enough(store: VectorStore, hits: list[Hit], threshold: float | None) -> list[Hit]:
+    """The hits whose score reaches ``threshold``, where there is one; logs the search, never its text."""
+    if threshold is not None:
+        lower = store.distance == "l2"
+        hits = [hit for hit in hits if (hit.score <= threshold if lower else hit.score >= threshold)]
+    log.info("search backend=%s hits=%d threshold=%s", store.name, len(hits), threshold)
+    return hits
+
+
+def first_with_direction(vectors: Iterable[NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    """The first that is not zero, and so can be asked for under every distance."""
+    return next((vector for vector in vectors if vector.any()), None)
 
 
 def to_query_vector(vector: ArrayLike, dimension: int, *, cosine: bool) -> NDArray[np.float32]:

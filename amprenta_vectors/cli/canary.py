@@ -1,0 +1,72 @@
+"""``amprenta-vectors canary``: one small search end to end, for a scheduler."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.embedders.factory import open_embedder
+from amprenta_vectors.errors import AmprentaError, ConfigError
+from amprenta_vectors.stores.canary import Song, sing, stored_question
+from amprenta_vectors.stores.vectors import MAX_TOP_K
+
+ALIVE, FAILED = 0, 1
+
+
+@click.command()
+@click.option("--top-k", type=click.IntRange(1, MAX_TOP_K), default=10, show_default=True, help="Hits to ask for.")
+@click.option("--min-hits", type=click.IntRange(min=0), default=1, show_default=True, help="Fewer hits are a failure.")
+@click.option("--max-ms", type=click.FloatRange(min=0, min_open=True), help="A slower search is a failure.")
+@click.option("--text", help="Search for this text, by AMPRENTA_EMBEDDER.  [default: for a stored vector]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, also where the search fails.")
+@click.pass_context
+def canary(
+    ctx: click.Context, top_k: int, min_hits: int, max_ms: float | None, text: str | None, as_json: bool
+) -> None:
+    """Search once as the application does, by VECTOR_BACKEND and VECTOR_MODE.
+
+    Exit 0 if there are hits in time, 1 if not or if the search fails, 2 for a setting. Neither text nor vector is
+    printed.
+    """
+    try:
+        settings = Settings.load()
+        song = sing(settings, _question(settings, text), top_k=top_k)
+    except AmprentaError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps({"ok": False, "failures": [error.message]}))
+        ctx.exit(error.exit_code)
+    failures = _failures(song, min_hits, max_ms)
+    if as_json:
+        click.echo(json.dumps({"ok": not failures, "failures": failures, **asdict(song)}))
+    else:
+        click.echo(
+            f"{song.backend} answered in {song.latency_ms:.1f} ms with {song.hits} hit(s), connected in "
+            f"{song.connect_ms:.0f} ms"
+        )
+        for failure in failures:
+            click.echo(f"failed: {failure}", err=True)
+    ctx.exit(FAILED if failures else ALIVE)
+
+
+def _question(settings: Settings, text: str | None) -> NDArray[np.float32]:
+    if text is None:
+        return stored_question(settings)
+    if settings.embedder is None:
+        raise ConfigError("--text needs an embedder, and AMPRENTA_EMBEDDER is not set", hint="leave --text out")
+    vector: NDArray[np.float32] = open_embedder(settings.embedder).embed([text])[0]
+    return vector
+
+
+def _failures(song: Song, min_hits: int, max_ms: float | None) -> list[str]:
+    failures = []
+    if song.hits < min_hits:
+        failures.append(f"{song.hits} hit(s); expected {min_hits} or more (--min-hits)")
+    if max_ms is not None and song.latency_ms > max_ms:
+        failures.append(f"the search took {song.latency_ms:.1f} ms; expected {max_ms:g} ms at most (--max-ms)")
+    return failures

@@ -1,0 +1,228 @@
+"""``amprenta-vectors compare``: what shadow mode found, and why a hit of Pinecone is missing in PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from amprenta_vectors.cli.options import open_database, open_table, scope_of
+from amprenta_vectors.cli.queries import query_options, read_queries, without_thresholds
+from amprenta_vectors.compare.missing import AMISS, LISTED, Comparer, Comparison, Why
+from amprenta_vectors.compare.shadow_page import render_shadow_page, verdict
+from amprenta_vectors.compare.shadow_report import collect_shadow_report
+from amprenta_vectors.compare.whereabouts import Whereabouts
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.stores.factory import open_pgvector_store, open_pinecone_store, text_field_of
+
+CLEAN, FAILED = 0, 1
+
+MEANINGS = {
+    Why.LOST: "no row of the table has the key",
+    Why.OTHER_SCOPE: "a row of another namespace or scope has the key; this one has none",
+    Why.NO_VECTOR: "the row has no vector, or under cosine a zero one",
+    Why.OTHER_VECTOR: "the row has another vector, which is farther away",
+    Why.FILTERED: "the row does not match the filter",
+    Why.RECALL: "near enough, but the index did not find it; an exact search does",
+    Why.FARTHER: "nearer rows were found here, which Pinecone did not give",
+    Why.TIE: "as near as the last hit that was given",
+}
+MENDS = {
+    Why.LOST: "amprenta-vectors backfill --keys-from source, then compare again",
+    Why.NO_VECTOR: "amprenta-vectors backfill, then compare again",
+    Why.OTHER_VECTOR: "amprenta-vectors verify names every row that differs",
+    Why.RECALL: "amprenta-vectors tune --recall 0.99 --apply",
+}
+
+_AGO = re.compile(r"(\d+)([mhd])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+class _RunByDefault(click.Group):
+    """``compare --queries N`` is short for ``compare run --queries N``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments with the command in front, where options of it come first."""
+        if args and args[0].startswith("-") and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_RunByDefault)
+def compare() -> None:
+    """Why a hit is missing, and what shadow queries found; `compare --queries N` is `compare run --queries N`."""
+
+
+@compare.command()
+@query_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    queries: int | None,
+    origin: str,
+    top_k: int,
+    namespace: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Ask Pinecone and PostgreSQL the same, and say of every hit that only Pinecone has why it is missing.
+
+    Exit 0 if the table has the vector of every one of them, 1 if some are lost, in another scope, without a vector or
+    with another one. Similarity thresholds are not applied.
+    """
+    settings = without_thresholds(Settings.load(pinecone_namespace=namespace))
+    engine = open_database(settings, 2)
+    with engine.connect() as connection:
+        table = open_table(settings, connection)
+    scope = scope_of(table, settings.pinecone_namespace)
+    asked = read_queries(settings, engine, table, origin, queries, seed)
+    with ExitStack() as stack:
+        pgvector = stack.enter_context(closing(open_pgvector_store(settings)))
+        pinecone = stack.enter_context(closing(open_pinecone_store(settings)))
+        whereabouts = Whereabouts(engine, table, scope, text_field_of(settings))
+        found = Comparer(pinecone, pgvector, whereabouts, table).compare(asked, top_k)
+    if as_json:
+        click.echo(json.dumps(_to_json(found)))
+    else:
+        _print_comparison(found)
+    ctx.exit(FAILED if found.amiss else CLEAN)
+
+
+def _to_json(found: Comparison) -> dict[str, Any]:
+    return {
+        "queries": found.queries,
+        "top_k": found.top_k,
+        "hits": found.hits,
+        "found": found.found,
+        "amiss": found.amiss,
+        "missing": {why.value: {"hits": found.missing[why], "keys": found.keys[why]} for why in Why},
+    }
+
+
+def _print_comparison(found: Comparison) -> None:
+    share = f" ({found.found / found.hits:.2%})" if found.hits else ""
+    click.echo(
+        f"{found.queries:,} queries, top_k {found.top_k}: Pinecone gave {found.hits:,} hits, PostgreSQL "
+        f"{found.found:,} of them{share}"
+    )
+    missing = [why for why in Why if found.missing[why]]
+    if not missing:
+        click.echo("no hit is missing")
+        return
+    table = Table("missing because", "hits", "what that means")
+    for why in missing:
+        table.add_row(why.value, f"{found.missing[why]:,}", MEANINGS[why])
+    Console().print(table)
+    for why in missing:
+        keys = found.keys[why]
+        click.echo(f"{why.value}: {', '.join(map(repr, keys))}" + (", …" if len(keys) == LISTED else ""))
+    for why in missing:
+        if why in MENDS:
+            click.echo(f"{why.value}: {MENDS[why]}")
+    if not found.amiss:
+        click.echo(f"nothing is lost: no hit is {', '.join(sorted(why.value for why in AMISS))}")
+
+
+@compare.command()
+@click.option(
+    "--since", metavar="WHEN", help="Queries from then on: 2026-05-31T12:00+00:00, or how long ago: 30m, 24h, 7d."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write shadow.json and shadow.html there too.")
+def report(since: str | None, as_json: bool, output: Path | None) -> None:
+    """Sum up what VECTOR_MODE=shadow kept: agreement, errors, latencies and the worst queries."""
+    engine = open_database(Settings.load(), 1)
+    with engine.connect() as connection:
+        collected = collect_shadow_report(connection, _to_moment(since))
+    if as_json:
+        click.echo(json.dumps(collected))
+    else:
+        _print_report(collected)
+    if output is not None:
+        for path in _write(collected, output):
+            click.echo(path, err=as_json)
+
+
+def _to_moment(since: str | None) -> datetime | None:
+    if since is None:
+        return None
+    ago = _AGO.fullmatch(since)
+    try:
+        if ago:
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        # Without a zone it is that of the machine.
+        return datetime.fromisoformat(since).astimezone()
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"--since is {since!r}; expected a time or how long ago", hint="--since 2026-05-31T12:00, or --since 24h"
+        ) from None
+
+
+def _write(collected: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    paths = folder / "shadow.json", folder / "shadow.html"
+    texts = json.dumps(collected, indent=1, ensure_ascii=False), render_shadow_page(collected)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"the report cannot be written into {folder}: {error.strerror}",
+            hint="name a folder that may be written: --output FOLDER",
+        ) from None
+    return paths
+
+
+def _print_report(collected: dict[str, Any]) -> None:
+    console = Console()
+    for pair in collected["pairs"]:
+        click.echo(f"{pair['primary']}, shadowed by {pair['secondary']}, {pair['first_at']} to {pair['last_at']}")
+        click.echo(verdict(pair))
+        console.print(_agreement(pair), _latencies(pair))
+        if pair["errors"]:
+            console.print(_listed([{"error": name, "queries": number} for name, number in pair["errors"].items()]))
+        if pair["worst"]:
+            click.echo("where they agree least:")
+            console.print(_listed([{**row, "at": row["at"][:19]} for row in pair["worst"]]))
+
+
+def _agreement(pair: dict[str, Any]) -> Table:
+    table = Table("measure", "mean", "p1", "p5", "p50", "p95", "most")
+    for name in ("overlap", "rank_agreement", "score_drift"):
+        table.add_row(
+            name.replace("_", " "),
+            *(_cell(pair[name].get(key, "")) for key in ("mean", "p1", "p5", "p50", "p95", "most")),
+        )
+    return table
+
+
+def _latencies(pair: dict[str, Any]) -> Table:
+    table = Table("ms", "p50", "p95", "p99")
+    for role in ("primary", "secondary"):
+        table.add_row(escape(pair[role]), *(_cell(pair[f"{role}_ms"][key]) for key in ("p50", "p95", "p99")))
+    return table
+
+
+def _listed(rows: list[dict[str, Any]]) -> Table:
+    table = Table(*(name.replace("_", " ") for name in rows[0]))
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4f}" if isinstance(value, float) else escape(str(value))

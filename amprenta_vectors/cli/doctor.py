@@ -1,0 +1,42 @@
+"""``amprenta-vectors doctor``: what is amiss with the database, the index or the settings."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+
+import click
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.doctor.examine import examine
+from amprenta_vectors.doctor.finding import SEVERITIES, Finding
+
+HEALTHY, AILING = 0, 1
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Look for what is amiss with server, index, table and settings; each finding has the command that mends it.
+
+    Changes nothing, and reads the rows of the table (AMPRENTA_TABLE) twice at most, to count them. Findings are
+    serious, advice, or notes that need no mending. Exit 0 if none is serious, else 1.
+    """
+    findings = examine(Settings.load())
+    number = Counter(finding.severity for finding in findings)
+    if as_json:
+        counts = {severity: number[severity] for severity in SEVERITIES}
+        click.echo(json.dumps({**counts, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        for finding in findings:
+            _print(finding)
+        click.echo(f"{number['serious']} serious, {number['advice']} advised")
+    ctx.exit(AILING if number["serious"] else HEALTHY)
+
+
+def _print(finding: Finding) -> None:
+    click.echo(f"{finding.severity:<7}  {finding.check}: {finding.found}")
+    if finding.mend:
+        click.echo(f"         mend: {finding.mend}")

@@ -1,0 +1,82 @@
+"""``amprenta-vectors outbox``: what ``VECTOR_MODE=dual`` has still to bring to the store beside PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+
+import click
+
+from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError, TransientError
+from amprenta_vectors.stores.composites.dual import drain as bring
+from amprenta_vectors.stores.factory import BACKENDS, open_pgvector_store
+
+CLEAN, FAILED = 0, 1
+
+
+@click.group()
+def outbox() -> None:
+    """Show or bring what one of two stores has not got yet."""
+
+
+@outbox.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Exit 0 if nothing is pending, else 1."""
+    settings = Settings.load()
+    open_database(settings, 1).dispose()
+    with closing(open_pgvector_store(settings)) as pgvector:
+        found = pgvector.open_outbox().status()
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "pending": found.pending,
+                    "failing": found.failing,
+                    "oldest_seconds": found.oldest_seconds,
+                    "errors": dict(found.errors),
+                }
+            )
+        )
+    elif not found.pending:
+        click.echo("nothing is pending: both stores have every write")
+    else:
+        click.echo(
+            f"{found.pending:,} key(s) pending, {found.failing:,} after a failure, "
+            f"the oldest for {found.oldest_seconds:,.0f} s; bring them with: amprenta-vectors outbox drain"
+        )
+        for error, keys in found.errors:
+            click.echo(f"  {keys:,} key(s): {error}")
+    ctx.exit(FAILED if found.pending else CLEAN)
+
+
+@outbox.command()
+@click.pass_context
+def drain(ctx: click.Context) -> None:
+    """Bring the other store what is pending; may be repeated and run beside the application. Exit 0 if all is brought.
+
+    The other store is that of VECTOR_BACKEND and VECTOR_SECONDARY which is not pgvector.
+    """
+    settings = Settings.load()
+    others = [
+        name for name in (settings.vector_backend, settings.vector_secondary) if name in BACKENDS.keys() - {"pgvector"}
+    ]
+    if not others:
+        raise ConfigError(
+            f"VECTOR_BACKEND is {settings.vector_backend!r} and VECTOR_SECONDARY {settings.vector_secondary!r}: "
+            "which store is to be brought what is pending?",
+            hint="export VECTOR_SECONDARY=pinecone",
+        )
+    open_database(settings, 1).dispose()
+    with closing(open_pgvector_store(settings)) as pgvector, closing(BACKENDS[others[0]](settings)) as other:
+        box = pgvector.open_outbox()
+        brought, refusal = bring(box, pgvector, other, at_once=True)
+        left = box.status().pending
+    click.echo(f"{brought:,} key(s) brought to {others[0]}, {left:,} pending")
+    if refusal is not None:
+        again = "" if isinstance(refusal, TransientError) else "; write these keys again with what it takes"
+        click.echo(f"  {others[0]} said: {refusal.message}{again}", err=True)
+    ctx.exit(FAILED if left else CLEAN)

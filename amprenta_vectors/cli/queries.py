@@ -1,0 +1,64 @@
+"""What `compare` and `tune` ask: the options, and the queries that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.compare.queries import Query, queries_of_file, recorded_queries, stored_queries
+from amprenta_vectors.config import Settings
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.factory import open_pgvector_store
+from amprenta_vectors.stores.vectors import MAX_TOP_K
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+QUERIES = 100
+
+
+def query_options(command: Command) -> Command:
+    """``--queries``, ``--from``, ``--top-k``, ``--namespace`` and ``--seed``."""
+    for option in (
+        click.option("--seed", type=int, default=0, show_default=True, help="Which stored vectors are sampled."),
+        click.option(
+            "--namespace", help="The Pinecone namespace.  [env var: PINECONE_NAMESPACE; default: the default one]"
+        ),
+        click.option("--top-k", type=click.IntRange(1, MAX_TOP_K), default=10, show_default=True, help="Hits a query."),
+        click.option(
+            "--from",
+            "origin",
+            default="stored",
+            show_default=True,
+            metavar="FILE|shadow|stored",
+            help='FILE: one JSON object a line, {"vector": [...], "filter": {...}}, the filter optional; or .npy, one '
+            "row a query. shadow: the latest that VECTOR_MODE=shadow kept. stored: stored vectors, each moved a little.",
+        ),
+        click.option(
+            "--queries", type=click.IntRange(min=1), help=f"At most so many.  [default: all of FILE, else {QUERIES}]"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def read_queries(
+    settings: Settings, engine: Engine, table: VectorTable, origin: str, queries: int | None, seed: int
+) -> list[Query]:
+    """What ``--from`` names; ``table`` is from the catalogue. Raises `ConfigError` where there is no query."""
+    if origin == "shadow":
+        with engine.connect() as connection:
+            return recorded_queries(connection, table, queries or QUERIES)
+    if origin == "stored":
+        with closing(open_pgvector_store(settings)) as store:
+            return stored_queries(store, queries or QUERIES, seed)
+    return queries_of_file(Path(origin), table, queries)
+
+
+def without_thresholds(settings: Settings) -> Settings:
+    """The same stores, every hit of theirs: one that a threshold leaves out is not missing."""
+    return settings.model_copy(update={"pinecone_similarity_threshold": None, "pgvector_similarity_threshold": None})

@@ -1,0 +1,86 @@
+"""``amprenta-vectors tune``: the cheapest setting of the index that reaches a recall."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from amprenta_vectors.cli.options import open_database, open_table
+from amprenta_vectors.cli.queries import query_options, read_queries, without_thresholds
+from amprenta_vectors.compare.tuning import Tuning, choices
+from amprenta_vectors.compare.tuning import tune as find_cheapest
+from amprenta_vectors.config import Settings
+from amprenta_vectors.schema.search_settings import SearchSetting, store_setting
+from amprenta_vectors.stores.factory import open_pgvector_store
+from amprenta_vectors.stores.pgvector import PgVectorStore
+
+REACHED, NOT_REACHED = 0, 1
+
+
+@click.command()
+@click.option(
+    "--recall", type=click.FloatRange(0, 1, min_open=True), default=0.99, show_default=True, help="The share to find."
+)
+@query_options
+@click.option("--apply", is_flag=True, help="Store it for the vector table; without, it is only printed.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def tune(
+    ctx: click.Context,
+    recall: float,
+    queries: int | None,
+    origin: str,
+    top_k: int,
+    namespace: str | None,
+    seed: int,
+    apply: bool,
+    as_json: bool,
+) -> None:
+    """Find the cheapest ef_search (of an ivfflat index: probes) that finds enough of the nearest rows.
+
+    Recall is measured against an exact search, by distance, so that equally near rows count as found. Exit 0 if it is
+    reached, else 1.
+    """
+    settings = without_thresholds(Settings.load(pinecone_namespace=namespace))
+    engine = open_database(settings, 1)
+    with engine.connect() as connection:
+        table = open_table(settings, connection)
+        setting, values = choices(connection, table, top_k)
+    asked = read_queries(settings, engine, table, origin, queries, seed)
+    found = find_cheapest(partial(_open, settings, setting), setting, values, asked, top_k=top_k, target=recall)
+    applied = apply and found.chosen is not None
+    if applied and found.chosen is not None:
+        with engine.begin() as connection:
+            store_setting(connection, table.target, setting, found.chosen.value)
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "applied": applied}))
+    else:
+        _print(found)
+        if applied:
+            click.echo(f"stored for {table.target}; stores that are opened from now on use it")
+    if applied and (given := getattr(settings, setting)) is not None:
+        click.echo(f"warning: AMPRENTA_{setting.upper()} is {given}, which comes before what is stored", err=True)
+    ctx.exit(NOT_REACHED if found.chosen is None else REACHED)
+
+
+def _open(settings: Settings, setting: SearchSetting, value: int) -> PgVectorStore:
+    return open_pgvector_store(settings.model_copy(update={setting: value}))
+
+
+def _print(found: Tuning) -> None:
+    table = Table(found.setting, f"recall@{found.top_k}", "p50 ms")
+    for trial in found.trials:
+        table.add_row(str(trial.value), f"{trial.recall:.4f}", f"{trial.p50_ms:.2f}")
+    click.echo(f"{found.queries:,} queries, top_k {found.top_k}")
+    Console().print(table)
+    if found.chosen is not None:
+        click.echo(f"{found.setting} {found.chosen.value} is the cheapest tried that reaches {found.target:g}")
+    else:
+        click.echo(
+            f"no {found.setting} reaches {found.target:g}; a denser index may: amprenta-vectors index build --help"
+        )

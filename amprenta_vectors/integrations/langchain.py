@@ -1,0 +1,131 @@
+"""Any of our stores as a LangChain vector store. Needs the extra ``langchain``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore as LangChainVectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+
+from amprenta_vectors.stores.factory import get_vector_store
+from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
+from amprenta_vectors.stores.texts import TextStore
+
+
+class AmprentaVectorStore(LangChainVectorStore):
+    """LangChain's interface on ``store``, by default the one that the environment names.
+
+    ``filter`` is a metadata filter in Pinecone's language. Scores are the store's own: under cosine and inner product
+    higher is nearer. The asynchronous methods run these in a thread.
+    """
+
+    def __init__(self, embedding: Embeddings, store: VectorStore | None = None) -> None:
+        self._embedding = embedding
+        self._texts = TextStore(store or get_vector_store(), embedding.embed_documents, embedding.embed_query)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """What turns texts into vectors."""
+        return self._embedding
+
+    @property
+    def store(self) -> VectorStore:
+        """The store behind this one."""
+        return self._texts.store
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """A store with ``texts`` in it; ``options`` are those of the class."""
+        made = cls(embedding, **options)
+        made.add_texts(texts, metadatas, ids=ids)
+        return made
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **_: Any,
+    ) -> list[str]:
+        """Insert or replace texts; returns their ids."""
+        return self._texts.add(list(texts), metadatas, ids)
+
+    def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
+        """Delete by id; an absent one is no error. Without ids nothing is deleted."""
+        self.store.delete(ids or [])
+        return True
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """The documents that are there, in the order of ``ids``."""
+        found = self.store.fetch(ids)
+        return [_to_document(found[id_]) for id_ in ids if id_ in found]
+
+    def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **_: Any) -> list[Document]:
+        """The ``k`` nearest documents."""
+        return [_to_document(hit) for hit in self._texts.search(query, k, filter)]
+
+    def similarity_search_with_score(
+        self, query: str, k: int = 4, filter: Filter | None = None, **_: Any
+    ) -> list[tuple[Document, float]]:
+        """The ``k`` nearest documents with their scores."""
+        return [(_to_document(hit), hit.score) for hit in self._texts.search(query, k, filter)]
+
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, filter: Filter | None = None, **_: Any
+    ) -> list[Document]:
+        """The ``k`` documents nearest to a vector."""
+        return [_to_document(hit) for hit in self.store.query(embedding, top_k=k, filter=filter)]
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,
+        **_: Any,
+    ) -> list[Document]:
+        """``k`` of the ``fetch_k`` nearest documents, chosen to differ from each other."""
+        return self.max_marginal_relevance_search_by_vector(
+            self._embedding.embed_query(query), k, fetch_k, lambda_mult, filter
+        )
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,
+        **_: Any,
+    ) -> list[Document]:
+        """The same by a vector."""
+        hits = self.store.query(embedding, top_k=max(k, fetch_k), filter=filter)
+        found = self.store.fetch([hit.key for hit in hits])
+        present = [hit for hit in hits if hit.key in found]
+        vectors = [found[hit.key].vector.tolist() for hit in present]
+        chosen = maximal_marginal_relevance(np.asarray(embedding, dtype=np.float32), vectors, lambda_mult, k)
+        return [_to_document(present[i]) for i in chosen]
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        """Scores between 0 and 1: under cosine from -1..1, of a squared distance d² as 1 / (1 + d)."""
+        if self.store.distance == "l2":
+            return lambda score: 1 / (1 + max(score, 0.0) ** 0.5)
+        return lambda score: (1 + score) / 2
+
+
+def _to_document(found: Hit | Record) -> Document:
+    return Document(id=found.key, page_content=found.text or "", metadata=dict(found.metadata))

@@ -1,0 +1,53 @@
+"""How far two answers to one query agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from amprenta_vectors.stores.protocol import Hit
+
+PERSISTENCE = 0.9
+"""How likely a reader goes on to the next hit: nine tenths of the weight lie in the first ten."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """``overlap``: the share of hits, by key, in common. ``rank_agreement``: rank-biased overlap, 1 for equal lists.
+
+    ``score_drift``: the mean difference of the common hits' scores; None without one. ``missing``: keys that only the
+    first answer has.
+    """
+
+    overlap: float
+    rank_agreement: float
+    score_drift: float | None
+    missing: tuple[str, ...]
+
+
+def agreement(first: Sequence[Hit], second: Sequence[Hit]) -> Agreement:
+    """How far ``second`` agrees with ``first``; two empty answers agree."""
+    scores, others = ({hit.key: hit.score for hit in hits} for hits in (first, second))
+    common = scores.keys() & others.keys()
+    longest = max(len(scores), len(others))
+    return Agreement(
+        overlap=len(common) / longest if longest else 1.0,
+        rank_agreement=_rank_biased_overlap(list(scores), list(others)),
+        score_drift=float(np.mean([abs(scores[key] - others[key]) for key in common])) if common else None,
+        missing=tuple(key for key in scores if key not in others),
+    )
+
+
+def _rank_biased_overlap(first: Sequence[str], second: Sequence[str]) -> float:
+    """Webber, Moffat and Zobel, «A similarity measure for indefinite rankings» (2010), over the depth there is.
+
+    The weights of the depths that are there are made to add up to 1.
+    """
+    depth = max(len(first), len(second))
+    if not depth:
+        return 1.0
+    shares = [len(set(first[:d]) & set(second[:d])) / d for d in range(1, depth + 1)]
+    weights = PERSISTENCE ** np.arange(depth)
+    return float(np.dot(shares, weights) / weights.sum())

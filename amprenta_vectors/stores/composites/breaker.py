@@ -1,0 +1,68 @@
+"""A circuit breaker: what keeps failing is left alone for a while, and its state can be seen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+FAILURES = 5
+OPEN_SECONDS = 30.0
+
+
+class Breaker:
+    """Opens after ``failures`` in a row; ``open_seconds`` later it lets one call through, which closes or opens it.
+
+    As Nygard describes it in «Release It!». Calls run outside its lock, side by side.
+    """
+
+    def __init__(
+        self,
+        *,
+        failures: int = FAILURES,
+        open_seconds: float = OPEN_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most = failures
+        self._open_seconds = open_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._opened_at: float | None = None
+        self._probing = False
+
+    @property
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        """``closed``: calls go through. ``half-open``: the next one, or the one under way, decides."""
+        with self._lock:
+            if self._opened_at is None:
+                return "closed"
+            return "half-open" if self._probing or self._is_due() else "open"
+
+    def allows(self) -> bool:
+        """Whether a call may be made now; one that may be is followed by `succeeded` or `failed`."""
+        with self._lock:
+            if self._opened_at is None:
+                return True
+            if self._probing or not self._is_due():
+                return False
+            self._probing = True
+            return True
+
+    def succeeded(self) -> None:
+        """A call went well."""
+        with self._lock:
+            self._failures, self._opened_at, self._probing = 0, None, False
+
+    def failed(self) -> bool:
+        """A call failed; returns whether the breaker opened by it."""
+        with self._lock:
+            self._failures += 1
+            opens = self._probing or (self._opened_at is None and self._failures >= self._most)
+            if opens:
+                self._opened_at, self._probing = self._clock(), False
+            return opens
+
+    def _is_due(self) -> bool:
+        return self._opened_at is not None and self._clock() - self._opened_at >= self._open_seconds

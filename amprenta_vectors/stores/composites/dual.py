@@ -1,0 +1,205 @@
+"""``VECTOR_MODE=dual``: every write reaches both stores, now or later, in order, whatever dies in between."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from itertools import groupby
+
+from numpy.typing import ArrayLike
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.errors import AmprentaError, TransientError
+from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.stores.composites.breaker import Breaker
+from amprenta_vectors.stores.outbox import Intent, Outbox
+from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
+
+log = logging.getLogger(__name__)
+
+CLAIMED_AT_ONCE = 1000
+OPEN_SECONDS = 10.0
+DRAIN_SECONDS = 1.0
+"""How often a store looks for what is pending: writes of an application's transaction, and what failed."""
+
+
+class DualStore:
+    """Reads from ``primary``, one of ``pgvector`` and ``other``; writes to both.
+
+    A write and its intent commit in PostgreSQL together, in the caller's transaction where one is given; then the other
+    store is written to, and the intent cleared. What the other store did not get, because it was away, the process died
+    or the caller's transaction was still open, a thread of this store brings it, or ``amprenta-vectors outbox drain``.
+    A write that the other store refuses for good is raised, and stays pending.
+    """
+
+    def __init__(self, pgvector: PgVectorStore, other: VectorStore, outbox: Outbox, *, primary: VectorStore) -> None:
+        self._pgvector = pgvector
+        self._other = other
+        self._outbox = outbox
+        self._primary = primary
+        self.breaker = Breaker(open_seconds=OPEN_SECONDS)
+        """Open while the other store is away: then a write is not held up by it, and the thread tries now and then."""
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._keep_draining, name="outbox", daemon=True)
+        self._thread.start()
+
+    @property
+    def name(self) -> str:
+        """``primary, writing to both``."""
+        return f"{self._primary.name}, writing to both"
+
+    @property
+    def distance(self) -> Distance:
+        """The primary's."""
+        return self._primary.distance
+
+    def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
+        """The primary's answer."""
+        return self._primary.query(vector, top_k=top_k, filter=filter)
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
+        """The primary's rows."""
+        return self._primary.fetch(keys)
+
+    def count(self) -> int:
+        """The primary's count."""
+        return self._primary.count()
+
+    def upsert(self, records: Sequence[Record], *, connection: Connection | None = None) -> int:
+        """Insert or replace whole rows on both sides; returns how many.
+
+        With ``connection`` it happens with the caller's transaction, and the other store follows after its commit.
+        """
+        latest = list({record.key: record for record in records}.values())
+        keys = [record.key for record in latest]
+        if connection is not None:
+            return self._upsert(connection, latest, keys)
+        with self._outbox.transaction() as own:
+            written = self._upsert(own, latest, keys)
+        self._drain(keys)
+        return written
+
+    def delete(self, keys: Sequence[str], *, connection: Connection | None = None) -> None:
+        """Delete rows on both sides."""
+        if connection is not None:
+            self._delete(connection, keys)
+            return
+        with self._outbox.transaction() as own:
+            self._delete(own, keys)
+        self._drain(keys)
+
+    def close(self) -> None:
+        """Close both. What is still pending stays in the database."""
+        self._closing.set()
+        self._thread.join(DRAIN_SECONDS * 2)
+        self._pgvector.close()
+        self._other.close()
+
+    def _upsert(self, connection: Connection, records: Sequence[Record], keys: Sequence[str]) -> int:
+        if not records:
+            return 0
+        self._outbox.lock(connection, keys, "upsert")
+        written = self._pgvector.upsert(records, connection=connection)
+        self._outbox.intend(connection, records)
+        return written
+
+    def _delete(self, connection: Connection, keys: Sequence[str]) -> None:
+        unique = list(dict.fromkeys(keys))
+        if not unique:
+            return
+        self._outbox.lock(connection, unique, "delete")
+        self._pgvector.delete(unique, connection=connection)
+        self._outbox.intend_deletion(connection, unique)
+
+    def _drain(self, keys: Sequence[str]) -> None:
+        """Bring the other store what was just committed. Raises what it refuses for good."""
+        refusal = self._try_to_drain(keys)
+        if refusal is not None and not isinstance(refusal, TransientError):
+            raise refusal
+
+    def _keep_draining(self) -> None:
+        while not self._closing.wait(DRAIN_SECONDS):
+            self._try_to_drain(None)
+
+    def _try_to_drain(self, keys: Sequence[str] | None) -> AmprentaError | None:
+        """What was refused. Whatever else goes wrong, the intents are committed, and only their clearing is late."""
+        if not self.breaker.allows():
+            return None
+        try:
+            refusal = drain(self._outbox, self._pgvector, self._other, keys=keys, at_once=keys is not None)[1]
+        except Exception as error:
+            log.warning("what %s is to get stays pending: %s", self._other.name, type(error).__name__)
+            self.breaker.failed()
+            return None
+        if not isinstance(refusal, TransientError):
+            self.breaker.succeeded()
+        elif self.breaker.failed():
+            log.warning("%s is away; writes to it stay pending: %s", self._other.name, refusal.message)
+        return refusal
+
+
+def drain(
+    outbox: Outbox,
+    pgvector: PgVectorStore,
+    other: VectorStore,
+    *,
+    keys: Sequence[str] | None = None,
+    at_once: bool = False,
+) -> tuple[int, AmprentaError | None]:
+    """Bring ``other`` what is pending; returns of how many keys it got the latest, and the last refusal.
+
+    Safe to repeat, and to run beside any other: in whatever order they come, the last of each key is what stays.
+    """
+    brought, refusal, tried = 0, None, set[int]()
+    while intents := outbox.claim(CLAIMED_AT_ONCE, keys=keys, at_once=at_once and not tried):
+        for _, group in groupby(intents, key=lambda intent: intent.operation):
+            done, error = _bring(outbox, pgvector, other, list(group))
+            brought += done
+            refusal = error or refusal
+        tried.update(intent.id for intent in intents)
+        if keys is not None or isinstance(refusal, TransientError):
+            break
+    return brought, refusal
+
+
+def _bring(
+    outbox: Outbox, pgvector: PgVectorStore, other: VectorStore, intents: list[Intent]
+) -> tuple[int, AmprentaError | None]:
+    """All at once; where one of them is refused for good, one by one, so that it does not hold up the others."""
+    try:
+        _write(other, intents)
+    except TransientError as error:
+        outbox.fail(intents, error.message)
+        return 0, error
+    except AmprentaError as error:
+        if len(intents) == 1:
+            outbox.fail(intents, error.message)
+            return 0, error
+        single = [_bring(outbox, pgvector, other, [intent]) for intent in intents]
+        return sum(done for done, _ in single), next((error for _, error in reversed(single) if error), None)
+    lost = outbox.clear(intents)
+    if lost:
+        _intend_again(outbox, pgvector, lost)
+    return len(intents) - len(lost), None
+
+
+def _write(other: VectorStore, intents: Sequence[Intent]) -> None:
+    records = [intent.record for intent in intents if intent.record is not None]
+    if records:
+        other.upsert(records)
+    else:
+        other.delete([intent.key for intent in intents])
+
+
+def _intend_again(outbox: Outbox, pgvector: PgVectorStore, keys: Sequence[str]) -> None:
+    """Somebody else wrote these beside us, and nobody knows who came last: let what PostgreSQL has be written again."""
+    with outbox.transaction() as connection:
+        outbox.lock(connection, keys, "delete")
+        rows = pgvector.fetch(keys, connection=connection)
+        if rows:
+            outbox.intend(connection, list(rows.values()))
+        gone = [key for key in keys if key not in rows]
+        if gone:
+            outbox.intend_deletion(connection, gone)

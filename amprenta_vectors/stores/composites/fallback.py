@@ -1,0 +1,103 @@
+"""``VECTOR_MODE=fallback``: the secondary answers when the primary fails or takes too long."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TookTooLong
+from typing import TypeVar
+
+from numpy.typing import ArrayLike
+
+from amprenta_vectors.errors import ConfigError, DimensionMismatch, FilterError
+from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.stores.composites.breaker import Breaker
+from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
+
+log = logging.getLogger(__name__)
+
+CALLS_AT_ONCE = 32
+CALLERS_FAULT = (ConfigError, FilterError, DimensionMismatch)
+"""What is wrong with the question itself, and would be on either side."""
+
+Answer = TypeVar("Answer")
+
+
+class FallbackStore:
+    """Reads from ``primary``, or from ``secondary`` where the primary fails or takes over ``timeout_seconds``.
+
+    After some failures in a row ``breaker`` opens, and the primary is not asked for a while; its ``state`` is for
+    whoever watches the application. Writes go to the primary alone and fail with it: nothing is written where the
+    primary would never learn of it.
+    """
+
+    def __init__(
+        self, primary: VectorStore, secondary: VectorStore, *, timeout_seconds: float, breaker: Breaker | None = None
+    ) -> None:
+        self.breaker = breaker or Breaker()
+        self._primary = primary
+        self._secondary = secondary
+        self._timeout_seconds = timeout_seconds
+        self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="primary")
+
+    @property
+    def name(self) -> str:
+        """``primary, else secondary``."""
+        return f"{self._primary.name}, else {self._secondary.name}"
+
+    @property
+    def distance(self) -> Distance:
+        """The primary's."""
+        return self._primary.distance
+
+    def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
+        """The ``top_k`` nearest rows that match ``filter``, nearest first, of whichever store answers."""
+        return self._read(lambda store: store.query(vector, top_k=top_k, filter=filter))
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
+        """The rows of ``keys`` by key."""
+        return self._read(lambda store: store.fetch(keys))
+
+    def upsert(self, records: Sequence[Record]) -> int:
+        """Insert or replace rows of the primary."""
+        return self._primary.upsert(records)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete rows of the primary."""
+        self._primary.delete(keys)
+
+    def count(self) -> int:
+        """How many rows have a vector."""
+        return self._read(lambda store: store.count())
+
+    def close(self) -> None:
+        """Close both; a call that still hangs is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._primary.close()
+        self._secondary.close()
+
+    def _read(self, call: Callable[[VectorStore], Answer]) -> Answer:
+        if not self.breaker.allows():
+            return call(self._secondary)
+        running = self._pool.submit(call, self._primary)
+        try:
+            answer = running.result(self._timeout_seconds)
+        except CALLERS_FAULT:
+            self.breaker.succeeded()
+            raise
+        except Exception as error:
+            # Whatever is wrong with the primary: the secondary is there for it.
+            running.cancel()
+            reason = f"no answer in {self._timeout_seconds} s" if isinstance(error, TookTooLong) else repr(error)
+            opened = self.breaker.failed()
+            log.warning(
+                "%s failed, %s answers%s: %s",
+                self._primary.name,
+                self._secondary.name,
+                "; circuit open" if opened else "",
+                reason,
+            )
+            return call(self._secondary)
+        self.breaker.succeeded()
+        return answer

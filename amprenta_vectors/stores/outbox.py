@@ -1,0 +1,274 @@
+"""``vector_outbox``: what is still to be written to the store beside PostgreSQL, kept until it has it.
+
+An intent commits with the row it belongs to. Whoever finds it pending claims its key, writes the key's latest intent to
+the other store and clears it; a claim is a lease on the database's clock, so a process that dies holds nothing up. Of a
+deletion a tombstone stays for a while, so that no backfill brings the row back from what it fetched before.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from amprenta_vectors.db import to_error
+from amprenta_vectors.stores.protocol import Record
+
+CLAIM_SECONDS = 60.0
+"""Longer than a request to the other store may take with its repetitions."""
+TOMBSTONE_HOURS = 24
+"""A batch is written minutes after its fetch, so a deletion of yesterday cannot be undone by one."""
+VISIBLE_SECONDS = 60.0
+"""Pinecone is eventually consistent: a record may still be read for a while after its deletion was acknowledged."""
+BUCKETS = 64
+_LOCKS = 723056118
+"""The class of the advisory locks that put a deletion and a write of one key in order; any number would do."""
+
+Operation = Literal["upsert", "delete"]
+
+
+@dataclass(frozen=True)
+class Intent:
+    """The latest intent of a key; ``id`` is its sequence, ``record`` is None for a deletion."""
+
+    id: int
+    key: str
+    operation: Operation
+    record: Record | None
+
+
+@dataclass(frozen=True)
+class OutboxStatus:
+    """What is pending: keys, age of the oldest in seconds, and the last errors with how many keys they concern."""
+
+    pending: int
+    failing: int
+    oldest_seconds: float | None
+    errors: tuple[tuple[str, int], ...]
+
+
+class Outbox:
+    """The intents of one vector table and scope. Several processes may share it."""
+
+    def __init__(
+        self, engine: Engine, target: str, scope: Mapping[str, str], *, claim_seconds: float = CLAIM_SECONDS
+    ) -> None:
+        self._engine = engine
+        self._claim_seconds = claim_seconds
+        self._of = {"target": target, "scope": json.dumps(dict(scope))}
+        self._owner = secrets.token_hex(8)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """One of this outbox's own. Raises database errors as `TransientError` or `AmprentaError`."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise to_error(error, "writing to vector_outbox and its table") from error
+
+    def lock(self, connection: Connection, keys: Sequence[str], operation: Operation) -> None:
+        """Until the transaction's end, keep deletions and writes of ``keys`` apart. Call before the rows are touched.
+
+        Writes of one key are put in order by its row; a deletion may find no row to lock. A backfill that inserts holds
+        the same locks as a write does.
+        """
+        connection.execute(_LOCK_EXCLUSIVELY if operation == "delete" else _LOCK_TOGETHER, {"keys": list(keys)})
+
+    def intend(self, connection: Connection, records: Sequence[Record]) -> None:
+        """Record rows that were written. Call after they are touched: then ids are in the order of the rows."""
+        connection.execute(
+            _INTEND,
+            [
+                {
+                    **self._of,
+                    "key": record.key,
+                    "operation": "upsert",
+                    "vector": np.asarray(record.vector, dtype="<f4").tobytes(),
+                    "text": record.text,
+                    "metadata": json.dumps(dict(record.metadata), ensure_ascii=False),
+                }
+                for record in records
+            ],
+        )
+
+    def intend_deletion(self, connection: Connection, keys: Sequence[str]) -> None:
+        """Record rows that were deleted, likewise."""
+        nothing = {"operation": "delete", "vector": None, "text": None, "metadata": None}
+        connection.execute(_INTEND, [{**self._of, "key": key, **nothing} for key in keys])
+
+    def deleted_since(self, connection: Connection, keys: Sequence[str], moment: datetime) -> set[str]:
+        """Those of ``keys`` whose deletion the other store may not have shown to one who read it after ``moment``.
+
+        Call it under `lock`, in the transaction that writes what was read: then no deletion can come in between.
+        """
+        values = {**self._of, "keys": list(keys), "moment": moment, "lag": VISIBLE_SECONDS}
+        return set(connection.execute(_DELETED, values).scalars())
+
+    def claim(self, most: int, *, keys: Sequence[str] | None = None, at_once: bool = False) -> list[Intent]:
+        """Claim keys that have something pending: those of ``keys``, or the oldest, from ``most`` intents at most.
+
+        Returns the latest intent of each, in order. Left out are keys that somebody else has claimed and, unless
+        ``at_once``, those that failed and are given a rest.
+        """
+        values = {**self._of, "owner": self._owner, "lease": self._claim_seconds, "most": most, "at_once": at_once}
+        with self.transaction() as connection:
+            # One claims at a time, so that nobody claims an older intent of a key than another does.
+            connection.execute(_LOCK_CLAIMS, self._of)
+            rows = connection.execute(_CLAIM, {**values, "keys": None if keys is None else list(keys)}).all()
+        latest = {row.key: row for row in sorted(rows, key=lambda row: row.id)}
+        return sorted(map(_intent, latest.values()), key=lambda intent: intent.id)
+
+    def clear(self, intents: Sequence[Intent]) -> list[str]:
+        """The other store has these. Returns the keys of which that is not known.
+
+        Their claim ran out and somebody else claimed them: which of the two wrote last, nobody can tell.
+        """
+        values = {**self._of, "owner": self._owner, "intents": _keys_and_ids(intents)}
+        with self.transaction() as connection:
+            kept = set(connection.execute(_OWNED, values).scalars())
+            owned = {**self._of, "intents": _keys_and_ids([intent for intent in intents if intent.key in kept])}
+            connection.execute(_DROP_UPSERTS, owned)
+            connection.execute(_KEEP_TOMBSTONES, owned)
+            connection.execute(_FORGET_TOMBSTONES, {**self._of, "hours": TOMBSTONE_HOURS})
+        return [intent.key for intent in intents if intent.key not in kept]
+
+    def fail(self, intents: Sequence[Intent], error: str) -> None:
+        """The other store would not take these: they stay pending, and rest for a time that doubles up to 5 minutes."""
+        values = {**self._of, "owner": self._owner, "keys": [intent.key for intent in intents], "error": error[:500]}
+        with self.transaction() as connection:
+            connection.execute(_FAIL, values)
+
+    def status(self) -> OutboxStatus:
+        """What is pending now."""
+        with self.transaction() as connection:
+            row = connection.execute(_STATUS, self._of).one()
+            errors = connection.execute(_ERRORS, self._of).all()
+        said = tuple((error.last_error, error.keys) for error in errors)
+        return OutboxStatus(row.pending, row.failing, row.oldest, said)
+
+
+def count_pending(connection: Connection, target: str) -> OutboxStatus:
+    """What is pending of a vector table, in all its scopes."""
+    row = connection.execute(_PENDING, {"target": target}).one()
+    return OutboxStatus(row.pending, row.failing, row.oldest, ())
+
+
+def _intent(row: Any) -> Intent:
+    record = None
+    if row.operation == "upsert":
+        record = Record(row.key, np.frombuffer(row.vector, dtype="<f4"), row.text, row.metadata or {})
+    return Intent(row.id, row.key, row.operation, record)
+
+
+def _keys_and_ids(intents: Sequence[Intent]) -> str:
+    return json.dumps({intent.key: intent.id for intent in intents})
+
+
+def _locks(function: Any) -> sa.Select[Any]:
+    """A lock on the bucket of each of ``:keys``, in one order for everybody."""
+    keys = sa.func.unnest(sa.cast(sa.bindparam("keys"), ARRAY(sa.Text))).column_valued("key")
+    bucket = sa.func.abs(sa.func.hashtext(keys) % BUCKETS)
+    buckets = sa.select(bucket.label("bucket")).distinct().order_by("bucket").subquery()
+    return sa.select(function(_LOCKS, buckets.c.bucket))
+
+
+_LOCK_TOGETHER = _locks(sa.func.pg_advisory_xact_lock_shared)
+_LOCK_EXCLUSIVELY = _locks(sa.func.pg_advisory_xact_lock)
+
+_LOCK_CLAIMS = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:target || :scope, 723056118))")
+
+_INTEND = sa.text("""
+    INSERT INTO vector_outbox (target, scope, key, operation, vector, text, metadata)
+    VALUES (:target, CAST(:scope AS jsonb), :key, :operation, :vector, :text, CAST(:metadata AS jsonb))
+""")
+
+_CLAIM = sa.text("""
+    WITH oldest AS (
+        SELECT DISTINCT key FROM (
+            SELECT o.key FROM vector_outbox o
+            WHERE o.target = :target AND o.scope = CAST(:scope AS jsonb) AND o.cleared_at IS NULL
+              AND (CAST(:keys AS text[]) IS NULL OR o.key = ANY(CAST(:keys AS text[])))
+              AND NOT EXISTS (
+                SELECT 1 FROM vector_outbox c
+                WHERE c.target = o.target AND c.scope = o.scope AND c.key = o.key AND c.cleared_at IS NULL
+                  AND c.claimed_until > clock_timestamp() AND (c.claimed_by IS NOT NULL OR NOT :at_once)
+              )
+            ORDER BY o.id LIMIT :most
+        ) AS pending
+    )
+    UPDATE vector_outbox o
+    SET claimed_by = :owner, claimed_until = clock_timestamp() + make_interval(secs => :lease)
+    FROM oldest
+    WHERE o.target = :target AND o.scope = CAST(:scope AS jsonb) AND o.key = oldest.key AND o.cleared_at IS NULL
+    RETURNING o.id, o.key, o.operation, o.vector, o.text, o.metadata
+""")
+
+_OWNED = sa.text("""
+    SELECT o.key FROM jsonb_each_text(CAST(:intents AS jsonb)) AS given(key, id)
+    JOIN vector_outbox o ON o.id = CAST(given.id AS bigint)
+    WHERE o.claimed_by = :owner AND o.cleared_at IS NULL
+    FOR UPDATE OF o
+""")
+
+_DROP_UPSERTS = sa.text("""
+    DELETE FROM vector_outbox o USING jsonb_each_text(CAST(:intents AS jsonb)) AS given(key, id)
+    WHERE o.target = :target AND o.scope = CAST(:scope AS jsonb) AND o.key = given.key
+      AND o.id <= CAST(given.id AS bigint) AND o.operation = 'upsert'
+""")
+
+_KEEP_TOMBSTONES = sa.text("""
+    UPDATE vector_outbox o
+    SET cleared_at = clock_timestamp(), claimed_by = NULL, claimed_until = NULL, last_error = NULL
+    FROM jsonb_each_text(CAST(:intents AS jsonb)) AS given(key, id)
+    WHERE o.target = :target AND o.scope = CAST(:scope AS jsonb) AND o.key = given.key
+      AND o.id <= CAST(given.id AS bigint) AND o.cleared_at IS NULL
+""")
+
+_FORGET_TOMBSTONES = sa.text("""
+    DELETE FROM vector_outbox
+    WHERE target = :target AND scope = CAST(:scope AS jsonb)
+      AND cleared_at < clock_timestamp() - make_interval(hours => :hours)
+""")
+
+_FAIL = sa.text("""
+    UPDATE vector_outbox
+    SET attempts = attempts + 1, last_error = :error, claimed_by = NULL,
+        claimed_until = clock_timestamp() + make_interval(secs => least(300, power(2, least(attempts, 9))))
+    WHERE target = :target AND scope = CAST(:scope AS jsonb) AND key = ANY(CAST(:keys AS text[]))
+      AND cleared_at IS NULL AND claimed_by = :owner
+""")
+
+_DELETED = sa.text("""
+    SELECT DISTINCT key FROM vector_outbox
+    WHERE target = :target AND scope = CAST(:scope AS jsonb) AND key = ANY(CAST(:keys AS text[]))
+      AND operation = 'delete' AND (cleared_at IS NULL OR cleared_at > :moment - make_interval(secs => :lag))
+""")
+
+_STATUS = sa.text("""
+    SELECT count(DISTINCT key) AS pending, count(DISTINCT key) FILTER (WHERE attempts > 0) AS failing,
+           extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS oldest
+    FROM vector_outbox WHERE target = :target AND scope = CAST(:scope AS jsonb) AND cleared_at IS NULL
+""")
+
+_PENDING = sa.text("""
+    SELECT count(DISTINCT (scope, key)) AS pending, count(DISTINCT (scope, key)) FILTER (WHERE attempts > 0) AS failing,
+           extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS oldest
+    FROM vector_outbox WHERE target = :target AND cleared_at IS NULL
+""")
+
+_ERRORS = sa.text("""
+    SELECT last_error, count(DISTINCT key) AS keys FROM vector_outbox
+    WHERE target = :target AND scope = CAST(:scope AS jsonb) AND cleared_at IS NULL AND last_error IS NOT NULL
+    GROUP BY last_error ORDER BY keys DESC, last_error LIMIT 5
+""")

@@ -1,0 +1,142 @@
+"""A search as one message to the server and one answer, without what an ORM or a driver would send around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg2
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from amprenta_vectors.stores.filters import Condition
+from amprenta_vectors.stores.pgvector_sql import Statements, to_text
+
+MAX_EF_SEARCH = 1000
+"""pgvector's own limit."""
+ITERATIVE_SCAN = "relaxed_order"
+"""Finds more than strict order does; the store sorts the hits itself."""
+
+_INDEX_SETTINGS = "SET LOCAL hnsw.iterative_scan = %(iterative_scan)s; SET LOCAL hnsw.ef_search = %(ef_search)s; "
+_TIME_OUT = "SET LOCAL statement_timeout = %(timeout_ms)s; "
+_EXPLAIN = "EXPLAIN (FORMAT JSON) "
+
+_MOST_KEPT = 256
+
+Row = tuple[str, float, str | None, Mapping[str, Any] | None]
+"""Key, distance, text and metadata."""
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows of an answer. ``first`` is how many came at first; where too few, it was ``repeated`` exactly."""
+
+    rows: list[Row]
+    first: int
+    repeated: bool
+
+
+class Searcher:
+    """The searches of one table and scope, on connections of ``engine``.
+
+    Statements that are sent together, without BEGIN, are one transaction
+    (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT). So the settings of a
+    search hold for it alone, cost no round trip, and are safe behind a pooler. What one search finds comes from one
+    statement, and so from one snapshot. ``ef_search`` is how many candidates a search of an index keeps at least,
+    ``timeout_seconds`` how long PostgreSQL may take for one.
+
+    A connection that turns out to be lost is replaced, once: a search may be asked again.
+    """
+
+    def __init__(
+        self, engine: sa.Engine, statements: Statements, ef_search: int, timeout_seconds: float | None
+    ) -> None:
+        self._engine = engine
+        self.statements = statements
+        self._ef_search = ef_search
+        self._limits = {} if timeout_seconds is None else {"timeout_ms": max(1, round(timeout_seconds * 1000))}
+        self._texts: dict[tuple[str, bool], tuple[str, Values]] = {}
+
+    def nearest(self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool) -> Found:
+        """At most ``top_k`` rows in any order, fewer only where no more match. Raises psycopg2's errors."""
+        rows = self._nearest(vector, top_k, condition, exact=exact)
+        if exact or len(rows) == top_k:
+            return Found(rows, len(rows), repeated=False)
+        # All of them anew, not only what is missing, so that the answer is of one snapshot.
+        return Found(self._nearest(vector, top_k, condition, exact=True), len(rows), repeated=True)
+
+    def explain(
+        self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool
+    ) -> dict[str, Any]:
+        """The plan of the same search, as ``EXPLAIN (FORMAT JSON)`` has it."""
+        settings, text, values = self._message(vector, top_k, condition, exact)
+        ((plans,),) = self._ask(settings + _EXPLAIN + text, values)
+        found: dict[str, Any] = plans[0]["Plan"]
+        return found
+
+    def ef_search(self, top_k: int) -> int:
+        """How many candidates a search for ``top_k`` keeps."""
+        return min(max(top_k, self._ef_search), MAX_EF_SEARCH)
+
+    def _nearest(
+        self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool
+    ) -> list[Row]:
+        settings, text, values = self._message(vector, top_k, condition, exact)
+        return with_distance(self._ask(settings + text, values))
+
+    def _message(
+        self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, exact: bool
+    ) -> tuple[str, str, Values]:
+        text, bound = self._text(condition, exact)
+        settings = ("" if exact else _INDEX_SETTINGS) + (_TIME_OUT if self._limits else "")
+        values = {"iterative_scan": ITERATIVE_SCAN, "ef_search": self.ef_search(top_k)}
+        return settings, text, {**bound, **self._limits, **values, "vector": to_text(vector), "top_k": top_k}
+
+    def _text(self, condition: Condition | None, exact: bool) -> tuple[str, Values]:
+        """The statement in psycopg2's spelling, and what is bound in it beside vector and number."""
+        # Not the condition itself: to Python, that a field is true is the same as that it is 1.
+        key = (repr(condition), exact)
+        if key not in self._texts:
+            compiled = self.statements.nearest(condition, exact=exact).compile(dialect=self._engine.dialect)
+            if len(self._texts) >= _MOST_KEPT:
+                self._texts.clear()
+            self._texts[key] = (compiled.string, compiled.params)
+            return compiled.string, compiled.params
+        return self._texts[key]
+
+    def _ask(self, message: str, values: Values) -> list[Any]:
+        rows = self._ask_once(message, values, may_be_lost=True)
+        if rows is None:
+            # Whatever lost this connection, a restart say, has most likely lost those that wait in the pool.
+            self._engine.dispose()
+            rows = self._ask_once(message, values, may_be_lost=False)
+        return rows or []
+
+    def _ask_once(self, message: str, values: Values, *, may_be_lost: bool) -> list[Any] | None:
+        """The rows; None where the connection was lost and may be."""
+        pooled = self._engine.raw_connection()
+        driver: Any = pooled.driver_connection
+        try:
+            driver.autocommit = True
+            with driver.cursor() as cursor:
+                cursor.execute(message, values)
+                return list(cursor.fetchall())
+        except psycopg2.Error:
+            if not (driver.closed and may_be_lost):
+                raise
+            return None
+        finally:
+            if driver.closed:
+                pooled.invalidate()
+            else:
+                driver.autocommit = False
+            pooled.close()
+
+
+def with_distance(rows: Iterable[Any]) -> list[Any]:
+    """Rows at a distance, their second value. A zero vector has none under cosine: a scan gives NaN, an index none."""
+    return [row for row in rows if not math.isnan(row[1])]

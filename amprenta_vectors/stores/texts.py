@@ -1,0 +1,57 @@
+"""A store that is given texts and asked with texts: what every adapter to a framework stands on."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
+
+
+class TextStore:
+    """Texts in and out of ``store``. ``embed_texts`` gives ``(n, dimension)``, ``embed_query`` ``(dimension,)``."""
+
+    def __init__(
+        self,
+        store: VectorStore,
+        embed_texts: Callable[[list[str]], ArrayLike],
+        embed_query: Callable[[str], ArrayLike],
+    ) -> None:
+        self.store = store
+        self._embed_texts = embed_texts
+        self._embed_query = embed_query
+
+    def add(
+        self,
+        texts: Sequence[str],
+        metadatas: Sequence[Mapping[str, Any] | None] | None = None,
+        ids: Sequence[str | None] | None = None,
+    ) -> list[str]:
+        """Embed and write texts in one go; returns their ids, made here where none is given.
+
+        Raises `ConfigError` where there are not as many ``metadatas`` or ``ids`` as texts.
+        """
+        for name, given in (("metadatas", metadatas), ("ids", ids)):
+            if given is not None and len(given) != len(texts):
+                raise ConfigError(f"{len(texts)} texts and {len(given)} {name}; expected as many")
+        if not texts:
+            return []
+        keys = [key or str(uuid.uuid4()) for key in ids or [None] * len(texts)]
+        vectors = np.asarray(self._embed_texts(list(texts)), dtype=np.float32)
+        extras = metadatas or [None] * len(texts)
+        self.store.upsert(
+            [
+                Record(key, vector, text, dict(extra or {}))
+                for key, vector, text, extra in zip(keys, vectors, texts, extras, strict=True)
+            ]
+        )
+        return keys
+
+    def search(self, text: str, k: int, filter: Filter | None = None) -> list[Hit]:
+        """The ``k`` hits nearest to ``text``."""
+        return self.store.query(self._embed_query(text), top_k=k, filter=filter)

@@ -1,0 +1,108 @@
+"""LangChain's own standard suite for vector stores, on each of our stores; and what it does not ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
+from langchain_core.vectorstores import VectorStore
+from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError, FilterError
+from amprenta_vectors.integrations.langchain import AmprentaVectorStore
+from amprenta_vectors.sandbox.pinecone import PineconeEmulator
+from amprenta_vectors.stores.factory import get_vector_store
+
+DIMENSION = 8
+
+
+class Standard(VectorStoreIntegrationTests):
+    backend: str
+    mode: ClassVar[dict[str, Any]] = {}
+
+    @staticmethod
+    def get_embeddings() -> Embeddings:
+        return DeterministicFakeEmbedding(size=DIMENSION)
+
+    @pytest.fixture
+    def settings(self, upgraded_url: str, emulator: Callable[..., PineconeEmulator]) -> Settings:
+        return Settings.load(
+            database_url=upgraded_url,
+            pinecone_api_key="test-key",
+            pinecone_index_name="test-index",
+            pinecone_controller_host=emulator().host,
+            vector_backend=self.backend,
+            **self.mode,
+        )
+
+    @pytest.fixture
+    def vectorstore(self, settings: Settings) -> Iterator[VectorStore]:  # type: ignore[override]
+        store = get_vector_store(settings)
+        yield AmprentaVectorStore(self.get_embeddings(), store)
+        store.close()
+
+
+class TestPgVector(Standard):
+    backend = "pgvector"
+
+    def test_a_filter_chooses_among_documents(self, vectorstore: AmprentaVectorStore) -> None:
+        texts = [f"text {i}" for i in range(20)]
+        vectorstore.add_texts(texts, [{"number": i} for i in range(20)])
+        found = vectorstore.similarity_search("text 3", k=4, filter={"number": {"$gte": 16}})
+        assert {document.metadata["number"] for document in found} == {16, 17, 18, 19}
+        ((document, score), *_) = vectorstore.similarity_search_with_score("text 3", k=2)
+        assert (document.page_content, score) == ("text 3", pytest.approx(1.0))
+        ((_, relevance), *_) = vectorstore.similarity_search_with_relevance_scores("text 3", k=2)
+        assert relevance == pytest.approx(1.0)
+        with pytest.raises(FilterError):
+            vectorstore.similarity_search("text 3", filter={"number": {"$like": 1}})
+
+    def test_documents_that_differ_are_chosen_by_marginal_relevance(self, vectorstore: AmprentaVectorStore) -> None:
+        vectorstore.add_texts(["same", "same", "same", "other"])
+        nearest = vectorstore.similarity_search("same", k=2)
+        assert [document.page_content for document in nearest] == ["same", "same"]
+        chosen = vectorstore.max_marginal_relevance_search("same", k=2, fetch_k=4, lambda_mult=0.1)
+        assert [document.page_content for document in chosen] == ["same", "other"]
+        by_vector = self.get_embeddings().embed_query("other")
+        assert vectorstore.similarity_search_by_vector(by_vector, k=1)[0].page_content == "other"
+
+    def test_from_texts_makes_a_store_with_texts(self, settings: Settings) -> None:
+        store = get_vector_store(settings)
+        made = AmprentaVectorStore.from_texts(
+            ["a", "b"], self.get_embeddings(), [{"n": 1}, {"n": 2}], ids=["1", "2"], store=store
+        )
+        assert made.get_by_ids(["2", "3", "1"]) == [
+            Document(id="2", page_content="b", metadata={"n": 2}),
+            Document(id="1", page_content="a", metadata={"n": 1}),
+        ]
+        assert made.delete() is True
+        assert store.count() == 2
+        store.close()
+
+    def test_as_many_ids_as_texts_are_asked_for(self, vectorstore: AmprentaVectorStore) -> None:
+        with pytest.raises(ConfigError, match="2 texts and 1 ids"):
+            vectorstore.add_texts(["a", "b"], ids=["1"])
+        assert vectorstore.add_texts([]) == []
+
+
+class TestPinecone(Standard):
+    backend = "pinecone"
+
+
+class TestDual(Standard):
+    backend = "pgvector"
+    mode: ClassVar[dict[str, Any]] = {"vector_mode": "dual", "vector_secondary": "pinecone"}
+
+
+def test_the_default_store_is_that_of_the_environment(upgraded_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VECTOR_BACKEND", "pgvector")
+    monkeypatch.setenv("DATABASE_URL", upgraded_url)
+    made = AmprentaVectorStore(DeterministicFakeEmbedding(size=DIMENSION))
+    assert made.store.name == "pgvector"
+    made.add_texts(["a"])
+    assert made.similarity_search("a")[0].page_content == "a"
+    made.store.close()

@@ -1,0 +1,259 @@
+"""``VECTOR_MODE``: two stores behind one, and what a search gives when one of them is in trouble."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError, FilterError, TransientError, UnknownBackend
+from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
+from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.stores.composites.breaker import Breaker
+from amprenta_vectors.stores.composites.fallback import FallbackStore
+from amprenta_vectors.stores.composites.hybrid import HybridStore
+from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_pinecone_store
+from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.protocol import Record, VectorStore
+
+DIMENSION = 8
+VECTORS = np.random.default_rng(7).standard_normal((40, DIMENSION), dtype=np.float32)
+RECORDS = [Record(f"k{i:02d}", vector, f"text {i}", {"even": i % 2 == 0}) for i, vector in enumerate(VECTORS)]
+QUERY = VECTORS[0]
+
+
+@pytest.fixture
+def pinecone(emulator: Callable[..., PineconeEmulator]) -> PineconeEmulator:
+    return emulator()
+
+
+@pytest.fixture
+def shared(pinecone: PineconeEmulator, upgraded_url: str) -> dict[str, Any]:
+    return {
+        "database_url": upgraded_url,
+        "pinecone_api_key": "test-key",
+        "pinecone_index_name": "test-index",
+        "pinecone_controller_host": pinecone.host,
+    }
+
+
+@pytest.fixture
+def sides(shared: dict[str, Any]) -> Iterator[tuple[VectorStore, PgVectorStore]]:
+    """Pinecone with the first thirty records, pgvector with the last thirty."""
+    settings = Settings.load(**shared)
+    pinecone, pgvector = open_pinecone_store(settings), open_pgvector_store(settings)
+    pinecone.upsert(RECORDS[:30])
+    pgvector.upsert(RECORDS[10:])
+    yield pinecone, pgvector
+    pinecone.close()
+    pgvector.close()
+
+
+def nearest(records: Sequence[Record], top_k: int) -> list[str]:
+    def cosine(record: Record) -> float:
+        return float(record.vector @ QUERY / np.linalg.norm(record.vector) / np.linalg.norm(QUERY))
+
+    return [record.key for record in sorted(records, key=cosine, reverse=True)[:top_k]]
+
+
+def keys(store: VectorStore, **options: Any) -> list[str]:
+    return [hit.key for hit in store.query(QUERY, **options)]
+
+
+# Fallback.
+
+
+def test_the_primary_answers_while_it_can(sides: tuple[VectorStore, PgVectorStore]) -> None:
+    store = FallbackStore(*sides, timeout_seconds=5)
+    assert keys(store, top_k=5) == nearest(RECORDS[:30], 5)
+    assert store.count() == 30
+    assert set(store.fetch(["k00", "k39"])) == {"k00"}
+    assert store.breaker.state == "closed"
+
+
+@pytest.mark.parametrize("fault", [Fault(reset=True), Fault(status=401), Fault(stall=3.0)])
+def test_the_secondary_answers_when_the_primary_fails_or_takes_too_long(
+    pinecone: PineconeEmulator, sides: tuple[VectorStore, PgVectorStore], fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FallbackStore(*sides, timeout_seconds=0.5)
+    pinecone.faults.set("query", fault)
+    with caplog.at_level(logging.WARNING):
+        assert keys(store, top_k=5) == nearest(RECORDS[10:], 5)
+    assert "pinecone failed, pgvector answers" in caplog.text
+    pinecone.faults.clear()
+    assert keys(store, top_k=5) == nearest(RECORDS[:30], 5)
+
+
+def test_a_primary_that_keeps_failing_is_left_alone_until_its_time_is_up(
+    pinecone: PineconeEmulator, sides: tuple[VectorStore, PgVectorStore]
+) -> None:
+    now = [0.0]
+    breaker = Breaker(failures=2, open_seconds=30.0, clock=lambda: now[0])
+    store = FallbackStore(*sides, timeout_seconds=5, breaker=breaker)
+    pinecone.faults.set("query", Fault(status=401))
+    for _ in range(2):
+        keys(store)
+    assert breaker.state == "open"
+    asked = pinecone.calls["query"]
+    assert keys(store, top_k=5) == nearest(RECORDS[10:], 5)
+    assert pinecone.calls["query"] == asked
+    now[0] = 31.0
+    assert breaker.state == "half-open"
+    keys(store)
+    assert breaker.state == "open"
+    now[0] = 62.0
+    pinecone.faults.clear()
+    assert keys(store, top_k=5) == nearest(RECORDS[:30], 5)
+    assert breaker.state == "closed"
+
+
+def test_one_call_at_a_time_tries_a_breaker_that_is_half_open() -> None:
+    now = [0.0]
+    breaker = Breaker(failures=1, open_seconds=1.0, clock=lambda: now[0])
+    breaker.failed()
+    now[0] = 2.0
+    assert [breaker.allows(), breaker.allows()] == [True, False]
+    breaker.succeeded()
+    assert [breaker.allows(), breaker.allows()] == [True, True]
+
+
+def test_a_question_that_is_wrong_is_refused_and_no_failure(sides: tuple[VectorStore, PgVectorStore]) -> None:
+    store = FallbackStore(*sides, timeout_seconds=5, breaker=Breaker(failures=1))
+    with pytest.raises(FilterError):
+        store.query(QUERY, filter={"a": {"$near": 1}})
+    with pytest.raises(ConfigError):
+        store.query(QUERY, top_k=0)
+    assert store.breaker.state == "closed"
+
+
+def test_writes_go_to_the_primary_and_fail_with_it(
+    pinecone: PineconeEmulator, sides: tuple[VectorStore, PgVectorStore]
+) -> None:
+    store = FallbackStore(*sides, timeout_seconds=5)
+    pinecone.faults.set("upsert", Fault(status=503))
+    with pytest.raises(TransientError):
+        store.upsert([RECORDS[39]])
+    pinecone.faults.clear()
+    store.upsert([RECORDS[39]])
+    store.delete(["k29"])
+    assert (sides[0].count(), sides[1].count()) == (30, 30)
+
+
+def test_callers_are_not_served_one_after_another(sides: tuple[VectorStore, PgVectorStore]) -> None:
+    """A breaker that held its lock during a call would let the barrier wait for ever."""
+    meeting = threading.Barrier(4, timeout=10)
+    ask = sides[0].query
+
+    def query(*arguments: Any, **options: Any) -> Any:
+        meeting.wait()
+        return ask(*arguments, **options)
+
+    sides[0].query = query  # type: ignore[method-assign]
+    store = FallbackStore(*sides, timeout_seconds=10)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: keys(store, top_k=5), range(4)))
+    assert answers == [nearest(RECORDS[:30], 5)] * 4
+
+
+# Hybrid.
+
+
+def test_a_union_has_the_nearest_of_both(sides: tuple[VectorStore, PgVectorStore]) -> None:
+    store = HybridStore(*sides, join="union")
+    assert keys(store, top_k=10) == nearest(RECORDS, 10)
+    assert set(store.fetch(["k00", "k39"])) == {"k00", "k39"}
+
+
+def test_an_intersection_has_what_both_found(sides: tuple[VectorStore, PgVectorStore]) -> None:
+    store = HybridStore(*sides, join="intersection")
+    assert keys(store, top_k=5) == nearest(RECORDS[10:30], 5)
+    assert keys(store, top_k=10, filter={"even": True}) == nearest(RECORDS[10:30:2], 10)
+
+
+def test_a_key_of_both_has_its_nearer_score_and_the_primarys_text(sides: tuple[VectorStore, PgVectorStore]) -> None:
+    pinecone, pgvector = sides
+    pinecone.upsert([Record("k20", -QUERY, "of pinecone", {})])
+    pgvector.upsert([Record("k20", QUERY, "of pgvector", {})])
+    for primary, secondary in (sides, sides[::-1]):
+        hits = {hit.key: hit for hit in HybridStore(primary, secondary, join="union").query(QUERY, top_k=40)}
+        assert hits["k20"].score == pytest.approx(1.0)
+        assert hits["k20"].text == f"of {primary.name}"
+
+
+def test_a_union_goes_on_without_one_side_and_an_intersection_does_not(
+    pinecone: PineconeEmulator, sides: tuple[VectorStore, PgVectorStore], caplog: pytest.LogCaptureFixture
+) -> None:
+    pinecone.faults.set("query", Fault(status=401))
+    for primary, secondary in (sides, sides[::-1]):
+        assert keys(HybridStore(primary, secondary, join="union"), top_k=5) == nearest(RECORDS[10:], 5)
+        with pytest.raises(Exception, match="querying"):
+            keys(HybridStore(primary, secondary, join="intersection"))
+    assert caplog.text.count("answers alone") == 2
+
+
+def test_scores_of_two_distances_are_not_joined(emulator: Callable[..., PineconeEmulator], engine: sa.Engine) -> None:
+    other = emulator(metric="euclidean")
+    settings = Settings.load(
+        pinecone_api_key="test-key", pinecone_index_name="test-index", pinecone_controller_host=other.host
+    )
+    store = HybridStore(
+        open_pinecone_store(settings), PgVectorStore(engine, RAG_CHUNKS, {"namespace": ""}), join="union"
+    )
+    with pytest.raises(ConfigError, match="pinecone measures l2 and pgvector cosine"):
+        keys(store)
+
+
+# The environment.
+
+
+def test_the_settings_choose_the_mode(shared: dict[str, Any], sides: tuple[VectorStore, PgVectorStore]) -> None:
+    fallback = get_vector_store(
+        Settings.load(**shared, vector_backend="pgvector", vector_mode="fallback", vector_secondary="pinecone")
+    )
+    assert fallback.name == "pgvector, else pinecone"
+    assert keys(fallback, top_k=5) == nearest(RECORDS[10:], 5)
+    hybrid = get_vector_store(
+        Settings.load(**shared, vector_mode="hybrid", vector_secondary="pgvector", vector_hybrid_join="intersection")
+    )
+    assert keys(hybrid, top_k=5) == nearest(RECORDS[10:30], 5)
+    fallback.close()
+    hybrid.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"vector_mode": "fallback"}, ConfigError),
+        ({"vector_mode": "fallback", "vector_secondary": "pinecone"}, ConfigError),
+        ({"vector_secondary": "pgvector"}, ConfigError),
+        ({"vector_mode": "hybrid", "vector_secondary": "postgres"}, UnknownBackend),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(settings: dict[str, Any], error: type[ConfigError]) -> None:
+    with pytest.raises(error, match="VECTOR_SECONDARY") as caught:
+        get_vector_store(Settings.load(**settings))
+    assert caught.value.hint
+
+
+def test_a_threshold_leaves_out_what_is_not_as_near(shared: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    for backend in ("pinecone", "pgvector"):
+        whole = get_vector_store(Settings.load(**shared, vector_backend=backend))
+        whole.upsert(RECORDS)
+        scores = [hit.score for hit in whole.query(QUERY, top_k=20)]
+        settings = Settings.load(
+            **shared, vector_backend=backend, **{f"{backend}_similarity_threshold": (scores[6] + scores[7]) / 2}
+        )
+        store = get_vector_store(settings)
+        with caplog.at_level(logging.INFO):
+            assert keys(store, top_k=20) == nearest(RECORDS, 7)
+        assert f"search backend={backend} hits=7 threshold=" in caplog.text
+        assert "text 0" not in caplog.text
+        whole.close()
+        store.close()
