@@ -33,7 +33,7 @@ torture: $(READY)
 	  $(BIN)/python -m pytest -m torture tests/torture
 
 benchmark: $(READY)
-	$(BIN)/python benchmarks/backfill.py
+	$(BIN)/python benchmarks/budget.py
 
 clean:
 	rm -rf .venv .tox .sandbox build dist *.egg-info

@@ -1,0 +1,141 @@
+"""For every hit that the source has and the table's store has not: why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from amprenta_vectors.compare.queries import Query
+from amprenta_vectors.compare.whereabouts import Whereabouts
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.comparison import TIE
+from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
+
+LISTED = 20
+"""Keys of a class that are listed."""
+
+
+class Why(StrEnum):
+    """Why a hit is missing, worst first."""
+
+    LOST = "lost"
+    OTHER_SCOPE = "other_scope"
+    NO_VECTOR = "no_vector"
+    OTHER_VECTOR = "other_vector"
+    FILTERED = "filtered"
+    RECALL = "recall"
+    FARTHER = "farther"
+    TIE = "tie"
+
+
+AMISS = frozenset({Why.LOST, Why.OTHER_SCOPE, Why.NO_VECTOR, Why.OTHER_VECTOR})
+"""The table has not the vector that the source has: what no setting of a search mends."""
+
+
+@dataclass
+class Comparison:
+    """What came of ``queries``: ``hits`` of the source, of them ``found`` here, the others counted by why.
+
+    ``keys`` are the source's, at most `LISTED` of a class, each once.
+    """
+
+    queries: int
+    top_k: int
+    hits: int = 0
+    found: int = 0
+    missing: dict[Why, int] = field(default_factory=lambda: dict.fromkeys(Why, 0))
+    keys: dict[Why, list[str]] = field(default_factory=lambda: {why: [] for why in Why})
+
+    @property
+    def amiss(self) -> int:
+        """Missing hits whose vector the table has not."""
+        return sum(number for why, number in self.missing.items() if why in AMISS)
+
+    def count(self, why: Why, key: str) -> None:
+        """One more that is missing for that reason."""
+        self.missing[why] += 1
+        listed = self.keys[why]
+        if len(listed) < LISTED and key not in listed:
+            listed.append(key)
+
+
+class Comparer:
+    """Asks both stores the same and explains every hit of ``source`` that ``store``, on ``table``, does not give."""
+
+    def __init__(self, source: VectorStore, store: PgVectorStore, whereabouts: Whereabouts, table: VectorTable) -> None:
+        self._source = source
+        self._store = store
+        self._whereabouts = whereabouts
+        self._halved = table.storage == "halfvec"
+        self._sign = -1 if store.distance == "l2" else 1
+
+    def compare(self, queries: Sequence[Query], top_k: int) -> Comparison:
+        """One query after another. Rows that change meanwhile may be counted wrongly."""
+        found = Comparison(len(queries), top_k)
+        absent: dict[str, int] = {}
+        for query in queries:
+            theirs = self._source.query(query.vector, top_k=top_k, filter=query.filter)
+            ours = self._store.query(query.vector, top_k=top_k, filter=query.filter)
+            spelled = self._whereabouts.spelled([hit.key for hit in theirs])
+            given = {hit.key for hit in ours}
+            missing = [hit.key for hit in theirs if spelled.get(hit.key) not in given]
+            found.hits += len(theirs)
+            found.found += len(theirs) - len(missing)
+            for key, why in self._explain(query, ours, missing, spelled, full=len(ours) == top_k).items():
+                if why is Why.LOST:
+                    absent[key] = absent.get(key, 0) + 1
+                else:
+                    found.count(why, key)
+        self._look_elsewhere(absent, found)
+        return found
+
+    def _explain(
+        self, query: Query, ours: Sequence[Hit], missing: Sequence[str], spelled: dict[str, str], *, full: bool
+    ) -> dict[str, Why]:
+        """Why each of ``missing`` is; what no row of the scope has is lost, until it is found in another one."""
+        if not missing:
+            return {}
+        keys = {key: spelled[key] for key in missing if key in spelled}
+        here = self._whereabouts.here(list(keys.values()), query.filter)
+        scores = self._store.scores(query.vector, list(here))
+        last = self._sign * ours[-1].score if full else -np.inf
+        reasons: dict[str, Why] = dict.fromkeys(missing, Why.LOST)
+        for key, row in keys.items():
+            if row not in here:
+                continue
+            if row not in scores:
+                reasons[key] = Why.NO_VECTOR
+            elif not here[row]:
+                reasons[key] = Why.FILTERED
+            else:
+                nearer = self._sign * scores[row] - last
+                reasons[key] = Why.RECALL if nearer > TIE else Why.TIE if nearer >= -TIE else Why.FARTHER
+        farther = {key: keys[key] for key, why in reasons.items() if why is Why.FARTHER}
+        return reasons | dict.fromkeys(self._differing(farther), Why.OTHER_VECTOR)
+
+    def _differing(self, keys: dict[str, str]) -> list[str]:
+        """Of ``keys``, by the source's spelling, those whose vector here is another than there."""
+        if not keys:
+            return []
+        theirs, ours = self._source.fetch(list(keys)), self._store.fetch(list(keys.values()))
+        return [
+            key
+            for key, row in keys.items()
+            if key in theirs and row in ours and not self._is_same(theirs[key], ours[row])
+        ]
+
+    def _is_same(self, theirs: Record, ours: Record) -> bool:
+        held = theirs.vector.astype(np.float16).astype(np.float32) if self._halved else theirs.vector
+        return np.array_equal(held, ours.vector)
+
+    def _look_elsewhere(self, absent: dict[str, int], found: Comparison) -> None:
+        spelled = self._whereabouts.spelled(list(absent))
+        elsewhere = self._whereabouts.anywhere(list(spelled.values())) if spelled else set()
+        for key, times in absent.items():
+            why = Why.OTHER_SCOPE if spelled.get(key) in elsewhere else Why.LOST
+            for _ in range(times):
+                found.count(why, key)

@@ -1,0 +1,130 @@
+"""The cheapest setting of a search that finds enough, by measurement."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.compare.queries import Query
+from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.schema.catalogue import relations_of
+from amprenta_vectors.schema.search_settings import SearchSetting
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.comparison import Nearest, nearest_rows
+from amprenta_vectors.stores.pgvector import PgVectorStore
+
+EF_SEARCH = (10, 15, 20, 30, 40, 60, 80, 100, 120, 160, 200, 250, 300, 400, 500, 600, 800, 1000)
+"""What is tried of ``hnsw.ef_search``; 1000 is pgvector's own limit."""
+PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""What is tried of ``ivfflat.probes``, as far as there are lists."""
+
+_INDEXES = sa.text("""
+    SELECT am.amname AS method, o.option_value::int AS lists
+    FROM pg_index i
+    JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i'
+    JOIN pg_am am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
+    LEFT JOIN LATERAL pg_options_to_table(c.reloptions) o ON o.option_name = 'lists'
+    WHERE i.indrelid = ANY(CAST(:relations AS oid[])) AND i.indisvalid AND EXISTS (
+        SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.objid = i.indexrelid AND d.refobjid = i.indrelid AND a.attname = :column
+    )
+    ORDER BY am.amname, lists DESC NULLS LAST
+""")
+_DEFAULT_LISTS = 100
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting on all queries: the share of what is to be found, by distance, and the median of a query."""
+
+    value: int
+    recall: float
+    p50_ms: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was tried, cheapest first. ``chosen`` is the first that reaches ``target``; None where none does."""
+
+    setting: SearchSetting
+    target: float
+    queries: int
+    top_k: int
+    trials: tuple[Trial, ...]
+    chosen: Trial | None
+
+
+def choices(connection: Connection, table: VectorTable, top_k: int) -> tuple[SearchSetting, Sequence[int]]:
+    """What the index on a table from the catalogue is searched with, and its values from cheap to dear.
+
+    Raises `ConfigError` where there is no valid index.
+    """
+    relations = relations_of(connection, table)
+    index = connection.execute(_INDEXES, {"relations": relations, "column": table.embedding}).first()
+    if index is None:
+        raise ConfigError(
+            f"{table.target} has no valid hnsw or ivfflat index to tune", hint="amprenta-vectors index build"
+        )
+    if index.method == "ivfflat":
+        lists = index.lists or _DEFAULT_LISTS
+        return "probes", [*(value for value in PROBES if value < lists), lists]
+    # The store never keeps fewer candidates than it is asked for hits.
+    least = min(max(top_k, EF_SEARCH[0]), EF_SEARCH[-1])
+    return "ef_search", [least, *(value for value in EF_SEARCH if value > least)]
+
+
+def tune(
+    open_store: Callable[[int], PgVectorStore],
+    setting: SearchSetting,
+    values: Sequence[int],
+    queries: Sequence[Query],
+    *,
+    top_k: int,
+    target: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Tuning:
+    """Try ``values``, ascending, of a store opened with each, and choose the first whose recall reaches ``target``.
+
+    More candidates never find less, so half of what is left is ruled out by each trial. Raises `ConfigError` where the
+    queries find nothing.
+    """
+    with closing(open_store(values[0])) as reference:
+        wanted = [nearest_rows(reference, query.vector, top_k, query.filter) for query in queries]
+    if not any(nearest.rows for nearest in wanted):
+        raise ConfigError("the queries find nothing, by an exact search either", hint="check PINECONE_NAMESPACE")
+    tried: dict[int, Trial] = {}
+
+    def reaches(value: int) -> bool:
+        with closing(open_store(value)) as store:
+            tried[value] = _try(store, value, queries, wanted, top_k, clock)
+        return tried[value].recall >= target
+
+    place = bisect_left(values, True, key=reaches)
+    chosen = tried[values[place]] if place < len(values) else None
+    return Tuning(setting, target, len(queries), top_k, tuple(tried[value] for value in sorted(tried)), chosen)
+
+
+def _try(
+    store: PgVectorStore,
+    value: int,
+    queries: Sequence[Query],
+    wanted: Sequence[Nearest],
+    top_k: int,
+    clock: Callable[[], float],
+) -> Trial:
+    # The first query opens connections, which is not what is measured.
+    store.query(queries[0].vector, top_k=top_k, filter=queries[0].filter)
+    found, seconds = 0, []
+    for query, nearest in zip(queries, wanted, strict=True):
+        start = clock()
+        hits = store.query(query.vector, top_k=top_k, filter=query.filter)
+        seconds.append(clock() - start)
+        found += sum(nearest.reached_by(hit.score) for hit in hits)
+    return Trial(value, found / sum(nearest.rows for nearest in wanted), float(np.median(seconds)) * 1000)

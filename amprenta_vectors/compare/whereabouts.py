@@ -1,0 +1,54 @@
+"""Where a record of the source is in the table: in the scope, in another, or nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import sqlalchemy as sa
+
+from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.schema.keymaps import open_key_map
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.filters import parse_filter
+from amprenta_vectors.stores.pgvector_sql import Statements
+from amprenta_vectors.stores.protocol import Filter
+
+
+class Whereabouts:
+    """Rows of ``table``, which is from the catalogue, with a vector or without. Of other scopes, keys alone are seen.
+
+    A key is spelled as `PgVectorStore` gives it. ``text_field`` is as there.
+    """
+
+    def __init__(self, engine: sa.Engine, table: VectorTable, scope: Mapping[str, str], text_field: str) -> None:
+        self._engine = engine
+        self._table = table
+        self._scope = scope
+        self._here = Statements(table, scope, text_field, has_updated_at=False)
+        self._anywhere = Statements(table.with_columns(scope=()), {}, text_field, has_updated_at=False)
+
+    def spelled(self, source_keys: Sequence[str]) -> dict[str, str]:
+        """The key that a row has for each of ``source_keys``; those that no row can have are absent."""
+        keys = {key: key for key in source_keys}
+        if self._table.key_rule.kind == "uuid5":
+            rows = VectorBatch(source_keys=list(source_keys), vectors=np.empty((len(source_keys), 0), np.float32))
+            mapped = open_key_map(self._table, self._scope, self._engine).apply(rows)
+            keys = {source: key for source, (key,) in zip(mapped.source_keys, mapped.keys or (), strict=True)}
+        spelled = self._here.spelled(keys.values())
+        return {source: spelled[key] for source, key in keys.items() if key in spelled}
+
+    def here(self, keys: Sequence[str], filter: Filter | None) -> dict[str, bool]:
+        """The ``keys`` that a row of the scope has, and whether that row matches ``filter``."""
+        condition = parse_filter(filter) if filter else None
+        with self._engine.connect() as connection:
+            found: dict[str, bool] = {}
+            for row in connection.execute(self._here.located(keys, condition)):
+                # Several rows may have one key where a column is looked up.
+                found[row.key] = found.get(row.key, False) or row.matches
+            return found
+
+    def anywhere(self, keys: Sequence[str]) -> set[str]:
+        """Those ``keys`` that a row of some scope has."""
+        with self._engine.connect() as connection:
+            return {row.key for row in connection.execute(self._anywhere.located(keys, None))}

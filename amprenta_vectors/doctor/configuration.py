@@ -1,0 +1,73 @@
+"""Settings that contradict each other, and packages that they need; no connection is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import engine_url
+from amprenta_vectors.doctor.finding import Finding, SettingsCheck, used_backends
+from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.stores.factory import check_mode
+
+
+def mode(settings: Settings) -> Iterator[Finding]:
+    """Backend, mode and secondary."""
+    try:
+        check_mode(settings)
+    except ConfigError as error:
+        yield Finding("serious", error.message, error.hint)
+
+
+def credentials(settings: Settings) -> Iterator[Finding]:
+    """What the Pinecone store needs, where it is used."""
+    if "pinecone" not in used_backends(settings):
+        return
+    for name in ("pinecone_api_key", "pinecone_index_name"):
+        try:
+            settings.require(name)
+        except ConfigError as error:
+            yield Finding("serious", f"{error.message}, and pinecone is a store that is used", error.hint)
+
+
+def databases(settings: Settings) -> Iterator[Finding]:
+    """Variables that name the database twice, and differently."""
+    try:
+        url, direct = engine_url(settings), engine_url(settings, migrations=True)
+    except ConfigError:
+        return
+    if settings.database_url is not None and settings.postgres_host not in (None, url.host):
+        yield Finding(
+            "advice",
+            f"POSTGRES_HOST is {settings.postgres_host!r} and is not used: DATABASE_URL leads to {url.host!r}",
+            "unset POSTGRES_HOST, or DATABASE_URL",
+        )
+    if url.database != direct.database:
+        yield Finding(
+            "advice",
+            f"MIGRATION_DATABASE_URL names database {direct.database!r}, DATABASE_URL {url.database!r}: revisions "
+            "would not reach the tables that are searched, unless a pooler gives one database both names",
+            "give both URLs the same database",
+        )
+
+
+def packages(settings: Settings) -> Iterator[Finding]:
+    """What is to be imported for backend, transport and embedder."""
+    needed = []
+    if "pinecone" in used_backends(settings):
+        needed.append(("pinecone", "pinecone", "VECTOR_BACKEND or VECTOR_SECONDARY pinecone"))
+        if settings.pinecone_transport != "rest":
+            needed.append(("grpc", "grpcio", f"PINECONE_TRANSPORT {settings.pinecone_transport}"))
+    if "pgvector" in used_backends(settings):
+        needed.append(("pgvector", "pgvector", "VECTOR_BACKEND or VECTOR_SECONDARY pgvector"))
+    if settings.embedder is not None:
+        needed.append(("wordllama", "'amprenta_vectors[sandbox]'", f"AMPRENTA_EMBEDDER {settings.embedder}"))
+    for module, package, setting in needed:
+        if find_spec(module) is None:
+            yield Finding(
+                "serious", f"the package {module!r} is not installed; {setting} needs it", f"pip install {package}"
+            )
+
+
+CHECKS: tuple[SettingsCheck, ...] = (mode, credentials, databases, packages)

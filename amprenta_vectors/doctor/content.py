@@ -1,0 +1,110 @@
+"""What is in the table, and what is still to come: rows, models, runs, and writes for the other store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import sqlalchemy as sa
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.preflight import check_visible
+from amprenta_vectors.doctor.finding import Finding, Patient, Severity, TableCheck
+from amprenta_vectors.schema.expressions import to_clause
+from amprenta_vectors.stores.outbox import count_pending
+
+LATE_SECONDS = 300.0
+"""An intent older than this was not brought by the application that made it."""
+
+
+def visible_rows(patient: Patient) -> Iterator[Finding]:
+    """Raises `ServerUnsuitable` where row security hides rows, so that the other figures would be too low."""
+    check_visible(patient.connection, patient.table)
+    yield from ()
+
+
+def rows_without_embedding(patient: Patient) -> Iterator[Finding]:
+    """Rows that no search finds."""
+    target = to_clause(patient.table)
+    embedding = target.c[patient.table.embedding]
+    counts = sa.select(sa.func.count().label("rows"), sa.func.count(embedding).label("filled")).select_from(target)
+    row = patient.connection.execute(counts).one()
+    if row.filled < row.rows:
+        yield Finding(
+            "serious" if patient.answers and not row.filled else "advice",
+            f"{row.rows - row.filled:,} of {row.rows:,} rows of {patient.table.qualified_name} have no embedding: no "
+            "search finds them",
+            "amprenta-vectors backfill --resume; those that were set aside are listed by: amprenta-vectors errors",
+        )
+
+
+def other_models(patient: Patient) -> Iterator[Finding]:
+    """Vectors of another model than the settings name: their distances to a query mean nothing."""
+    table, model = patient.table, patient.settings.embedding_model
+    if table.model is None or model is None:
+        return
+    target = to_clause(table)
+    others = (
+        sa.select(target.c[table.model], sa.func.count())
+        .where(target.c[table.embedding].is_not(None), target.c[table.model] != model)
+        .group_by(target.c[table.model])
+        .order_by(target.c[table.model])
+    )
+    for name, rows in patient.connection.execute(others):
+        yield Finding(
+            "serious",
+            f"EMBEDDING_MODEL is {model!r}, and {rows:,} vectors of {table.target} are of {name!r}",
+            f"export EMBEDDING_MODEL={name}, or embed those rows again",
+        )
+
+
+def threshold(patient: Patient) -> Iterator[Finding]:
+    """A similarity that no row can reach."""
+    least = patient.settings.pgvector_similarity_threshold
+    if patient.answers and patient.table.distance == "cosine" and least is not None and least > 1:
+        yield Finding(
+            "serious",
+            f"PGVECTOR_SIMILARITY_THRESHOLD is {least}, and a cosine similarity is 1 at most: no search has a hit",
+            "unset PGVECTOR_SIMILARITY_THRESHOLD, or set it below 1",
+        )
+
+
+def unfinished_runs(patient: Patient) -> Iterator[Finding]:
+    """Backfills that were queued or begun and have not ended."""
+    for run in patient.unfinished_runs():
+        workers = progress.count(patient.connection, run.id).owners
+        if workers:
+            yield Finding("note", f"run {run.id} is being worked on by {workers} process(es)")
+            continue
+        state = "queued" if run.source is None else run.state
+        yield Finding(
+            "serious" if patient.answers and run.source is not None else "advice",
+            f"run {run.id} into {run.target} is {state} and nobody works on it"
+            + (f"; stopped by: {run.last_error}" if run.last_error else ""),
+            f"amprenta-vectors backfill --resume, or amprenta-vectors cancel {run.id}",
+        )
+
+
+def pending_writes(patient: Patient) -> Iterator[Finding]:
+    """Intents of dual writes that the other store has not got."""
+    pending = count_pending(patient.connection, patient.table.target)
+    if not pending.pending:
+        return
+    age = pending.oldest_seconds or 0.0
+    late = bool(pending.failing) or age > LATE_SECONDS
+    severity: Severity = "serious" if late else "note"
+    yield Finding(
+        severity,
+        f"{pending.pending:,} write(s) to {patient.table.target} are not in the other store, {pending.failing:,} after "
+        f"a failure, the oldest for {age:,.0f} s",
+        "amprenta-vectors outbox drain" if late else "",
+    )
+
+
+CHECKS: tuple[TableCheck, ...] = (
+    visible_rows,
+    rows_without_embedding,
+    other_models,
+    threshold,
+    unfinished_runs,
+    pending_writes,
+)

@@ -1,0 +1,78 @@
+"""All checks, in the order in which one makes sense after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import COMMAND_SESSION, check_connection, create_engine, to_error
+from amprenta_vectors.doctor import configuration, content, indexes, server, upkeep
+from amprenta_vectors.doctor.finding import SEVERITIES, Finding, Patient
+from amprenta_vectors.errors import AmprentaError
+from amprenta_vectors.schema.catalogue import relations_of, resolve_table
+from amprenta_vectors.schema.registry import get_table
+
+TABLE_CHECKS = (*indexes.CHECKS, *upkeep.CHECKS, *content.CHECKS)
+
+_LIMITS = sa.text("SELECT set_config('statement_timeout', '60s', true), set_config('lock_timeout', '5s', true)")
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every finding, the worst first; what stands in the way of further checks is a finding itself.
+
+    One read-only transaction, each statement for a minute at most. A check that this role may not make is said to be
+    so, and the others are made.
+    """
+    findings = [_named(check.__name__, finding) for check in configuration.CHECKS for finding in check(settings)]
+    try:
+        engine = create_engine(settings, pool_size=1, application_name=COMMAND_SESSION)
+        check_connection(engine)
+    except AmprentaError as error:
+        findings.append(_refusal("connection", error))
+    else:
+        with engine.connect().execution_options(postgresql_readonly=True) as connection:
+            connection.execute(_LIMITS)
+            findings += _of_database(connection, settings)
+        engine.dispose()
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _of_database(connection: Connection, settings: Settings) -> Iterable[Finding]:
+    for check in server.CHECKS:
+        yield from _checked(connection, check.__name__, partial(check, connection, settings))
+    try:
+        progress.require_tables(connection)
+        declared = get_table(settings.table, settings.config)
+        table = resolve_table(connection, declared, dimension=settings.vector_dimension)
+    except AmprentaError as error:
+        yield _refusal("table", error)
+        return
+    patient = Patient(connection, settings, table, relations_of(connection, table))
+    for each in TABLE_CHECKS:
+        yield from _checked(connection, each.__name__, partial(each, patient))
+
+
+def _checked(connection: Connection, name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    try:
+        with connection.begin_nested():
+            return [_named(name, finding) for finding in check()]
+    except AmprentaError as error:
+        return [_refusal(name, error)]
+    except DBAPIError as error:
+        failed = to_error(error, "this check could not be made")
+        return [_named(name, Finding("advice", failed.message, "run it again as the table's owner (docs/grants.md)"))]
+
+
+def _refusal(name: str, error: AmprentaError) -> Finding:
+    return _named(name, Finding("serious", error.message, error.hint))
+
+
+def _named(name: str, finding: Finding) -> Finding:
+    return replace(finding, check=name.replace("_", " "))
