@@ -21,8 +21,8 @@ from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable
 COMMAND_SESSION = "amprenta_command"
 """The application_name of this package's commands; an application that uses its stores is ``amprenta_vectors``."""
 MINIMUM_SERVER = 140000
-MINIMUM_PGVECTOR = (0, 7, 0)
-"""halfvec and the casts that the indexes use came with 0.7.0."""
+MINIMUM_PGVECTOR = (0, 8, 0)
+"""Every search sets ``hnsw.iterative_scan``, which came with 0.8.0."""
 SOUND_PGVECTOR = (0, 8, 4)
 """0.8.2 mended an overflow in parallel index builds, 0.8.4 faults in vacuum (pgvector's CHANGELOG)."""
 
@@ -98,6 +98,8 @@ def create_engine(
         pool_size=options.pop("pool_size", settings.pool_size),
         max_overflow=options.pop("max_overflow", 2),
         pool_pre_ping=not ping_after_seconds,
+        # The connection used last goes first: a few server processes stay warm, where by turns all would be half so.
+        pool_use_lifo=True,
         **options,
     )
     if ping_after_seconds:

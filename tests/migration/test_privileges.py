@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import psycopg2
 import pytest
 import sqlalchemy as sa
@@ -18,10 +19,12 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from amprenta_vectors.backfill.preflight import check_target
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
-from amprenta_vectors.errors import ServerUnsuitable
+from amprenta_vectors.errors import AmprentaError, ServerUnsuitable
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.stores.composites.dual import DualStore
+from amprenta_vectors.stores.composites.shadow import Answered, Asked, ShadowLog
 from amprenta_vectors.stores.pgvector import PgVectorStore
 from amprenta_vectors.stores.protocol import Record
 
@@ -113,6 +116,17 @@ def test_the_documented_grants_suffice_for_each_role(granted: Database) -> None:
     store.upsert([Record("chunk-1", [1.0, 2.0, 3.0]), Record("new", [1.0, 0.0, 0.0])])
     assert [hit.key for hit in store.query([1.0, 0.0, 0.0], top_k=2)] == ["new", "chunk-1"]
     store.delete(["new"])
+    with pytest.raises(AmprentaError, match="permission denied for table vector_outbox"):
+        store.open_outbox().status()
+    for statement in re.findall(r"`(GRANT [^`]+ TO amprenta_application)`", Path(ROOT, "docs/grants.md").read_text()):
+        migrator.execute(statement)
+    dual = DualStore(store, store, store.open_outbox(), primary=store)
+    dual.upsert([Record("both", [1.0, 0.0, 0.0])])
+    dual.delete(["both"])
+    assert store.open_outbox().status().pending == 0
+    asked = Asked(np.ones(3, np.float32), 1, None, [], 1.0)
+    ShadowLog(engine, "one", "other").keep(asked, Answered(1.0, error="none"), 0)
+    dual.close()
     engine.dispose()
 
     migrator.downgrade()

@@ -174,7 +174,7 @@ def test_a_version_is_compared_by_its_numbers(text: str, version: tuple[int, ...
         (130012, "0.8.5", "PostgreSQL 13 is too old; expected 14 or newer"),
         (90624, "0.8.5", "PostgreSQL 9 is too old"),
         (180000, None, 'extension "vector" is not available'),
-        (180000, "0.6.2", "pgvector 0.6.2 is too old; expected 0.7.0 or newer"),
+        (180000, "0.6.2", "pgvector 0.6.2 is too old; expected 0.8.0 or newer"),
     ],
 )
 def test_a_server_that_cannot_work_is_refused_with_what_to_do(server: int, pgvector: str | None, message: str) -> None:
@@ -184,7 +184,7 @@ def test_a_server_that_cannot_work_is_refused_with_what_to_do(server: int, pgvec
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("pgvector", ["0.7.0", "0.8.0", "0.8.3"])
+@pytest.mark.parametrize("pgvector", ["0.8.0", "0.8.1", "0.8.3"])
 def test_a_pgvector_with_known_faults_is_warned_about(pgvector: str) -> None:
     (warning,) = check_server(140000, pgvector)
     assert f"pgvector {pgvector} has known faults" in warning
