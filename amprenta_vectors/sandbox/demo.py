@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import click
 import sqlalchemy as sa
@@ -22,9 +23,11 @@ from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.sandbox import control
 
 QUESTION = "How do I parse command line arguments with subcommands?"
+QUESTIONS = (QUESTION, "read a file line by line", "run code in another thread and wait for its result")
 LATENCY_SECONDS = 0.02
 """How far away the demo's Pinecone is; a cloud region answers in about this time."""
-KILL_AT = 0.3
+KILL_AT, PAUSE_AT = 0.3, 0.5
+"""Shares of the rows that are written by then."""
 
 
 class Demo:
@@ -42,13 +45,14 @@ class Demo:
         self._benchmark = "python scripts/benchmark_vector_stores.py" if checkout else "amprenta-vectors benchmark"
 
     def run(self) -> None:
-        """Start, upgrade, backfill with a kill in the middle, verify, compare, ask, go back and forth; then stop."""
+        """Start, upgrade, backfill with a kill and a pause in it, verify, compare, switch, go back and forth; stop."""
         began = time.monotonic()
         try:
             self._sandbox()
             self._expand()
-            self._backfill_with_a_kill()
+            self._backfill_with_a_kill_and_a_pause()
             self._compare()
+            self._shadow()
             self._ask_both()
             self._go_back_and_forth()
         finally:
@@ -69,28 +73,33 @@ class Demo:
 
     def _expand(self) -> None:
         self._title("1. Expand: the schema, safe on a live database")
+        self._do("amprenta-vectors sources inspect")
         self._do(f"{self._alembic} upgrade head")
         self._do(f"{self._backfill} --dry-run --keys-from source")
 
-    def _backfill_with_a_kill(self) -> None:
-        self._title("2. Backfill, killed with SIGKILL partway and resumed")
-        command = f"{self._backfill} --keys-from source --batch-size 500"
-        self._say(command)
-        process = subprocess.Popen(shlex.split(command), env=self._environment)  # noqa: S603 - our own command
-        while process.poll() is None and self._written() < KILL_AT * self._count:
-            time.sleep(0.05)
-        if process.poll() is not None:
-            raise AmprentaError("the backfill ended before it could be killed")
+    def _backfill_with_a_kill_and_a_pause(self) -> None:
+        self._title("2. Backfill, killed with SIGKILL partway, resumed, and paused from another terminal")
+        process = self._begin(f"{self._backfill} --keys-from source --batch-size 500")
+        self._wait_until_written(KILL_AT, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed_at = self._written()
         click.secho(f"\n    kill -9 after {killed_at:,} rows\n", fg="yellow")
         self._note("killed", f"SIGKILL after {killed_at:,} of {self._count:,} rows")
         self._do("amprenta-vectors status")
-        seconds, output = self._do(f"{self._backfill} --resume")
-        if "bit for bit" not in output:
+        began = time.monotonic()
+        process = self._begin(f"{self._backfill} --resume", stdout=subprocess.PIPE)
+        self._wait_until_written(PAUSE_AT, process)
+        self._do("amprenta-vectors pause")
+        self._note("paused", f"after {self._written():,} rows, from another process, and resumed")
+        self._do("amprenta-vectors resume")
+        output, _ = process.communicate()
+        click.echo(output, nl=False)
+        if process.returncode != 0 or "bit for bit" not in output:
             raise AmprentaError("the backfill was not verified")
+        seconds = time.monotonic() - began
         self._note("resumed", f"the rest and its index in {seconds:.1f} s; every vector verified bit for bit")
+        self._note("reported", "reports/run-1.html, made from reports/run-1.json")
 
     def _compare(self) -> None:
         self._title("3. Compare before switching")
@@ -101,20 +110,28 @@ class Demo:
         recalls = ", ".join(f"{store['name']} {store['recall']:.3f}" for store in report["stores"])
         self._note("compared", f"recall@10 {recalls}; overlap {report['overlap']:.3f}")
 
+    def _shadow(self) -> None:
+        self._title("4. Shadow: Pinecone answers, pgvector is asked beside it and compared")
+        self._export(VECTOR_MODE="shadow", VECTOR_SECONDARY="pgvector")
+        for question in QUESTIONS:
+            self._do(f"amprenta-vectors sandbox ask {shlex.quote(question)}")
+        self._do("amprenta-vectors compare report")
+        self._note("shadowed", f"{len(QUESTIONS)} questions asked of both")
+        self._export(VECTOR_MODE="", VECTOR_SECONDARY="")
+
     def _ask_both(self) -> None:
-        self._title("4. Switch: the same question to both backends")
+        self._title("5. Switch: the same question to both backends")
         question = shlex.quote(QUESTION)
         answers = []
         for backend in ("pinecone", "pgvector"):
-            self._environment["VECTOR_BACKEND"] = backend
-            click.secho(f"$ export VECTOR_BACKEND={backend}", bold=True)
+            self._export(VECTOR_BACKEND=backend)
             answers.append(self._do(f"amprenta-vectors sandbox ask {question}")[1])
         if _keys(answers[0]) != _keys(answers[1]) or not _keys(answers[0]):
             raise AmprentaError("the two backends gave different hits")
         self._note("switched", f"{len(_keys(answers[0]))} hits, the same from both backends")
 
     def _go_back_and_forth(self) -> None:
-        self._title("5. Go back, and forth again, with the vectors still there")
+        self._title("6. Go back, and forth again, with the vectors still there")
         self._do(f"{self._alembic} downgrade base")
         self._do(f"{self._alembic} upgrade head")
         _, output = self._do("amprenta-vectors verify")
@@ -144,6 +161,21 @@ class Demo:
         if process.wait() != 0:
             raise AmprentaError(f"{command}: exit code {process.returncode}")
         return time.monotonic() - began, "".join(lines)
+
+    def _begin(self, command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command and leave it running."""
+        self._say(command)
+        return subprocess.Popen(shlex.split(command), env=self._environment, text=True, **options)  # noqa: S603
+
+    def _export(self, **variables: str) -> None:
+        self._environment |= variables
+        click.secho("$ export " + " ".join(f"{name}={value}" for name, value in variables.items()), bold=True)
+
+    def _wait_until_written(self, share: float, process: subprocess.Popen[str]) -> None:
+        while process.poll() is None and self._written() < share * self._count:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            raise AmprentaError("the backfill ended before it could be interrupted")
 
     def _written(self) -> int:
         with self._engine.connect() as connection:
