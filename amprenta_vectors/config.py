@@ -111,6 +111,7 @@ class Settings(ThrottleSettings, RateSettings):
     pool_size: int = _ours("pool_size", 5, ge=1)
     query_timeout_seconds: float | None = _ours("query_timeout_seconds", None, gt=0)
     ef_search: int | None = _ours("ef_search", None, ge=1, le=1000)
+    probes: int | None = _ours("probes", None, ge=1, le=32768)
     max_bad_share: float = _ours("max_bad_share", 0.05, ge=0, le=1)
     embedder: Literal["wordllama"] | None = _ours("embedder", None)
     lease_seconds: float = _ours("lease_seconds", 15.0, gt=0)

@@ -20,7 +20,7 @@ _ADDRESSES = re.compile(r'\s+xmlns(?::\w+)?="[^"]*"')
 """Namespaces, which SVG within HTML does not need; without them a page names no address at all."""
 
 
-def draw(label: str, fill: Callable[[Axes], None], *, legend_columns: int = 4) -> str:
+def draw(label: str, fill: Callable[[Axes], None]) -> str:
     """What ``fill`` draws, with a legend above; ``label`` says what it shows to who does not see it."""
     # Heavy to import, and only a report draws.
     from matplotlib import rc_context
@@ -30,7 +30,7 @@ def draw(label: str, fill: Callable[[Axes], None], *, legend_columns: int = 4) -
         figure = Figure(figsize=(9, 3), layout="constrained")
         axes = figure.subplots()
         fill(axes)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=legend_columns, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=4, frameon=False)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata=_UNNAMED)
     svg = drawn.getvalue()

@@ -148,8 +148,10 @@ class Stage:
             raise click.ClickException(f"{arguments[0]} failed: {done.stderr}{done.stdout}")
         return time.perf_counter() - began, done.stdout
 
-    def bare(self, ids: Sequence[str], vectors: Vectors, connections: int) -> float:
-        """Vectors a second of the same bytes by COPY into a temporary table and UPDATE, ready-made beforehand."""
+    def bare(
+        self, ids: Sequence[str], vectors: Vectors, connections: int, begin: Callable[[], object] = lambda: None
+    ) -> float:
+        """Vectors a second of the same bytes by COPY into a temporary table and UPDATE, ready-made before ``begin``."""
         dimension = vectors.shape[1]
         url = self.new_database(ids, dimension)
         payloads = iter([to_payload(ids[i : i + BATCH], vectors[i : i + BATCH]) for i in range(0, len(ids), BATCH)])
@@ -172,6 +174,7 @@ class Stage:
                     connection.commit()
 
         threads = [threading.Thread(target=work) for _ in range(connections)]
+        begin()
         began = time.perf_counter()
         for thread in threads:
             thread.start()

@@ -16,7 +16,7 @@ SMALLEST = 100
 """Keys below which no batch is made smaller: what times out then is not the batch's size."""
 LARGEST = 10_000
 LARGEST_BYTES = 8 * 1024 * 1024
-"""Of the vectors of a batch as float32. A process holds some four copies of each worker's."""
+"""Of the vectors of a batch as float32. A process holds up to three copies of each worker's."""
 
 EFFICIENCY = (0.9, 0.95)
 """Shares of the wanted duration between which a size is left as it is."""

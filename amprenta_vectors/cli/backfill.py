@@ -52,8 +52,8 @@ from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, o
 CLEAN, FAILED, SET_ASIDE, INTERRUPTED = 0, 1, 3, 130
 WORST_FIRST = (INTERRUPTED, FAILED, SET_ASIDE, CLEAN)
 """Of several namespaces' exit codes the worst is the command's."""
-KEPT_BYTES = 64 * 1024 * 1024
-"""Freed memory that is kept for the next batch; a batch of 1000 × 1536 is 6 MB, and is copied a few times."""
+KEPT_BYTES = 16 * 1024 * 1024
+"""Freed memory that is kept for the next batch; one of 1000 × 1536 is 6 MB, as it comes and as it is kept."""
 SPARE_CONNECTIONS = 6
 """Connections beside those of the workers: planner, leases, figures, orders, read units, and one to spare."""
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from amprenta_vectors.cli.options import open_database, open_table, scope_of
-from amprenta_vectors.cli.queries import query_options, read_queries, without_thresholds
+from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
 from amprenta_vectors.compare.missing import AMISS, LISTED, Comparer, Comparison, Why
 from amprenta_vectors.compare.shadow_page import render_shadow_page, verdict
 from amprenta_vectors.compare.shadow_report import collect_shadow_report
@@ -80,7 +80,7 @@ def run(
     Exit 0 if the table has the vector of every one of them, 1 if some are lost, in another scope, without a vector or
     with another one. Similarity thresholds are not applied.
     """
-    settings = without_thresholds(Settings.load(pinecone_namespace=namespace))
+    settings = for_measuring(Settings.load(pinecone_namespace=namespace))
     engine = open_database(settings, 2)
     with engine.connect() as connection:
         table = open_table(settings, connection)

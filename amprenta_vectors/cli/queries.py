@@ -36,7 +36,7 @@ def query_options(command: Command) -> Command:
             show_default=True,
             metavar="FILE|shadow|stored",
             help='FILE: one JSON object a line, {"vector": [...], "filter": {...}}, the filter optional; or .npy, one '
-            "row a query. shadow: the latest that VECTOR_MODE=shadow kept. stored: stored vectors, each moved a little.",
+            "row a query. shadow: the latest that VECTOR_MODE=shadow kept. stored: stored ones, each moved a little.",
         ),
         click.option(
             "--queries", type=click.IntRange(min=1), help=f"At most so many.  [default: all of FILE, else {QUERIES}]"
@@ -59,6 +59,7 @@ def read_queries(
     return queries_of_file(Path(origin), table, queries)
 
 
-def without_thresholds(settings: Settings) -> Settings:
-    """The same stores, every hit of theirs: one that a threshold leaves out is not missing."""
-    return settings.model_copy(update={"pinecone_similarity_threshold": None, "pgvector_similarity_threshold": None})
+def for_measuring(settings: Settings) -> Settings:
+    """The same stores, with every hit of theirs in whatever time: an exact search may take long."""
+    limits = ("pinecone_similarity_threshold", "pgvector_similarity_threshold", "query_timeout_seconds")
+    return settings.model_copy(update=dict.fromkeys(limits))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from amprenta_vectors.cli.options import open_database, open_table
-from amprenta_vectors.cli.queries import query_options, read_queries, without_thresholds
+from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
 from amprenta_vectors.compare.tuning import Tuning, choices
 from amprenta_vectors.compare.tuning import tune as find_cheapest
 from amprenta_vectors.config import Settings
@@ -46,7 +46,7 @@ def tune(
     Recall is measured against an exact search, by distance, so that equally near rows count as found. Exit 0 if it is
     reached, else 1.
     """
-    settings = without_thresholds(Settings.load(pinecone_namespace=namespace))
+    settings = for_measuring(Settings.load(pinecone_namespace=namespace))
     engine = open_database(settings, 1)
     with engine.connect() as connection:
         table = open_table(settings, connection)
@@ -63,6 +63,10 @@ def tune(
         _print(found)
         if applied:
             click.echo(f"stored for {table.target}; stores that are opened from now on use it")
+    if origin == "stored":
+        click.echo(
+            "note: stored vectors are easier to find than what users ask: --from shadow, or --from FILE", err=True
+        )
     if applied and (given := getattr(settings, setting)) is not None:
         click.echo(f"warning: AMPRENTA_{setting.upper()} is {given}, which comes before what is stored", err=True)
     ctx.exit(NOT_REACHED if found.chosen is None else REACHED)

@@ -19,6 +19,7 @@ from amprenta_vectors.schema.search_settings import SearchSetting
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.comparison import Nearest, nearest_rows
 from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.search import candidates
 
 EF_SEARCH = (10, 15, 20, 30, 40, 60, 80, 100, 120, 160, 200, 250, 300, 400, 500, 600, 800, 1000)
 """What is tried of ``hnsw.ef_search``; 1000 is pgvector's own limit."""
@@ -75,8 +76,8 @@ def choices(connection: Connection, table: VectorTable, top_k: int) -> tuple[Sea
     if index.method == "ivfflat":
         lists = index.lists or _DEFAULT_LISTS
         return "probes", [*(value for value in PROBES if value < lists), lists]
-    # The store never keeps fewer candidates than it is asked for hits.
-    least = min(max(top_k, EF_SEARCH[0]), EF_SEARCH[-1])
+    # The store takes so many candidates from the index in any case; with fewer at once it goes back for more.
+    least = min(candidates(top_k), EF_SEARCH[-1])
     return "ef_search", [least, *(value for value in EF_SEARCH if value > least)]
 
 

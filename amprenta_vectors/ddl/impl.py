@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import Table
+from sqlalchemy.util import OrderedSet
+
 from amprenta_vectors.ddl.comparison import ComparingImpl
 
 
@@ -14,6 +17,11 @@ class AmprentaPostgresqlImpl(ComparingImpl):
     """
 
     __dialect__ = "postgresql"
+
+    def create_table(self, table: Table, **options: Any) -> None:
+        """With its indexes in the order of their names: Alembic takes them as a set, and a script would differ."""
+        table.indexes = OrderedSet(sorted(table.indexes, key=lambda index: str(index.name)))
+        super().create_table(table, **options)
 
     def _exec(self, construct: Any, *arguments: Any, **options: Any) -> Any:
         """Leave the version table to a script that keeps it itself, as `offline_script` makes them.

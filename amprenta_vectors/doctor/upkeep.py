@@ -61,11 +61,12 @@ def dead_rows(patient: Patient) -> Iterator[Finding]:
     row = patient.connection.execute(_DEAD, {"relations": patient.relations}).one()
     share = row.dead / max(1, row.live + row.dead)
     if row.dead >= LEAST_DEAD and share >= DEAD_SHARE:
+        bloated = share >= BLOATED_SHARE
         yield Finding(
-            "serious" if share >= BLOATED_SHARE else "advice",
+            "serious" if bloated else "advice",
             f"{row.dead:,} of {row.live + row.dead:,} rows of {patient.table.qualified_name} are dead ({share:.0%}), "
             f"last vacuumed: {row.vacuumed or 'never'}",
-            f"VACUUM (ANALYZE) {patient.typed}; amprenta-vectors index rebuild",
+            f"VACUUM (ANALYZE) {patient.typed}{'; amprenta-vectors index rebuild' if bloated else ''}",
         )
 
 

@@ -69,8 +69,8 @@ def sing(
         answered = clock()
         return Song(
             backend=store.name,
-            connect_ms=(connected - started) * 1000,
-            latency_ms=(answered - connected) * 1000,
+            connect_ms=round((connected - started) * 1000, 3),
+            latency_ms=round((answered - connected) * 1000, 3),
             hits=len(hits),
             mean_score=fmean(hit.score for hit in hits) if hits else None,
         )

@@ -68,6 +68,8 @@ def open_pgvector_store(settings: Settings) -> PgVectorStore:
         create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS),
         table,
         table.scope_for(settings.pinecone_namespace),
+        ef_search=settings.ef_search,
+        probes=settings.probes,
         dimension=settings.vector_dimension,
         model=settings.embedding_model,
         text_field=text_field_of(settings),

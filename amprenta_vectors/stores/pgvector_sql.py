@@ -50,7 +50,8 @@ class Statements:
     def nearest(self, condition: Condition | None, *, exact: bool) -> sa.Select[Any]:
         """``(key, distance, text, metadata)`` of the nearest rows; with ``exact``, without the vector index.
 
-        Its parameters ``vector``, as `to_text` writes it, and ``top_k`` are yet to be given.
+        Its parameters ``vector``, as `to_text` writes it, ``top_k`` and, unless ``exact``, ``candidates`` are yet to be
+        given: so many rows are taken from the index, and the nearest of them are the answer.
         """
         vector = sa.bindparam("vector", type_=sa.Text)
         distance = self._distance(vector)
@@ -64,7 +65,12 @@ class Statements:
         statement = sa.select(*self._identity(), distance.label("distance"), *self._payload()).where(self._stored)
         if condition is not None:
             statement = statement.where(self._matching(condition))
-        return statement.order_by(order).limit(sa.bindparam("top_k", type_=sa.Integer))
+        top_k = sa.bindparam("top_k", type_=sa.Integer)
+        if exact:
+            return statement.order_by(order).limit(top_k)
+        near = statement.order_by(order).limit(sa.bindparam("candidates", type_=sa.Integer)).subquery("near")
+        # PostgreSQL takes the order of an index scan for strict, and would not sort by the distance itself again.
+        return sa.select(*near.c).order_by(near.c.distance + sa.literal_column("0.0")).limit(top_k)
 
     def distances(self, vector: NDArray[np.float32], keys: Sequence[str]) -> sa.Select[Any]:
         """``(key, distance)`` of those ``keys``."""

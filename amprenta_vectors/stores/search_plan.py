@@ -65,9 +65,9 @@ def _vector_index_of(plan: dict[str, Any]) -> str | None:
 
 
 def _estimate_of(plan: dict[str, Any]) -> int:
-    """How many rows the plan expects to match, which is what the LIMIT cuts."""
-    below: dict[str, Any] = plan["Plans"][0]
-    return int(below["Plan Rows"])
+    """How many rows the plan expects to match, which is what the innermost LIMIT cuts."""
+    *_, innermost = (node for node in _iter_nodes(plan) if node["Node Type"] == "Limit")
+    return int(innermost["Plans"][0]["Plan Rows"])
 
 
 def _reason(plan: dict[str, Any], *, first: int, top_k: int, exact: bool, indexed: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -52,6 +53,9 @@ def to_query_vector(vector: ArrayLike, dimension: int, *, cosine: bool) -> NDArr
         raise ConfigError("the query vector is not an array of numbers")
     if values.shape != (dimension,):
         raise DimensionMismatch(f"the query vector has shape {values.shape}; expected ({dimension},)")
+    # One pass settles it for nearly every query.
+    if 0.0 < float(np.dot(values, values)) < math.inf:
+        return values
     if not np.isfinite(values).all():
         raise ConfigError("the query vector has a NaN or infinite value")
     if cosine and not values.any():
@@ -86,6 +90,8 @@ def to_batch(records: Sequence[Record], dimension: int, *, cosine: bool) -> Vect
 
 
 def _to_float32(vector: ArrayLike) -> NDArray[np.float32] | None:
+    if isinstance(vector, np.ndarray) and vector.dtype == np.float32:
+        return vector
     # A value past float32's range becomes infinite, which is refused as such.
     with np.errstate(over="ignore"):
         try:

@@ -125,7 +125,9 @@ def test_an_empty_store_says_what_to_do(pgvector: sa.Engine) -> None:
 
 def test_a_zero_vector_is_not_asked_for(pgvector: sa.Engine) -> None:
     with pgvector.begin() as connection:
-        connection.execute(sa.text("UPDATE rag_chunks SET embedding = '[0,0,0,0,0,0,0,0]' WHERE chunk_id <> 'k5'"))
+        connection.execute(sa.text("UPDATE rag_chunks SET embedding = '[0,0,0,0,0,0,0,0]'"))
+        # Written last, so that it is not the first to be met.
+        connection.execute(sa.text("UPDATE rag_chunks SET embedding = '[1,0,0,0,0,0,0,0]' WHERE chunk_id = 'k5'"))
     assert as_json()[1]["hits"] == 1
 
 

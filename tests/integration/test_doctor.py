@@ -103,6 +103,7 @@ def test_nothing_is_changed(patient: Patient) -> None:
 @pytest.mark.parametrize(
     ("version", "severity", "faults"),
     [
+        ("0.7.4", "serious", ["iterative index scans", "CVE-2026-3172", "vacuum", "not repaired", "IVFFlat builds"]),
         ("0.8.1", "serious", ["CVE-2026-3172", "vacuum may corrupt", "graph not repaired", "IVFFlat builds"]),
         ("0.8.2", "serious", ["vacuum may corrupt", "graph not repaired", "IVFFlat builds"]),
         ("0.8.3", "advice", ["graph not repaired", "IVFFlat builds"]),
@@ -256,7 +257,8 @@ def test_dead_rows_are_advice_and_serious_once_they_are_half(patient: Patient, m
     found = patient.finding("dead rows")
     assert (found.severity, "100 of 500 rows of rag_chunks are dead (20%)" in found.found) == ("advice", True)
     patient.execute("UPDATE rag_chunks SET content = 'new'")
-    assert patient.finding("dead rows").severity == "serious"
+    found = patient.finding("dead rows")
+    assert (found.severity, found.mend) == ("serious", "VACUUM (ANALYZE) rag_chunks; amprenta-vectors index rebuild")
     patient.execute("VACUUM (ANALYZE) rag_chunks")
     assert patient.findings("dead rows") == []
 
@@ -436,13 +438,20 @@ def role(patient: Patient) -> Iterator[str]:
 def test_a_check_that_this_role_may_not_make_is_said_and_the_others_are_made(
     patient: Patient, role: str, upgraded_url: str
 ) -> None:
+    begin_run(patient)
     patient.execute(f"GRANT SELECT ON migration_run, migration_index, migration_progress, migration_error TO {role}")
     patient.settings["database_url"] = upgraded_url.replace("//postgres@", f"//{role}@")
     found = {finding.check: finding for finding in patient.findings()}
     assert "this check could not be made" in found["rows without embedding"].found
     assert found["rows without embedding"].severity == "advice"
     assert "could not be made" in found["pending writes"].found
-    assert "sizes" in found
+    assert found["unfinished runs"].severity == "serious"
+
+
+def test_a_role_that_may_only_read_can_make_every_check(patient: Patient, role: str, upgraded_url: str) -> None:
+    patient.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    patient.settings["database_url"] = upgraded_url.replace("//postgres@", f"//{role}@")
+    assert {finding.check for finding in patient.findings()} == {"versions", "sizes"}
 
 
 def test_rows_that_row_security_hides_are_serious(patient: Patient, role: str, upgraded_url: str) -> None:

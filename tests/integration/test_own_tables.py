@@ -376,6 +376,29 @@ def test_a_table_of_ones_own_is_queried_by_the_ids_of_the_source(
         assert json.loads(compared.output)["overlap"] > 0.8
 
 
+@pytest.mark.parametrize("name", ["names that need quoting", "halfvec", "composite", "uuid5", "look-up"])
+def test_a_row_that_a_table_of_ones_own_lost_is_named_by_its_id_at_the_source(
+    name: str, upgraded_url: str, engine: sa.Engine, emulator: StartEmulator, tmp_path: Path
+) -> None:
+    kind = KINDS[name]
+    pinecone = emulator()
+    load(pinecone, kind.ids, to_vectors(30))
+    environment = own(kind, upgraded_url, pinecone, tmp_path, engine)
+    if name == "look-up":
+        add_rows(engine, kind)
+    assert run(environment, "backfill", "--keys-from", "source", "--no-verify").exit_code == 0
+    for lost in ([], [kind.ids[4]]):
+        if lost:
+            keys = dict(zip(kind.ids, kind.keys, strict=True))[lost[0]]
+            columns = kind.key_columns.split(", ")
+            same = " AND ".join(f"CAST({column} AS text) = :k{place}" for place, column in enumerate(columns))
+            execute(engine, f"DELETE FROM {kind.table} WHERE {same}", **{f"k{n}": key for n, key in enumerate(keys)})
+        compared = run(environment, "compare", "--queries", "3", "--top-k", "30", "--json")
+        assert compared.exit_code == (1 if lost else 0), f"{compared.output}{compared.exception!r}"
+        missing = {why: found["keys"] for why, found in json.loads(compared.output)["missing"].items() if found["hits"]}
+        assert missing == ({"lost": lost} if lost else {})
+
+
 def test_a_key_of_another_spelling_is_fetched_under_the_name_it_was_asked_for_by(
     upgraded_url: str, engine: sa.Engine, emulator: StartEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,7 +446,7 @@ def test_past_2000_dimensions_queries_use_the_index_and_give_exact_distances(
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         compiled = store._resolve(connection).nearest(None, exact=False).compile(engine)
         cursor: Any = connection.connection.cursor()
-        values = {**compiled.params, "vector": str(vectors[7].tolist()), "top_k": 5}
+        values = {**compiled.params, "vector": str(vectors[7].tolist()), "top_k": 5, "candidates": 20}
         cursor.execute("EXPLAIN " + str(compiled), values)
         assert "Index Scan using idx_wide_embedding_hnsw" in str(cursor.fetchall())
     store.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from backfill_tools import (
     to_vectors,
 )
 from click.testing import CliRunner
+from page_reader import Page
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.progress import Event
@@ -41,39 +41,6 @@ IDS, VECTORS = to_ids(200), to_vectors(200)
 HOSTILE = "<script>alert(1)</script>"
 TEXT, PASSWORD = "words of the customer", "secret-word"
 StartEmulator = Callable[..., PineconeEmulator]
-
-
-class Page(HTMLParser):
-    """The tags, the addresses they name and the text of a page; strict about tags that are not closed."""
-
-    VOID = frozenset({"meta", "path", "rect", "use"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [str(value) for name, value in attrs if name in {"src", "href", "xlink:href", "action"}]
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def wait_for(engine: sa.Engine, statement: str) -> None:
