@@ -37,9 +37,12 @@ class BadShare:
         with progress.transaction(self._engine) as connection:
             self._last_stop = progress.bad_figures(connection, self._run.id).last_stop
 
-    def check(self, counts: Counts) -> None:
-        """Raises `TooManyBadRows`. As long as ``counts`` give no reason to, nothing is asked of the database."""
-        if counts.quarantined <= self._most * LEAST_KEYS or self._clock() < self._next:
+    def check(self, counts: Counts, *, last: bool = False) -> None:
+        """Raises `TooManyBadRows`. As long as ``counts`` give no reason to, nothing is asked of the database.
+
+        At most once a second, but for the ``last`` time.
+        """
+        if counts.quarantined <= self._most * LEAST_KEYS or (self._clock() < self._next and not last):
             return
         self._next = self._clock() + LOOK_SECONDS
         with progress.transaction(self._engine) as connection:

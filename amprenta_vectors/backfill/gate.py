@@ -28,6 +28,7 @@ class Gate:
         self._lock = threading.Lock()
         self._next = 0.0
         self._reason: str | None = None
+        self._known = False
 
     def is_open(self) -> bool:
         """Whether a batch may be claimed, by an answer that is at most a second old."""
@@ -35,9 +36,10 @@ class Gate:
             if self._clock() >= self._next:
                 reason = self._before_claim()
                 self._next = self._clock() + LOOK_SECONDS
-                if reason != self._reason:
+                # At first also that there is none: a process that died may have left its reason with the run.
+                if reason != self._reason or not self._known:
                     self._on_change(reason)
-                    self._reason = reason
+                    self._reason, self._known = reason, True
             return self._reason is None
 
     def reset(self) -> None:

@@ -98,7 +98,9 @@ def _of_source(engine: Engine, job: Job, source: Source, retry: Retry) -> tuple[
     keys: Keys = source if job.inserts else EmptyRows(engine, job.table, job.scope, job.key_map)
     texts: list[str] = []
     vectors: list[Vectors] = []
-    for page in _first_pages(keys, retry):
+    # A whole listing would begin with looking for parts, which costs more than the sample.
+    few = getattr(source, "some_keys", None) if job.inserts else None
+    for page in [retry(few)] if few is not None else _first_pages(keys, retry):
         batch = job.key_map.apply(fetch_all(retry, source, _spread(page)))
         batch = batch.validated(cosine=True, storage="vector")
         own = {} if batch.texts is not None and all(batch.texts) else _row_texts(engine, job, batch.keys or ())

@@ -35,7 +35,7 @@ from amprenta_vectors.backfill.states import RunState
 from amprenta_vectors.backfill.steering import Steering
 from amprenta_vectors.backfill.worker import Worker
 from amprenta_vectors.db import is_transient
-from amprenta_vectors.errors import RunConflict, TransientError
+from amprenta_vectors.errors import RunConflict, TooManyBadRows, TransientError
 from amprenta_vectors.schema.vector_table import VectorTable
 
 TICK_SECONDS = 0.5
@@ -78,6 +78,10 @@ class Summary:
     interrupted: bool
     ended_it: bool = False
     indexes_built: list[str] = field(default_factory=list)
+
+
+class WorkLeft(Exception):
+    """Of a run that seemed done, batches are to be done after all."""
 
 
 class Backfill:
@@ -147,13 +151,17 @@ class Backfill:
         try:
             if self._prepare():
                 self._work_through(run, worker, share)
-            if self.control.halt.is_set():
-                self._unless_away(steering.drain)
-            return self._conclude(began)
+            while True:
+                if self.control.halt.is_set():
+                    self._unless_away(steering.drain)
+                with suppress(WorkLeft):
+                    return self._conclude(began)
+                worker.begin_again()
+                self._work_through(run, worker, share)
         finally:
             self._left.set()
             for thread in obeying:
-                thread.join()
+                thread.join(self._job.drain_seconds)
             self._unless_away(partial(self._note, Event.LEFT, {"owner": self._owner, "written": self._written}))
 
     def _work_through(self, run: Run, worker: Worker, share: BadShare) -> None:
@@ -162,6 +170,7 @@ class Backfill:
         doing = [self._thread("planner", planner.run)]
         doing += [self._thread(f"worker-{number}", partial(worker.run, number)) for number in range(self._job.workers)]
         meter = self._meter(run)
+        self._over.clear()
         beside = [
             self._thread("leases", partial(self._keep, worker)),
             self._thread("figures", partial(self._show, share)),
@@ -175,8 +184,17 @@ class Backfill:
         finally:
             self._over.set()
         for thread in beside:
-            thread.join()
+            # Where the process is to end, a database that does not answer keeps it no longer.
+            thread.join(self._job.drain_seconds if self.control.halt.is_set() else None)
         self._unless_away(self._look)
+        self._check_share(share)
+
+    def _check_share(self, share: BadShare) -> None:
+        """Once more at the end: what came after the last look counts too."""
+        try:
+            self._unless_away(partial(share.check, self._seen[1], last=True))
+        except TooManyBadRows as error:
+            self._failure = self._failure or error
 
     def _conclude(self, began: float) -> Summary:
         """Finish the run, or leave it as it is; raises what stopped it."""
@@ -395,13 +413,17 @@ class Backfill:
     def _end(self, retry: Retry, *, repair: bool) -> tuple[bool, bool]:
         """Whether the run ended by this process, and whether an index waits for it to be built.
 
-        A run that is paused is not ended before it goes on. Raises `Held` where the process is to stop meanwhile.
+        A run that is paused is not ended before it goes on. Raises `Held` where the process is to stop meanwhile, and
+        `WorkLeft`.
         """
         run = self._seen[0]
         while True:
             state, ended_it, to_build = retry.database("finishing the run", self._ending(repair=repair))
             if state == RunState.FINISHED:
                 return ended_it, to_build
+            if state == RunState.RUNNING and retry.database("looking for work", self._has_work):
+                self._refuse_to_go_on()
+                raise WorkLeft
             if state not in (RunState.RUNNING, RunState.PAUSED):
                 raise RunConflict(
                     f"run {run.id} was {state} by somebody else; what it wrote stays",
@@ -409,6 +431,17 @@ class Backfill:
                 )
             if self._stop.wait(TICK_SECONDS) or (not self._wait_while_held() and self._stop.is_set()):
                 raise Held("the run is held")
+
+    def _has_work(self) -> bool:
+        with progress.transaction(self._engine) as connection:
+            return progress.work_left(connection, self._seen[0].id)
+
+    def _refuse_to_go_on(self) -> None:
+        if self.control.halt.is_set():
+            raise RunConflict(
+                f"run {self._seen[0].id} was to be cancelled, and then was not; this process has left it",
+                hint="amprenta-vectors backfill --resume goes on with it",
+            )
 
     def _ending(self, *, repair: bool) -> Callable[[], tuple[str, bool, bool]]:
         """A step that ends the run where it may: the state after it, whether it did, whether an index waits."""

@@ -52,8 +52,12 @@ def begin_or_join(engine: Engine, job: Job, owner: str, mode: Mode) -> Run:
 def _join(connection: Connection, job: Job, run: Run, owner: str) -> Run:
     detail = {"owner": owner, "workers": job.workers, "batch_size": job.batch_size}
     progress.record_event(connection, run.id, Event.JOINED, detail)
-    if job.limits:
-        progress.change_limits(connection, run.id, job.limits)
+    limits = dict(job.limits)
+    if job.ceilings.max_read_units is not None and "max_read_units" not in run.limits:
+        # What a run may cost holds for all its processes, also for those whose environment does not say it.
+        limits.setdefault("max_read_units", job.ceilings.max_read_units)
+    if limits:
+        progress.change_limits(connection, run.id, limits)
     return run
 
 

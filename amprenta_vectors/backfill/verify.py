@@ -159,7 +159,7 @@ class Verifier:
         with closing(Pages(self._keys, None)) as pages:
             token: str | None = ""
             while token is not None:
-                page, token = self._retry(pages.next)
+                page, token = self._retry.database("listing keys", pages.next)
                 keys.extend(page)
                 if token is None or len(keys) >= self._batch_size:
                     for start in range(0, len(keys), self._batch_size):

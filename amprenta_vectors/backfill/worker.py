@@ -111,9 +111,14 @@ class Worker:
         try:
             self._process(batch)
         finally:
+            # Given up meanwhile, it may be in the hand of another thread of this process by now.
             if self._in_hand.get(batch.number) is batch:
-                del self._in_hand[batch.number]
+                self._in_hand.pop(batch.number, None)
         return True
+
+    def begin_again(self) -> None:
+        """Have `run` look for work once more, after nothing was left."""
+        self._nothing_left.clear()
 
     @property
     def busy(self) -> bool:
@@ -123,7 +128,8 @@ class Worker:
     def give_up(self) -> None:
         """Give back every batch in hand and end its session; whoever still works at one finds it is not theirs."""
         for batch in list(self._in_hand.values()):
-            del self._in_hand[batch.number]
+            if self._in_hand.pop(batch.number, None) is None:
+                continue
             with progress.transaction(self._engine) as connection:
                 progress.end_session(connection, self._owner, batch)
                 progress.release(connection, self._run.id, self._owner, batch)
@@ -156,7 +162,11 @@ class Worker:
             outcome = write_retry.database(f"writing batch {batch.number}", write)
         except BaseException as error:
             if isinstance(error, TimedOut) and len(batch.keys) > SMALLEST:
-                self._retry.database("cutting a batch in two", partial(self._cut, batch, error.message))
+                try:
+                    self._retry.database("cutting a batch in two", partial(self._cut, batch, error.message))
+                except BaseException:
+                    self._give_back(batch, error.message)
+                    raise
                 return
             # Where it is another worker's by now, this leaves it alone; where its run was cancelled, it frees it.
             self._give_back(batch, None if isinstance(error, Held) else str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,6 +21,7 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.progress import Snapshot
 from amprenta_vectors.backfill.states import UNFINISHED
 from amprenta_vectors.backfill.timeline import Outlook, look_ahead
+from amprenta_vectors.cli.options import stop_on_signal
 from amprenta_vectors.cli.run_text import held_by, to_json, to_pace, to_read_units, to_scope, to_state
 from amprenta_vectors.db import is_transient
 
@@ -31,36 +33,39 @@ INDEX_SECONDS = 5.0
 """So soon after a run's end its process begins to build an index that was put off."""
 
 
+Looks = Iterator[tuple[Snapshot, Outlook] | None]
+
+
 def watch(engine: Engine, run_id: int, *, as_json: bool) -> None:
     """Show a run until it has ended, and with it the building of its index; Ctrl-C ends the watching alone."""
     console = Console()
-    try:
+    with stop_on_signal() as stop:
         if as_json:
-            _print_lines(engine, run_id, lambda *seen: json.dumps(to_json(*seen)))
+            _print_lines(_looks(engine, run_id, LINE_SECONDS, stop), lambda *seen: json.dumps(to_json(*seen)))
         elif console.is_terminal:
-            _show_screen(engine, run_id, console)
+            _show_screen(_looks(engine, run_id, SCREEN_SECONDS, stop), console)
         else:
-            _print_lines(engine, run_id, to_line)
-    except KeyboardInterrupt:
-        click.echo("no longer watching; the run goes on", err=True)
+            _print_lines(_looks(engine, run_id, LINE_SECONDS, stop), to_line)
+        if stop.is_set():
+            click.echo("no longer watching; the run goes on", err=True)
 
 
-def _show_screen(engine: Engine, run_id: int, console: Console) -> None:
+def _show_screen(looks: Looks, console: Console) -> None:
     with Live(console=console, auto_refresh=False) as live:
-        for seen in _looks(engine, run_id, SCREEN_SECONDS):
+        for seen in looks:
             live.update(Text("the database is away; looking again") if seen is None else to_screen(*seen), refresh=True)
 
 
-def _print_lines(engine: Engine, run_id: int, to_text: Callable[[Snapshot, Outlook], str]) -> None:
-    for seen in _looks(engine, run_id, LINE_SECONDS):
+def _print_lines(looks: Looks, to_text: Callable[[Snapshot, Outlook], str]) -> None:
+    for seen in looks:
         if seen is None:
             click.echo("the database is away; looking again", err=True)
         else:
             click.echo(to_text(*seen))
 
 
-def _looks(engine: Engine, run_id: int, seconds: float) -> Iterator[tuple[Snapshot, Outlook] | None]:
-    """The run every so many seconds, and once more when it has ended; None while the database is away.
+def _looks(engine: Engine, run_id: int, seconds: float, stop: threading.Event) -> Looks:
+    """The run every so many seconds until ``stop``, and once more when it has ended; None while the database is away.
 
     Each look is one round trip on one connection, outside any transaction.
     """
@@ -86,7 +91,8 @@ def _looks(engine: Engine, run_id: int, seconds: float) -> Iterator[tuple[Snapsh
                 if _is_over(snapshot):
                     return
             taken = time.monotonic() - began
-            time.sleep(max(seconds - taken, SHARE_OF_TIME * taken))
+            if stop.wait(max(seconds - taken, SHARE_OF_TIME * taken)):
+                return
     finally:
         if connection is not None:
             connection.close()

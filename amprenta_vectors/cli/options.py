@@ -113,8 +113,14 @@ def check_dimensions(index: PineconeIndex, table: VectorTable) -> None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set, so that work in hand is ended first; a second Ctrl-C ends the process."""
+    """An event that SIGTERM and Ctrl-C set, so that work in hand is ended first; a second Ctrl-C ends the process.
+
+    Only a main thread hears of signals; in another one nothing sets it.
+    """
     stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(number: int, _: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:

@@ -9,7 +9,7 @@ import click
 
 from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import ConfigError, TransientError
+from amprenta_vectors.errors import AmprentaError, ConfigError, TransientError
 from amprenta_vectors.stores.composites.dual import drain as bring
 from amprenta_vectors.stores.factory import BACKENDS, open_pgvector_store
 
@@ -56,9 +56,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
 @outbox.command()
 @click.pass_context
 def drain(ctx: click.Context) -> None:
-    """Bring the other store what is pending; may be repeated and run beside the application. Exit 0 if all is brought.
+    """Bring the other store what is pending, in all namespaces; may be repeated and run beside the application.
 
-    The other store is that of VECTOR_BACKEND and VECTOR_SECONDARY which is not pgvector.
+    Exit 0 if all is brought. The other store is that of VECTOR_BACKEND and VECTOR_SECONDARY which is not pgvector.
     """
     settings = Settings.load()
     others = [
@@ -71,12 +71,21 @@ def drain(ctx: click.Context) -> None:
             hint="export VECTOR_SECONDARY=pinecone",
         )
     open_database(settings, 1).dispose()
-    with closing(open_pgvector_store(settings)) as pgvector, closing(BACKENDS[others[0]](settings)) as other:
+    brought, refusal = 0, None
+    with closing(open_pgvector_store(settings)) as pgvector:
         box = pgvector.open_outbox()
-        brought, refusal = bring(box, pgvector, other, at_once=True)
+        for scope in box.pending_scopes():
+            of_scope = settings.model_copy(update={"pinecone_namespace": scope.get("namespace", "")})
+            done, error = _drain_scope(of_scope, others[0])
+            brought, refusal = brought + done, error or refusal
         left = box.status().pending
     click.echo(f"{brought:,} key(s) brought to {others[0]}, {left:,} pending")
     if refusal is not None:
         again = "" if isinstance(refusal, TransientError) else "; write these keys again with what it takes"
         click.echo(f"  {others[0]} said: {refusal.message}{again}", err=True)
     ctx.exit(FAILED if left else CLEAN)
+
+
+def _drain_scope(settings: Settings, backend: str) -> tuple[int, AmprentaError | None]:
+    with closing(open_pgvector_store(settings)) as pgvector, closing(BACKENDS[backend](settings)) as other:
+        return bring(pgvector.open_outbox(), pgvector, other, at_once=True)

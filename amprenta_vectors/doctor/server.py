@@ -12,7 +12,6 @@ from amprenta_vectors.db import check_server, parse_version, server_versions
 from amprenta_vectors.doctor.finding import Finding, ServerCheck, Severity
 
 PGVECTOR_FAULTS: tuple[tuple[str, Severity, str], ...] = (
-    ("0.8.0", "serious", "no iterative index scans, which every search asks for"),
     ("0.8.2", "serious", "a buffer overflow in parallel HNSW builds (CVE-2026-3172)"),
     ("0.8.3", "serious", "HNSW indexes that a vacuum may corrupt"),
     ("0.8.4", "advice", "vacuums and inserts that may fail with 'hnsw graph not repaired'"),

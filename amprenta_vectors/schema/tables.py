@@ -151,8 +151,9 @@ def _add_engine(metadata: sa.MetaData) -> None:
         sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
         *(sa.Column(name, sa.Text) for name in ("last_error", "claimed_by")),
         *(sa.Column(name, moment) for name in ("claimed_until", "cleared_at")),
-        sa.Index("vector_outbox_key", "target", "scope", "key", "id"),
+        sa.Index("vector_outbox_key", "target", "key", "id"),
         sa.Index("vector_outbox_pending", "id"),
+        sa.Index("vector_outbox_cleared", "cleared_at"),
         comment=MADE,
     )
     sa.Table(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
@@ -48,6 +49,11 @@ def _rank_biased_overlap(first: Sequence[str], second: Sequence[str]) -> float:
     depth = max(len(first), len(second))
     if not depth:
         return 1.0
-    shares = [len(set(first[:d]) & set(second[:d])) / d for d in range(1, depth + 1)]
+    common, seen, other, shares = 0, set[str](), set[str](), []
+    for place, (one, two) in enumerate(zip_longest(first, second), 1):
+        seen.add(one)
+        other.add(two)
+        common += (one in other) + (two in seen) - (one == two)
+        shares.append(common / place)
     weights = PERSISTENCE ** np.arange(depth)
     return float(np.dot(shares, weights) / weights.sum())

@@ -11,7 +11,7 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -22,10 +22,11 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.db import to_error
+from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.protocol import Record
 
-CLAIM_SECONDS = 60.0
-"""Longer than a request to the other store may take with its repetitions."""
+CLAIM_SECONDS = 300.0
+"""Longer than some requests to the other store may take, each of 30 s, with their repetitions."""
 TOMBSTONE_HOURS = 24
 """A batch is written minutes after its fetch, so a deletion of yesterday cannot be undone by one."""
 VISIBLE_SECONDS = 60.0
@@ -39,12 +40,16 @@ Operation = Literal["upsert", "delete"]
 
 @dataclass(frozen=True)
 class Intent:
-    """The latest intent of a key; ``id`` is its sequence, ``record`` is None for a deletion."""
+    """The latest intent of a key; ``id`` is its sequence, ``record`` is None for a deletion.
+
+    ``claim`` tells the claim it is held by from every other, of the same process too.
+    """
 
     id: int
     key: str
     operation: Operation
     record: Record | None
+    claim: str
 
 
 @dataclass(frozen=True)
@@ -63,27 +68,29 @@ class Outbox:
     def __init__(
         self, engine: Engine, target: str, scope: Mapping[str, str], *, claim_seconds: float = CLAIM_SECONDS
     ) -> None:
+        self.claim_seconds = claim_seconds
         self._engine = engine
-        self._claim_seconds = claim_seconds
         self._of = {"target": target, "scope": json.dumps(dict(scope))}
-        self._owner = secrets.token_hex(8)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """One of this outbox's own. Raises database errors as `TransientError` or `AmprentaError`."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except DBAPIError as error:
-            raise to_error(error, "writing to vector_outbox and its table") from error
+        with errors_as_ours(), self._engine.begin() as connection:
+            yield connection
 
     def lock(self, connection: Connection, keys: Sequence[str], operation: Operation) -> None:
         """Until the transaction's end, keep deletions and writes of ``keys`` apart. Call before the rows are touched.
 
         Writes of one key are put in order by its row; a deletion may find no row to lock. A backfill that inserts holds
-        the same locks as a write does.
+        the same locks as a write does. Raises `ConfigError` in a transaction that would not see what it waited for.
         """
-        connection.execute(_LOCK_EXCLUSIVELY if operation == "delete" else _LOCK_TOGETHER, {"keys": list(keys)})
+        lock = _LOCK_EXCLUSIVELY if operation == "delete" else _LOCK_TOGETHER
+        level = connection.execute(lock, {"target": self._of["target"], "keys": list(keys)}).scalars().first()
+        if level not in (None, "read committed"):
+            raise ConfigError(
+                f"a write to both stores needs a transaction at READ COMMITTED; this one is at {level.upper()}",
+                hint='connection.execution_options(isolation_level="READ COMMITTED")',
+            )
 
     def intend(self, connection: Connection, records: Sequence[Record]) -> None:
         """Record rows that were written. Call after they are touched: then ids are in the order of the rows."""
@@ -121,20 +128,21 @@ class Outbox:
         Returns the latest intent of each, in order. Left out are keys that somebody else has claimed and, unless
         ``at_once``, those that failed and are given a rest.
         """
-        values = {**self._of, "owner": self._owner, "lease": self._claim_seconds, "most": most, "at_once": at_once}
+        claim = secrets.token_hex(8)
+        values = {**self._of, "claim": claim, "lease": self.claim_seconds, "most": most, "at_once": at_once}
         with self.transaction() as connection:
             # One claims at a time, so that nobody claims an older intent of a key than another does.
             connection.execute(_LOCK_CLAIMS, self._of)
             rows = connection.execute(_CLAIM, {**values, "keys": None if keys is None else list(keys)}).all()
         latest = {row.key: row for row in sorted(rows, key=lambda row: row.id)}
-        return sorted(map(_intent, latest.values()), key=lambda intent: intent.id)
+        return sorted((_intent(row, claim) for row in latest.values()), key=lambda intent: intent.id)
 
     def clear(self, intents: Sequence[Intent]) -> list[str]:
-        """The other store has these. Returns the keys of which that is not known.
+        """The other store has these, all of one claim. Returns the keys of which that is not known.
 
         Their claim ran out and somebody else claimed them: which of the two wrote last, nobody can tell.
         """
-        values = {**self._of, "owner": self._owner, "intents": _keys_and_ids(intents)}
+        values = {"claim": intents[0].claim, "intents": _keys_and_ids(intents)}
         with self.transaction() as connection:
             kept = set(connection.execute(_OWNED, values).scalars())
             owned = {**self._of, "intents": _keys_and_ids([intent for intent in intents if intent.key in kept])}
@@ -143,19 +151,27 @@ class Outbox:
             connection.execute(_FORGET_TOMBSTONES, {**self._of, "hours": TOMBSTONE_HOURS})
         return [intent.key for intent in intents if intent.key not in kept]
 
-    def fail(self, intents: Sequence[Intent], error: str) -> None:
-        """The other store would not take these: they stay pending, and rest for a time that doubles up to 5 minutes."""
-        values = {**self._of, "owner": self._owner, "keys": [intent.key for intent in intents], "error": error[:500]}
+    def fail(self, intents: Sequence[Intent], error: str, *, under_way: bool = False) -> None:
+        """The other store would not take these, all of one claim: they stay pending, and rest before the next try.
+
+        The rest doubles up to 5 minutes. Of a request that may still be ``under_way`` the claim is kept until it runs
+        out, so that nobody writes a later value before it.
+        """
+        values = {"claim": intents[0].claim, "keys": [intent.key for intent in intents], "error": error[:500]}
         with self.transaction() as connection:
-            connection.execute(_FAIL, values)
+            connection.execute(_FAIL, {**self._of, **values, "under_way": under_way})
 
     def status(self) -> OutboxStatus:
-        """What is pending now."""
+        """What is pending now, in all scopes of the table."""
         with self.transaction() as connection:
-            row = connection.execute(_STATUS, self._of).one()
+            found = count_pending(connection, self._of["target"])
             errors = connection.execute(_ERRORS, self._of).all()
-        said = tuple((error.last_error, error.keys) for error in errors)
-        return OutboxStatus(row.pending, row.failing, row.oldest, said)
+        return replace(found, errors=tuple((error.last_error, error.keys) for error in errors))
+
+    def pending_scopes(self) -> list[dict[str, str]]:
+        """The scopes of the table in which something is pending."""
+        with self.transaction() as connection:
+            return list(connection.execute(_SCOPES, self._of).scalars())
 
 
 def count_pending(connection: Connection, target: str) -> OutboxStatus:
@@ -164,11 +180,20 @@ def count_pending(connection: Connection, target: str) -> OutboxStatus:
     return OutboxStatus(row.pending, row.failing, row.oldest, ())
 
 
-def _intent(row: Any) -> Intent:
+@contextmanager
+def errors_as_ours() -> Iterator[None]:
+    """Raise database errors as `TransientError` or `AmprentaError`."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise to_error(error, "writing to vector_outbox and its table") from error
+
+
+def _intent(row: Any, claim: str) -> Intent:
     record = None
     if row.operation == "upsert":
         record = Record(row.key, np.frombuffer(row.vector, dtype="<f4"), row.text, row.metadata or {})
-    return Intent(row.id, row.key, row.operation, record)
+    return Intent(row.id, row.key, row.operation, record, claim)
 
 
 def _keys_and_ids(intents: Sequence[Intent]) -> str:
@@ -176,11 +201,11 @@ def _keys_and_ids(intents: Sequence[Intent]) -> str:
 
 
 def _locks(function: Any) -> sa.Select[Any]:
-    """A lock on the bucket of each of ``:keys``, in one order for everybody."""
+    """A lock on the bucket of each of ``:keys``, in one order for everybody; gives the transaction's isolation."""
     keys = sa.func.unnest(sa.cast(sa.bindparam("keys"), ARRAY(sa.Text))).column_valued("key")
-    bucket = sa.func.abs(sa.func.hashtext(keys) % BUCKETS)
+    bucket = sa.func.abs(sa.func.hashtext(sa.bindparam("target", type_=sa.Text) + keys) % BUCKETS)
     buckets = sa.select(bucket.label("bucket")).distinct().order_by("bucket").subquery()
-    return sa.select(function(_LOCKS, buckets.c.bucket))
+    return sa.select(sa.func.current_setting("transaction_isolation"), function(_LOCKS, buckets.c.bucket))
 
 
 _LOCK_TOGETHER = _locks(sa.func.pg_advisory_xact_lock_shared)
@@ -208,7 +233,7 @@ _CLAIM = sa.text("""
         ) AS pending
     )
     UPDATE vector_outbox o
-    SET claimed_by = :owner, claimed_until = clock_timestamp() + make_interval(secs => :lease)
+    SET claimed_by = :claim, claimed_until = clock_timestamp() + make_interval(secs => :lease)
     FROM oldest
     WHERE o.target = :target AND o.scope = CAST(:scope AS jsonb) AND o.key = oldest.key AND o.cleared_at IS NULL
     RETURNING o.id, o.key, o.operation, o.vector, o.text, o.metadata
@@ -217,7 +242,7 @@ _CLAIM = sa.text("""
 _OWNED = sa.text("""
     SELECT o.key FROM jsonb_each_text(CAST(:intents AS jsonb)) AS given(key, id)
     JOIN vector_outbox o ON o.id = CAST(given.id AS bigint)
-    WHERE o.claimed_by = :owner AND o.cleared_at IS NULL
+    WHERE o.claimed_by = :claim AND o.cleared_at IS NULL
     FOR UPDATE OF o
 """)
 
@@ -243,22 +268,18 @@ _FORGET_TOMBSTONES = sa.text("""
 
 _FAIL = sa.text("""
     UPDATE vector_outbox
-    SET attempts = attempts + 1, last_error = :error, claimed_by = NULL,
-        claimed_until = clock_timestamp() + make_interval(secs => least(300, power(2, least(attempts, 9))))
+    SET attempts = attempts + 1, last_error = :error,
+        claimed_by = CASE WHEN :under_way THEN claimed_by END,
+        claimed_until = CASE WHEN :under_way THEN claimed_until
+            ELSE clock_timestamp() + make_interval(secs => least(300, power(2, least(attempts, 9)))) END
     WHERE target = :target AND scope = CAST(:scope AS jsonb) AND key = ANY(CAST(:keys AS text[]))
-      AND cleared_at IS NULL AND claimed_by = :owner
+      AND cleared_at IS NULL AND claimed_by = :claim
 """)
 
 _DELETED = sa.text("""
     SELECT DISTINCT key FROM vector_outbox
-    WHERE target = :target AND scope = CAST(:scope AS jsonb) AND key = ANY(CAST(:keys AS text[]))
+    WHERE target = :target AND scope @> CAST(:scope AS jsonb) AND key = ANY(CAST(:keys AS text[]))
       AND operation = 'delete' AND (cleared_at IS NULL OR cleared_at > :moment - make_interval(secs => :lag))
-""")
-
-_STATUS = sa.text("""
-    SELECT count(DISTINCT key) AS pending, count(DISTINCT key) FILTER (WHERE attempts > 0) AS failing,
-           extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS oldest
-    FROM vector_outbox WHERE target = :target AND scope = CAST(:scope AS jsonb) AND cleared_at IS NULL
 """)
 
 _PENDING = sa.text("""
@@ -268,7 +289,11 @@ _PENDING = sa.text("""
 """)
 
 _ERRORS = sa.text("""
-    SELECT last_error, count(DISTINCT key) AS keys FROM vector_outbox
-    WHERE target = :target AND scope = CAST(:scope AS jsonb) AND cleared_at IS NULL AND last_error IS NOT NULL
+    SELECT last_error, count(DISTINCT (scope, key)) AS keys FROM vector_outbox
+    WHERE target = :target AND cleared_at IS NULL AND last_error IS NOT NULL
     GROUP BY last_error ORDER BY keys DESC, last_error LIMIT 5
+""")
+
+_SCOPES = sa.text("""
+    SELECT DISTINCT scope FROM vector_outbox WHERE target = :target AND cleared_at IS NULL ORDER BY scope
 """)

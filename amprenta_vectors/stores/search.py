@@ -114,13 +114,14 @@ class Searcher:
         """The statement in psycopg2's spelling, and what is bound in it beside vector and number."""
         # Not the condition itself: to Python, that a field is true is the same as that it is 1.
         key = (repr(condition), exact)
-        if key not in self._texts:
+        # One look: another thread may clear what is kept.
+        found = self._texts.get(key)
+        if found is None:
             compiled = self.statements.nearest(condition, exact=exact).compile(dialect=self._engine.dialect)
             if len(self._texts) >= _MOST_KEPT:
                 self._texts.clear()
-            self._texts[key] = (compiled.string, compiled.params)
-            return compiled.string, compiled.params
-        return self._texts[key]
+            found = self._texts[key] = (compiled.string, compiled.params)
+        return found
 
     def _ask(self, message: str, values: Values) -> list[Any]:
         rows = self._ask_once(message, values, may_be_lost=True)
@@ -134,6 +135,7 @@ class Searcher:
         """The rows; None where the connection was lost and may be."""
         pooled = self._engine.raw_connection()
         driver: Any = pooled.driver_connection
+        before = driver.autocommit
         try:
             driver.autocommit = True
             with driver.cursor() as cursor:
@@ -147,7 +149,7 @@ class Searcher:
             if driver.closed:
                 pooled.invalidate()
             else:
-                driver.autocommit = False
+                driver.autocommit = before
             pooled.close()
 
 

@@ -695,3 +695,45 @@ def test_a_batch_does_not_wait_for_the_disk_and_the_end_of_the_run_does(engine: 
     records = {key: [vector] for key, vector in zip(IDS, VECTORS, strict=True)}
     run_job(engine, to_job(engine, StubSource(records), keys_from="table"))
     assert set(execute(engine, "SELECT * FROM commits")) == {("rag_chunks", "off"), ("migration_run", "on")}
+
+
+def test_a_run_whose_last_batches_a_crash_took_back_is_not_called_finished(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are committed without waiting for the disk; the last may be gone once the server is back."""
+    finish, taken_back = progress.finish, IDS[150:]
+
+    def after_a_crash(connection: sa.Connection, run_id: int) -> bool:
+        if not execute(engine, "SELECT 1 FROM migration_progress WHERE batch = 99"):
+            lost = "UPDATE rag_chunks SET embedding = NULL WHERE chunk_id = ANY(:keys)"
+            execute(engine, lost, keys=taken_back)
+            execute(
+                engine,
+                "INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys) "
+                "VALUES (:run, 99, '', '', CAST(:keys AS text[]))",
+                run=run_id,
+                keys=taken_back,
+            )
+        return finish(connection, run_id)
+
+    monkeypatch.setattr(progress, "finish", after_a_crash)
+    summary = run_job(engine, to_job(engine, stub()))
+    assert summary.run.state == "finished"
+    assert summary.ended_it
+    assert stored(engine) == expected(IDS, VECTORS)
+    assert execute(engine, "SELECT status, rows_written FROM migration_progress WHERE batch = 99") == [("done", 50)]
+
+
+def test_a_process_that_was_told_to_end_does_not_call_an_unfinished_run_finished(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancel that is taken back before it was carried out: those who heeded it leave the run to others."""
+    job, source = to_job(engine, stub(), batch_size=10), stub()
+    work = Backfill(engine, replace(job, source=source), Recorder(), threading.Event())
+    run = work.start("new")
+    source.before_fetch = lambda keys: work.control.end()
+    with pytest.raises(RunConflict, match="this process has left it"):
+        work.work(run)
+    assert execute(engine, "SELECT state FROM migration_run WHERE source IS NOT NULL") == [("running",)]
+    run_job(engine, job, "resume")
+    assert stored(engine) == expected(IDS, VECTORS)

@@ -103,7 +103,6 @@ def test_nothing_is_changed(patient: Patient) -> None:
 @pytest.mark.parametrize(
     ("version", "severity", "faults"),
     [
-        ("0.7.4", "serious", ["iterative index scans", "CVE-2026-3172", "vacuum", "not repaired", "IVFFlat builds"]),
         ("0.8.1", "serious", ["CVE-2026-3172", "vacuum may corrupt", "graph not repaired", "IVFFlat builds"]),
         ("0.8.2", "serious", ["vacuum may corrupt", "graph not repaired", "IVFFlat builds"]),
         ("0.8.3", "advice", ["graph not repaired", "IVFFlat builds"]),

@@ -289,6 +289,67 @@ def test_many_writers_of_the_same_keys_end_alike_on_both_sides(
         store.close()
 
 
+@pytest.mark.usefixtures("quiet")
+def test_a_claim_that_ran_out_is_noticed_by_another_thread_of_the_same_process_too(
+    engine: sa.Engine, sides: tuple[PgVectorStore, VectorStore], settings: Settings
+) -> None:
+    dual = get_vector_store(settings)
+    with engine.begin() as connection:
+        dual.upsert([record("k", 1)], connection=connection)  # type: ignore[call-arg]
+    shared = Outbox(engine, TARGET, SCOPE, claim_seconds=0.05)
+    first = shared.claim(10)
+    time.sleep(0.1)
+    second = shared.claim(10)
+    assert [intent.key for intent in second] == ["k"]
+    assert shared.clear(first) == ["k"]
+    shared.fail(first, "too late")
+    assert shared.status().failing == 0
+    assert shared.clear(second) == []
+    dual.close()
+
+
+@pytest.mark.usefixtures("quiet")
+def test_after_a_time_out_nobody_writes_a_later_value_before_the_claim_has_run_out(
+    engine: sa.Engine, settings: Settings
+) -> None:
+    dual = get_vector_store(settings)
+    with engine.begin() as connection:
+        dual.upsert([record("k", 1)], connection=connection)  # type: ignore[call-arg]
+    outbox = Outbox(engine, TARGET, SCOPE)
+    outbox.fail(outbox.claim(10), "no answer in time", under_way=True)
+    assert outbox.claim(10, at_once=True) == []
+    assert outbox.status().failing == 1
+    dual.close()
+
+
+def test_a_transaction_that_would_not_see_what_it_waited_for_is_refused(engine: sa.Engine, dual: DualStore) -> None:
+    with (
+        engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
+        pytest.raises(ConfigError, match="REPEATABLE READ"),
+    ):
+        dual.delete(KEYS[:1], connection=connection)
+
+
+def test_a_breaker_is_not_closed_by_having_nothing_to_bring(dual: DualStore) -> None:
+    for _ in range(5):
+        dual.breaker.failed()
+    assert dual.breaker.state == "open"
+    dual.breaker._opened_at = time.monotonic() - 60
+    dual._try_to_drain(None)
+    assert dual.breaker.state == "half-open"
+    dual.upsert(RECORDS[:1])
+    assert dual.breaker.state == "closed"
+
+
+def test_more_than_one_claim_of_keys_are_brought_in_one_call(
+    engine: sa.Engine, sides: tuple[PgVectorStore, VectorStore], dual: VectorStore
+) -> None:
+    many = [record(f"m{i:04d}") for i in range(1200)]
+    dual.upsert(many)
+    assert pending(engine) == 0
+    assert sides[1].count() == 1200
+
+
 # A backfill at the same time.
 
 

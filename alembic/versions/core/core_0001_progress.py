@@ -132,8 +132,9 @@ def upgrade() -> None:
         sa.Column("claimed_until", sa.TIMESTAMP(timezone=True)),
         sa.Column("cleared_at", sa.TIMESTAMP(timezone=True)),
         sa.CheckConstraint("operation IN ('upsert', 'delete')", name="vector_outbox_operation"),
-        sa.Index("vector_outbox_key", "target", "scope", "key", "id"),
+        sa.Index("vector_outbox_key", "target", "key", "id"),
         sa.Index("vector_outbox_pending", "id", postgresql_where=sa.text("cleared_at IS NULL")),
+        sa.Index("vector_outbox_cleared", "cleared_at", postgresql_where=sa.text("cleared_at IS NOT NULL")),
     )
     op.adopt_table(
         "shadow_query",

@@ -239,14 +239,16 @@ def cancel(connection: Connection, run_id: int) -> None:
 def finish(connection: Connection, run_id: int) -> bool:
     """Bring a run to the end that is ordered: finished, or cancelled; returns whether this finished it.
 
-    Where it is to be paused, it stays as it is.
+    Where it is to be paused, or has work left after all, it stays as it is: a crash of the server may have taken back
+    the last batches, whose commits do not wait for the disk.
     """
     desired = connection.execute(
-        sa.text("SELECT desired_state FROM migration_run WHERE id = :id"), {"id": run_id}
+        sa.text("SELECT desired_state FROM migration_run WHERE id = :id FOR NO KEY UPDATE"), {"id": run_id}
     ).scalar_one()
     if desired == RunState.CANCELLED:
         cancel(connection, run_id)
-    finished = desired == RunState.RUNNING and move(connection, run_id, RunState.FINISHED)
+    may_finish = desired == RunState.RUNNING and not work_left(connection, run_id)
+    finished = may_finish and move(connection, run_id, RunState.FINISHED)
     if finished:
         record_event(connection, run_id, Event.FINISHED)
     return finished

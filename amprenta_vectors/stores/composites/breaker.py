@@ -41,7 +41,7 @@ class Breaker:
             return "half-open" if self._probing or self._is_due() else "open"
 
     def allows(self) -> bool:
-        """Whether a call may be made now; one that may be is followed by `succeeded` or `failed`."""
+        """Whether a call may be made now; one that may be is followed by `succeeded`, `failed` or `released`."""
         with self._lock:
             if self._opened_at is None:
                 return True
@@ -63,6 +63,11 @@ class Breaker:
             if opens:
                 self._opened_at, self._probing = self._clock(), False
             return opens
+
+    def released(self) -> None:
+        """The call was not made after all, and tells nothing."""
+        with self._lock:
+            self._probing = False
 
     def _is_due(self) -> bool:
         return self._opened_at is not None and self._clock() - self._opened_at >= self._open_seconds

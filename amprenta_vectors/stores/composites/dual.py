@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from numpy.typing import ArrayLike
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.errors import AmprentaError, TransientError
+from amprenta_vectors.errors import AmprentaError, CredentialsRefused, SourceNotFound, TimedOut, TransientError
 from amprenta_vectors.schema.vector_table import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
-from amprenta_vectors.stores.outbox import Intent, Outbox
+from amprenta_vectors.stores.outbox import Intent, Outbox, errors_as_ours
 from amprenta_vectors.stores.pgvector import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
 log = logging.getLogger(__name__)
 
-CLAIMED_AT_ONCE = 1000
+CLAIMED_AT_ONCE = 500
+WRITTEN_AT_ONCE = 100
+BEGIN_WITHIN = 0.2
+"""Of the time that a claim lasts, so that the last request begun ends before it."""
+AWAY = (TransientError, CredentialsRefused, SourceNotFound)
+"""What concerns the other store as a whole, and no single record."""
 OPEN_SECONDS = 10.0
 DRAIN_SECONDS = 1.0
 """How often a store looks for what is pending: writes of an application's transaction, and what failed."""
@@ -75,7 +81,8 @@ class DualStore:
         latest = list({record.key: record for record in records}.values())
         keys = [record.key for record in latest]
         if connection is not None:
-            return self._upsert(connection, latest, keys)
+            with errors_as_ours():
+                return self._upsert(connection, latest, keys)
         with self._outbox.transaction() as own:
             written = self._upsert(own, latest, keys)
         self._drain(keys)
@@ -84,7 +91,8 @@ class DualStore:
     def delete(self, keys: Sequence[str], *, connection: Connection | None = None) -> None:
         """Delete rows on both sides."""
         if connection is not None:
-            self._delete(connection, keys)
+            with errors_as_ours():
+                self._delete(connection, keys)
             return
         with self._outbox.transaction() as own:
             self._delete(own, keys)
@@ -115,9 +123,10 @@ class DualStore:
 
     def _drain(self, keys: Sequence[str]) -> None:
         """Bring the other store what was just committed. Raises what it refuses for good."""
-        refusal = self._try_to_drain(keys)
-        if refusal is not None and not isinstance(refusal, TransientError):
-            raise refusal
+        for start in range(0, len(keys), CLAIMED_AT_ONCE):
+            refusal = self._try_to_drain(keys[start : start + CLAIMED_AT_ONCE])
+            if refusal is not None and not isinstance(refusal, TransientError):
+                raise refusal
 
     def _keep_draining(self) -> None:
         while not self._closing.wait(DRAIN_SECONDS):
@@ -128,16 +137,20 @@ class DualStore:
         if not self.breaker.allows():
             return None
         try:
-            refusal = drain(self._outbox, self._pgvector, self._other, keys=keys, at_once=keys is not None)[1]
+            brought, refusal = drain(self._outbox, self._pgvector, self._other, keys=keys, at_once=keys is not None)
         except Exception as error:
             log.warning("what %s is to get stays pending: %s", self._other.name, type(error).__name__)
-            self.breaker.failed()
             return None
-        if not isinstance(refusal, TransientError):
-            self.breaker.succeeded()
-        elif self.breaker.failed():
-            log.warning("%s is away; writes to it stay pending: %s", self._other.name, refusal.message)
-        return refusal
+        else:
+            if isinstance(refusal, AWAY):
+                if self.breaker.failed():
+                    log.warning("%s is away; writes to it stay pending: %s", self._other.name, refusal.message)
+            elif brought or refusal is not None:
+                self.breaker.succeeded()
+            return refusal
+        finally:
+            # Where nobody was asked, nothing is known: the next one tries.
+            self.breaker.released()
 
 
 def drain(
@@ -152,16 +165,28 @@ def drain(
 
     Safe to repeat, and to run beside any other: in whatever order they come, the last of each key is what stays.
     """
-    brought, refusal, tried = 0, None, set[int]()
-    while intents := outbox.claim(CLAIMED_AT_ONCE, keys=keys, at_once=at_once and not tried):
-        for _, group in groupby(intents, key=lambda intent: intent.operation):
-            done, error = _bring(outbox, pgvector, other, list(group))
+    brought, refusal, again = 0, None, False
+    while intents := outbox.claim(CLAIMED_AT_ONCE, keys=keys, at_once=at_once and not again):
+        # What is not begun by then is left to its claim, so that none is written after that has run out.
+        deadline = time.monotonic() + outbox.claim_seconds * BEGIN_WITHIN
+        for part in _parts(intents):
+            done, error = _bring(outbox, pgvector, other, part)
             brought += done
             refusal = error or refusal
-        tried.update(intent.id for intent in intents)
-        if keys is not None or isinstance(refusal, TransientError):
+            if isinstance(error, AWAY) or time.monotonic() > deadline:
+                break
+        again = True
+        if keys is not None or isinstance(refusal, AWAY):
             break
     return brought, refusal
+
+
+def _parts(intents: Sequence[Intent]) -> Iterator[list[Intent]]:
+    """In their order, each of one operation and about one request."""
+    for _, group in groupby(intents, key=lambda intent: intent.operation):
+        alike = list(group)
+        for start in range(0, len(alike), WRITTEN_AT_ONCE):
+            yield alike[start : start + WRITTEN_AT_ONCE]
 
 
 def _bring(
@@ -170,8 +195,8 @@ def _bring(
     """All at once; where one of them is refused for good, one by one, so that it does not hold up the others."""
     try:
         _write(other, intents)
-    except TransientError as error:
-        outbox.fail(intents, error.message)
+    except AWAY as error:
+        outbox.fail(intents, error.message, under_way=isinstance(error, TimedOut))
         return 0, error
     except AmprentaError as error:
         if len(intents) == 1:
