@@ -33,6 +33,8 @@ def get_vector_store(settings: Settings | None = None) -> VectorStore:
     if settings.vector_mode == "single":
         return open_primary(settings)
     open_secondary = _opener("VECTOR_SECONDARY", str(settings.vector_secondary))
+    if "pgvector" in (settings.vector_backend, settings.vector_secondary):
+        _check_same_keys(settings)
     return MODES[settings.vector_mode](open_primary(settings), open_secondary(settings), settings)
 
 
@@ -53,6 +55,16 @@ def check_mode(settings: Settings) -> None:
     _opener("VECTOR_BACKEND", settings.vector_backend)
     if settings.vector_secondary is not None:
         _opener("VECTOR_SECONDARY", settings.vector_secondary)
+
+
+def _check_same_keys(settings: Settings) -> None:
+    """Raises `ConfigError` for a table whose keys are not those of the other store: no hit or write would match."""
+    table = get_table(settings.table, settings.config)
+    if table.key_rule.kind == "uuid5":
+        raise ConfigError(
+            f"the keys of table {table.name} are made from the other store's by uuid5, so the two cannot be joined",
+            hint="VECTOR_MODE=single",
+        )
 
 
 def _opener(variable: str, backend: str) -> Callable[[Settings], VectorStore]:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -257,3 +258,14 @@ def test_a_threshold_leaves_out_what_is_not_as_near(shared: dict[str, Any], capl
         assert "text 0" not in caplog.text
         whole.close()
         store.close()
+
+
+def test_keys_that_only_one_store_has_are_not_joined(shared: dict[str, Any], tmp_path: Path) -> None:
+    declared = tmp_path / "amprenta.toml"
+    declared.write_text(
+        '[tables.made]\ntable = "made"\nkey = "id"\ndimension = 8\nkey_map = "uuid5"\n'
+        'uuid_namespace = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"\n'
+    )
+    settings = Settings.load(**shared, table="made", config=declared, vector_mode="dual", vector_secondary="pgvector")
+    with pytest.raises(ConfigError, match="uuid5"):
+        get_vector_store(settings)
