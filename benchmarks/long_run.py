@@ -32,6 +32,8 @@ from tools import (
 
 GOAL = 0.9
 SAMPLE_SECONDS = 0.5
+INDEX = {"AMPRENTA_MAINTENANCE_WORK_MEM": "2GB"}
+"""What the graph of a million vectors of 256 dimensions needs; with less the build goes on on disk, and takes hours."""
 
 
 @click.command()
@@ -62,7 +64,11 @@ def run(
         with (
             log.open("w") as output,
             subprocess.Popen(
-                command, env=to_environment(url, environment), cwd=stage.folder, stdout=output, stderr=output
+                command,
+                env={**to_environment(url, environment), **INDEX},
+                cwd=stage.folder,
+                stdout=output,
+                stderr=output,
             ) as process,
         ):
             memory = _watch(process)
