@@ -35,11 +35,11 @@ class Gate:
         with self._lock:
             if self._clock() >= self._next:
                 reason = self._before_claim()
-                self._next = self._clock() + LOOK_SECONDS
                 # At first also that there is none: a process that died may have left its reason with the run.
                 if reason != self._reason or not self._known:
                     self._on_change(reason)
                     self._reason, self._known = reason, True
+                self._next = self._clock() + LOOK_SECONDS
             return self._reason is None
 
     def reset(self) -> None:

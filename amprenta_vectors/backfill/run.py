@@ -263,7 +263,9 @@ class Backfill:
     def _throttled(self, reason: str | None) -> None:
         """Keep and show why claims wait."""
         with progress.transaction(self._engine) as connection:
-            progress.note_throttle(connection, self._seen[0].id, reason)
+            noted = progress.note_throttle(connection, self._seen[0].id, reason)
+        if not noted:
+            raise Held("the run is to be paused")
         self._observer.waiting(reason)
 
     def _note(self, event: Event, detail: Mapping[str, object]) -> None:

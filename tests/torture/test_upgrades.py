@@ -141,6 +141,7 @@ def legs(section: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.torture
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize(
     "begin",
     [
@@ -175,6 +176,7 @@ def test_killed_at_any_moment_the_same_command_finishes_the_work(
 
 
 @pytest.mark.torture
+@pytest.mark.timeout(0)
 def test_a_whole_upgrade_killed_again_and_again_ends_as_if_never_disturbed(clone: Clone) -> None:
     print(f"{SEED_VARIABLE}={SEED}")  # noqa: T201
     chance = random.Random(SEED)

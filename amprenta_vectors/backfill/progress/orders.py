@@ -85,11 +85,17 @@ def change_limits(
     return limits
 
 
-def note_throttle(connection: Connection, run_id: int, reason: str | None) -> None:
-    """Keep why claims wait, None: they do no longer; an event at the first reason and at the last's end."""
-    before = lock_run(connection, run_id).throttle_reason
+def note_throttle(connection: Connection, run_id: int, reason: str | None) -> bool:
+    """Keep why claims wait, None: they do no longer; an event at the first reason and at the last's end.
+
+    Returns whether it holds: of a run that is to be paused, there is no other reason to wait.
+    """
+    run = lock_run(connection, run_id)
+    if reason is not None and run.desired_state == RunState.PAUSED:
+        return False
+    before = run.throttle_reason
     if before == reason:
-        return
+        return True
     connection.execute(
         sa.text("UPDATE migration_run SET throttle_reason = :reason WHERE id = :id"), {"id": run_id, "reason": reason}
     )
@@ -97,3 +103,4 @@ def note_throttle(connection: Connection, run_id: int, reason: str | None) -> No
         record_event(connection, run_id, Event.THROTTLED, {"reason": reason})
     elif reason is None:
         record_event(connection, run_id, Event.UNTHROTTLED, {"reason": before})
+    return True
