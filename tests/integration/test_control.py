@@ -369,7 +369,8 @@ def test_a_cancelled_run_ends_its_processes_and_keeps_what_they_wrote(
     count_writes(engine)
     pinecone.faults.set("fetch", Fault(latency=0.1))
     processes = [launch(), launch()]
-    until(lambda: len(stored(engine)) > 0)
+    # One that came after the cancel would begin a run of its own.
+    until(lambda: len(stored(engine)) > 0 and events_of(engine).count("joined") == 2)
     cancelled = command("cancel")
     assert cancelled.exit_code == 0, cancelled.output
     written = len(stored(engine))
