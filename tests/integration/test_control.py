@@ -367,7 +367,7 @@ def test_a_cancelled_run_ends_its_processes_and_keeps_what_they_wrote(
     engine: sa.Engine, pinecone: PineconeEmulator, launch: Launch, command: Command
 ) -> None:
     count_writes(engine)
-    pinecone.faults.set("fetch", Fault(latency=0.1))
+    pinecone.faults.set("fetch", Fault(latency=1.0))
     processes = [launch(), launch()]
     # One that came after the cancel would begin a run of its own.
     until(lambda: len(stored(engine)) > 0 and events_of(engine).count("joined") == 2)
