@@ -86,7 +86,7 @@ def test_a_process_stopped_in_the_middle_and_continued_past_its_lease_writes_not
     place: str,
 ) -> None:
     watch(engine)
-    variables = environment(upgraded_url, pinecone)
+    variables = environment(upgraded_url, pinecone, AMPRENTA_BATCH_SECONDS="off")
     script = [sys.executable, str(Path(__file__).with_name("stopping.py")), place, str(chance.randint(1, 8))]
     stopped = subprocess.Popen(
         [*script, *OPTIONS], env=variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -116,7 +116,10 @@ def test_postgresql_crashing_again_and_again_is_waited_for(
     engine = create_engine(settings)
     watch(engine)
     pinecone.faults.set("fetch", Fault(latency=0.3))
-    processes += [start_process(environment(url, pinecone), *OPTIONS, "--workers", "1") for _ in range(PROCESSES)]
+    processes += [
+        start_process(environment(url, pinecone, AMPRENTA_BATCH_SECONDS="off"), *OPTIONS, "--workers", "1")
+        for _ in range(PROCESSES)
+    ]
     for crash in range(CRASHES):
         share = (crash + 1) / (CRASHES + 1)
         until(lambda share=share: batches_done(engine) >= share * ROWS / 100 * 0.9)  # type: ignore[misc]
@@ -151,7 +154,7 @@ def test_a_source_in_every_kind_of_trouble_costs_time_and_nothing_else(
         Fault(stall=STALL_SECONDS, times=2),
     ]
     chance.shuffle(troubles)
-    variables = environment(upgraded_url, pinecone, PINECONE_TRANSPORT=transport)
+    variables = environment(upgraded_url, pinecone, AMPRENTA_BATCH_SECONDS="off", PINECONE_TRANSPORT=transport)
     pinecone.faults.set("*", Fault(latency=0.05))
     processes += [start_process(variables, *OPTIONS, "--workers", "2") for _ in range(PROCESSES)]
     for number, trouble in enumerate(troubles):
@@ -177,7 +180,7 @@ def test_processes_killed_behind_a_pooler_lose_nothing_and_write_nothing_twice(
     watch(engine)
     pinecone.faults.set("fetch", Fault(latency=0.2))
     with pooled(upgraded_url) as url:
-        variables = environment(url, pinecone)
+        variables = environment(url, pinecone, AMPRENTA_BATCH_SECONDS="off")
         processes += [start_process(variables, *OPTIONS, "--workers", "2") for _ in range(PROCESSES)]
         for kill in range(5):
             until(lambda kill=kill: batches_done(engine) >= (kill + 1) * 4)  # type: ignore[misc]
