@@ -58,7 +58,7 @@ def choose_namespaces(
         raise ConfigError("--namespace and --all-namespaces contradict each other", hint="give one of them")
     if not all_namespaces:
         return [normalize_namespace(settings.pinecone_namespace if namespace is None else namespace)]
-    if table.namespace_column is None:
+    if not table.namespace_columns:
         raise ConfigError(
             f"table {table.qualified_name} has no column for the namespace: it holds one",
             hint="--namespace NAME",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import UUID
 
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
 
 CONFIG_FILE = "amprenta.toml"
 
@@ -21,7 +22,29 @@ RAG_CHUNKS = VectorTable(
     dimension=1536,
 )
 
-SHIPPED = {table.name: table for table in (RAG_CHUNKS,)}
+VECTOR_DOCUMENTS = VectorTable(
+    name="vector_documents",
+    table="vector_documents",
+    key=("id",),
+    scope=("user_id", "collection_name"),
+    text="text",
+    metadata="metadata",
+    dimension=768,
+    key_rule=KeyRule("uuid5", uuid_namespace=UUID("3e2da8c0-567b-520d-a8f3-92fcfbdc89aa")),
+    source="simple",
+)
+
+PRODUCTS = VectorTable(
+    name="products",
+    table="products",
+    key=("id",),
+    model="embedding_model",
+    dimension=768,
+    key_rule=KeyRule("lookup", lookup="id"),
+    source="chroma",
+)
+
+SHIPPED = {table.name: table for table in (RAG_CHUNKS, VECTOR_DOCUMENTS, PRODUCTS)}
 
 
 def get_table(name: str, config: Path | None = None) -> VectorTable:

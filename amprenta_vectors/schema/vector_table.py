@@ -11,6 +11,7 @@ from amprenta_vectors.errors import ConfigError
 
 Distance = Literal["cosine", "l2", "ip"]
 Storage = Literal["vector", "halfvec"]
+SourceKind = Literal["pinecone", "simple", "chroma", "rows"]
 KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]
 
 OPERATORS: dict[Distance, str] = {"cosine": "<=>", "l2": "<->", "ip": "<#>"}
@@ -40,8 +41,9 @@ class VectorTable:
     the catalogue it is the column's own, and ``column_types`` has the SQL types of scope, key and look-up column.
     ``metadata_text_field`` is the metadata field that a source keeps its text in; None is as the settings say.
     ``scope_values`` fixes the value of scope columns; the one that is left takes the source's namespace. ``sparse`` is
-    a ``sparsevec(sparse_dimension)`` beside the embedding. A ``declared`` table has every column that it names, and the
-    dimension and storage that it says; a shipped one is taken as it is found.
+    a ``sparsevec(sparse_dimension)`` beside the embedding. ``source`` is the kind of source that fills it where the
+    settings name none. A ``declared`` table has every column that it names, and the dimension and storage that it says;
+    a shipped one is taken as it is found.
     """
 
     name: str
@@ -60,6 +62,7 @@ class VectorTable:
     sparse: str | None = None
     sparse_dimension: int | None = None
     key_rule: KeyRule = KeyRule()
+    source: SourceKind = "pinecone"
     scope_values: Mapping[str, str] = field(default_factory=dict)
     declared: bool = False
     column_types: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -80,9 +83,9 @@ class VectorTable:
         return self.scope + self.key
 
     @property
-    def namespace_column(self) -> str | None:
-        """The scope column that holds the source's namespace; None where the table holds one namespace."""
-        return next((name for name in self.scope if name not in self.scope_values), None)
+    def namespace_columns(self) -> tuple[str, ...]:
+        """The scope columns that hold the source's namespace; none where the table holds one namespace."""
+        return tuple(name for name in self.scope if name not in self.scope_values)
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -91,17 +94,19 @@ class VectorTable:
         return tuple(dict.fromkeys(name for name in (*names, self.key_rule.lookup) if name is not None))
 
     def scope_for(self, namespace: str) -> dict[str, str]:
-        """The value of each scope column for a namespace of the source.
+        """The value of each scope column for a namespace of the source; of several, joined by ``/``.
 
-        Raises `ConfigError` where two columns would have to take it.
+        Raises `ConfigError` where there are not as many parts as columns.
         """
-        free = [name for name in self.scope if name not in self.scope_values]
-        if len(free) > 1:
+        free = self.namespace_columns
+        parts = namespace.split("/") if len(free) > 1 else [namespace] * len(free)
+        if len(parts) != len(free):
             raise ConfigError(
-                f"table {self.name} has the scope columns {', '.join(free)}; a namespace gives a value to one of them",
-                hint="give the others a value under scope_values in amprenta.toml",
+                f"table {self.name} has the scope columns {', '.join(free)}; the namespace is {namespace!r}",
+                hint=f"--namespace {'/'.join(free).upper()}, or a value under scope_values in amprenta.toml",
             )
-        return {name: self.scope_values.get(name, namespace) for name in self.scope}
+        values = {**self.scope_values, **dict(zip(free, parts, strict=True))}
+        return {name: values[name] for name in self.scope}
 
     def with_columns(self, **changes: object) -> VectorTable:
         """A copy with what the catalogue says in place of what was declared."""

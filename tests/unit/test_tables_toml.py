@@ -83,7 +83,7 @@ def test_table_key_and_dimension_are_enough(tmp_path: Path) -> None:
 def test_the_one_scope_column_without_a_value_takes_the_namespace(tmp_path: Path) -> None:
     text = f'[tables.own]\n{SMALLEST}scope = ["tenant", "kind"]\nscope_values = {{ kind = "faq" }}\n'
     table = get_table("own", write(tmp_path, text))
-    assert table.namespace_column == "tenant"
+    assert table.namespace_columns == ("tenant",)
     assert table.scope_for("acme") == {"tenant": "acme", "kind": "faq"}
     assert RAG_CHUNKS.scope_for("acme") == {"namespace": "acme"}
 
