@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -67,6 +68,20 @@ def ask(question: str, top_k: int) -> None:
         first_line = (hit.text or "").strip().partition("\n")[0]
         click.echo(f"  {hit.score:.4f}  {hit.key}  {first_line[:70]}")
     store.close()
+
+
+@sandbox.command()
+@click.argument("text")
+def add(text: str) -> None:
+    """Write a text into the store, or the two stores, that the environment names."""
+    from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
+    from amprenta_vectors.stores.factory import get_vector_store
+    from amprenta_vectors.stores.texts import TextStore
+
+    embedder = WordLlamaEmbedder()
+    with closing(get_vector_store()) as store:
+        [key] = TextStore(store, embedder.embed, lambda query: embedder.embed([query])[0]).add([text])
+    click.echo(f"  written as {key} to {store.name}")
 
 
 @sandbox.command()
