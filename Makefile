@@ -30,7 +30,7 @@ check: $(READY)
 
 torture: $(READY)
 	AMPRENTA_TORTURE_KILLS=100 AMPRENTA_TORTURE_UPGRADE_KILLS=50 AMPRENTA_TORTURE_CRASHES=10 AMPRENTA_TORTURE_STALL=30 \
-	  $(BIN)/python -m pytest -m torture tests/torture
+	  AMPRENTA_TORTURE_WRITER_KILLS=50 $(BIN)/python -m pytest -m torture tests
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/budget.py

@@ -104,6 +104,7 @@ class Settings(ThrottleSettings, RateSettings):
 
     table: str = _ours("table", "rag_chunks")
     config: Path | None = _ours("config", None)
+    source: Literal["pinecone", "simple", "chroma", "rows"] | None = _ours("source", None)
     text_field: str = _ours("text_field", "text")
     batch_size: int = _ours("batch_size", 1000, ge=1, le=100_000)
     batch_seconds: Ceiling = _ours("batch_seconds", 2.0)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry, origin_of
+from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry, side_of
 from amprenta_vectors.backfill.pace import Ceilings
 from amprenta_vectors.backfill.progress import RunSpec
 from amprenta_vectors.schema.keymaps import KeyMap, check_invertible
@@ -48,7 +48,7 @@ class Job:
     @property
     def inserts(self) -> bool:
         """Whether rows that are not there are inserted."""
-        return origin_of(self.keys_from) == "source" and self.key_map.makes_keys
+        return side_of(self.keys_from) == "source" and self.key_map.makes_keys
 
     @property
     def most_bad(self) -> float:

@@ -8,15 +8,16 @@ KeysFrom = Literal["table", "source", "table_errors", "source_errors"]
 """The table's rows without an embedding, the source's list, or the rows that runs of the one or the other kind have set
 aside."""
 
-Origin = Literal["table", "source"]
+Side = Literal["table", "source"]
+"""Of a migration: where rows are to be filled, or where vectors are read."""
 
 
-def retry_of(origin: Origin) -> KeysFrom:
-    """Where the keys come from of a run that takes again what runs with keys from ``origin`` have set aside."""
-    return "table_errors" if origin == "table" else "source_errors"
+def retry_of(side: Side) -> KeysFrom:
+    """Where the keys come from of a run that takes again what runs with keys from that ``side`` have set aside."""
+    return "table_errors" if side == "table" else "source_errors"
 
 
-def origin_of(keys_from: KeysFrom) -> Origin:
+def side_of(keys_from: KeysFrom) -> Side:
     """Where the keys came from at first. Those of the source may be keys of rows that are yet to be inserted."""
     return "table" if keys_from in {"table", "table_errors"} else "source"
 

@@ -13,13 +13,14 @@ from sqlalchemy.engine import Connection, Engine
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.fetching import fetch_all
 from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.keys import EmptyRows, Keys, Pages
+from amprenta_vectors.backfill.keys import Keys, Pages
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.row_sample import has_unnamed_vectors, some_rows
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.errors import DimensionMismatch, ModelMismatch
 from amprenta_vectors.schema.expressions import in_scope, to_clause
+from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.protocol import Source
 

@@ -22,7 +22,7 @@ from amprenta_vectors.backfill.control import Control, Held
 from amprenta_vectors.backfill.gate import Gate
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes
 from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.keys import EmptyRows, Keys
+from amprenta_vectors.backfill.keys import Keys
 from amprenta_vectors.backfill.ledger import RunLedger
 from amprenta_vectors.backfill.planner import Planner
 from amprenta_vectors.backfill.progress import Batch, Counts, Event, Outcome, Run
@@ -36,6 +36,7 @@ from amprenta_vectors.backfill.steering import Steering
 from amprenta_vectors.backfill.worker import Worker
 from amprenta_vectors.db import is_transient
 from amprenta_vectors.errors import RunConflict, TooManyBadRows, TransientError
+from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.vector_table import VectorTable
 
 TICK_SECONDS = 0.5

@@ -13,10 +13,10 @@ from sqlalchemy.schema import CreateTable
 
 from amprenta_vectors.backfill.bisect import isolate
 from amprenta_vectors.backfill.encoding import BatchStream
-from amprenta_vectors.backfill.preflight import check_visible
 from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.db import is_row_refusal
 from amprenta_vectors.errors import RowError
+from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
 from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable

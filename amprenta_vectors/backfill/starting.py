@@ -10,7 +10,7 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index import column_is_empty
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.keys import has_empty
-from amprenta_vectors.backfill.keys_from import is_retry, origin_of, retry_of
+from amprenta_vectors.backfill.keys_from import is_retry, side_of, retry_of
 from amprenta_vectors.backfill.progress import Event, Run
 from amprenta_vectors.backfill.row_sample import models_in_rows
 from amprenta_vectors.errors import RunConflict
@@ -63,7 +63,7 @@ def _join(connection: Connection, job: Job, run: Run, owner: str) -> Run:
 
 def _plan_retry(connection: Connection, job: Job, run: Run) -> Run:
     """Store all batches of a run that takes rows again which were set aside."""
-    origin = origin_of(job.keys_from)
+    origin = side_of(job.keys_from)
     progress.plan_retry(connection, run, [origin, retry_of(origin)], job.retry_reason, job.batch_size)
     return progress.load_run(connection, run.id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from amprenta_vectors.backfill.keys_from import origin_of
+from amprenta_vectors.backfill.keys_from import side_of
 from amprenta_vectors.backfill.progress import Run
 from amprenta_vectors.backfill.states import UNFINISHED
 from amprenta_vectors.schema.registry import SHIPPED
@@ -34,7 +34,7 @@ def _steps(run: Run) -> Iterator[UndoStep]:
             "export VECTOR_BACKEND=pinecone, and restart the application",
             "everything: the run only read the index, and Pinecone has all it had",
         )
-    inserts = run.keys_from is not None and origin_of(run.keys_from) == "source"
+    inserts = run.keys_from is not None and side_of(run.keys_from) == "source"
     inserted = " Rows that the run inserted stay in a table that was there before." if inserts else ""
     if run.vector_table in SHIPPED:
         yield UndoStep(

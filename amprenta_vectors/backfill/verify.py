@@ -19,12 +19,13 @@ from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backfill.encoding import COPY_HEADER, COPY_TRAILER, sparse_bytes
 from amprenta_vectors.backfill.fetching import fetch_all
-from amprenta_vectors.backfill.keys import AllRows, Keys, Pages
+from amprenta_vectors.backfill.keys import Keys, Pages
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.sides import compare_sides, source_side
 from amprenta_vectors.batch import STILL_WRITTEN, Key, Reason, VectorBatch
 from amprenta_vectors.errors import SourceError, TransientError
 from amprenta_vectors.schema.keymaps import KeyMap
+from amprenta_vectors.schema.row_keys import AllRows
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.protocol import Source, TokenRefused
 

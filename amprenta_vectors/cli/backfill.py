@@ -18,7 +18,7 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index import build_deferred
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.keys import count_empty
-from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry, origin_of
+from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry, side_of
 from amprenta_vectors.backfill.ledger import RunLedger
 from amprenta_vectors.backfill.preflight import check_target
 from amprenta_vectors.backfill.progress import Run
@@ -193,7 +193,7 @@ def open_job(
             limit = limit or begun.row_limit
         keys_from = keys_from or "table"
         key_map = open_key_map(table, scope, engine)
-        inserts = origin_of(keys_from) == "source" and key_map.makes_keys
+        inserts = side_of(keys_from) == "source" and key_map.makes_keys
         if keys_from == "source" and index.kind == "pod":
             raise ConfigError(
                 f"index {index.name!r} is a pod index, which cannot list its ids: there are no keys from the source",

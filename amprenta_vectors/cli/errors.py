@@ -10,7 +10,7 @@ from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.keys_from import KeysFrom, Origin, is_retry, origin_of, retry_of
+from amprenta_vectors.backfill.keys_from import KeysFrom, Side, is_retry, retry_of, side_of
 from amprenta_vectors.backfill.orders import choose_run
 from amprenta_vectors.backfill.progress import SetAside
 from amprenta_vectors.backfill.starting import Mode
@@ -141,5 +141,5 @@ def _jobs(
 
     if begun is not None and begun.keys_from is not None:
         return [("resume", job(begun.keys_from))]
-    origins: list[Origin] = sorted({origin_of(keys_from) for keys_from in waiting})
-    return [("new", job(retry_of(origin))) for origin in origins]
+    sides: list[Side] = sorted({side_of(keys_from) for keys_from in waiting})
+    return [("new", job(retry_of(side))) for side in sides]

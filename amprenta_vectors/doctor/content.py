@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 
 from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.preflight import check_visible
 from amprenta_vectors.doctor.finding import Finding, Patient, Severity, TableCheck
+from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.stores.outbox import count_pending
 

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.errors import DimensionMismatch, NotUpgraded, SchemaMismatch
+from amprenta_vectors.errors import DimensionMismatch, NotUpgraded, SchemaMismatch, ServerUnsuitable
 from amprenta_vectors.schema.vector_table import VectorTable
 
 _COLUMNS = sa.text("""
@@ -110,6 +110,7 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         storage=storage,
         scope=tuple(name for name in table.scope if name in columns),
         sparse_dimension=_sparse_dimension(table, columns),
+        filter_columns={field: name for field, name in table.filter_columns.items() if name in columns},
         **{
             role: name if name in columns else None
             for role in ("text", "metadata", "model")
@@ -126,7 +127,7 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         raise SchemaMismatch(
             f"table {table.qualified_name} has no unique index on exactly ({listed})", hint=unique_index_sql(resolved)
         )
-    typed = [*resolved.unique_columns, *filter(None, [table.key_rule.lookup])]
+    typed = [*resolved.unique_columns, *filter(None, [table.key_rule.lookup]), *resolved.filter_columns.values()]
     return resolved.with_columns(column_types={name: columns[name].type for name in typed})
 
 
@@ -135,6 +136,19 @@ def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:
     columns = columns_of(connection, table).values()
     known = table.column_names
     return [c.attname for c in columns if c.attnotnull and not c.has_default and c.attname not in known]
+
+
+def check_visible(connection: Connection, table: VectorTable) -> None:
+    """Raises `ServerUnsuitable` where row security applies to this role, so that it may not see every row.
+
+    That holds of what was done in the same transaction: row security cannot be enabled on a table that it has used.
+    """
+    hidden = sa.select(sa.func.row_security_active(relation(table)))
+    if connection.execute(hidden).scalar_one():
+        raise ServerUnsuitable(
+            f"row security hides rows of {table.qualified_name} from this role",
+            hint="connect as a role with BYPASSRLS, or as the table's owner where it is not forced upon that one",
+        )
 
 
 def _embedding_type(table: VectorTable, type_name: str) -> tuple[str, int]:

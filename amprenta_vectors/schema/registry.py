@@ -42,6 +42,8 @@ PRODUCTS = VectorTable(
     dimension=768,
     key_rule=KeyRule("lookup", lookup="id"),
     source="chroma",
+    text_columns=("name", "brand", "category", "description"),
+    filter_columns={name: name for name in ("category", "brand", "price", "stock", "active")},
 )
 
 SHIPPED = {table.name: table for table in (RAG_CHUNKS, VECTOR_DOCUMENTS, PRODUCTS)}

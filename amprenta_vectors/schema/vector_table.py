@@ -42,8 +42,10 @@ class VectorTable:
     ``metadata_text_field`` is the metadata field that a source keeps its text in; None is as the settings say.
     ``scope_values`` fixes the value of scope columns; the one that is left takes the source's namespace. ``sparse`` is
     a ``sparsevec(sparse_dimension)`` beside the embedding. ``source`` is the kind of source that fills it where the
-    settings name none. A ``declared`` table has every column that it names, and the dimension and storage that it says;
-    a shipped one is taken as it is found.
+    settings name none. ``text_columns`` are those whose text is embedded where the rows themselves are the source; none
+    is the ``text`` column. ``filter_columns`` are the fields of a filter that are columns of the table, and their names; of
+    a table from the catalogue, those that it has, with their types in ``column_types``. A ``declared`` table has every
+    column that it names, and the dimension and storage that it says; a shipped one is taken as it is found.
     """
 
     name: str
@@ -63,7 +65,9 @@ class VectorTable:
     sparse_dimension: int | None = None
     key_rule: KeyRule = KeyRule()
     source: SourceKind = "pinecone"
+    text_columns: tuple[str, ...] = ()
     scope_values: Mapping[str, str] = field(default_factory=dict)
+    filter_columns: Mapping[str, str] = field(default_factory=dict)
     declared: bool = False
     column_types: Mapping[str, str] = field(default_factory=dict, compare=False)
 

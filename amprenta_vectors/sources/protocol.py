@@ -1,12 +1,13 @@
-"""What a source of vectors or texts must offer: two methods and a description."""
+"""What a source of vectors or texts must offer: two methods and a description; and what it is opened from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.schema.vector_table import Distance, SourceKind, VectorTable
 
 
 @dataclass(frozen=True)
@@ -85,4 +86,57 @@ class Source(Protocol):
 
         Holds no reference to earlier batches. Raises `TransientError`, `CredentialsRefused`, `SourceNotFound`.
         """
+        ...
+
+
+class Origin(Protocol):
+    """What the namespaces of a source are opened from: an index, a collection, a folder, the rows of a table."""
+
+    @property
+    def kind(self) -> SourceKind:
+        """What ``AMPRENTA_SOURCE`` calls it."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """As a message speaks of it, without a secret: ``index 'pages'``, ``collection 'products'``."""
+        ...
+
+    @property
+    def dimension(self) -> int | None:
+        """Of all its vectors; None where that is not known before they are read."""
+        ...
+
+    @property
+    def distance(self) -> Distance | None:
+        """What it searches by; None where it does not know, or does not search."""
+        ...
+
+    @property
+    def model(self) -> str | None:
+        """The model that made its vectors, or makes them; None where it does not know."""
+        ...
+
+    @property
+    def lists(self) -> bool:
+        """Whether it can list its keys; they must be known from elsewhere where not."""
+        ...
+
+    def namespaces(self) -> Mapping[str, int]:
+        """Each namespace with its number of records, as far as it is known; ``{"": n}`` where there is one only.
+
+        Where a table has several scope columns, a namespace is their values joined by ``/``.
+        """
+        ...
+
+    def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> Source:
+        """One namespace, read as ``table``, which is from the catalogue, has columns for it.
+
+        Without ``with_metadata`` neither texts nor metadata are read. Raises `SourceNotFound` for a namespace that is
+        not there, listing those that are.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds, the sources that it opened with it."""
         ...

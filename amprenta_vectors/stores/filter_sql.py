@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-from decimal import Context, Decimal
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from amprenta_vectors.errors import FilterError
+from amprenta_vectors.stores.filter_columns import column_sql, compare
+from amprenta_vectors.stores.filter_values import edge, is_storable
 from amprenta_vectors.stores.filters import AllOf, AnyOf, Comparison, Condition
 
 MOST_INDEXED = 16
@@ -19,38 +20,38 @@ MOST_INDEXED = 16
 
 def to_sql(
     condition: Condition,
-    metadata_column: sa.ColumnElement[Any],
-    *,
-    text_field: str | None = None,
-    text_column: sa.ColumnElement[Any] | None = None,
+    metadata: sa.ColumnElement[Any] | None,
+    columns: Mapping[str, sa.ColumnElement[Any]] | None = None,
 ) -> sa.ColumnElement[bool]:
     """The condition over a jsonb column, for a WHERE clause: NULL stands for false where a field is missing.
 
     Every field name and operand is bound. Nothing is cast, so no metadata makes PostgreSQL raise. ``$eq``, and ``$in``
     of up to `MOST_INDEXED` values, are containment (``@>``), which a GIN index with ``jsonb_path_ops`` serves; it takes
-    stored numbers to be written as float64 are, in at most 17 significant digits, or as integers. Conditions on
-    ``text_field`` go to ``text_column``, where one is given.
+    stored numbers to be written as float64 are, in at most 17 significant digits, or as integers. Conditions on a field
+    in ``columns`` go to that column of the table instead, typed as `filter_columns.to_filter_column` gives it. Raises
+    `FilterError` for any other field where there is no ``metadata``.
     """
     match condition:
         case AllOf(parts) | AnyOf(parts):
-            compiled = [to_sql(part, metadata_column, text_field=text_field, text_column=text_column) for part in parts]
+            compiled = [to_sql(part, metadata, columns) for part in parts]
             return sa.and_(sa.true(), *compiled) if isinstance(condition, AllOf) else sa.or_(sa.false(), *compiled)
         case Comparison(field, operator, operand):
             positive = {"$ne": "$eq", "$nin": "$in"}.get(operator, operator)
-            if text_column is not None and field == text_field:
-                expression = _text_sql(positive, operand, text_column)
+            if columns is not None and field in columns:
+                expression = column_sql(positive, operand, columns[field])
+            elif metadata is not None:
+                expression = _field_sql(positive, operand, field, metadata)
             else:
-                expression = _field_sql(positive, operand, field, metadata_column)
+                raise _no_such_field(field, columns or {})
             negated = operator in ("$ne", "$nin") or (operator == "$exists" and operand is False)
             return expression.is_not(sa.true()) if negated else expression
 
 
-def _text_sql(operator: str, operand: Any, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    if operator == "$exists":
-        return column.is_not(None)
-    values = (operand,) if operator == "$eq" else operand
-    texts = [value for value in values if is_storable(value)] if operator in ("$eq", "$in") else []
-    return _is_any(column, texts, sa.Text()) if texts else sa.false()
+def _no_such_field(field: str, columns: Mapping[str, Any]) -> FilterError:
+    return FilterError(
+        f"the table has no metadata column to filter by, and no column for {field!r}",
+        hint=f"one of: {', '.join(columns)}" if columns else "add one, or query without a filter",
+    )
 
 
 def _field_sql(operator: str, operand: Any, field: str, metadata: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
@@ -105,17 +106,6 @@ def _is_exact(operand: Any) -> bool:
     return isinstance(operand, bool) or abs(operand) < 2**53
 
 
-def is_storable(text: Any) -> bool:
-    """Whether PostgreSQL can hold a text: it refuses NUL and lone surrogates, so nothing stored can equal those."""
-    if not isinstance(text, str) or "\0" in text:
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _contains(metadata: sa.ColumnElement[Any], document: dict[str, Any]) -> sa.ColumnElement[bool]:
     return metadata.op("@>", is_comparison=True, return_type=sa.Boolean())(_json(json.dumps(document)))
 
@@ -141,31 +131,6 @@ def _rounds_to(number: float, value: sa.ColumnElement[Any]) -> sa.ColumnElement[
 
 
 def _bound_sql(operator: str, number: float, value: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    """A comparison of a stored number, which is exact, with a float64 operand, as if the stored one were rounded.
-
-    The numbers that round to ``number`` lie between the midpoints to its neighbours, and a midpoint rounds to whichever
-    is even. So the edge to compare with is a midpoint, and whether it is included follows from what it rounds to.
-    """
-    upper = operator in ("$gt", "$lte")
-    edge = _midpoint(number, math.inf if upper else -math.inf)
-    rounds_here = float(edge) == number
-    bound = _json(str(edge))
-    match operator:
-        case "$gt":
-            return value > bound if rounds_here else value >= bound
-        case "$lte":
-            return value <= bound if rounds_here else value < bound
-        case "$gte":
-            return value >= bound if rounds_here else value > bound
-        case _:
-            return value < bound if rounds_here else value <= bound
-
-
-def _midpoint(number: float, towards: float) -> Decimal:
-    neighbour = math.nextafter(number, towards)
-    here = Fraction(number)
-    # Past the largest float64, rounding goes on as if its next neighbour existed.
-    there = 2 * here - Fraction(math.nextafter(number, -towards)) if math.isinf(neighbour) else Fraction(neighbour)
-    middle = (here + there) / 2
-    # The denominator is a power of two, so the quotient is exact; no float64 has more than 1100 digits.
-    return Context(prec=1100).divide(Decimal(middle.numerator), Decimal(middle.denominator))
+    """A comparison of a stored number, which is exact, with a float64 operand, as if the stored one were rounded."""
+    operator, exact = edge(operator, number)
+    return compare(operator, value, _json(str(exact)))

@@ -20,7 +20,7 @@ from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientEr
 from amprenta_vectors.schema.catalogue import columns_of, resolve_table
 from amprenta_vectors.schema.search_settings import stored_settings
 from amprenta_vectors.schema.vector_table import Distance, VectorTable
-from amprenta_vectors.stores.filter_sql import is_storable
+from amprenta_vectors.stores.filter_values import is_storable
 from amprenta_vectors.stores.filters import parse_filter
 from amprenta_vectors.stores.outbox import Outbox
 from amprenta_vectors.stores.pgvector_sql import (

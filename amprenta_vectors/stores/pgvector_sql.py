@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from amprenta_vectors.errors import ConfigError, FilterError
+from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.expressions import among, in_scope, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.vector_table import OPERATORS, VectorTable
+from amprenta_vectors.stores.filter_columns import to_filter_column
 from amprenta_vectors.stores.filter_sql import to_sql
 from amprenta_vectors.stores.filters import Condition
 
@@ -31,7 +32,7 @@ class Statements:
 
     A key is one string: that of a composite key has its parts joined by the separator, that of a table with a look-up
     column is what the column holds. Columns that the table does not have are selected as NULL. A filter on
-    ``text_field`` is one on the text column. A replaced row's `UPDATED_AT` is set where ``has_updated_at``.
+    ``text_field`` is one on the text column, and one on a field of ``filter_columns`` on that column. A replaced row's `UPDATED_AT` is set where ``has_updated_at``.
     """
 
     def __init__(self, table: VectorTable, scope: Mapping[str, str], text_field: str, *, has_updated_at: bool) -> None:
@@ -39,7 +40,7 @@ class Statements:
         self._text_field = text_field
         self._has_updated_at = has_updated_at
         self._vector_type = (HALFVEC if table.storage == "halfvec" else VECTOR)(table.dimension)
-        self._table = to_clause(table, UPDATED_AT) if has_updated_at else to_clause(table)
+        self._table = to_clause(table, *table.filter_columns.values(), *([UPDATED_AT] if has_updated_at else []))
         self._scope = {name: to_column_value(table, name, scope[name]) for name in table.scope}
         self._key_columns = (table.key_rule.lookup,) if table.key_rule.lookup else table.key
         self._key = self._joined()
@@ -186,13 +187,14 @@ class Statements:
         return sa.cast(column, JSONB)
 
     def _matching(self, condition: Condition) -> sa.ColumnElement[bool]:
-        if self.table.metadata is None:
-            raise FilterError(
-                f"table {self.table.qualified_name} has no metadata column to filter by",
-                hint="add one, or query without a filter",
-            )
-        text = self._table.c[self.table.text] if self.table.text else None
-        return to_sql(condition, self._metadata(), text_field=self._text_field, text_column=text)
+        table = self.table
+        columns = {
+            field: to_filter_column(self._table.c[name], table.column_types[name], field)
+            for field, name in table.filter_columns.items()
+        }
+        if table.text is not None:
+            columns[self._text_field] = sa.type_coerce(self._table.c[table.text], sa.Text)
+        return to_sql(condition, None if table.metadata is None else self._metadata(), columns)
 
     def _distance(self, vector: sa.ColumnElement[str], cast_to: HALFVEC | None = None) -> sa.ColumnElement[float]:
         bound = sa.cast(vector, cast_to or self._vector_type)

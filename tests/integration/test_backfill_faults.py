@@ -222,7 +222,7 @@ def own_engine(own_server: EmbeddedPostgres) -> Iterator[sa.Engine]:
 def test_postgresql_crashing_midway_is_waited_for(
     own_server: EmbeddedPostgres, own_engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, keys_from: str
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.keys.KEYSET_PAGE", 10)
+    monkeypatch.setattr("amprenta_vectors.schema.row_keys.KEYSET_PAGE", 10)
     count_writes(own_engine)
     if keys_from == "table":
         execute(own_engine, "INSERT INTO rag_chunks (chunk_id) SELECT unnest(CAST(:ids AS text[]))", ids=IDS)

@@ -80,7 +80,7 @@ def test_rows_of_a_composite_key_are_filled_by_the_source_keys_they_come_from(
     chunks: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Chunks of one document stand on several pages of the table's keys.
-    monkeypatch.setattr("amprenta_vectors.backfill.keys.KEYSET_PAGE", 2)
+    monkeypatch.setattr("amprenta_vectors.schema.row_keys.KEYSET_PAGE", 2)
     source, expected = documents()
     for document, number in expected:
         execute(chunks, "INSERT INTO chunks (document, number) VALUES (:document, :n)", document=document, n=number)

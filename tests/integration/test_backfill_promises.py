@@ -39,7 +39,6 @@ from sqlalchemy.exc import OperationalError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.keys import EmptyRows
 from amprenta_vectors.backfill.planner import Planner
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.run import Backfill
@@ -48,6 +47,7 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import CredentialsRefused, LeaseLost, RunConflict, SourceError, TransientError
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
+from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.sources.protocol import TokenRefused
 
 StartEmulator = Callable[..., PineconeEmulator]
@@ -565,7 +565,7 @@ class Killed(BaseException):
 def test_a_plan_that_was_cut_off_anywhere_goes_on_without_losing_or_doubling_a_key(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, keys_from: str, when: str
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.keys.KEYSET_PAGE", 20)
+    monkeypatch.setattr("amprenta_vectors.schema.row_keys.KEYSET_PAGE", 20)
     add_rows(engine, IDS)
     job = to_job(engine, stub(), keys_from=keys_from, batch_size=15)
     run = Backfill(engine, job, Recorder(), threading.Event()).start("new")
@@ -638,7 +638,7 @@ def test_a_source_that_refuses_its_own_tokens_for_ever_is_given_up(engine: sa.En
 def test_rows_filled_meanwhile_shift_no_page_of_the_tables_keys(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.keys.KEYSET_PAGE", 7)
+    monkeypatch.setattr("amprenta_vectors.schema.row_keys.KEYSET_PAGE", 7)
     add_rows(engine, IDS)
     job = to_job(engine, stub(), keys_from="table")
     seen: list[str] = []

@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from backfill_tools import StubSource, execute, run_job, to_job, to_vectors
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill.keys import EmptyRows
 from amprenta_vectors.backfill.sides import compare_sides, source_side
 from amprenta_vectors.backfill.sink import Sink
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.expressions import among, in_scope, to_clause
 from amprenta_vectors.schema.keymaps import Identity, LookUp
+from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
 
 ROWS = 6000
@@ -113,7 +113,7 @@ def test_a_key_of_another_type_is_found_by_its_index(type_: str, engine: sa.Engi
 def test_a_page_of_rows_that_wait_is_read_in_the_order_of_the_index(
     collated: VectorTable, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.keys.KEYSET_PAGE", 100)
+    monkeypatch.setattr("amprenta_vectors.schema.row_keys.KEYSET_PAGE", 100)
     rows = EmptyRows(engine, collated, scope_of(1), Identity())
     with engine.connect() as connection:
         plan = explain(connection, rows._page((KEYS[500],)))

@@ -84,8 +84,8 @@ def store(connection: sa.Connection, documents: list[Any], bodies: list[str | No
     )
 
 
-def found(connection: sa.Connection, filter: dict[str, Any], **text: Any) -> list[int]:
-    statement = sa.select(TABLE.c.id).where(to_sql(parse_filter(filter), METADATA, **text)).order_by(TABLE.c.id)
+def found(connection: sa.Connection, filter: dict[str, Any], **columns: sa.ColumnElement[Any]) -> list[int]:
+    statement = sa.select(TABLE.c.id).where(to_sql(parse_filter(filter), METADATA, columns)).order_by(TABLE.c.id)
     return list(connection.scalars(statement))
 
 
@@ -157,7 +157,7 @@ def test_the_text_field_is_looked_for_in_the_text_column(
         for i, body in enumerate(bodies)
         if condition.matches({"year": 1} if body is None else {"year": 1, "genre": body})
     ]
-    assert found(connection, filter, text_field="genre", text_column=BODY) == expected
+    assert found(connection, filter, genre=BODY) == expected
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_text_column_is_a_field_that_holds_a_string_or_is_missing(
     connection: sa.Connection, operand: Any, expected: list[int]
 ) -> None:
     store(connection, [{"text": "never looked at"}] * 3, ["a", "", None])
-    assert found(connection, {"text": operand}, text_field="text", text_column=BODY) == expected
+    assert found(connection, {"text": operand}, text=BODY) == expected
 
 
 @pytest.mark.parametrize(
