@@ -54,9 +54,12 @@ def cancel(run: int | None) -> None:
     orders.cancel(engine, run_id)
     with progress.transaction(engine) as connection:
         written = progress.count(connection, run_id).written
-        begun = progress.load_run(connection, run_id).started_at is not None
+        run_cancelled = progress.load_run(connection, run_id)
+        waiting = progress.deferred_indexes(connection, run_cancelled.target)
     click.echo(f"run {run_id} is cancelled; the {written:,} rows that it wrote stay")
-    if begun:
+    for index in waiting:
+        click.echo(f"  the index {index.index_name} waits to be built: amprenta-vectors index build")
+    if run_cancelled.started_at is not None:
         leave_report(engine, run_id, Settings.load())
 
 

@@ -26,10 +26,12 @@ from backfill_tools import (
     to_job,
     to_vectors,
 )
+from click.testing import CliRunner
 
 from amprenta_vectors.backfill import index as index_module
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes
 from amprenta_vectors.backfill.index_plan import BuildSettings
+from amprenta_vectors.cli import main
 from amprenta_vectors.cli.display import showing_index_progress
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -119,6 +121,14 @@ def test_an_interrupted_run_leaves_the_index_recorded_and_the_one_that_ends_it_b
     assert run_job(engine, job, stop=stop).interrupted
     assert (index(engine), waiting(engine)) == (None, [NAME])
     assert run_job(engine, to_job(engine, stub()), "resume").indexes_built == [NAME]
+
+
+def test_a_cancelled_run_says_how_the_index_that_waits_is_built(engine: sa.Engine, upgraded_url: str) -> None:
+    stop, source = threading.Event(), stub()
+    source.before_fetch = lambda keys: stop.set()
+    run_job(engine, to_job(engine, source, batch_size=10), stop=stop)
+    result = CliRunner().invoke(main, ["cancel"], env={"DATABASE_URL": upgraded_url})
+    assert "idx_rag_chunks_embedding waits to be built: amprenta-vectors index build" in result.output
 
 
 def test_of_several_runs_only_the_last_builds_the_index(engine: sa.Engine) -> None:
