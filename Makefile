@@ -1,6 +1,8 @@
 # Everything that a newcomer or CI types. `make demo` and `make test` set up what they need in .venv.
 
 PYTHON ?= python3
+# rag_chunks, documents or products
+SYSTEM ?= rag_chunks
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -17,7 +19,7 @@ $(READY): setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" amprenta-vectors sandbox demo
+	@PATH="$(CURDIR)/$(BIN):$$PATH" amprenta-vectors sandbox demo --system $(SYSTEM)
 
 test: check
 	$(BIN)/python -m pytest

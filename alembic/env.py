@@ -26,7 +26,8 @@ from amprenta_vectors.db import (
     to_error,
 )
 from amprenta_vectors.ddl.offline_script import make_repeatable
-from amprenta_vectors.ddl.options import check_method
+from amprenta_vectors.ddl.options import check_index
+from amprenta_vectors.ddl.programs import programs_of
 from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.migrate import SECTIONS, Section
 from amprenta_vectors.schema import tables
@@ -48,7 +49,7 @@ def run() -> None:
     settings = config.attributes.get("settings") or Settings.load()
     options = {
         "dimension": arguments.get("dimension", settings.vector_dimension),
-        "index": check_method(arguments.get("index")),
+        "index": check_index(arguments.get("index")),
         "purge": arguments.get("purge", config.attributes.get("purge", False)),
     }
     if context.is_offline_mode():
@@ -65,6 +66,7 @@ def run() -> None:
                 **comparison,
                 transaction_per_migration=True,
                 amprenta_options=options,
+                amprenta_programs=programs_of(context.script),
             )
             # `alembic current` changes nothing, and is asked just when an upgrade takes long.
             only_reads = context.get_context().opts.get("dont_mutate", False)
@@ -113,7 +115,7 @@ def check_suitable(engine: sa.Engine) -> dict[str, Any]:
     # On a connection of its own: one whose transaction has begun would not be committed by Alembic.
     with engine.connect() as connection:
         versions = server_versions(connection)
-        comparison = tables.comparison(connection)
+        comparison = tables.comparison(connection, section().name)
     for warning in check_server(*versions):
         log.warning(warning)
     return comparison

@@ -39,11 +39,18 @@ class Reason(StrEnum):
     REFUSED = "write_refused"
     ID_REFUSED = "id_refused"
     UNREADABLE = "unreadable_record"
+    UNPAIRED = "unpaired"
     NOT_ISOLATED = "not_isolated"
+    NO_TEXT = "no_text"
+    CHANGED_HERE = "changed_here"
+    GONE = "gone_at_source"
 
 
 STILL_WRITTEN = frozenset({Reason.SPARSE_DROPPED, Reason.SPARSE_REFUSED})
 """Reasons that stand against a row whose dense vector was written all the same."""
+
+LEFT_ALONE = frozenset({Reason.CHANGED_HERE, Reason.GONE})
+"""Reasons that stand against a row which is good as it is: what is to become of it, a person decides."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.search_strategy import Strategy, strategy_settings
 
 
 def _ours(name: str, default: Any, **constraints: Any) -> Any:
@@ -99,8 +100,28 @@ class Settings(ThrottleSettings, RateSettings):
     vector_hybrid_join: Literal["union", "intersection"] = "union"
     pinecone_similarity_threshold: float | None = None
     pgvector_similarity_threshold: float | None = None
+    simple_similarity_threshold: float | None = None
+    chroma_similarity_threshold: float | None = None
+    use_pgvector: bool | None = None
+    product_search_strategy: Strategy | None = None
     vector_dimension: int | None = Field(None, ge=1, le=16000)
     embedding_model: str | None = None
+
+    google_api_key: SecretStr | None = None
+    gemini_api_key: SecretStr | None = None
+    google_gemini_base_url: str | None = None
+    ollama_host: str | None = None
+    ollama_api_model_embedding: str = "nomic-embed-text"
+
+    simple_store_root: Path = Path("user_data")
+    vector_store_encryption_key: SecretStr | None = None
+    vector_store_user_id: str | None = None
+
+    chroma_path: Path = Path("data/vector_db")
+    chroma_host: str | None = None
+    chroma_port: int = Field(8000, ge=1, le=65535)
+    chroma_ssl: bool = False
+    chroma_collection: str = "products_all_products"
 
     table: str = _ours("table", "rag_chunks")
     config: Path | None = _ours("config", None)
@@ -113,8 +134,9 @@ class Settings(ThrottleSettings, RateSettings):
     query_timeout_seconds: float | None = _ours("query_timeout_seconds", None, gt=0)
     ef_search: int | None = _ours("ef_search", None, ge=1, le=1000)
     probes: int | None = _ours("probes", None, ge=1, le=32768)
+    oversampling: int | None = _ours("oversampling", None, ge=1, le=10_000)
     max_bad_share: float = _ours("max_bad_share", 0.05, ge=0, le=1)
-    embedder: Literal["wordllama"] | None = _ours("embedder", None)
+    embedder: Literal["wordllama", "gemini", "ollama"] | None = _ours("embedder", None)
     lease_seconds: float = _ours("lease_seconds", 15.0, gt=0)
     retry_seconds: float = _ours("retry_seconds", 600.0, ge=0)
     drain_seconds: float = _ours("drain_seconds", 10.0, ge=0)
@@ -133,12 +155,13 @@ class Settings(ThrottleSettings, RateSettings):
     def load(cls, **overrides: Any) -> Self:
         """The environment, with ``overrides`` (None: not given) on top. Raises `ConfigError` naming the variable."""
         try:
-            return cls(**{_alias(cls, name): value for name, value in overrides.items() if value is not None})
+            settings = cls(**{_alias(cls, name): value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
             problems = "; ".join(
                 f"{str(item['loc'][0]).upper()}: {item['msg']}, got {item['input']!r}" for item in error.errors()
             )
             raise ConfigError(problems, hint="correct the variable or the option and run the command again") from None
+        return settings.model_copy(update=strategy_settings(dict(settings), settings.model_fields_set))
 
     def require(self, name: str) -> str:
         """The value of a setting that this command cannot do without. Raises `ConfigError` where it is not set."""

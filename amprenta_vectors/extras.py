@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from types import ModuleType
 
 from amprenta_vectors.errors import MissingExtra
@@ -16,3 +17,12 @@ def require_extra(module: str, extra: str) -> ModuleType:
         raise MissingExtra(
             f"the package {error.name!r} is not installed", hint=f"pip install 'amprenta_vectors[{extra}]'"
         ) from error
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """What the clients of services raise where a connection or an answer breaks off: all are built upon httpx.
+
+    ``httpx2`` is the same library under another name, which a client may prefer where it is installed.
+    """
+    installed = [name for name in ("httpx", "httpx2") if find_spec(name)]
+    return (ConnectionError, *(importlib.import_module(name).TransportError for name in installed))

@@ -27,7 +27,14 @@ class Section:
     version_table: str
 
 
-SECTIONS = {section.name: section for section in (Section("alembic", ("core", "rag"), "amprenta_version_rag"),)}
+SECTIONS = {
+    section.name: section
+    for section in (
+        Section("alembic", ("core", "rag"), "amprenta_version_rag"),
+        Section("documents", ("core", "documents"), "amprenta_version_documents"),
+        Section("products", ("core", "products"), "amprenta_version_products"),
+    )
+}
 
 
 def migrations_folder() -> Path:

@@ -20,10 +20,12 @@ from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 DIMENSION = 8
+DOCUMENT_DIMENSION = 256
+"""That of the embedder which needs no network."""
 API_KEY = "test-key"
 INDEX_NAME = "test-index"
 OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "EMBEDDING_MODEL")
-OUR_PREFIXES = ("POSTGRES_", "PINECONE_", "VECTOR_", "AMPRENTA_")
+OUR_PREFIXES = ("POSTGRES_", "PINECONE_", "VECTOR_", "AMPRENTA_", "CHROMA_", "OLLAMA_", "GOOGLE_", "GEMINI_", "SIMPLE_")
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,30 @@ def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 def upgraded_url(postgres_server: EmbeddedPostgres, upgraded_template: str) -> Iterator[str]:
     """The URL of a database at head with `DIMENSION` dimensions, for this test alone."""
     with janitor(postgres_server, "upgraded", template_dbname=upgraded_template) as database:
+        yield postgres_server.url(database.dbname)
+
+
+def load_documents_template(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
+    """Upgrade the database that ``documents_url`` clones."""
+    from amprenta_vectors.migrate import upgrade
+
+    url = sa.URL.create("postgresql", user, database=dbname, query={"host": host, "port": str(port)})
+    text = url.render_as_string(hide_password=False)
+    upgrade(Settings.load(database_url=text, vector_dimension=DOCUMENT_DIMENSION), "documents")
+
+
+@pytest.fixture(scope="session")
+def documents_template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database with the section ``documents`` at head, made once."""
+    with janitor(postgres_server, "documents_template", as_template=True) as template:
+        template.load(load_documents_template)
+        yield template.dbname
+
+
+@pytest.fixture
+def documents_url(postgres_server: EmbeddedPostgres, documents_template: str) -> Iterator[str]:
+    """The URL of a database with ``vector_documents`` of `DOCUMENT_DIMENSION` dimensions, for this test alone."""
+    with janitor(postgres_server, "documents", template_dbname=documents_template) as database:
         yield postgres_server.url(database.dbname)
 
 

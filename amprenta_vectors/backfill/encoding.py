@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.batch import Key, Sparse, VectorBatch
+from amprenta_vectors.schema.hashes import HASH_BYTES, hash_content, hash_embedding
+from amprenta_vectors.schema.vector_table import Storage
 
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)
@@ -19,24 +21,35 @@ PIECE_BYTES = 512 * 1024
 
 _LENGTH = struct.Struct(">i")
 _NULL = _LENGTH.pack(-1)
+_HASH = _LENGTH.pack(HASH_BYTES)
 _ROW = struct.Struct(">hii")
 """How a row begins: the number of its fields, and its ordinal as the first of them."""
 
 
 class BatchStream:
-    """A batch as the file that COPY reads: ordinal, key columns, embedding, text, metadata; sparse values where wanted.
+    """A batch as the file that COPY reads: ordinal, key columns, embedding, text, metadata; where wanted sparse values.
 
+    After them the hash of the embedding as ``hashed_as`` holds it; with ``content_hashed`` that of text and metadata.
     Encoded piece by piece as it is read, so that no second copy of a batch is in memory. ``checksum`` is the CRC-32 of
     the vectors read so far, as they are sent. Raises ValueError for a batch without target keys.
     """
 
-    def __init__(self, batch: VectorBatch, sparse_dimension: int | None = None) -> None:
+    def __init__(
+        self,
+        batch: VectorBatch,
+        sparse_dimension: int | None = None,
+        *,
+        hashed_as: Storage | None = None,
+        content_hashed: bool = False,
+    ) -> None:
         if batch.keys is None:
             raise ValueError("a batch is written by its target keys; apply a key map first")
         self.checksum = 0
         self._batch = batch
         self._keys = batch.keys
         self._sparse_dimension = sparse_dimension
+        self._hashed_as = hashed_as
+        self._content_hashed = content_hashed
         self._pieces = self._encode()
 
     def read(self, size: int = -1) -> bytes:
@@ -47,12 +60,14 @@ class BatchStream:
         yield COPY_HEADER
         rows = max(1, PIECE_BYTES // max(1, 4 * self._batch.dimension))
         for start in range(0, len(self._batch), rows):
-            big_endian: NDArray[np.float32] = self._batch.vectors[start : start + rows].astype(">f4", order="C")
+            piece = self._batch.vectors[start : start + rows]
+            big_endian: NDArray[np.float32] = piece.astype(">f4", order="C")
             self.checksum = zlib.crc32(big_endian.data, self.checksum)
-            yield b"".join(self._rows(start, big_endian))
+            stored = piece.astype(">f2", order="C") if self._hashed_as == "halfvec" else big_endian
+            yield b"".join(self._rows(start, big_endian, stored.data.cast("B")))
         yield COPY_TRAILER
 
-    def _rows(self, start: int, big_endian: NDArray[np.float32]) -> Iterator[bytes | memoryview]:
+    def _rows(self, start: int, big_endian: NDArray[np.float32], stored: memoryview) -> Iterator[bytes | memoryview]:
         """The fields of some rows, each its length and its bytes (https://www.postgresql.org/docs/current/sql-copy.html).
 
         A vector is its int16 dimension, an int16 zero and big-endian float32 values (pgvector's ``vector_recv``).
@@ -61,24 +76,38 @@ class BatchStream:
         row_bytes = 4 * dimension
         vector_head = _LENGTH.pack(4 + row_bytes) + struct.pack(">hh", dimension, 0)
         values = big_endian.data.cast("B")
-        fields = len(self._keys[0]) + (4 if self._sparse_dimension is None else 5)
+        stored_bytes = len(stored) // len(big_endian)
+        fields = len(self._keys[0]) + 4 + (self._sparse_dimension is not None)
+        fields += (self._hashed_as is not None) + self._content_hashed
         for place in range(len(big_endian)):
             row = start + place
             yield _ROW.pack(fields, 4, row) + _key(self._keys[row]) + vector_head
             yield values[place * row_bytes : (place + 1) * row_bytes]
-            yield self._rest(row)
+            yield self._rest(row, stored[place * stored_bytes : (place + 1) * stored_bytes])
 
-    def _rest(self, row: int) -> bytes:
+    def _rest(self, row: int, stored: memoryview) -> bytes:
         """The fields after the vector."""
         batch = self._batch
         text = batch.texts[row] if batch.texts is not None else None
         metadata = batch.metadata[row] if batch.metadata is not None else None
         rest = _NULL if text is None else _sized(text.encode())
         rest += _NULL if metadata is None else _sized(json.dumps(metadata, ensure_ascii=False).encode())
-        if self._sparse_dimension is None:
-            return rest
-        sparse = batch.sparse[row] if batch.sparse is not None else None
-        return rest + (_NULL if sparse is None else _sized(sparse_bytes(sparse, self._sparse_dimension)))
+        hashed: tuple[bytes | memoryview, ...] = (stored,)
+        if self._sparse_dimension is not None:
+            sparse = batch.sparse[row] if batch.sparse is not None else None
+            beside = None if sparse is None else sparse_bytes(sparse, self._sparse_dimension)
+            rest += _NULL if beside is None else _sized(beside)
+            hashed = (stored, beside or b"")
+        if self._hashed_as is not None:
+            rest += _HASH + hash_embedding(*hashed)
+        if self._content_hashed:
+            rest += _HASH + hash_content(text, metadata)
+        return rest
+
+
+def copy_row(texts: Sequence[str]) -> bytes:
+    """A row whose columns are all text."""
+    return struct.pack(">h", len(texts)) + b"".join([_sized(text.encode()) for text in texts])
 
 
 def sparse_bytes(sparse: Sparse, dimension: int) -> bytes:

@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.db import is_row_refusal, to_error
+from amprenta_vectors.ddl.index_key import IndexStorage
 from amprenta_vectors.ddl.vector_index import suitable_lists
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.catalogue import relation
@@ -32,6 +33,7 @@ PAGE_BYTES = 8192
 WORKER_BYTES = 32 * 1024 * 1024
 """Of maintenance_work_mem for each process, else PostgreSQL starts fewer (plan_create_index_workers in planner.c)."""
 
+_OPCLASS = re.compile(r"\b(vector|halfvec|bit)_\w+_ops\b")
 _OPTION = re.compile(r"(m|ef_construction|lists)\s*=\s*'?(\d+)'?")
 _DEFAULTS = {"m": 16, "ef_construction": 64, "lists": 100}
 
@@ -110,13 +112,23 @@ class Shape:
 
     method: Literal["hnsw", "ivfflat"]
     options: Mapping[str, int]
-    halfvec: bool
+    storage: IndexStorage
 
     @classmethod
     def of(cls, definition: str) -> Shape:
         """That of a CREATE INDEX statement."""
         options = {option: int(value) for option, value in _OPTION.findall(definition)}
-        return cls("ivfflat" if "USING ivfflat" in definition else "hnsw", options, "halfvec" in definition)
+        opclass = _OPCLASS.search(definition)
+        storage = cast(IndexStorage, opclass[1]) if opclass else "vector"
+        return cls("ivfflat" if "USING ivfflat" in definition else "hnsw", options, storage)
+
+    def vector_bytes(self, dimension: int) -> int:
+        """What the index keeps of one vector."""
+        return -(-dimension // 8) if self.storage == "bit" else dimension * (2 if self.storage == "halfvec" else 4)
+
+    def compared(self, dimension: int) -> int:
+        """A comparison of two vectors in dimensions of a whole one: signs go 32 at a time."""
+        return -(-dimension // 32) if self.storage == "bit" else dimension
 
 
 def plan_build(connection: Connection, table: VectorTable, name: str, shape: Shape) -> BuildPlan:
@@ -126,9 +138,9 @@ def plan_build(connection: Connection, table: VectorTable, name: str, shape: Sha
     rows = connection.execute(sa.select(sa.func.count(target.c[table.embedding])).select_from(target)).scalar_one()
     method, options = shape.method, {**_DEFAULTS, **shape.options}
     options["lists"] = options["lists"] or suitable_lists(rows)
-    value_bytes = 2 if shape.halfvec else 4
+    vector_bytes = shape.vector_bytes(table.dimension)
     workers, limit = _workers(server)
-    needed = _memory(method, rows, table.dimension, value_bytes, options)
+    needed = _memory(method, rows, vector_bytes, table.dimension, options)
     return BuildPlan(
         index=name,
         target=table.target,
@@ -139,8 +151,8 @@ def plan_build(connection: Connection, table: VectorTable, name: str, shape: Sha
         memory_bytes=server.memory,
         workers=workers,
         workers_limit=limit,
-        seconds=_seconds(method, rows, table.dimension, options, workers, fits=needed <= server.memory),
-        disk_bytes=_disk(method, rows, table.dimension * value_bytes, options["m"]),
+        seconds=_seconds(method, rows, shape.compared(table.dimension), options, workers, fits=needed <= server.memory),
+        disk_bytes=_disk(method, rows, vector_bytes, options["m"]),
         shared_buffers=server.shared_buffers,
         effective_cache_size=server.effective_cache_size,
     )
@@ -151,15 +163,15 @@ def graph_bytes(rows: int, vector_bytes: int, m: int = _DEFAULTS["m"]) -> int:
     return rows * (vector_bytes + 210 + 32 * m)
 
 
-def _memory(method: str, rows: int, dimension: int, value_bytes: int, options: dict[str, int]) -> int:
+def _memory(method: str, rows: int, vector_bytes: int, dimension: int, options: dict[str, int]) -> int:
     """ivfflat keeps 50 sampled rows a list, at least 10,000, their distances to each centre, and the centres.
 
     That is pgvector's ivfkmeans.c.
     """
     if method == "hnsw":
-        return graph_bytes(rows, value_bytes * dimension, options["m"])
+        return graph_bytes(rows, vector_bytes, options["m"])
     lists, samples = options["lists"], min(rows, max(10_000, 50 * options["lists"]))
-    return samples * dimension * value_bytes + 4 * (samples * lists + lists * lists + 3 * lists * dimension)
+    return samples * vector_bytes + 4 * (samples * lists + lists * lists + 3 * lists * dimension)
 
 
 def _seconds(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry, side_of
@@ -39,6 +39,12 @@ class Job:
     """Ordered of the run when this process comes to work at it."""
     max_bad_share: float = 1.0
     retry_reason: str | None = None
+    given_keys: Sequence[str] = ()
+    """The source keys of a run that begins with ``keys_from`` given; it keeps them itself afterwards."""
+    replace: bool = False
+    """Whether a value that is there is replaced, where the source's is another one."""
+    delete: bool = False
+    """Of a run that reconciles, whether rows that the source no longer has are deleted, and not only listed."""
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` where the table's rows do not tell the source keys that the job is to be made of."""
@@ -49,6 +55,11 @@ class Job:
     def inserts(self) -> bool:
         """Whether rows that are not there are inserted."""
         return side_of(self.keys_from) == "source" and self.key_map.makes_keys
+
+    @property
+    def records_inserts(self) -> bool:
+        """Whether the rows that a run inserts are recorded, so that it can be rolled back: those of legacy stores."""
+        return self.inserts and self.source.description.kind == "simple"
 
     @property
     def most_bad(self) -> float:
@@ -81,4 +92,5 @@ class Job:
             dimension=self.table.dimension,
             fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
             row_limit=self.limit,
+            replaces=self.replace,
         )

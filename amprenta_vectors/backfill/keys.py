@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
 
+
 class Keys(Protocol):
     """Where keys are listed: a source, or rows of the table."""
 

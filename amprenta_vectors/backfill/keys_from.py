@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-KeysFrom = Literal["table", "source", "table_errors", "source_errors"]
-"""The table's rows without an embedding, the source's list, or the rows that runs of the one or the other kind have set
-aside."""
+KeysFrom = Literal["table", "source", "given", "table_errors", "source_errors", "reconcile"]
+"""The table's rows without an embedding, the source's list, a list that a person gave, or the rows that runs of the one
+or the other side have set aside; or the source's list once more, to bring the table to what the source has by now."""
 
 Side = Literal["table", "source"]
 """Of a migration: where rows are to be filled, or where vectors are read."""
@@ -19,9 +19,20 @@ def retry_of(side: Side) -> KeysFrom:
 
 def side_of(keys_from: KeysFrom) -> Side:
     """Where the keys came from at first. Those of the source may be keys of rows that are yet to be inserted."""
-    return "table" if keys_from in {"table", "table_errors"} else "source"
+    return "source" if keys_from in {"source", "source_errors", "reconcile"} else "table"
+
+
+def all_of(side: Side) -> list[KeysFrom]:
+    """All that keys of that ``side`` may come from."""
+    every: tuple[KeysFrom, ...] = get_args(KeysFrom)
+    return [keys_from for keys_from in every if side_of(keys_from) == side]
 
 
 def is_retry(keys_from: KeysFrom) -> bool:
-    """Whether the keys are those of rows that were set aside; all batches of such a run are stored as it begins."""
+    """Whether the keys are those of rows that were set aside."""
     return keys_from in {"table_errors", "source_errors"}
+
+
+def is_known(keys_from: KeysFrom) -> bool:
+    """Whether the keys are known as a run begins: then all its batches are stored with it, and nothing is listed."""
+    return is_retry(keys_from) or keys_from == "given"

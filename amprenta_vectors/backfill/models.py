@@ -65,16 +65,20 @@ def check_model(engine: Engine, job: Job, texts_source: Source, embedder: Embedd
         )
     found = []
     if job.model is None:
-        found.append(_compare(embedder, *_of_source(engine, job, texts_source, retry), "the source"))
+        found.append(compare_texts(embedder, *_of_source(engine, job, texts_source, retry), "the source"))
     with engine.connect() as connection:
         unknown = job.model in {None, name} and earlier_vectors_unknown(connection, job.table, job.scope)
         sample = _of_rows(connection, job.table, job.scope) if unknown else None
     if sample is not None:
-        found.append(_compare(embedder, *sample, job.table.target))
+        found.append(compare_texts(embedder, *sample, job.table.target))
     return [checked for checked in found if checked is not None]
 
 
-def _compare(embedder: Embedder, texts: Sequence[str], vectors: Vectors, whose: str) -> Checked | None:
+def compare_texts(embedder: Embedder, texts: Sequence[str], vectors: Vectors, whose: str) -> Checked | None:
+    """Embed ``texts`` again and compare with their ``vectors``; None where there are fewer than 5.
+
+    Raises `ModelMismatch` where the median cosine is below 0.99.
+    """
     if len(texts) < LEAST_TEXTS:
         return None
     median = median_cosine(vectors, embedder.embed(texts))

@@ -15,6 +15,7 @@ from amprenta_vectors.schema.vector_table import VectorTable
 _RIGHTS = sa.text("""
     SELECT has_table_privilege(:name, 'SELECT') AS "SELECT", has_table_privilege(:name, 'UPDATE') AS "UPDATE",
            has_table_privilege(:name, 'INSERT') AS "INSERT",
+           has_table_privilege(:name, 'DELETE') AS "DELETE",
            has_database_privilege(current_database(), 'TEMP') AS "TEMP",
            pg_is_in_recovery() AS standby,
            current_setting('default_transaction_read_only') = 'on' AS read_only,
@@ -69,7 +70,7 @@ _TRIGGERS = sa.text("""
 """)
 
 
-def check_target(connection: Connection, table: VectorTable, *, insert: bool) -> None:
+def check_target(connection: Connection, table: VectorTable, *, insert: bool, delete: bool = False) -> None:
     """Raises `ServerUnsuitable` for what PostgreSQL would refuse a run into ``table``, naming the mend.
 
     `SchemaMismatch` is raised for a column that an insert cannot fill.
@@ -84,7 +85,7 @@ def check_target(connection: Connection, table: VectorTable, *, insert: bool) ->
             hint=f"ALTER ROLE {row.role} IN DATABASE {row.database} SET default_transaction_read_only = off",
         )
     check_visible(connection, table)
-    needed = ["SELECT", "UPDATE", *(["INSERT"] if insert else [])]
+    needed = ["SELECT", "UPDATE", *(["INSERT"] if insert else []), *(["DELETE"] if delete else [])]
     lacking = [privilege for privilege in needed if not row._mapping[privilege]]
     if lacking:
         raise ServerUnsuitable(
@@ -151,7 +152,8 @@ def _publications(connection: Connection, table: VectorTable) -> Iterator[str]:
 
 
 def _triggers(connection: Connection, table: VectorTable, *, insert: bool) -> Iterator[str]:
-    filled = [name for name in (table.embedding, table.model) if name is not None]
+    names = (table.embedding, table.model, table.hash, table.text_hash)
+    filled = [name for name in names if name is not None]
     values = {"oids": relations_of(connection, table), "insert": insert, "filled": filled}
     for row in connection.execute(_TRIGGERS, values):
         how_often = "each row that is filled" if row.each_row else "each batch"

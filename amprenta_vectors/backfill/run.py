@@ -20,6 +20,7 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.bad_share import BadShare
 from amprenta_vectors.backfill.control import Control, Held
 from amprenta_vectors.backfill.gate import Gate
+from amprenta_vectors.backfill.gone import Gone, GoneRows
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.keys import Keys
@@ -27,17 +28,21 @@ from amprenta_vectors.backfill.ledger import RunLedger
 from amprenta_vectors.backfill.planner import Planner
 from amprenta_vectors.backfill.progress import Batch, Counts, Event, Outcome, Run
 from amprenta_vectors.backfill.quota import LeasedMeter, metered
+from amprenta_vectors.backfill.reconcile import keys_to_reconcile
+from amprenta_vectors.backfill.reconciler import Reconciler
+from amprenta_vectors.backfill.replacing import ReplacingSink
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.sink import Sink
 from amprenta_vectors.backfill.sizing import BatchSizer
 from amprenta_vectors.backfill.starting import Mode, begin_or_join
 from amprenta_vectors.backfill.states import RunState
 from amprenta_vectors.backfill.steering import Steering
-from amprenta_vectors.backfill.worker import Worker
+from amprenta_vectors.backfill.worker import Worker, Writer
 from amprenta_vectors.db import is_transient
 from amprenta_vectors.errors import RunConflict, TooManyBadRows, TransientError
 from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.outbox import Outbox
 
 TICK_SECONDS = 0.5
 FIGURES_SECONDS = 0.5
@@ -79,6 +84,7 @@ class Summary:
     interrupted: bool
     ended_it: bool = False
     indexes_built: list[str] = field(default_factory=list)
+    gone: Gone | None = None
 
 
 class WorkLeft(Exception):
@@ -278,6 +284,8 @@ class Backfill:
         keys: Keys = job.source
         if job.keys_from == "table":
             keys = EmptyRows(self._engine, job.table, job.scope, job.key_map)
+        elif job.keys_from == "reconcile":
+            keys = keys_to_reconcile(self._engine, job)
         return Planner(
             self._engine,
             run,
@@ -301,7 +309,7 @@ class Backfill:
             self._engine,
             run,
             job.source,
-            Sink(job.table, job.scope, job.model, insert=job.inserts),
+            self._sink(run),
             job.key_map,
             self._owner,
             cosine=job.table.distance == "cosine",
@@ -314,6 +322,28 @@ class Backfill:
             gate=self._gate,
             on_done=self._count,
         )
+
+    def _sink(self, run: Run) -> Writer:
+        job = self._job
+        computed = job.source.description.computed
+        outbox = Outbox(self._engine, run.target, run.scope)
+        record_for = run.id if job.records_inserts else None
+        if job.keys_from == "reconcile":
+            return Reconciler(
+                job.table,
+                job.scope,
+                job.model,
+                job.key_map,
+                outbox,
+                insert=job.inserts,
+                computed=computed,
+                record_for=record_for,
+            )
+        if job.replace:
+            return ReplacingSink(
+                job.table, job.scope, job.model, job.key_map, outbox, insert=job.inserts, computed=computed
+            )
+        return Sink(job.table, job.scope, job.model, insert=job.inserts, computed=computed, record_for=record_for)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Run a thread's work; the first error stops the others and is raised by `work`.
@@ -392,7 +422,10 @@ class Backfill:
     def _finish(self, began: float, *, repair: bool = False) -> Summary:
         """Call the run finished, and build the index where it was the last one into the column."""
         retry = Retry(self._job.retry_seconds, self._stop, self._observer.waiting)
+        gone: Gone | None = None
         try:
+            if not repair:
+                gone = self._settle_gone(retry)
             ended_it, to_build = self._end(retry, repair=repair)
             built: list[str] = []
             if to_build:
@@ -401,7 +434,18 @@ class Backfill:
             if self._stop.is_set():
                 return self._summary(began, interrupted=True)
             raise
-        return self._summary(began, interrupted=False, ended_it=ended_it, built=built)
+        return self._summary(began, interrupted=False, ended_it=ended_it, built=built, gone=gone)
+
+    def _settle_gone(self, retry: Retry) -> Gone | None:
+        """What the source no longer has, of a run that reconciles with a source of its own."""
+        job, run = self._job, self._seen[0]
+        if job.keys_from != "reconcile" or job.source.description.computed or not self._wait_while_held():
+            return None
+        if retry.database("looking for work", self._has_work):
+            raise WorkLeft
+        rows = GoneRows(self._engine, run, job.table, job.scope, job.source, job.key_map, retry=retry)
+        with metered(job.source, self._meter(run)):
+            return rows.settle(delete=job.delete)
 
     def _build(self, retry: Retry) -> list[str]:
         self._observer.building(self._job.table.target)
@@ -458,6 +502,8 @@ class Backfill:
                 # One after another, so that of all processes of all runs into the column exactly one comes last.
                 progress.serialize_starts(connection, run.target)
                 moved = progress.finish(connection, run.id)
+                if moved and self._job.keys_from == "reconcile":
+                    progress.forget_seen(connection, run.id)
                 state = progress.load_run(connection, run.id).state
                 # A try whose commit went through, its answer lost, was this process's own.
                 ended_it = moved or (tries > 1 and state == RunState.FINISHED)
@@ -467,7 +513,13 @@ class Backfill:
         return end
 
     def _summary(
-        self, began: float, *, interrupted: bool, ended_it: bool = False, built: list[str] | None = None
+        self,
+        began: float,
+        *,
+        interrupted: bool,
+        ended_it: bool = False,
+        built: list[str] | None = None,
+        gone: Gone | None = None,
     ) -> Summary:
         errors: dict[str, int] = {}
 
@@ -479,4 +531,4 @@ class Backfill:
 
         self._unless_away(look)
         seconds = self._clock() - began
-        return Summary(*self._seen, errors, seconds, self._written, interrupted, ended_it, built or [])
+        return Summary(*self._seen, errors, seconds, self._written, interrupted, ended_it, built or [], gone)

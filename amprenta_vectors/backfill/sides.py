@@ -30,34 +30,40 @@ def source_side(table: VectorTable) -> sa.Table:
 
 
 def compare_sides(
-    table: VectorTable, scope: Mapping[str, str], there: sa.Table, *, server_version: int
+    table: VectorTable, scope: Mapping[str, str], there: sa.Table, *, server_version: int, own_apart: bool = False
 ) -> sa.Select[Any]:
     """``(digest here, digest there, why rejected, source key, *key as text)`` of whatever differs.
 
-    Keys are compared as the values that the columns hold, never as text: a UUID has many spellings.
+    With ``own_apart`` a row that was embedded from its own text need not be there. Keys are compared as the values that
+    the columns hold, never as text: a UUID has many spellings.
     """
     target = to_clause(table)
-    stored: sa.ColumnElement[Any] = _sent(table, target)
+    stored: sa.ColumnElement[Any] = sent(table, target)
     columns = [target.c[name].label(f"here_{position}") for position, name in enumerate(table.key)]
+    own = target.c[table.text_hash].is_not(None) if own_apart and table.text_hash is not None else sa.false()
     here = (
-        sa.select(*columns, sa.func.sha256(stored).label("digest"))
+        sa.select(*columns, sa.func.sha256(stored).label("digest"), own.label("own"))
         .where(target.c[table.embedding].is_not(None), *in_scope(table, target, scope))
         .subquery("here")
     )
     on, shown = [], []
     for position, name in enumerate(table.key):
         mine, theirs = here.c[f"here_{position}"], there.c[f"key_{position}"]
-        on.append(mine == _as_key(table, name, theirs, server_version))
+        on.append(mine == as_key(table, name, theirs, server_version))
         shown.append(sa.func.coalesce(sa.cast(mine, sa.Text), theirs))
     return (
         sa.select(here.c.digest, there.c.digest, there.c.rejected, there.c.source, *shown)
         .select_from(here.join(there, sa.and_(*on), full=True))
-        .where(here.c.digest.is_distinct_from(there.c.digest) | there.c.rejected.is_not(None))
+        .where(
+            here.c.digest.is_distinct_from(there.c.digest) | there.c.rejected.is_not(None),
+            sa.or_(there.c.source.is_not(None), sa.not_(here.c.own)),
+        )
         .order_by(sa.func.coalesce(there.c.source, shown[0]), *shown)
     )
 
 
-def _sent(table: VectorTable, target: sa.TableClause) -> sa.ColumnElement[Any]:
+def sent(table: VectorTable, target: sa.TableClause) -> sa.ColumnElement[Any]:
+    """What the digest of a row is of: its embedding as it goes over the wire, and after it its sparse values."""
     send = sa.func.vector_send if table.storage == "vector" else sa.func.halfvec_send
     dense: sa.ColumnElement[Any] = send(target.c[table.embedding])
     if table.sparse is None:
@@ -66,7 +72,7 @@ def _sent(table: VectorTable, target: sa.TableClause) -> sa.ColumnElement[Any]:
     return dense.op("||")(beside)
 
 
-def _as_key(table: VectorTable, name: str, text: sa.ColumnElement[Any], server_version: int) -> sa.ColumnElement[Any]:
+def as_key(table: VectorTable, name: str, text: sa.ColumnElement[Any], server_version: int) -> sa.ColumnElement[Any]:
     """A key of the source as the column holds it; NULL, which equals nothing, where its type has no such value.
 
     An older server refuses the statement in that case: only for types that the key map does not know.

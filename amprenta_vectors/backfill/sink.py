@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as copy_with
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +14,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
+from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.bisect import isolate
 from amprenta_vectors.backfill.encoding import BatchStream
 from amprenta_vectors.batch import Reason, VectorBatch
@@ -25,26 +29,72 @@ _INLINE_BYTES = 7000
 """Vectors up to this size stay out of TOAST in the temporary table: a row must fit a page of 8192 bytes."""
 
 
+@dataclass(frozen=True)
+class Written:
+    """What became of a batch: rows written, of them those that held an older value, and the CRC-32 of what was sent.
+
+    ``refused`` are the rows that were to be written and were not, or were left alone for a reason.
+    """
+
+    rows: int = 0
+    replaced: int = 0
+    refused: Sequence[RowError] = ()
+    checksum: int = 0
+
+
 class Sink:
     """Fills the embedding column of ``table`` in one scope; never touches a value that is there.
 
     ``table`` must come from the catalogue. With ``insert``, rows that do not exist are inserted, text and metadata with
-    them; otherwise they are left out. A row that exists keeps its own text and metadata.
+    them; otherwise they are left out. A row that exists keeps its own text and metadata. What was written can be known
+    again by its hashes: that of the embedding, and that of text and metadata where they were written too, or, of
+    vectors that were ``computed``, of the text. The rows that are inserted are recorded as those of run ``record_for``
+    where it is given.
     """
 
-    def __init__(self, table: VectorTable, scope: Mapping[str, str], model: str | None, *, insert: bool) -> None:
+    keeps_seen = False
+    """Whether a run is to know, once it has done every batch, which rows it saw."""
+
+    def __init__(
+        self,
+        table: VectorTable,
+        scope: Mapping[str, str],
+        model: str | None,
+        *,
+        insert: bool,
+        computed: bool = False,
+        record_for: int | None = None,
+    ) -> None:
         self.inserts = insert
         self._table = table
-        self._stage = _stage(table)
+        self._stage = make_stage(table)
         self._prepare_stage = _prepare_stage(table, self._stage)
-        self._statement = (_upsert if insert else _update)(table, self._stage, scope, model)
+        if insert:
+            upsert = _upsert(table, self._stage, scope, model)
+            self._statement: sa.Executable = upsert
+            if record_for is not None:
+                self._statement = progress.recording(upsert, table, record_for)
+        else:
+            self._statement = make_update(table, self._stage, scope, model, computed=computed)
+
+    def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
+        """Write a batch with keys, which was fetched after ``since``."""
+        checksum = self.load(connection, batch)
+        written, refused = self.write(connection, batch)
+        return Written(written, 0, refused, checksum)
 
     def load(self, connection: Connection, batch: VectorBatch) -> int:
         """COPY a batch with keys into a temporary table of this transaction; returns the CRC-32 of its vectors.
 
         No row of the target is locked yet. The bytes of every vector are those that the CRC is of.
         """
-        stream = BatchStream(batch, self._table.sparse_dimension)
+        table = self._table
+        stream = BatchStream(
+            stored_content(batch, table),
+            table.sparse_dimension,
+            hashed_as=None if table.hash is None else table.storage,
+            content_hashed=table.text_hash is not None,
+        )
         connection.execute(self._prepare_stage)
         cursor: Any = connection.connection.cursor()
         cursor.copy_expert("COPY amprenta_batch FROM STDIN (FORMAT binary)", stream)
@@ -56,33 +106,50 @@ class Sink:
         Where PostgreSQL refuses, the batch is halved inside the transaction until the refused rows stand alone: at most
         `bisect.most_tries` statements, and `bisect.budget` whatever happens. The source is not asked again.
         """
-        written = 0
-
-        def attempt(start: int, end: int) -> str | None:
-            nonlocal written
-            try:
-                with connection.begin_nested():
-                    written += connection.execute(self._statement, {"start": start, "end": end}).rowcount
-            except DBAPIError as error:
-                if not is_row_refusal(error):
-                    raise
-                return _refusal(error)
-            return None
-
-        found = isolate(len(batch), attempt)
-        refused = [RowError(batch.source_keys[row], Reason.REFUSED, refusal) for row, refusal in found.alone]
-        refused += [
-            RowError(batch.source_keys[row], Reason.NOT_ISOLATED, f"one of several refused together: {refusal}")
-            for start, end, refusal in found.unsettled
-            for row in range(start, end)
-        ]
+        written, refused = write_rows(connection, batch, self._statement)
         if written + len(refused) < len(batch):
             # Filled meanwhile, or gone; or hidden since the run began, which would pass for either.
             check_visible(connection, self._table)
         return written, refused
 
 
-def _stage(table: VectorTable) -> sa.Table:
+def stored_content(batch: VectorBatch, table: VectorTable) -> VectorBatch:
+    """The batch without the texts and metadata that ``table`` has no column for."""
+    if table.text is None and batch.texts is not None:
+        batch = copy_with(batch, texts=None)
+    if table.metadata is None and batch.metadata is not None:
+        batch = copy_with(batch, metadata=None)
+    return batch
+
+
+def write_rows(
+    connection: Connection, batch: VectorBatch, statement: sa.Executable, values: Mapping[str, Any] | None = None
+) -> tuple[int, list[RowError]]:
+    """Execute ``statement`` for ranges of the rows of ``batch``, as `Sink.write` says, with ``values`` beside them."""
+    written = 0
+
+    def attempt(start: int, end: int) -> str | None:
+        nonlocal written
+        try:
+            with connection.begin_nested():
+                written += connection.execute(statement, {**(values or {}), "start": start, "end": end}).rowcount
+        except DBAPIError as error:
+            if not is_row_refusal(error):
+                raise
+            return _refusal(error)
+        return None
+
+    found = isolate(len(batch), attempt)
+    refused = [RowError(batch.source_keys[row], Reason.REFUSED, refusal) for row, refusal in found.alone]
+    refused += [
+        RowError(batch.source_keys[row], Reason.NOT_ISOLATED, f"one of several refused together: {refusal}")
+        for start, end, refusal in found.unsettled
+        for row in range(start, end)
+    ]
+    return written, refused
+
+
+def make_stage(table: VectorTable) -> sa.Table:
     """The temporary table: keys and metadata as text, so that a value the target refuses is refused row by row."""
     return sa.Table(
         "amprenta_batch",
@@ -93,6 +160,8 @@ def _stage(table: VectorTable) -> sa.Table:
         sa.Column("text", sa.Text),
         sa.Column("metadata", sa.Text),
         *([] if table.sparse is None else [sa.Column("sparse", NamedType(f"sparsevec({table.sparse_dimension})"))]),
+        *([] if table.hash is None else [sa.Column("hash", sa.BigInteger)]),
+        *([] if table.text_hash is None else [sa.Column("text_hash", sa.BigInteger)]),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
     )
@@ -111,35 +180,53 @@ def _prepare_stage(table: VectorTable, stage: sa.Table) -> sa.TextClause:
     return sa.text("; ".join([*statements, "SET CONSTRAINTS ALL IMMEDIATE"]))
 
 
-def _embedding(table: VectorTable, stage: sa.Table) -> sa.ColumnElement[Any]:
+def stored_embedding(table: VectorTable, stage: sa.Table) -> sa.ColumnElement[Any]:
+    """As the column holds it."""
     column: sa.ColumnElement[Any] = stage.c.embedding
     return column if table.storage == "vector" else sa.cast(column, NamedType(f"halfvec({table.dimension})"))
 
 
-def _in_range(stage: sa.Table) -> sa.ColumnElement[bool]:
+def in_range(stage: sa.Table) -> sa.ColumnElement[bool]:
+    """The rows from ``start`` to before ``end``, which are yet to be given."""
     return sa.and_(stage.c.ordinal >= sa.bindparam("start"), stage.c.ordinal < sa.bindparam("end"))
 
 
-def _update(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None) -> sa.Update:
+def is_among(name: str, stage: sa.Table) -> sa.ColumnElement[bool]:
+    """The rows whose places are in a list that is yet to be given as ``name``."""
+    return stage.c.ordinal == sa.func.any(sa.cast(sa.bindparam(name), postgresql.ARRAY(sa.Integer)))
+
+
+def make_update(
+    table: VectorTable,
+    stage: sa.Table,
+    scope: Mapping[str, str],
+    model: str | None,
+    wanted: sa.ColumnElement[bool] | None = None,
+    *,
+    computed: bool,
+) -> sa.Update:
+    """What gives the rows in the range that are ``wanted``, None for those without an embedding, what ``stage`` has."""
     target = to_clause(table)
-    values: dict[str, Any] = {table.embedding: _embedding(table, stage)}
+    values: dict[str, Any] = {table.embedding: stored_embedding(table, stage)}
     if table.sparse is not None:
         values[table.sparse] = sa.func.coalesce(target.c[table.sparse], stage.c.sparse)
     if table.model is not None and model is not None:
         values[table.model] = model
-    keys = (target.c[name] == value for name, value in _keys(table, stage).items())
-    return (
-        sa.update(target)
-        .values(values)
-        .where(_in_range(stage), target.c[table.embedding].is_(None), *in_scope(table, target, scope), *keys)
-    )
+    if table.hash is not None:
+        values[table.hash] = stage.c.hash
+    if table.text_hash is not None and computed:
+        values[table.text_hash] = stage.c.text_hash
+    if wanted is None:
+        wanted = target.c[table.embedding].is_(None)
+    keys = (target.c[name] == value for name, value in stage_keys(table, stage).items())
+    return sa.update(target).values(values).where(in_range(stage), wanted, *in_scope(table, target, scope), *keys)
 
 
 def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None) -> postgresql.Insert:
     target = to_clause(table)
     values: dict[str, Any] = {name: to_column_value(table, name, scope[name]) for name in table.scope}
-    values |= _keys(table, stage)
-    values[table.embedding] = _embedding(table, stage)
+    values |= stage_keys(table, stage)
+    values[table.embedding] = stored_embedding(table, stage)
     if table.sparse is not None:
         values[table.sparse] = stage.c.sparse
     if table.text is not None:
@@ -148,8 +235,12 @@ def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model
         values[table.metadata] = sa.func.coalesce(sa.cast(stage.c.metadata, postgresql.JSONB), sa.text("'{}'::jsonb"))
     if table.model is not None and model is not None:
         values[table.model] = sa.cast(model, sa.Text)
-    insert = postgresql.insert(target).from_select(list(values), sa.select(*values.values()).where(_in_range(stage)))
-    filled = [name for name in values if name in {table.embedding, table.model}]
+    if table.hash is not None:
+        values[table.hash] = stage.c.hash
+    if table.text_hash is not None:
+        values[table.text_hash] = stage.c.text_hash
+    insert = postgresql.insert(target).from_select(list(values), sa.select(*values.values()).where(in_range(stage)))
+    filled = [name for name in values if name in {table.embedding, table.model, table.hash}]
     changes: dict[str, Any] = {name: insert.excluded[name] for name in filled}
     if table.sparse is not None:
         changes[table.sparse] = sa.func.coalesce(target.c[table.sparse], insert.excluded[table.sparse])
@@ -160,7 +251,8 @@ def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model
     )
 
 
-def _keys(table: VectorTable, stage: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
+def stage_keys(table: VectorTable, stage: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
+    """The value of each key column, by its name."""
     return {name: to_column_value(table, name, stage.c[f"key_{i}"]) for i, name in enumerate(table.key)}
 
 

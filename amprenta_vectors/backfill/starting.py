@@ -10,7 +10,7 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index import column_is_empty
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.keys import has_empty
-from amprenta_vectors.backfill.keys_from import is_retry, side_of, retry_of
+from amprenta_vectors.backfill.keys_from import all_of, is_known, is_retry, side_of
 from amprenta_vectors.backfill.progress import Event, Run
 from amprenta_vectors.backfill.row_sample import models_in_rows
 from amprenta_vectors.errors import RunConflict
@@ -43,8 +43,8 @@ def begin_or_join(engine: Engine, job: Job, owner: str, mode: Mode) -> Run:
             return ended
         _refuse_second_model(connection, job)
         run = progress.begin_run(connection, spec, job.expected_keys)
-        if is_retry(job.keys_from):
-            run = _plan_retry(connection, job, run)
+        if is_known(job.keys_from):
+            run = _plan_known(connection, job, run)
         progress.record_event(connection, run.id, Event.BEGUN, {"expected_keys": run.expected_keys})
         return _join(connection, job, run, owner)
 
@@ -61,16 +61,19 @@ def _join(connection: Connection, job: Job, run: Run, owner: str) -> Run:
     return run
 
 
-def _plan_retry(connection: Connection, job: Job, run: Run) -> Run:
-    """Store all batches of a run that takes rows again which were set aside."""
-    origin = side_of(job.keys_from)
-    progress.plan_retry(connection, run, [origin, retry_of(origin)], job.retry_reason, job.batch_size)
+def _plan_known(connection: Connection, job: Job, run: Run) -> Run:
+    """Store all batches of a run whose keys are given, or are those of rows that were set aside."""
+    if is_retry(job.keys_from):
+        origins = all_of(side_of(job.keys_from))
+        progress.plan_retry(connection, run, origins, job.retry_reason, job.batch_size)
+    else:
+        progress.plan_given(connection, run.id, job.given_keys, job.batch_size)
     return progress.load_run(connection, run.id)
 
 
 def _nothing_new(connection: Connection, job: Job, ended: Run) -> bool:
     """Whether a run like the one that ended would find nothing; of the source, that is taken for granted."""
-    if is_retry(job.keys_from):
+    if is_known(job.keys_from) or job.keys_from == "reconcile" or job.replace:
         return False
     if job.keys_from == "table":
         return not has_empty(connection, job.table, job.scope)

@@ -81,7 +81,9 @@ def digests(
 class Verifier:
     """Compares one source with one scope of a table from the catalogue.
 
-    A source that cannot list its keys is asked for those of the table's rows, so what it has beyond them is not seen.
+    Rows that a look-up finds are there before the source is: one that the source does not have, and that was embedded
+    from its own text, is none too many. A source that cannot list its keys is asked for those of the table's rows, so
+    what it has beyond them is not seen.
     """
 
     def __init__(
@@ -217,7 +219,13 @@ class Verifier:
         connection.execute(sa.text("ANALYZE amprenta_source"))
         version: int = cursor.connection.server_version
         rows = connection.execution_options(yield_per=1000).execute(
-            compare_sides(self._table, self._scope, there, server_version=version)
+            compare_sides(
+                self._table,
+                self._scope,
+                there,
+                server_version=version,
+                own_apart=not self._key_map.makes_keys,
+            )
         )
         for here, _, rejected, source, *key in rows:
             kind: Kind = "extra" if source is None else "missing" if here is None else "different"

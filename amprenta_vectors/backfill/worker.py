@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
@@ -15,12 +17,14 @@ from amprenta_vectors.backfill.control import Control, Held
 from amprenta_vectors.backfill.fetching import fetch_all
 from amprenta_vectors.backfill.gate import Gate
 from amprenta_vectors.backfill.progress import Batch, Outcome, Run
+from amprenta_vectors.backfill.reconciler import Reconciler
+from amprenta_vectors.backfill.replacing import ReplacingSink
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.sink import Sink
 from amprenta_vectors.backfill.sizing import SMALLEST
-from amprenta_vectors.batch import STILL_WRITTEN, Reason, VectorBatch
+from amprenta_vectors.batch import LEFT_ALONE, STILL_WRITTEN, Reason, VectorBatch
 from amprenta_vectors.errors import LeaseLost, RowError, SourceError, TimedOut
-from amprenta_vectors.schema.keymaps import KeyMap
+from amprenta_vectors.schema.keymaps import KeyMap, store_keys
 from amprenta_vectors.schema.vector_table import Storage
 from amprenta_vectors.sources.protocol import Source
 from amprenta_vectors.stores.outbox import Outbox
@@ -40,6 +44,22 @@ _TRANSACTION = sa.text("""
 _GIVE_WAY = sa.text("SELECT set_config('lock_timeout', '800ms', true)")
 
 
+Writer = Sink | ReplacingSink | Reconciler
+"""What writes the rows of a batch."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was fetched of a batch: ``rows`` to write, rows to set ``aside``, and, where the run is to know, its keys.
+
+    ``seen`` are the target keys of all that the source has, of what cannot be written too, each key part after part.
+    """
+
+    rows: VectorBatch
+    aside: list[RowError]
+    seen: list[str]
+
+
 class Worker:
     """Takes batches of a run until none is left or the process ends; `run` is for several threads at once."""
 
@@ -48,7 +68,7 @@ class Worker:
         engine: Engine,
         run: Run,
         source: Source,
-        sink: Sink,
+        sink: Writer,
         key_map: KeyMap,
         owner: str,
         *,
@@ -175,44 +195,56 @@ class Worker:
             raise
         self._on_done(batch, outcome)
 
-    def _prepare(self, batch: Batch, fetched: VectorBatch) -> tuple[VectorBatch, list[RowError]]:
+    def _prepare(self, batch: Batch, fetched: VectorBatch) -> Prepared:
         """The rows to write, in planned order and with their target keys, and the rows to set aside."""
         present = set(fetched.source_keys) | {error.key for error in fetched.rejected}
-        missing = [key for key in batch.keys if key not in present]
+        # To a run that finds what the source no longer has, what is deleted after it was listed is no error.
+        missing = [] if self._sink.keeps_seen else [key for key in batch.keys if key not in present]
         # Keys first: a row's number among those of its source key does not depend on which of them are bad.
         keyed = self._retry.database("looking up keys", partial(self._key_map.apply, fetched))
         valid = keyed.validated(cosine=self._cosine, storage=self._storage)
         if self._sparse_dimension is not None:
             valid = valid.with_sparse(self._sparse_dimension)
         rows = self._in_planned_order(batch, valid)
-        return rows, [
+        aside = [
             *rows.rejected,
             *(RowError(key, Reason.MISSING, "the source has no such record") for key in missing),
         ]
+        return Prepared(rows, aside, self._seen(fetched, keyed) if self._sink.keeps_seen else [])
 
-    def _write(self, batch: Batch, prepared: tuple[VectorBatch, list[RowError]]) -> Outcome:
+    def _seen(self, fetched: VectorBatch, keyed: VectorBatch) -> list[str]:
+        keys = list(keyed.keys or ())
+        if fetched.rejected:
+            bad: Sequence[str] = [error.key for error in fetched.rejected]
+            without_vectors = VectorBatch(source_keys=bad, vectors=np.empty((len(bad), 0), np.float32))
+            looked_up = self._retry.database("looking up keys", partial(self._key_map.apply, without_vectors))
+            keys += looked_up.keys or ()
+        return [part for key in keys for part in key]
+
+    def _write(self, batch: Batch, prepared: Prepared) -> Outcome:
         """Rows and ``done`` in one transaction; the bytes are with PostgreSQL before any row is locked."""
         if self._in_hand.get(batch.number) is not batch:
             raise LeaseLost(f"batch {batch.number} was given back while it was fetched")
-        fetched, aside = prepared
+        fetched, aside = prepared.rows, prepared.aside
         missing = sum(error.reason == Reason.MISSING for error in aside)
         with self._engine.begin() as connection:
             connection.execute(_TRANSACTION, {"tag": progress.session_tag(self._owner, batch.number)})
             rows = self._without_deleted(connection, batch, fetched) if self._sink.inserts else fetched
-            checksum = self._sink.load(connection, rows)
-            written, refused = self._sink.write(connection, rows)
+            written = self._sink.put(connection, rows, batch.claimed_at)
             before = progress.lock_batch(connection, self._run.id, self._owner, batch)
             if before is not None:
                 return before
-            errors = aside + refused
+            errors = [*aside, *written.refused]
+            no_fault = STILL_WRITTEN | LEFT_ALONE
             outcome = Outcome(
-                written=written,
-                skipped=len(fetched) - written - len(refused),
+                written=written.rows,
+                replaced=written.replaced,
+                skipped=len(fetched) - written.rows - len(written.refused),
                 missing=missing,
-                quarantined=len({error.key for error in errors if error.reason not in STILL_WRITTEN}) - missing,
-                checksum=checksum,
+                quarantined=len({error.key for error in errors if error.reason not in no_fault}) - missing,
+                checksum=written.checksum,
             )
-            progress.complete(connection, self._run, batch, outcome, errors)
+            progress.complete(connection, self._run, batch, outcome, errors, prepared.seen)
         return outcome
 
     def _without_deleted(self, connection: Connection, batch: Batch, rows: VectorBatch) -> VectorBatch:
@@ -220,11 +252,12 @@ class Worker:
         # While the locks are held no lock is waited for as long as PostgreSQL waits before it looks for a deadlock:
         # of an application that deletes and this one, it is this one that gives way.
         connection.execute(_GIVE_WAY)
-        self._outbox.lock(connection, rows.source_keys, "upsert")
-        deleted = self._outbox.deleted_since(connection, rows.source_keys, batch.claimed_at)
+        keys = store_keys(self._key_map, rows)
+        self._outbox.lock(connection, keys, "upsert")
+        deleted = self._outbox.deleted_since(connection, keys, batch.claimed_at)
         if not deleted:
             return rows
-        return rows.take([row for row, key in enumerate(rows.source_keys) if key not in deleted])
+        return rows.take([row for row, key in enumerate(keys) if key not in deleted])
 
     @staticmethod
     def _in_planned_order(batch: Batch, rows: VectorBatch) -> VectorBatch:

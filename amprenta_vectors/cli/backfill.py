@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,12 +19,13 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index import build_deferred
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.keys import count_empty
-from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry, side_of
+from amprenta_vectors.backfill.keys_from import KeysFrom, is_known, side_of
 from amprenta_vectors.backfill.ledger import RunLedger
 from amprenta_vectors.backfill.preflight import check_target
 from amprenta_vectors.backfill.progress import Run
 from amprenta_vectors.backfill.run import Backfill, Summary
 from amprenta_vectors.backfill.starting import Mode
+from amprenta_vectors.backfill.stats_view import refresh_stats
 from amprenta_vectors.backfill.throttle import Throttle
 from amprenta_vectors.cli.display import open_display, showing_index_progress
 from amprenta_vectors.cli.dry_run import describe_offline, describe_run
@@ -32,22 +34,23 @@ from amprenta_vectors.cli.model_check import declare_model
 from amprenta_vectors.cli.options import (
     check_dimensions,
     choose_namespaces,
+    key_map_for,
     namespace_options,
     open_database,
-    open_source_for,
     open_table,
     scope_of,
+    source_option,
     stop_on_signal,
 )
 from amprenta_vectors.cli.rates import ceilings_of, orders_of, rate_options
-from amprenta_vectors.cli.readiness import open_throttle
+from amprenta_vectors.cli.readiness import open_throttle, say_notices
 from amprenta_vectors.cli.report import leave_report
 from amprenta_vectors.cli.verify import verify_job
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, TransientError
-from amprenta_vectors.schema.keymaps import open_key_map
-from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, open_index
+from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.sources.opening import open_origin
+from amprenta_vectors.sources.protocol import Origin
 
 CLEAN, FAILED, SET_ASIDE, INTERRUPTED = 0, 1, 3, 130
 WORST_FIRST = (INTERRUPTED, FAILED, SET_ASIDE, CLEAN)
@@ -65,11 +68,12 @@ SPARE_CONNECTIONS = 6
 @click.option("--offline", is_flag=True, help="With --dry-run: only read the settings, connect to nothing.")
 @click.option("--batch-size", type=int, help="Keys a batch, at first.  [env var: AMPRENTA_BATCH_SIZE; default: 1000]")
 @click.option("--workers", type=int, help="Threads that fetch and write.  [env var: AMPRENTA_WORKERS; default: 5]")
+@source_option
 @namespace_options
 @click.option(
     "--keys-from",
     type=click.Choice(["table", "source"]),
-    help="Fill the rows that have no embedding, or list the index and insert the rows that are not there.  "
+    help="Fill the rows that have no embedding, or list the source and insert the rows that are not there.  "
     "[default: table; with --resume, as the run was begun]",
 )
 @click.option(
@@ -104,6 +108,7 @@ def backfill(
     offline: bool,
     batch_size: int | None,
     workers: int | None,
+    source: SourceKind | None,
     namespace: str | None,
     all_namespaces: bool,
     keys_from: KeysFrom | None,
@@ -117,13 +122,14 @@ def backfill(
     report: Path | None,
     log_format: str | None,
 ) -> None:
-    """Fill the embedding column from Pinecone; stop it and go on with it at will, from any number of processes.
+    """Fill the embedding column from its source; stop it and go on with it at will, from any number of processes.
 
     It waits while the database has no room for more; docs/throttling.md has the settings.
     """
     settings = Settings.load(
         batch_size=batch_size,
         workers=workers,
+        source=source,
         drain_seconds=drain_seconds,
         max_bad_share=max_bad_share,
         embedding_model=model,
@@ -139,11 +145,11 @@ def backfill(
         describe_offline(settings, keys_from or "table")
         return
     mode: Mode = "resume" if resume else "restart" if restart else "new"
-    engine, table, index = open_ends(settings)
-    names = choose_namespaces(settings, index, table, namespace, all_namespaces)
+    engine, table, origin = open_ends(settings)
+    names = choose_namespaces(settings, origin, table, namespace, all_namespaces)
     jobs = [
         replace(
-            open_job(settings, engine, table, index, name, mode, keys_from, limit, defer_index),
+            open_job(settings, engine, table, origin, name, mode, keys_from, limit, defer_index=defer_index),
             limits=orders_of(settings, rates),
         )
         for name in names
@@ -154,59 +160,66 @@ def backfill(
             describe_run(engine, settings, job)
         return
     for name, job in zip(names, jobs, strict=True):
-        declare_model(engine, settings, index, name, job)
+        declare_model(engine, settings, origin, name, job)
     with stop_on_signal() as stop:
         codes = [work_at(engine, settings, job, mode, throttle, stop, verify and limit is None) for job in jobs]
     ctx.exit(next(code for code in WORST_FIRST if code in codes))
 
 
-def open_ends(settings: Settings) -> tuple[Engine, VectorTable, PineconeIndex]:
-    """The database, the vector table in it and the index, which suit each other."""
+def open_ends(settings: Settings) -> tuple[Engine, VectorTable, Origin]:
+    """The database, the vector table in it and what its vectors come from, which suit each other."""
     reuse_freed_memory(KEPT_BYTES)
     engine = open_database(settings, settings.workers + SPARE_CONNECTIONS)
     with engine.connect() as connection:
         progress.require_tables(connection)
         table = open_table(settings, connection)
-    index = open_index(settings)
-    check_dimensions(index, table)
-    _warn_of_other_distance(index, table)
-    return engine, table, index
+    origin = open_origin(settings, table, engine)
+    check_dimensions(origin, table)
+    _warn_of_other_distance(origin, table)
+    return engine, table, origin
 
 
 def open_job(
     settings: Settings,
     engine: Engine,
     table: VectorTable,
-    index: PineconeIndex,
+    origin: Origin,
     namespace: str,
     mode: Mode,
     keys_from: KeysFrom | None,
-    limit: int | None,
-    defer_index: bool,
+    limit: int | None = None,
+    *,
+    defer_index: bool = False,
+    given_keys: Sequence[str] = (),
+    replace: bool = False,
 ) -> Job:
-    """The job for one namespace; a run that is gone on with keeps the options that are not given again."""
+    """The job for one namespace; a run that is gone on with keeps the options that are not given again.
+
+    With ``given_keys`` it is for these source keys alone. It may ``replace`` values that are there.
+    """
     scope = scope_of(table, namespace)
     with engine.connect() as connection:
         begun = progress.unfinished_run(connection, table.target, scope) if mode == "resume" else None
         if begun is not None:
             keys_from = keys_from or begun.keys_from
             limit = limit or begun.row_limit
-        keys_from = keys_from or "table"
-        key_map = open_key_map(table, scope, engine)
+            replace = replace or begun.replaces
+        keys_from = "given" if given_keys else keys_from or ("source" if replace else "table")
+        key_map = key_map_for(engine, table, scope, origin.kind)
         inserts = side_of(keys_from) == "source" and key_map.makes_keys
-        if keys_from == "source" and index.kind == "pod":
+        if keys_from == "source" and not origin.lists:
             raise ConfigError(
-                f"index {index.name!r} is a pod index, which cannot list its ids: there are no keys from the source",
+                f"{origin.name} cannot list its ids: there are no keys from the source",
                 hint="--keys-from table fills the rows that are there; their own keys are the ids",
             )
         check_target(connection, table, insert=inserts)
     return Job(
         table=table,
         scope=scope,
-        source=open_source_for(settings, index, table, namespace, with_metadata=inserts),
+        source=origin.open(table, namespace, with_metadata=inserts),
         key_map=key_map,
         keys_from=keys_from,
-        model=settings.embedding_model or index.model,
+        model=settings.embedding_model or origin.model,
         batch_size=settings.batch_size,
         batch_seconds=settings.batch_seconds,
         workers=settings.workers,
@@ -216,6 +229,8 @@ def open_job(
         ceilings=ceilings_of(settings),
         limit=limit,
         defer_index=defer_index,
+        given_keys=given_keys,
+        replace=replace,
         max_bad_share=settings.max_bad_share,
     )
 
@@ -232,6 +247,13 @@ def work_at(
     """Begin or go on with one job and say how it ended; returns the exit code."""
     if stop.is_set():
         return INTERRUPTED
+    return conclude(engine, settings, job, conduct(engine, settings, job, mode, throttle, stop), stop, verify=verify)
+
+
+def conduct(
+    engine: Engine, settings: Settings, job: Job, mode: Mode, throttle: Throttle, stop: threading.Event
+) -> Summary:
+    """Begin or go on with one job, and say how its run stands when this process leaves it."""
     job = replace(job, expected_keys=_expected(engine, job))
     with (
         closing(open_display(settings.log_format)) as display,
@@ -242,14 +264,24 @@ def work_at(
         )
         work = Backfill(engine, job, display, stop, before_claim=throttle.reason, build_index=build)
         summary = work.work(work.start(mode))
-    code = INTERRUPTED if summary.interrupted else SET_ASIDE if summary.errors else CLEAN
     _print_summary(settings, summary, job.source.description.count)
+    return summary
+
+
+def conclude(
+    engine: Engine, settings: Settings, job: Job, summary: Summary, stop: threading.Event, *, verify: bool
+) -> int:
+    """Look at what a run has brought, and leave its report; returns the exit code."""
+    code = INTERRUPTED if summary.interrupted else SET_ASIDE if summary.errors else CLEAN
     # Of all processes that share a run, the one that ended it looks at the result.
     if not summary.ended_it:
         if summary.indexes_built:
             # Of a run that had ended before, whose index was still to be built.
             leave_report(engine, summary.run.id, settings)
         return code
+    stale = refresh_stats(engine, job.table)
+    if stale is not None:
+        say_notices(settings, [stale])
     try:
         if verify and not _verify(engine, settings, job, summary.run, stop):
             code = FAILED
@@ -282,7 +314,7 @@ def _index_shown(settings: Settings, engine: Engine, job: Job) -> AbstractContex
 def _expected(engine: Engine, job: Job) -> int | None:
     if job.keys_from == "source":
         return job.source.description.count
-    if is_retry(job.keys_from):
+    if is_known(job.keys_from):
         return None
     with engine.connect() as connection:
         return count_empty(connection, job.table, job.scope)
@@ -326,16 +358,20 @@ def _print_summary(settings: Settings, summary: Summary, source_count: int | Non
     for name in summary.indexes_built:
         click.echo(f"  index built: {name}")
     if not summary.ended_it and not summary.written_here and run.state == "finished":
-        click.echo("  it had ended before; to list the source once more: amprenta-vectors backfill --restart")
+        click.echo(f"  it had ended before; to list the source once more: {_command_of(run)} --restart")
     if summary.interrupted:
-        click.echo("  go on with: amprenta-vectors backfill --resume")
+        click.echo(f"  go on with: {_command_of(run)} --resume")
 
 
-def _warn_of_other_distance(index: PineconeIndex, table: VectorTable) -> None:
-    distance = DISTANCES.get(index.metric or "")
-    if distance != table.distance:
+def _command_of(run: Run) -> str:
+    """What begins and resumes such a run."""
+    return "amprenta-vectors documents migrate" if run.source_kind == "simple" else "amprenta-vectors backfill"
+
+
+def _warn_of_other_distance(origin: Origin, table: VectorTable) -> None:
+    if origin.distance not in (None, table.distance):
         click.echo(
-            f"warning: the index's metric is {index.metric}, the table's index is for {table.distance}: "
+            f"warning: {origin.name} searches by {origin.distance}, the table's index is for {table.distance}: "
             "queries will rank differently unless the vectors are normalised",
             err=True,
         )

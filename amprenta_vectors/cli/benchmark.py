@@ -1,4 +1,4 @@
-"""``benchmark``: Pinecone and PostgreSQL on the same queries."""
+"""``benchmark``: the source and PostgreSQL on the same queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.stores.comparison import PERTURBATION, ComparisonReport, StoreReport, compare_stores, perturbed
-from amprenta_vectors.stores.factory import open_pgvector_store, open_pinecone_store
+from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store
 from amprenta_vectors.stores.vectors import MAX_TOP_K
 
 
@@ -23,13 +23,13 @@ from amprenta_vectors.stores.vectors import MAX_TOP_K
     is_flag=True,
     help=f"Query with stored vectors as they are, not moved by {PERTURBATION:.0%} of their length.",
 )
-@click.option("--namespace", help="Compare in this namespace.  [default: PINECONE_NAMESPACE]")
+@click.option("--namespace", help="Compare in this namespace.  [env var: PINECONE_NAMESPACE]")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Which vectors are sampled, and how they are moved."
 )
 @click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | None, seed: int, output: str) -> None:
-    """Compare Pinecone and PostgreSQL: the same hits, the nearest ones, and how fast.
+    """Compare the source, of AMPRENTA_SOURCE, and PostgreSQL: the same hits, the nearest ones, and how fast.
 
     Asks both for the nearest rows of the same vectors, one at a time. Recall is measured against an exact search in
     PostgreSQL, by distance, so that equally near rows count as found.
@@ -37,11 +37,11 @@ def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | N
     settings = Settings.load(pinecone_namespace=namespace)
     with ExitStack() as stack:
         pgvector = stack.enter_context(closing(open_pgvector_store(settings)))
-        pinecone = stack.enter_context(closing(open_pinecone_store(settings)))
+        source = stack.enter_context(closing(open_source_store(settings)))
         vectors = pgvector.sample(queries, seed=seed)
         if not use_db_vectors:
             vectors = perturbed(vectors, seed=seed)
-        report = compare_stores({"pinecone": pinecone, "pgvector": pgvector}, pgvector, vectors, top_k=top_k)
+        report = compare_stores({source.name: source, "pgvector": pgvector}, pgvector, vectors, top_k=top_k)
     click.echo(json.dumps(asdict(report), indent=2) if output == "json" else _to_text(report))
 
 

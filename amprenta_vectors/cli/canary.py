@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import asdict
 
 import click
@@ -11,8 +13,9 @@ from numpy.typing import NDArray
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
-from amprenta_vectors.errors import AmprentaError, ConfigError
+from amprenta_vectors.errors import AmprentaError, ConfigError, TimedOut
 from amprenta_vectors.stores.canary import Song, sing, stored_question
+from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.vectors import MAX_TOP_K
 
 ALIVE, FAILED = 0, 1
@@ -22,11 +25,24 @@ ALIVE, FAILED = 0, 1
 @click.option("--top-k", type=click.IntRange(1, MAX_TOP_K), default=10, show_default=True, help="Hits to ask for.")
 @click.option("--min-hits", type=click.IntRange(min=0), default=1, show_default=True, help="Fewer hits are a failure.")
 @click.option("--max-ms", type=click.FloatRange(min=0, min_open=True), help="A slower search is a failure.")
+@click.option(
+    "--timeout-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="No answer in that time, connections included, is a failure.",
+)
 @click.option("--text", help="Search for this text, by AMPRENTA_EMBEDDER.  [default: for a stored vector]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, also where the search fails.")
 @click.pass_context
 def canary(
-    ctx: click.Context, top_k: int, min_hits: int, max_ms: float | None, text: str | None, as_json: bool
+    ctx: click.Context,
+    top_k: int,
+    min_hits: int,
+    max_ms: float | None,
+    timeout_seconds: float,
+    text: str | None,
+    as_json: bool,
 ) -> None:
     """Search once as the application does, by VECTOR_BACKEND and VECTOR_MODE.
 
@@ -35,7 +51,7 @@ def canary(
     """
     try:
         settings = Settings.load()
-        song = sing(settings, _question(settings, text), top_k=top_k)
+        song = _within(timeout_seconds, lambda: sing(settings, _question(settings, text), top_k=top_k))
     except AmprentaError as error:
         if not as_json:
             raise
@@ -54,12 +70,20 @@ def canary(
     ctx.exit(FAILED if failures else ALIVE)
 
 
+def _within(seconds: float, search: Callable[[], Song]) -> Song:
+    """What ``search`` gives. Raises `TimedOut` where it takes longer; it is left behind, and ends with the process."""
+    try:
+        return DaemonPool(1, "canary").submit(search).result(seconds)
+    except TookTooLong:
+        raise TimedOut(f"no answer in {seconds:g} s", hint="amprenta-vectors doctor; or --timeout-seconds") from None
+
+
 def _question(settings: Settings, text: str | None) -> NDArray[np.float32]:
     if text is None:
         return stored_question(settings)
     if settings.embedder is None:
         raise ConfigError("--text needs an embedder, and AMPRENTA_EMBEDDER is not set", hint="leave --text out")
-    vector: NDArray[np.float32] = open_embedder(settings.embedder).embed([text])[0]
+    vector: NDArray[np.float32] = open_embedder(settings).embed([text])[0]
     return vector
 
 

@@ -1,4 +1,4 @@
-"""``amprenta-vectors compare``: what shadow mode found, and why a hit of Pinecone is missing in PostgreSQL."""
+"""``amprenta-vectors compare``: what shadow mode found, and why a hit of the source is missing in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from amprenta_vectors.compare.shadow_report import collect_shadow_report
 from amprenta_vectors.compare.whereabouts import Whereabouts
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.stores.factory import open_pgvector_store, open_pinecone_store, text_field_of
+from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store, text_field_of
 
 CLEAN, FAILED = 0, 1
 
@@ -33,7 +33,7 @@ MEANINGS = {
     Why.OTHER_VECTOR: "the row has another vector, which is farther away",
     Why.FILTERED: "the row does not match the filter",
     Why.RECALL: "near enough, but the index did not find it; an exact search does",
-    Why.FARTHER: "nearer rows were found here, which Pinecone did not give",
+    Why.FARTHER: "nearer rows were found here, which the source did not give",
     Why.TIE: "as near as the last hit that was given",
 }
 MENDS = {
@@ -75,7 +75,7 @@ def run(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Ask Pinecone and PostgreSQL the same, and say of every hit that only Pinecone has why it is missing.
+    """Ask the source and PostgreSQL the same, and say of every hit that only the source has why it is missing.
 
     Exit 0 if the table has the vector of every one of them, 1 if some are lost, in another scope, without a vector or
     with another one. Similarity thresholds are not applied.
@@ -88,13 +88,13 @@ def run(
     asked = read_queries(settings, engine, table, origin, queries, seed)
     with ExitStack() as stack:
         pgvector = stack.enter_context(closing(open_pgvector_store(settings)))
-        pinecone = stack.enter_context(closing(open_pinecone_store(settings)))
+        source = stack.enter_context(closing(open_source_store(settings)))
         whereabouts = Whereabouts(engine, table, scope, text_field_of(settings))
-        found = Comparer(pinecone, pgvector, whereabouts, table).compare(asked, top_k)
+        found = Comparer(source, pgvector, whereabouts, table).compare(asked, top_k)
     if as_json:
         click.echo(json.dumps(_to_json(found)))
     else:
-        _print_comparison(found)
+        _print_comparison(found, source.name)
     ctx.exit(FAILED if found.amiss else CLEAN)
 
 
@@ -109,10 +109,10 @@ def _to_json(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _print_comparison(found: Comparison) -> None:
+def _print_comparison(found: Comparison, source: str) -> None:
     share = f" ({found.found / found.hits:.2%})" if found.hits else ""
     click.echo(
-        f"{found.queries:,} queries, top_k {found.top_k}: Pinecone gave {found.hits:,} hits, PostgreSQL "
+        f"{found.queries:,} queries, top_k {found.top_k}: {source} gave {found.hits:,} hits, PostgreSQL "
         f"{found.found:,} of them{share}"
     )
     missing = [why for why in Why if found.missing[why]]

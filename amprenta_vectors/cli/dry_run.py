@@ -12,24 +12,23 @@ from amprenta_vectors.backfill.estimate import estimate
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.cli.index_text import to_size
 from amprenta_vectors.cli.run_text import to_duration
+from amprenta_vectors.cli.source_text import backup_command, to_place
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import engine_url, server_versions
 from amprenta_vectors.schema.registry import get_table
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.sources.opening import kind_of
+from amprenta_vectors.sources.protocol import Metered
 
 
 def describe_offline(settings: Settings, keys_from: str) -> None:
     """Say what the settings come to; no connection is made. Raises `ConfigError` for what is missing."""
     url = engine_url(settings)
-    settings.require("pinecone_api_key")
-    index = settings.require("pinecone_index_name")
     table = get_table(settings.table, settings.config)
+    place = to_place(settings, table)
     click.echo(f"would fill {table.target} in {url.render_as_string(hide_password=True)}")
-    click.echo(
-        f"from index {index!r}, namespace {settings.pinecone_namespace or '(default)'}, keys from the {keys_from}"
-    )
-    click.echo(
-        f"with {settings.workers} workers, {settings.batch_size} keys a batch, over {settings.pinecone_transport}"
-    )
+    click.echo(f"from {place}, keys from the {keys_from}")
+    click.echo(f"with {settings.workers} workers, {settings.batch_size} keys a batch")
     click.echo("Nothing was connected to and nothing was changed.")
 
 
@@ -47,18 +46,24 @@ def describe_run(engine: Engine, settings: Settings, job: Job) -> None:
             model=job.model,
         )
     fast, slow = figures.seconds
+    time = f"{to_duration(fast)} to {to_duration(slow)}, then the index"
+    records = "vectors"
+    if source.computed:
+        time = "as long as the embedder takes, then the index; --limit 1000 tells"
+        records = "texts"
     lines = {
-        "source": f"{source.kind} {source.identity}: {source.count or 0:,} vectors, {source.dimension} dimensions",
+        "source": f"{source.kind} {source.identity}: {source.count or 0:,} {records}, {source.dimension} dimensions",
         "target": f"{job.table.target} {job.table.storage}({job.table.dimension}): {figures.empty_rows:,} rows without "
         f"an embedding in this scope, {figures.filled_rows:,} with one in all",
         "server": f"PostgreSQL {server // 10000}.{server % 10000}, pgvector {pgvector}",
         "model": job.model or "not declared (EMBEDDING_MODEL): embedding_model stays NULL",
         "to do": f"{figures.rows:,} vectors, keys from the {job.keys_from}",
-        "time": f"{to_duration(fast)} to {to_duration(slow)}, then the index",
-        "read units": f"about {figures.read_units:,}, and {figures.comparison_read_units:,} for the comparison",
+        "time": time,
         "disk": f"about {to_size(figures.disk_bytes)} for the vectors, as much again for an HNSW index",
         "memory": f"{to_size(figures.index_build_bytes)} of maintenance_work_mem for the fastest index build",
     }
+    if isinstance(job.source, Metered):
+        lines["read units"] = f"about {figures.read_units:,}, and {figures.comparison_read_units:,} for the comparison"
     for name, value in lines.items():
         click.echo(f"{name:>11}: {value}")
     if figures.other_models:
@@ -67,17 +72,17 @@ def describe_run(engine: Engine, settings: Settings, job: Job) -> None:
             "a run of another model would mix them",
             err=True,
         )
-    _print_backup(settings)
+    _print_backup(settings, job.table)
     click.echo("Nothing was changed.")
 
 
-def _print_backup(settings: Settings) -> None:
+def _print_backup(settings: Settings, table: VectorTable) -> None:
     url = engine_url(settings)
     day = datetime.now(UTC).strftime("%Y%m%d")
     plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
     dump = ["pg_dump", "--format=custom", f"--file={url.database}_{day}.dump", f"--dbname={plain}"]
-    index = settings.require("pinecone_index_name")
-    pinecone = f"from pinecone import Pinecone; Pinecone().backups.create(index_name={index!r}, name='before-{day}')"
     click.echo("  back up first:")
     click.echo(f"    {shlex.join(dump)}")
-    click.echo(f"    {shlex.join(['python', '-c', pinecone])}")
+    copied = backup_command(settings, kind_of(settings, table), day)
+    if copied is not None:
+        click.echo(f"    {shlex.join(copied)}")

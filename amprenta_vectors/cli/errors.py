@@ -16,12 +16,19 @@ from amprenta_vectors.backfill.progress import SetAside
 from amprenta_vectors.backfill.starting import Mode
 from amprenta_vectors.batch import Reason
 from amprenta_vectors.cli.backfill import CLEAN, WORST_FIRST, open_ends, open_job, work_at
-from amprenta_vectors.cli.options import choose_namespaces, namespace_options, open_database, scope_of, stop_on_signal
+from amprenta_vectors.cli.options import (
+    choose_namespaces,
+    namespace_options,
+    open_database,
+    scope_of,
+    source_option,
+    stop_on_signal,
+)
 from amprenta_vectors.cli.readiness import open_throttle
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import RunConflict
-from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.pinecone_client import PineconeIndex
+from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.sources.protocol import Origin
 
 RETRY_BATCH = 64
 """Keys a batch of a run that takes rows again: so few that each of them is isolated, however many are bad."""
@@ -87,6 +94,7 @@ def _printable(text: str) -> str:
 
 @click.command("retry-failed")
 @reason_option
+@source_option
 @namespace_options
 @click.option("--workers", type=int, help="Threads that fetch and write.  [env var: AMPRENTA_WORKERS; default: 5]")
 @click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")
@@ -95,6 +103,7 @@ def _printable(text: str) -> str:
 def retry_failed(
     ctx: click.Context,
     reason: str | None,
+    source: SourceKind | None,
     namespace: str | None,
     all_namespaces: bool,
     workers: int | None,
@@ -105,12 +114,12 @@ def retry_failed(
 
     Interrupted, it goes on by the same command, or by backfill --resume. Rows that are written are errors no longer.
     """
-    settings = Settings.load(workers=workers, embedding_model=model, log_format=log_format)
-    engine, table, index = open_ends(settings)
+    settings = Settings.load(workers=workers, source=source, embedding_model=model, log_format=log_format)
+    engine, table, origin = open_ends(settings)
     jobs = [
         job
-        for name in choose_namespaces(settings, index, table, namespace, all_namespaces)
-        for job in _jobs(settings, engine, table, index, name, reason)
+        for name in choose_namespaces(settings, origin, table, namespace, all_namespaces)
+        for job in _jobs(settings, engine, table, origin, name, reason)
     ]
     if not jobs:
         click.echo(f"no row of {table.target} is set aside" + (f" for {reason}" if reason else ""))
@@ -122,24 +131,24 @@ def retry_failed(
 
 
 def _jobs(
-    settings: Settings, engine: Engine, table: VectorTable, index: PineconeIndex, namespace: str, reason: str | None
+    settings: Settings, engine: Engine, table: VectorTable, origin: Origin, namespace: str, reason: str | None
 ) -> list[tuple[Mode, Job]]:
     """The retries of one namespace: one that was begun, and one for what runs of each kind have set aside."""
     scope = scope_of(table, namespace)
     with engine.connect() as connection:
         begun = progress.unfinished_run(connection, table.target, scope)
-        waiting = progress.count_to_retry(connection, table.target, scope, reason)
+        waiting = progress.kinds_to_retry(connection, table.target, scope, origin.kind, reason)
     if begun is not None and not is_retry(begun.keys_from or "table"):
         raise RunConflict(
             f"run {begun.id} into {table.target} is unfinished",
             hint="amprenta-vectors backfill --resume goes on with it; then take again what was set aside",
         )
 
-    def job(keys_from: KeysFrom) -> Job:
-        opened = open_job(settings, engine, table, index, namespace, "new", keys_from, None, False)
+    def job(keys_from: KeysFrom, replaces: bool) -> Job:
+        opened = open_job(settings, engine, table, origin, namespace, "new", keys_from, replace=replaces)
         return replace(opened, batch_size=min(settings.batch_size, RETRY_BATCH), retry_reason=reason)
 
     if begun is not None and begun.keys_from is not None:
-        return [("resume", job(begun.keys_from))]
-    sides: list[Side] = sorted({side_of(keys_from) for keys_from in waiting})
-    return [("new", job(retry_of(side))) for side in sides]
+        return [("resume", job(begun.keys_from, begun.replaces))]
+    sides: list[tuple[Side, bool]] = sorted({(side_of(keys_from), replaces) for keys_from, replaces in waiting})
+    return [("new", job(retry_of(side), replaces)) for side, replaces in sides]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 from alembic.migration import MigrationContext
@@ -18,8 +18,10 @@ from amprenta_vectors.cli.display import showing_index_progress
 from amprenta_vectors.cli.index_text import build_settings, say_plan
 from amprenta_vectors.cli.options import open_database, open_table, stop_on_signal
 from amprenta_vectors.config import Settings
+from amprenta_vectors.ddl.index_key import index_key
 from amprenta_vectors.ddl.locking import lift_statement_timeout
-from amprenta_vectors.ddl.vector_index import VECTOR_INDEX_LIMIT, CreateVectorIndexOp, Method
+from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, Method
+from amprenta_vectors.ddl.vector_type import VectorType
 from amprenta_vectors.schema.vector_table import VectorTable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -58,12 +60,18 @@ def build_options(command: Command) -> Command:
     "--ef-construction", type=click.IntRange(4, 1000), default=64, show_default=True, help="hnsw: care in building."
 )
 @click.option("--lists", type=click.IntRange(1, 32768), help="ivfflat: lists.  [default: by the number of rows]")
+@click.option(
+    "--storage",
+    type=click.Choice(["halfvec", "bit"]),
+    help="Index half-precision values, or only the sign of each.  [default: the finest that the column allows]",
+)
 @build_options
 def build(
     method: Method,
     m: int,
     ef_construction: int,
     lists: int | None,
+    storage: Literal["halfvec", "bit"] | None,
     maintenance_work_mem: str | None,
     index_workers: int | None,
 ) -> None:
@@ -72,7 +80,7 @@ def build(
     options = {"lists": lists or 0} if method == "ivfflat" else {"m": m, "ef_construction": ef_construction}
     with stop_on_signal() as stop, showing_index_progress(engine, table):
         built = build_deferred(engine, table, stop, given, say_plan)
-        built = built or [_build_new(engine, table, given, method, options)]
+        built = built or [_build_new(engine, table, given, method, options, storage)]
     click.echo(f"{table.target} is indexed: {', '.join(built)}")
 
 
@@ -105,18 +113,23 @@ def _open(**options: object) -> tuple[Engine, VectorTable, BuildSettings]:
 
 
 def _build_new(
-    engine: Engine, table: VectorTable, given: BuildSettings, method: Method, options: dict[str, int]
+    engine: Engine,
+    table: VectorTable,
+    given: BuildSettings,
+    method: Method,
+    options: dict[str, int],
+    storage: Literal["halfvec", "bit"] | None,
 ) -> str:
     """An index that nothing was recorded of, by the very operation that revisions use; returns its name."""
-    name = f"idx_{table.table}_{table.embedding}_{method}"
-    halfvec = table.storage == "halfvec" or table.dimension > VECTOR_INDEX_LIMIT
+    name = "_".join(filter(None, ("idx", table.table, table.embedding, method, storage)))
+    key = index_key(table.embedding, VectorType(table.storage, table.dimension), table.distance, storage)
     operation = CreateVectorIndexOp(
-        name, table.table, table.embedding, method, table.distance, options, schema=table.schema
+        name, table.table, table.embedding, method, table.distance, options, storage=storage, schema=table.schema
     )
     with engine.connect() as connection:
         given.apply(connection)
         lift_statement_timeout(connection)
-        say_plan(plan_build(connection, table, name, Shape(method, options, halfvec)))
+        say_plan(plan_build(connection, table, name, Shape(method, options, key.storage)))
         connection.commit()
         context = MigrationContext.configure(connection, opts={"transactional_ddl": True})
         with context.begin_transaction(_per_migration=False):

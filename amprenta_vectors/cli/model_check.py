@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
 
 from sqlalchemy.engine import Engine
 
@@ -11,14 +10,13 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.models import LEAST_TEXTS, SAMPLE, check_model, earlier_vectors_unknown
 from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.cli.options import open_source_for
 from amprenta_vectors.cli.readiness import say_notices
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
-from amprenta_vectors.sources.pinecone_client import PineconeIndex
+from amprenta_vectors.sources.protocol import Origin
 
 
-def declare_model(engine: Engine, settings: Settings, index: PineconeIndex, namespace: str, job: Job) -> None:
+def declare_model(engine: Engine, settings: Settings, origin: Origin, namespace: str, job: Job) -> None:
     """Say in a line that a model is unknown and what was done about it; a run that is gone on with was asked before.
 
     Raises `ModelMismatch` where texts embedded again give other vectors.
@@ -27,18 +25,18 @@ def declare_model(engine: Engine, settings: Settings, index: PineconeIndex, name
         begun = progress.unfinished_run(connection, job.table.target, job.scope)
         unknown_rows = begun is None and earlier_vectors_unknown(connection, job.table, job.scope)
     if begun is None and (job.model is None or unknown_rows):
-        say_notices(settings, _checked(engine, settings, index, namespace, job))
+        say_notices(settings, _checked(engine, settings, origin, namespace, job))
 
 
-def _checked(engine: Engine, settings: Settings, index: PineconeIndex, namespace: str, job: Job) -> list[str]:
+def _checked(engine: Engine, settings: Settings, origin: Origin, namespace: str, job: Job) -> list[str]:
     unknown = f"the model of the vectors {'to be moved' if job.model is None else f'in {job.table.target}'} is unknown"
     if settings.embedder is None:
         name = "set EMBEDDING_MODEL to its name, or " if job.model is None else ""
         return [f"{unknown} and unchecked; {name}set AMPRENTA_EMBEDDER to compare {SAMPLE} texts"]
-    embedder = open_embedder(settings.embedder)
+    embedder = open_embedder(settings)
     retry = Retry(job.retry_seconds, threading.Event(), lambda _: None)
-    with closing(open_source_for(settings, index, job.table, namespace, with_metadata=True)) as source:
-        found = check_model(engine, job, source, embedder, retry)
+    source = origin.open(job.table, namespace, with_metadata=True)
+    found = check_model(engine, job, source, embedder, retry)
     if not found:
         return [f"{unknown} and unchecked: there are fewer than {LEAST_TEXTS} texts to embed again"]
     return [

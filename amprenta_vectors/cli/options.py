@@ -1,12 +1,12 @@
-"""What several commands open alike: the database, the vector table, the Pinecone index and its namespaces."""
+"""What several commands open alike: the database, the vector table, the source and its namespaces."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from sqlalchemy.engine import Connection, Engine
@@ -16,21 +16,35 @@ from amprenta_vectors.db import COMMAND_SESSION, check_connection, check_server,
 from amprenta_vectors.errors import ConfigError, DimensionMismatch
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.key_values import canonical
-from amprenta_vectors.schema.registry import get_table
-from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.pinecone import PineconeSource, open_source
-from amprenta_vectors.sources.pinecone_client import PineconeIndex
+from amprenta_vectors.schema.keymaps import KeyMap, OwnKeys, open_key_map
+from amprenta_vectors.schema.registry import RAG_CHUNKS, get_table
+from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.sources.protocol import Origin
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+NAMESPACE_HELP = (
+    "The source's namespace; for a table with several scope columns their values joined by /.  "
+    "[env var: PINECONE_NAMESPACE, of a Pinecone index; default: the default one]"
+)
+
+
 def namespace_options(command: Command) -> Command:
     """``--namespace`` and ``--all-namespaces``."""
-    command = click.option("--all-namespaces", is_flag=True, help="Every namespace of the index, one after another.")(
+    command = click.option("--all-namespaces", is_flag=True, help="Every namespace of the source, one after another.")(
         command
     )
+    return click.option("--namespace", help=NAMESPACE_HELP)(command)
+
+
+def source_option(command: Command) -> Command:
+    """``--source``."""
     return click.option(
-        "--namespace", help="The Pinecone namespace.  [env var: PINECONE_NAMESPACE; default: the default one]"
+        "--source",
+        type=click.Choice(get_args(SourceKind)),
+        help="What the vectors come from; rows: the texts of the table's own rows, embedded.  "
+        "[env var: AMPRENTA_SOURCE; default: what usually fills AMPRENTA_TABLE, for most pinecone]",
     )(command)
 
 
@@ -51,19 +65,21 @@ def open_table(settings: Settings, connection: Connection) -> VectorTable:
 
 
 def choose_namespaces(
-    settings: Settings, index: PineconeIndex, table: VectorTable, namespace: str | None, all_namespaces: bool
+    settings: Settings, origin: Origin, table: VectorTable, namespace: str | None, all_namespaces: bool
 ) -> list[str]:
     """The namespaces to work on. Raises `ConfigError` where the options contradict each other or the table."""
     if namespace is not None and all_namespaces:
         raise ConfigError("--namespace and --all-namespaces contradict each other", hint="give one of them")
     if not all_namespaces:
-        return [normalize_namespace(settings.pinecone_namespace if namespace is None else namespace)]
+        if namespace is None:
+            namespace = settings.pinecone_namespace if origin.kind == "pinecone" else ""
+        return [normalize_namespace(namespace)]
     if not table.namespace_columns:
         raise ConfigError(
             f"table {table.qualified_name} has no column for the namespace: it holds one",
             hint="--namespace NAME",
         )
-    return sorted(index.namespaces())
+    return sorted(origin.namespaces())
 
 
 def scope_of(table: VectorTable, namespace: str) -> dict[str, str]:
@@ -84,31 +100,25 @@ def scope_of(table: VectorTable, namespace: str) -> dict[str, str]:
     return scope
 
 
-def open_source_for(
-    settings: Settings, index: PineconeIndex, table: VectorTable, namespace: str, *, with_metadata: bool
-) -> PineconeSource:
-    """One namespace, read as ``table`` has columns for it: text out of the metadata or left in it, sparse values."""
-    text_field = "" if table.text is None else table.metadata_text_field
-    return open_source(
-        settings,
-        index,
-        namespace,
-        with_metadata=with_metadata,
-        text_field=text_field,
-        with_sparse=table.sparse is not None,
+def key_map_for(engine: Engine, table: VectorTable, scope: Mapping[str, str], kind: SourceKind) -> KeyMap:
+    """The key map of a table from the catalogue; rows that are their own source go by their own keys."""
+    if kind == "rows":
+        return OwnKeys([table.column_types[name] for name in table.key])
+    return open_key_map(table, scope, engine)
+
+
+def check_dimensions(origin: Origin, table: VectorTable) -> None:
+    """Raises `DimensionMismatch` where source and column differ."""
+    if origin.dimension is None or origin.dimension == table.dimension:
+        return
+    mend = f"export VECTOR_DIMENSION={origin.dimension} before the first upgrade"
+    if table.declared:
+        mend = f"add a column of {origin.dimension} dimensions by a revision of your own, and name it in amprenta.toml"
+    elif table.name == RAG_CHUNKS.name:
+        mend += "; on an empty column: amprenta-vectors db downgrade rag_0001, then upgrade"
+    raise DimensionMismatch(
+        f"{origin.name} has {origin.dimension} dimensions, {table.target} has {table.dimension}", hint=mend
     )
-
-
-def check_dimensions(index: PineconeIndex, table: VectorTable) -> None:
-    """Raises `DimensionMismatch` where index and column differ."""
-    if index.dimension is not None and index.dimension != table.dimension:
-        raise DimensionMismatch(
-            f"index {index.name!r} has {index.dimension} dimensions, {table.target} has {table.dimension}",
-            hint=f"add a column of {index.dimension} dimensions by a revision of your own, and name it in amprenta.toml"
-            if table.declared
-            else f"export VECTOR_DIMENSION={index.dimension} before the first upgrade; on an empty column: "
-            "amprenta-vectors db downgrade rag_0001, then upgrade",
-        )
 
 
 @contextmanager

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import click
 
 from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ConfigError, TransientError
+from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.stores.composites.dual import drain as bring
 from amprenta_vectors.stores.factory import BACKENDS, open_pgvector_store
+from amprenta_vectors.stores.outbox import Outbox
 
 CLEAN, FAILED = 0, 1
 
@@ -27,9 +30,8 @@ def outbox() -> None:
 def status(ctx: click.Context, as_json: bool) -> None:
     """Exit 0 if nothing is pending, else 1."""
     settings = Settings.load()
-    open_database(settings, 1).dispose()
-    with closing(open_pgvector_store(settings)) as pgvector:
-        found = pgvector.open_outbox().status()
+    with _open_outbox(settings) as box:
+        found = box.status()
     if as_json:
         click.echo(
             json.dumps(
@@ -70,12 +72,12 @@ def drain(ctx: click.Context) -> None:
             "which store is to be brought what is pending?",
             hint="export VECTOR_SECONDARY=pinecone",
         )
-    open_database(settings, 1).dispose()
+    columns = get_table(settings.table, settings.config).namespace_columns
     brought, refusal = 0, None
-    with closing(open_pgvector_store(settings)) as pgvector:
-        box = pgvector.open_outbox()
+    with _open_outbox(settings) as box:
         for scope in box.pending_scopes():
-            of_scope = settings.model_copy(update={"pinecone_namespace": scope.get("namespace", "")})
+            namespace = "/".join(scope.get(name, "") for name in columns)
+            of_scope = settings.model_copy(update={"pinecone_namespace": namespace})
             done, error = _drain_scope(of_scope, others[0])
             brought, refusal = brought + done, error or refusal
         left = box.status().pending
@@ -84,6 +86,16 @@ def drain(ctx: click.Context) -> None:
         again = "" if isinstance(refusal, TransientError) else "; write these keys again with what it takes"
         click.echo(f"  {others[0]} said: {refusal.message}{again}", err=True)
     ctx.exit(FAILED if left else CLEAN)
+
+
+@contextmanager
+def _open_outbox(settings: Settings) -> Iterator[Outbox]:
+    """That of all scopes of the table."""
+    engine = open_database(settings, 1)
+    try:
+        yield Outbox(engine, get_table(settings.table, settings.config).target, {})
+    finally:
+        engine.dispose()
 
 
 def _drain_scope(settings: Settings, backend: str) -> tuple[int, AmprentaError | None]:

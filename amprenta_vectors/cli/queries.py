@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 from sqlalchemy.engine import Engine
 
+from amprenta_vectors.cli.options import NAMESPACE_HELP
 from amprenta_vectors.compare.queries import Query, queries_of_file, recorded_queries, stored_queries
 from amprenta_vectors.config import Settings
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -25,9 +26,7 @@ def query_options(command: Command) -> Command:
     """``--queries``, ``--from``, ``--top-k``, ``--namespace`` and ``--seed``."""
     for option in (
         click.option("--seed", type=int, default=0, show_default=True, help="Which stored vectors are sampled."),
-        click.option(
-            "--namespace", help="The Pinecone namespace.  [env var: PINECONE_NAMESPACE; default: the default one]"
-        ),
+        click.option("--namespace", help=NAMESPACE_HELP),
         click.option("--top-k", type=click.IntRange(1, MAX_TOP_K), default=10, show_default=True, help="Hits a query."),
         click.option(
             "--from",
@@ -61,5 +60,10 @@ def read_queries(
 
 def for_measuring(settings: Settings) -> Settings:
     """The same stores, with every hit of theirs in whatever time: an exact search may take long."""
-    limits = ("pinecone_similarity_threshold", "pgvector_similarity_threshold", "query_timeout_seconds")
+    limits = (
+        "pinecone_similarity_threshold",
+        "pgvector_similarity_threshold",
+        "chroma_similarity_threshold",
+        "query_timeout_seconds",
+    )
     return settings.model_copy(update=dict.fromkeys(limits))

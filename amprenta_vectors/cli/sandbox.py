@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 import click
 
 from amprenta_vectors.sandbox import control
-from amprenta_vectors.sandbox.demo import Demo
+
+DEMOS = {
+    "rag_chunks": "amprenta_vectors.sandbox.demo:Demo",
+    "documents": "amprenta_vectors.sandbox.demo_documents:DocumentsDemo",
+    "products": "amprenta_vectors.sandbox.demo_products:ProductsDemo",
+}
 
 _folder = click.option(
     "--folder",
@@ -85,7 +91,15 @@ def add(text: str) -> None:
 
 
 @sandbox.command()
-@click.option("--rows", type=click.IntRange(min=100), help="Use so many vectors.  [default: all, more than 20,000]")
-def demo(rows: int | None) -> None:
+@click.option(
+    "--system",
+    type=click.Choice(list(DEMOS)),
+    default="rag_chunks",
+    show_default=True,
+    help="What is moved: chunks from Pinecone, documents from pickle files, or products from Chroma.",
+)
+@click.option("--rows", type=click.IntRange(min=100), help="Use so many vectors.  [default: all there are]")
+def demo(system: str, rows: int | None) -> None:
     """Go the whole journey on this machine: upgrade, backfill, kill, resume, verify, compare, switch, go back."""
-    Demo(control.DEFAULT_FOLDER / "demo", rows).run()
+    module, _, name = DEMOS[system].partition(":")
+    getattr(importlib.import_module(module), name)(control.DEFAULT_FOLDER / "demo", rows).run()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 import click
 
+from amprenta_vectors.cli.index_inspection import index_to_json, show_index
+from amprenta_vectors.cli.options import open_database, open_table, source_option
 from amprenta_vectors.config import Settings
-from amprenta_vectors.sources.inspection import Inspection, inspect_index
+from amprenta_vectors.schema.registry import get_table
+from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.sources.inspection import OriginInspection, inspect_index, inspect_origin
+from amprenta_vectors.sources.opening import kind_of, open_origin
 from amprenta_vectors.sources.pinecone_client import open_index
-
-KINDS = {
-    "serverless": "serverless, vectors",
-    "documents": "serverless, documents",
-    "pod": "pod, vectors; it cannot list its ids: keys come from the table",
-}
 
 
 @click.group()
@@ -25,90 +23,90 @@ def sources() -> None:
 
 
 @sources.command()
+@source_option
 @click.option("--namespace", help="The namespace to take a sample of.  [default: the largest]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of text.")
-def inspect(namespace: str | None, as_json: bool) -> None:
-    """Show what the Pinecone index holds, and the VECTOR_DIMENSION to set; reads about 100 records."""
-    settings = Settings.load()
-    found = inspect_index(settings, open_index(settings), namespace)
+def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> None:
+    """Show what the source holds, and the VECTOR_DIMENSION to set; reads about 100 records and embeds nothing.
+
+    Of simple stores every one is read. For rows the database is asked, and the table must be there.
+    """
+    settings = Settings.load(source=source)
+    table = get_table(settings.table, settings.config)
+    if kind_of(settings, table) == "pinecone":
+        index = inspect_index(settings, open_index(settings), namespace)
+        if as_json:
+            click.echo(json.dumps(index_to_json(index)))
+        else:
+            show_index(index, settings)
+        return
+    found = _inspect(settings, table, namespace)
+    exports = _exports(found, table)
     if as_json:
-        click.echo(json.dumps(_to_json(found)))
+        click.echo(json.dumps(_to_json(found) | {"environment": exports}))
     else:
-        _show(found, settings)
+        _show(found, exports)
 
 
-def exports(found: Inspection) -> dict[str, str]:
-    """The variables that a migration of the index is to have."""
-    values: dict[str, str] = {}
-    if found.kind == "documents" and found.chosen is not None:
-        values["PINECONE_VECTOR_FIELD"] = found.chosen
-    if found.field is not None:
-        values["VECTOR_DIMENSION"] = str(found.field.dimension)
-    if found.model is not None:
-        values["EMBEDDING_MODEL"] = found.model
-    return values
+def _inspect(settings: Settings, table: VectorTable, namespace: str | None) -> OriginInspection:
+    engine = None
+    if kind_of(settings, table) == "rows":
+        engine = open_database(settings, 2)
+        with engine.connect() as connection:
+            table = open_table(settings, connection)
+    elif settings.vector_dimension is not None:
+        table = table.with_columns(dimension=settings.vector_dimension)
+    return inspect_origin(open_origin(settings, table, engine), table, namespace)
 
 
-def _show(found: Inspection, settings: Settings) -> None:
-    sample = found.sample
-    dimension, metric = "one of the fields is to be chosen", ""
-    if found.field is not None:
-        dimension, metric = f"{found.field.dimension:,}", found.field.metric
+def _exports(found: OriginInspection, table: VectorTable) -> dict[str, str]:
+    values: dict[str, str] = {} if found.kind == table.source else {"AMPRENTA_SOURCE": found.kind}
+    return values | ({"VECTOR_DIMENSION": str(found.dimension)} if found.dimension else {})
+
+
+def _show(found: OriginInspection, exports: dict[str, str]) -> None:
+    records, namespaces = sum(found.namespaces.values()), len(found.namespaces)
     lines = {
-        "index": found.name,
-        "kind": KINDS[found.kind],
-        "dimension": dimension,
-        "metric": metric,
-        "vectors": f"{found.count:,} in {len(found.namespaces):,} namespaces",
-        "model": found.model or "unknown to the index; set EMBEDDING_MODEL to the one that made the vectors",
-        "transport": found.transport,
-        "sparse": f"{sample.sparse:,} of {sample.records:,} records in a sample have sparse values",
+        "source": found.name,
+        "kind": found.kind,
+        "dimension": f"{found.dimension:,}" if found.dimension else "unknown",
+        "distance": found.distance,
+        "records": f"{records:,} in {namespaces:,} namespaces",
+        "model": found.model or "unknown to the source; set EMBEDDING_MODEL to the one that made the vectors",
     }
     for name, value in lines.items():
         if value:
             click.echo(f"{name:>11}: {value}")
-    if found.kind == "documents":
-        click.echo("fields of vectors:")
-        for name, field in found.vector_fields.items():
-            click.echo(f"  {name}: {field.dimension:,} dimensions, {field.metric}")
     click.echo("namespaces:")
     for name, count in sorted(found.namespaces.items()):
-        click.echo(f"  {name or '(default)'}: {count:,}")
-    click.echo(f"metadata, in a sample of {sample.records:,} records of {sample.namespace or '(default)'}:")
-    for name, item in sample.fields.items():
-        share = item.records / sample.records
-        note = "; the text" if name == settings.text_field and "string" in item.types else ""
-        click.echo(f"  {name}: {', '.join(sorted(item.types))}, in {share:.0%}{note}")
+        error = found.refused.get(name)
+        click.echo(f"  {name or '(the only one)'}: " + (f"{count:,}" if error is None else f"cannot be read: {error}"))
+    click.echo(f"a sample of {found.records:,} records of {found.namespace or '(the only one)'}:")
+    click.echo(f"  text: in {found.with_text:,}")
+    for name, item in found.fields.items():
+        click.echo(f"  {name}: {', '.join(sorted(item.types))}, in {item.records / found.records:.0%}")
     click.echo("set before the first upgrade:")
-    if found.chosen is None:
-        names = ", or ".join(found.vector_fields)
-        click.echo(f"  export PINECONE_VECTOR_FIELD={names}; then inspect once more")
-    for name, value in exports(found).items():
-        click.echo(f"  export {name}={shlex.quote(value)}")
+    for name, value in exports.items():
+        click.echo(f"  export {name}={value}")
 
 
-def _to_json(found: Inspection) -> dict[str, Any]:
-    sample = found.sample
+def _to_json(found: OriginInspection) -> dict[str, Any]:
     return {
-        "index": found.name,
+        "source": found.name,
         "kind": found.kind,
-        "dimension": found.field.dimension if found.field else None,
-        "metric": found.field.metric if found.field else None,
-        "vector_fields": {
-            name: {"dimension": field.dimension, "metric": field.metric} for name, field in found.vector_fields.items()
-        },
-        "count": found.count,
+        "dimension": found.dimension,
+        "distance": found.distance,
+        "count": sum(found.namespaces.values()),
         "namespaces": dict(found.namespaces),
+        "refused": {name: error.message for name, error in found.refused.items()},
         "model": found.model,
-        "transport": found.transport,
         "sample": {
-            "namespace": sample.namespace,
-            "records": sample.records,
-            "sparse": sample.sparse,
+            "namespace": found.namespace,
+            "records": found.records,
+            "with_text": found.with_text,
             "metadata": {
-                name: {"share": round(item.records / sample.records, 4), "types": dict(item.types)}
-                for name, item in sample.fields.items()
+                name: {"share": round(item.records / found.records, 4), "types": dict(item.types)}
+                for name, item in found.fields.items()
             },
         },
-        "environment": exports(found),
     }

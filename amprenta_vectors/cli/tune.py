@@ -41,8 +41,9 @@ def tune(
     apply: bool,
     as_json: bool,
 ) -> None:
-    """Find the cheapest ef_search (of an ivfflat index: probes) that finds enough of the nearest rows.
+    """Find the cheapest ef_search that finds enough of the nearest rows.
 
+    Of an ivfflat index: probes; of an hnsw index that holds signs (bit): oversampling.
     Recall is measured against an exact search, by distance, so that equally near rows count as found. Exit 0 if it is
     reached, else 1.
     """
@@ -62,7 +63,7 @@ def tune(
     else:
         _print(found)
         if applied:
-            click.echo(f"stored for {table.target}; stores that are opened from now on use it")
+            click.echo(f"stored for {table.target}; stores use it within a minute")
     if origin == "stored":
         click.echo(
             "note: stored vectors are easier to find than what users ask: --from shadow, or --from FILE", err=True

@@ -19,21 +19,24 @@ from amprenta_vectors.backfill.progress import Event
 from amprenta_vectors.backfill.quota import LeasedMeter, metered
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.verify import Difference, Verification, Verifier
+from amprenta_vectors.backfill.verify_computed import SampleVerifier
 from amprenta_vectors.cli.options import (
     check_dimensions,
     choose_namespaces,
+    key_map_for,
     namespace_options,
     open_database,
-    open_source_for,
     open_table,
     scope_of,
+    source_option,
 )
 from amprenta_vectors.cli.rates import ceilings_of
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import sqlstate
 from amprenta_vectors.errors import TransientError
-from amprenta_vectors.schema.keymaps import open_key_map
-from amprenta_vectors.sources.pinecone_client import open_index
+from amprenta_vectors.schema.vector_table import SourceKind
+from amprenta_vectors.sources.opening import open_origin
+from amprenta_vectors.sources.protocol import TextSource
 
 READ_ONLY = ("42501", "25006")
 """SQLSTATEs of a missing privilege and of a read-only transaction."""
@@ -42,31 +45,37 @@ SHOWN = 20
 
 
 @click.command()
+@source_option
 @namespace_options
 @click.option("--workers", type=int, help="Threads that fetch.  [env var: AMPRENTA_WORKERS; default: 5]")
 @click.option("--output", type=click.File("w"), help="Write every differing key there, one JSON object a line.")
 @click.pass_context
 def verify(
     ctx: click.Context,
+    source: SourceKind | None,
     namespace: str | None,
     all_namespaces: bool,
     workers: int | None,
     output: IO[str] | None,
 ) -> None:
-    """Compare every vector of Pinecone with the table, bit for bit; exit 1 if any is missing, extra or different."""
-    settings = Settings.load(workers=workers)
+    """Compare every vector of the source with the table, bit for bit; exit 1 if any is missing, extra or different.
+
+    Of rows that are their own source, 200 chosen by chance are embedded again and compared within what one model's
+    vectors of a text differ by; of all rows, those with a text and without a vector are missing.
+    """
+    settings = Settings.load(workers=workers, source=source)
     engine = open_database(settings, 2)
     with engine.connect() as connection:
         table = open_table(settings, connection)
-    index = open_index(settings)
-    check_dimensions(index, table)
+    origin = open_origin(settings, table, engine)
+    check_dimensions(origin, table)
     clean = True
-    for name in choose_namespaces(settings, index, table, namespace, all_namespaces):
+    for name in choose_namespaces(settings, origin, table, namespace, all_namespaces):
         job = Job(
             table=table,
             scope=scope_of(table, name),
-            source=open_source_for(settings, index, table, name, with_metadata=False),
-            key_map=open_key_map(table, scope_of(table, name), engine),
+            source=origin.open(table, name, with_metadata=False),
+            key_map=key_map_for(engine, table, scope_of(table, name), origin.kind),
             keys_from="source",
             model=None,
             batch_size=settings.batch_size,
@@ -110,18 +119,10 @@ def verify_job(
             detail = f": {difference.detail}" if difference.detail else ""
             click.echo(f"  {difference.kind}: {difference.key!r}{detail}{note}")
 
-    verifier = Verifier(
-        engine,
-        job.table,
-        job.scope,
-        job.source,
-        job.key_map,
-        batch_size=job.batch_size,
-        workers=job.workers,
-        retry=Retry(job.retry_seconds, stop, lambda _: None),
-    )
+    verifier = _open_verifier(engine, job, Retry(job.retry_seconds, stop, lambda _: None))
     if log_format == "text":
-        click.echo("comparing every vector with the source", err=True)
+        computed = job.source.description.computed
+        click.echo("embedding a sample again" if computed else "comparing every vector with the source", err=True)
         if not job.source.description.lists:
             click.echo("the source cannot list its ids: it is asked for those of the table's rows", err=True)
     meter = LeasedMeter(ledger or OwnLedger(), lambda: job.ceilings, stop, partial(_go_on, stop))
@@ -130,6 +131,21 @@ def verify_job(
     _record(engine, job, found, unexpected)
     _print_result(job, found, unexpected, log_format)
     return not unexpected
+
+
+def _open_verifier(engine: Engine, job: Job, retry: Retry) -> Verifier | SampleVerifier:
+    if isinstance(job.source, TextSource):
+        return SampleVerifier(engine, job.table, job.scope, job.source, job.key_map, retry=retry)
+    return Verifier(
+        engine,
+        job.table,
+        job.scope,
+        job.source,
+        job.key_map,
+        batch_size=job.batch_size,
+        workers=job.workers,
+        retry=retry,
+    )
 
 
 def _go_on(stop: threading.Event) -> None:
@@ -159,5 +175,8 @@ def _print_result(job: Job, found: Verification, unexpected: int, log_format: st
         if number > SHOWN:
             click.echo(f"  … {number - SHOWN:,} more {kind}; --output FILE lists them all")
     differing = ", ".join(f"{number:,} {kind}" for kind, number in found.counts.items())
-    verdict = "every vector is equal, bit for bit" if found.clean else differing
-    click.echo(f"verified {found.compared:,} vectors of {job.source.description.identity}: {verdict}")
+    equal, how = "every vector is equal, bit for bit", ""
+    if job.source.description.computed:
+        equal, how = "each is as near as one model's are, and no row with a text lacks its vector", ", embedded again"
+    verdict = equal if found.clean else differing
+    click.echo(f"verified {found.compared:,} vectors of {job.source.description.identity}{how}: {verdict}")

@@ -9,36 +9,23 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.compare.queries import Query
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.schema.catalogue import relations_of
+from amprenta_vectors.schema.ann_indexes import DEFAULT_LISTS, ann_indexes, serving
 from amprenta_vectors.schema.search_settings import SearchSetting
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.comparison import Nearest, nearest_rows
 from amprenta_vectors.stores.pgvector import PgVectorStore
-from amprenta_vectors.stores.search import candidates
+from amprenta_vectors.stores.search_settings import SearchSettings
 
 EF_SEARCH = (10, 15, 20, 30, 40, 60, 80, 100, 120, 160, 200, 250, 300, 400, 500, 600, 800, 1000)
 """What is tried of ``hnsw.ef_search``; 1000 is pgvector's own limit."""
 PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """What is tried of ``ivfflat.probes``, as far as there are lists."""
-
-_INDEXES = sa.text("""
-    SELECT am.amname AS method, o.option_value::int AS lists
-    FROM pg_index i
-    JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i'
-    JOIN pg_am am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
-    LEFT JOIN LATERAL pg_options_to_table(c.reloptions) o ON o.option_name = 'lists'
-    WHERE i.indrelid = ANY(CAST(:relations AS oid[])) AND i.indisvalid AND EXISTS (
-        SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-        WHERE d.objid = i.indexrelid AND d.refobjid = i.indrelid AND a.attname = :column
-    )
-    ORDER BY am.amname, lists DESC NULLS LAST
-""")
-_DEFAULT_LISTS = 100
+OVERSAMPLING = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 100, 150, 200, 300, 400, 600, 1000)
+"""What is tried of rows taken for each hit from an hnsw index that holds signs; they decide more than ``ef_search``."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +52,20 @@ class Tuning:
 def choices(connection: Connection, table: VectorTable, top_k: int) -> tuple[SearchSetting, Sequence[int]]:
     """What the index on a table from the catalogue is searched with, and its values from cheap to dear.
 
-    Raises `ConfigError` where there is no valid index.
+    Raises `ConfigError` where no index serves.
     """
-    relations = relations_of(connection, table)
-    index = connection.execute(_INDEXES, {"relations": relations, "column": table.embedding}).first()
-    if index is None:
+    served = serving(table, ann_indexes(connection, table))
+    if served is None:
         raise ConfigError(
             f"{table.target} has no valid hnsw or ivfflat index to tune", hint="amprenta-vectors index build"
         )
-    if index.method == "ivfflat":
-        lists = index.lists or _DEFAULT_LISTS
+    if "hnsw" not in served.methods:
+        lists = served.lists or DEFAULT_LISTS
         return "probes", [*(value for value in PROBES if value < lists), lists]
+    if served.storage == "bit":
+        return "oversampling", OVERSAMPLING
     # The store takes so many candidates from the index in any case; with fewer at once it goes back for more.
-    least = min(candidates(top_k), EF_SEARCH[-1])
+    least = min(SearchSettings(table, served).candidates(top_k), EF_SEARCH[-1])
     return "ef_search", [least, *(value for value in EF_SEARCH if value > least)]
 
 
@@ -99,7 +87,9 @@ def tune(
     with closing(open_store(values[0])) as reference:
         wanted = [nearest_rows(reference, query.vector, top_k, query.filter) for query in queries]
     if not any(nearest.rows for nearest in wanted):
-        raise ConfigError("the queries find nothing, by an exact search either", hint="check PINECONE_NAMESPACE")
+        raise ConfigError(
+            "the queries find nothing, by an exact search either", hint="check the namespace: --namespace NAME"
+        )
     tried: dict[int, Trial] = {}
 
     def reaches(value: int) -> bool:

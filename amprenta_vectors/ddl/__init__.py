@@ -8,10 +8,14 @@ from amprenta_vectors.ddl import autogenerate as _autogenerate  # noqa: F401 - r
 from amprenta_vectors.ddl.backfill import CancelBackfillOp, QueueBackfillOp
 from amprenta_vectors.ddl.catalogue import other_sections
 from amprenta_vectors.ddl.extension import CreateVectorExtensionOp, DropVectorExtensionOp
+from amprenta_vectors.ddl.function import CreateFunctionOp, DropFunctionOp
 from amprenta_vectors.ddl.gate import EnsureBackfillFinishedOp
 from amprenta_vectors.ddl.impl import AmprentaPostgresqlImpl
 from amprenta_vectors.ddl.kept_column import AddKeptColumnOp, DropKeptColumnOp
+from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp, DropMaterializedViewOp
+from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp, DropPlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
+from amprenta_vectors.ddl.trigger import CreateTriggerOp, DropTriggerOp
 from amprenta_vectors.ddl.vector_column import AddVectorColumnOp
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp
 from amprenta_vectors.ddl.vector_type import VectorType
@@ -22,9 +26,17 @@ __all__ = [
     "AdoptTableOp",
     "AmprentaPostgresqlImpl",
     "CancelBackfillOp",
+    "CreateFunctionOp",
+    "CreateMaterializedViewOp",
+    "CreatePlainIndexOp",
+    "CreateTriggerOp",
     "CreateVectorExtensionOp",
     "CreateVectorIndexOp",
+    "DropFunctionOp",
     "DropKeptColumnOp",
+    "DropMaterializedViewOp",
+    "DropPlainIndexOp",
+    "DropTriggerOp",
     "DropVectorExtensionOp",
     "DropVectorIndexOp",
     "EnsureBackfillFinishedOp",

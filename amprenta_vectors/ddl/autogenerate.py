@@ -22,6 +22,7 @@ from amprenta_vectors.ddl.dimension import ChangeVectorDimensionOp
 from amprenta_vectors.ddl.extension import CreateVectorExtensionOp
 from amprenta_vectors.ddl.index_definition import ANN_METHODS
 from amprenta_vectors.ddl.options import log
+from amprenta_vectors.ddl.programs import missing
 from amprenta_vectors.ddl.vector_index import DropVectorIndexOp
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def rewrite(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDis
             "the revision works on an index concurrently, which commits what stands before it: give the index a "
             "revision of its own, so that one that fails can be run again"
         )
-    upgrade_ops.ops[:] = [*first, *rest, *last]
+    programs = context.opts.get("amprenta_programs", [])
+    upgrade_ops.ops[:] = [*first, *rest, *last, *missing(_connection(context), programs)]
     return PriorityDispatchResult.CONTINUE
 
 

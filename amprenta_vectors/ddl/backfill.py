@@ -93,7 +93,10 @@ def _queue(operations: Operations, op: QueueBackfillOp) -> None:
         return
     queued = connection_of(operations).execute(queue)
     if queued.rowcount:
-        log.info("%s: a backfill is queued; start it with: python scripts/backfill.py --resume", op.target)
+        command = "python scripts/backfill.py --resume"
+        if op.vector_table != "rag_chunks":  # what the command takes where none is named
+            command = f"AMPRENTA_TABLE={op.vector_table} {command}"
+        log.info("%s: a backfill is queued; start it with: %s", op.target, command)
 
 
 @Operations.implementation_for(CancelBackfillOp)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import sqlalchemy as sa
 from alembic.operations import Operations
 from sqlalchemy.dialects.postgresql.base import PGDialect
@@ -122,10 +120,17 @@ def is_retired(connection: Connection, table: str, column: str | None = None, sc
     return comment_of(connection, table, column, schema).startswith(RETIRED)
 
 
-def mark(connection: Connection, kind: Literal["EXTENSION", "INDEX"], *name: str | None) -> None:
-    """Comment that an object was made here, so that a downgrade may drop it; Alembic itself comments tables."""
+def mark(connection: Connection, described: str) -> None:
+    """Comment that an object was made here, so that a downgrade may drop it; Alembic itself comments tables.
+
+    ``described`` is what stands in COMMENT ON: ``INDEX "name"``.
+    """
     # Not bound: a driver that leaves binding to the server cannot do it in a COMMENT.
-    statement = f"COMMENT ON {kind} {quoted(*name)} IS '{MADE}'"
+    execute_as_written(connection, f"COMMENT ON {described} IS '{MADE}'")
+
+
+def execute_as_written(connection: Connection, statement: str) -> None:
+    """Run a statement in which no percent sign or colon stands for a parameter."""
     connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import sqlalchemy as sa
 from alembic.operations import ops
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql.elements import Cast, Label
+from sqlalchemy.sql.functions import Function
 
 from amprenta_vectors.ddl.index_definition import definition_of
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp
 
 _SAID = frozenset({"using", "ops", "with", "where", "concurrently"})
-_OPCLASS = re.compile(r"(vector|halfvec)_(cosine|l2|ip|l1)_ops")
+_OPCLASS = re.compile(r"(?:vector|halfvec)_(cosine|l2|ip|l1)_ops|bit_hamming_ops")
+_DIMENSIONS = re.compile(r"\((\d+)\)$")
 
 
 def created_index(op: ops.CreateIndexOp, *, concurrently: bool) -> CreateVectorIndexOp | None:
@@ -31,21 +33,18 @@ def created_index(op: ops.CreateIndexOp, *, concurrently: bool) -> CreateVectorI
     opclass = _OPCLASS.fullmatch(options.get("ops", {}).get(getattr(key, "key", None), ""))
     while isinstance(key, Label):
         key = key.element
-    through_cast = isinstance(key, Cast)
-    column = key.clause if through_cast else key
-    if not isinstance(column, sa.Column) or opclass is None:
-        return None
-    if through_cast and _sql(key.type).lower() != _sql(column.type).lower().replace("vector", "halfvec"):
+    column, storage = _indexed(key)
+    if not isinstance(column, sa.Column) or opclass is None or (storage == "bit") != (opclass[1] is None):
         return None
     return CreateVectorIndexOp(
         str(op.index_name),
         str(op.table_name),
         str(column.name),
         method=options["using"].lower(),
-        distance=cast(Any, opclass[2]),
+        distance=cast(Any, opclass[1] or "cosine"),
         options={name: int(value) for name, value in options.get("with", {}).items()},
         where=_sql(options["where"]) if "where" in options else None,
-        storage="halfvec" if through_cast else None,
+        storage=storage,
         schema=op.schema,
         concurrently=concurrently,
     )
@@ -57,21 +56,35 @@ def dropped_index(connection: Connection, op: ops.DropIndexOp, *, concurrently: 
     found = definition_of(connection, name, op.schema)
     column = found.column if found is not None and found.plain else None
     opclass = _OPCLASS.fullmatch(found.opclasses[0]) if found is not None else None
-    if found is None or column is None or opclass is None:
+    if found is None or column is None or opclass is None or (column[1] == "bit") != (opclass[1] is None):
         return None
     reverse = CreateVectorIndexOp(
         name,
         table,
         column[0],
         method=cast(Any, found.method),
-        distance=cast(Any, opclass[2]),
+        distance=cast(Any, opclass[1] or "cosine"),
         options={option: int(value) for option, value in found.options},
         where=found.predicate,
-        storage="halfvec" if column[1] else None,
+        storage=column[1],
         schema=op.schema,
         concurrently=concurrently,
     )
     return DropVectorIndexOp(name, op.schema, adopted=True, concurrently=concurrently, _reverse=reverse)
+
+
+def _indexed(key: Any) -> tuple[Any, Literal["halfvec", "bit"] | None]:
+    """The column that a key is of, and as what, None as it is; no column where it is anything else."""
+    if not isinstance(key, Cast):
+        return key, None
+    inner, storage = key.clause, _sql(key.type).lower().partition("(")[0]
+    if storage == "bit" and isinstance(inner, Function) and inner.name == "binary_quantize":
+        (inner,) = inner.clauses
+    elif storage != "halfvec":
+        return None, None
+    sizes = [_DIMENSIONS.search(_sql(type_)) for type_ in (key.type, inner.type)]
+    alike = all(sizes) and len({size[1] for size in sizes if size}) == 1
+    return (inner, cast(Any, storage)) if alike else (None, None)
 
 
 def _sql(element: Any) -> str:

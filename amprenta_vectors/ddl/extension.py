@@ -93,7 +93,7 @@ def _create(operations: Operations, operation: CreateVectorExtensionOp) -> None:
                 hint="let a superuser (on Amazon RDS: a member of rds_superuser) run: CREATE EXTENSION vector",
             ) from error
         raise
-    mark(connection, "EXTENSION", "vector")
+    mark(connection, "EXTENSION vector")
 
 
 @Operations.implementation_for(DropVectorExtensionOp)

@@ -20,10 +20,12 @@ SELECT id, state FROM migration_run
 WHERE target = :target AND source IS NOT NULL AND state NOT IN ('finished', 'failed', 'cancelled')
 ORDER BY id""")
 
+# What a reconcile lists has a value, and a good one: whose is to count, a person decides.
 _SET_ASIDE = sa.text("""\
 SELECT e.reason, count(DISTINCT (r.scope, e.key)) AS rows
 FROM migration_error e JOIN migration_run r ON r.id = e.run_id
-WHERE r.target = :target AND e.resolved_at IS NULL GROUP BY e.reason ORDER BY e.reason""")
+WHERE r.target = :target AND e.resolved_at IS NULL AND e.reason NOT IN ('changed_here', 'gone_at_source')
+GROUP BY e.reason ORDER BY e.reason""")
 
 
 @Operations.register_operation("ensure_backfill_finished")

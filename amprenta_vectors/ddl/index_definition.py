@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -18,7 +18,11 @@ ANN_METHODS = frozenset({"hnsw", "ivfflat"})
 _DEFAULTS = {"hnsw": {"m": "16", "ef_construction": "64"}, "ivfflat": {"lists": "100"}}
 """What an option is where none is given (pgvector's README)."""
 
-_KEY = re.compile(r'\(*(?:"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>\w+))\)*(?P<cast>::halfvec\(\d+\))?\)*')
+_NAME = r'(?:"(?:[^"]|"")+"|\w+)'
+_KEY = re.compile(
+    rf"\(*(?P<signs>(?:{_NAME}\.)?binary_quantize\()?(?P<name>{_NAME})\)*"
+    rf"(?:::(?:{_NAME}\.)?(?P<cast>halfvec|bit)\(\d+\))?\)*"
+)
 
 _DEFINITION = sa.text("""
     SELECT am.amname AS method, pg_get_expr(i.indpred, i.indrelid, true) AS predicate,
@@ -58,12 +62,13 @@ class IndexDefinition:
         return getattr(self, name)
 
     @property
-    def column(self) -> tuple[str, bool] | None:
-        """The one column that is indexed, and whether through a cast to halfvec; None for any other key."""
+    def column(self) -> tuple[str, Literal["halfvec", "bit"] | None] | None:
+        """The one column that is indexed, and as what, None as it is; None for any other key."""
         match = _KEY.fullmatch(self.keys[0]) if len(self.keys) == 1 else None
-        if match is None:
+        if match is None or (match["signs"] is not None) != (match["cast"] == "bit"):
             return None
-        return (match["quoted"] or match["plain"]).replace('""', '"'), match["cast"] is not None
+        name = match["name"]
+        return name[1:-1].replace('""', '"') if name.startswith('"') else name, cast(Any, match["cast"])
 
 
 def definition_of(connection: Connection, name: str, schema: str | None = None) -> IndexDefinition | None:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
 from alembic.operations import Operations
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.ddl.blockers import naming_blockers
 from amprenta_vectors.ddl.catalogue import MADE, building_name, connection_of, quoted, table_exists
+from amprenta_vectors.ddl.locking import session_limits
 from amprenta_vectors.ddl.options import log
 
 if TYPE_CHECKING:
+    from amprenta_vectors.ddl.index_key import IndexKey
     from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp
 
 _POLL_SECONDS = 0.5
 
 
-def equivalent_indexes(connection: Connection, op: CreateVectorIndexOp, opclass: str, *, cast: bool) -> list[str]:
-    """Indexes under other names that answer the same queries: whole, on the same column or its ``cast`` to halfvec.
+def equivalent_indexes(connection: Connection, op: CreateVectorIndexOp, key: IndexKey) -> list[str]:
+    """Indexes under other names that answer the same queries: whole, on the same ``key``.
 
     Method and operator class are the same, storage parameters may differ. One that ``op`` was building is not among
     them.
@@ -33,19 +38,24 @@ def equivalent_indexes(connection: Connection, op: CreateVectorIndexOp, opclass:
             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = :column
             WHERE i.indrelid = to_regclass(:table) AND i.indnatts = 1 AND i.indpred IS NULL
               AND c.relname NOT IN (:own, :building)
-              AND CASE WHEN :cast THEN pg_get_expr(i.indexprs, i.indrelid)
+              AND CASE :storage WHEN 'column' THEN i.indkey[0] = a.attnum
+                  WHEN 'halfvec' THEN pg_get_expr(i.indexprs, i.indrelid)
                          = format('(%I)::%s', a.attname, format_type(o.opcintype, a.atttypmod))
-                  ELSE i.indkey[0] = a.attnum END
+                  -- The function has its schema before it where that is not on the search path.
+                  ELSE starts_with(
+                      reverse(pg_get_expr(i.indexprs, i.indrelid)),
+                      reverse(format('binary_quantize(%I))::bit(%s)', a.attname, a.atttypmod))
+                  ) END
             ORDER BY i.indisvalid DESC, c.relname
         """),
         {
             "table": quoted(op.schema, op.table),
             "column": op.column,
             "method": op.method,
-            "opclass": opclass,
+            "opclass": key.opclass,
             "own": op.name,
             "building": building_name(op.name),
-            "cast": cast,
+            "storage": "column" if key.is_column else key.storage,
         },
     )
     return list(names.scalars())
@@ -68,6 +78,18 @@ def settle(operations: Operations, name: str, schema: str | None, *, ours: bool 
         log.warning("%s is invalid, left by an interrupted build: rebuilding it", name)
         operations.drop_index(name, schema=schema, if_exists=True, postgresql_concurrently=True)
     return "absent"
+
+
+@contextmanager
+def waiting_at_length(operations: Operations, what: str) -> Iterator[None]:
+    """Outside any transaction and without time limits: what others hold open delays it, and is said."""
+    connection = connection_of(operations)
+    with (
+        operations.get_context().autocommit_block(),
+        session_limits(connection),
+        naming_blockers(connection, what),
+    ):
+        yield
 
 
 def is_valid(connection: Connection, name: str, schema: str | None) -> bool:

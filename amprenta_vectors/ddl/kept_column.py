@@ -18,6 +18,7 @@ from amprenta_vectors.ddl.catalogue import (
     comment_of,
     commit_step,
     connection_of,
+    execute_as_written,
     has_value,
     is_retired,
     qualified,
@@ -230,13 +231,22 @@ def plan_column(connection: Connection, table: str, column: str, type: str, sche
 
 
 def add_column(
-    operations: Operations, table: str, column: str, type: sa.types.TypeEngine[Any], schema: str | None
+    operations: Operations,
+    table: str,
+    column: str,
+    type: sa.types.TypeEngine[Any],
+    schema: str | None,
+    *,
+    nullable: bool = True,
 ) -> None:
-    """Add a nullable column and mark it as made here."""
+    """Add a column and mark it as made here; not ``nullable``, it is so all the same where the table has rows."""
     connection = connection_of(operations)
     require_ownership(connection, table, schema)
-    with_short_lock(
-        connection,
-        f"adding {table}.{column}",
-        lambda: operations.add_column(table, sa.Column(column, type, comment=MADE), schema=schema),
-    )
+
+    def add() -> None:
+        if not nullable:
+            execute_as_written(connection, f"LOCK TABLE {quoted(schema, table)}")
+        may_be_null = nullable or has_value(connection, table, schema=schema)
+        operations.add_column(table, sa.Column(column, type, nullable=may_be_null, comment=MADE), schema=schema)
+
+    with_short_lock(connection, f"adding {table}.{column}", add)

@@ -122,7 +122,7 @@ def adopt_table(operations: Operations, op: AdoptTableOp) -> None:
 
 def _check_table(op: AdoptTableOp, relation: str) -> str:
     """Name what is missing of what is relied on."""
-    if not (op.key or op.relies_on):
+    if not op.relied_on:
         return ""
     table = qualified(op.table, op.schema)
     return fill(
@@ -133,15 +133,37 @@ def _check_table(op: AdoptTableOp, relation: str) -> str:
         IF missing IS NOT NULL THEN
             {without_columns}
         END IF;
+        {check_types}
         {check_index}
         """,
-        names=literal([*op.key, *op.relies_on]),
+        names=literal(op.relied_on),
         type=type_of(relation, "item"),
         without_columns=refuse(
             literal(f"table {table} exists without the columns relied on: ") + " || missing",
             literal(f"add them (ALTER TABLE {table} ADD COLUMN …), or rename the table out of the way"),
         ),
+        check_types="\n".join(_check_type(table, relation, name, type_) for name, type_ in op.types.items()),
         check_index=_check_unique_index(op, relation) if op.key else "",
+    )
+
+
+def _check_type(table: str, relation: str, name: str, type_: str) -> str:
+    found, column = type_of(relation, literal(name)), qualified(name)
+    return fill(
+        """
+        IF {found} <> {type} THEN
+            {refuse}
+        END IF;
+        """,
+        found=found,
+        type=literal(type_),
+        refuse=refuse(
+            literal(f"column {table}.{column} is of type ") + f" || {found} || " + literal(f"; expected {type_}"),
+            literal(
+                f"rename the table out of the way, or ALTER TABLE {table} ALTER COLUMN {column} TYPE {type_} USING …, "
+                "then run the upgrade again"
+            ),
+        ),
     )
 
 

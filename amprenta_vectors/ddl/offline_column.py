@@ -54,7 +54,13 @@ def add_vector_column(operations: Operations, op: AddVectorColumnOp) -> None:
         )
     type_ = VectorType(op.storage, demanded)
     _add_column(
-        operations, op.schema, op.table, op.column, type_, check=lambda column: _check_type(op, column, demanded)
+        operations,
+        op.schema,
+        op.table,
+        op.column,
+        type_,
+        check=lambda column: _check_type(op, column, demanded),
+        nullable=op.nullable,
     )
 
 
@@ -70,6 +76,8 @@ def _add_column(
     column: str,
     type_: sa.types.TypeEngine[Any],
     check: Callable[[str], str],
+    *,
+    nullable: bool = True,
 ) -> None:
     """Write the blocks; ``check`` gives the statements that look at ``actual``, the type of the column it is told.
 
@@ -104,11 +112,7 @@ def _add_column(
             check_kept=check(kept),
             watch=short_lock(f"watching {table} for changes", watch(schema, table, kept)),
             add=short_lock(
-                f"adding {table}.{column}",
-                ddl(
-                    operations,
-                    lambda alembic: alembic.add_column(table, sa.Column(column, type_, comment=MADE), schema=schema),
-                ),
+                f"adding {table}.{column}", _add(operations, schema, table, column, type_, nullable=nullable)
             ),
         ),
         actual="text",
@@ -162,6 +166,38 @@ def _add_column(
         ),
     )
     commit_step(operations)
+
+
+def _add(
+    operations: Operations,
+    schema: str | None,
+    table: str,
+    column: str,
+    type_: sa.types.TypeEngine[Any],
+    *,
+    nullable: bool,
+) -> str:
+    """Add the column as it may be; not ``nullable``, it is so all the same where the table has rows."""
+
+    def statement(*, nullable: bool) -> str:
+        added = sa.Column(column, type_, nullable=nullable, comment=MADE)
+        return ddl(operations, lambda alembic: alembic.add_column(table, added, schema=schema))
+
+    if nullable:
+        return statement(nullable=True)
+    return fill(
+        """
+        LOCK TABLE {table};
+        IF EXISTS (SELECT FROM {table}) THEN
+            {may_be_null}
+        ELSE
+            {not_null}
+        END IF;
+        """,
+        table=qualified(table, schema),
+        may_be_null=statement(nullable=True),
+        not_null=statement(nullable=False),
+    )
 
 
 def _check_type(op: AddVectorColumnOp, column: str, demanded: int) -> str:

@@ -1,8 +1,4 @@
-"""The operations on indexes as text for psql; what `offline` says of the others holds for them.
-
-A concurrent build can stand neither in a block nor in a transaction. So a block looks at the database, waits where it
-must, and leaves what there is to do in settings of the session; psql's ``\\gexec`` then executes that.
-"""
+"""The operations on indexes of vectors as text for psql; what `offline` says of the others holds for them."""
 
 from __future__ import annotations
 
@@ -12,10 +8,11 @@ import sqlalchemy as sa
 from alembic.operations import Operations
 
 from amprenta_vectors.ddl.catalogue import MADE, building_name, qualified, quoted
+from amprenta_vectors.ddl.index_key import BIT_OPCLASS, INDEX_LIMITS
+from amprenta_vectors.ddl.offline_concurrent import build_concurrently, valid, wait
 from amprenta_vectors.ddl.psql import (
     comment_of,
     ddl,
-    do,
     emit_do,
     emit_unlimited,
     fill,
@@ -38,82 +35,29 @@ _VARIABLES = {
     "parts": "text[]",
     "opclass": "text",
     "expression": "text",
-    "through_cast": "boolean",
+    "storage": "text",
     "other": "oid",
-    "builder": "integer",
-    "said": "integer",
 }
 
 
-def create_vector_index(operations: Operations, op: CreateVectorIndexOp, limit: int) -> None:
-    """Build the index unless it is there, is being built, or is deferred; repair what a killed build left.
-
-    ``limit`` is the number of dimensions beyond which a vector is indexed as a halfvec.
-    """
+def create_vector_index(operations: Operations, op: CreateVectorIndexOp) -> None:
+    """Build the index unless it is there, is being built, or is deferred; repair what a killed build left."""
     if not op.concurrently:
-        _create_at_once(operations, op, limit)
+        _create_at_once(operations, op)
         return
     building = building_name(op.name)
-    own, unfinished = regclass(op.schema, op.name), regclass(op.schema, building)
-    look = fill(
-        """
-        PERFORM set_config('amprenta.create', '', false), set_config('amprenta.invalid', '', false);
-        {find_expression}
-        {stop_if_deferred}
-        {wait_for_own}
-        IF {own_is_valid} THEN
-            RETURN;
-        ELSIF {own} IS NOT NULL THEN
-            {drop_own}
-        END IF;
-        {use_another}
-        {wait_for_unfinished}
-        IF {unfinished} IS NOT NULL AND NOT {unfinished_is_valid} THEN
-            {drop_unfinished}
-        END IF;
-        PERFORM set_config('amprenta.create', {statement}, false);
-        """,
-        find_expression=_find_expression(op, limit),
-        stop_if_deferred=_stop_if_deferred(op),
-        wait_for_own=_wait(own, literal(op.name)),
-        own_is_valid=_valid(own),
-        own=own,
-        drop_own=_drop_first(own, literal(op.name)),
+    build_concurrently(
+        operations,
+        op.name,
+        op.schema,
+        first=f"{_find_expression(op)}\n{_stop_if_deferred(op)}",
         use_another=_use_another(op, building) if op.where is None else "",
-        wait_for_unfinished=_wait(unfinished, literal(building)),
-        unfinished=unfinished,
-        unfinished_is_valid=_valid(unfinished),
-        drop_unfinished=_drop_first(unfinished, literal(building)),
         statement=_statement(operations, op, building),
+        variables=_VARIABLES,
     )
-    drop_invalid = fill(
-        r"""
-        SELECT format('DROP INDEX CONCURRENTLY %s', invalid::regclass)
-        FROM unnest(string_to_array(current_setting('amprenta.invalid'), ',')::oid[]) AS invalid \gexec
-        """
-    )
-    build = fill(
-        r"""
-        SELECT current_setting('amprenta.create')
-        WHERE current_setting('amprenta.create') <> '' AND {unfinished} IS NULL \gexec
-        """,
-        unfinished=unfinished,
-    )
-    finish = fill(
-        """
-        IF current_setting('amprenta.create') <> '' THEN
-            COMMENT ON INDEX {name} IS {made};
-            {rename}
-        END IF;
-        """,
-        name=qualified(building, op.schema),
-        made=literal(MADE),
-        rename=ddl(operations, lambda alembic: alembic.rename_table(building, op.name, schema=op.schema)),
-    )
-    emit_unlimited(operations, do(look, **_VARIABLES), drop_invalid, build, do(finish))
 
 
-def _create_at_once(operations: Operations, op: CreateVectorIndexOp, limit: int) -> None:
+def _create_at_once(operations: Operations, op: CreateVectorIndexOp) -> None:
     body = fill(
         """
         {find_expression}
@@ -123,7 +67,7 @@ def _create_at_once(operations: Operations, op: CreateVectorIndexOp, limit: int)
             COMMENT ON INDEX {name} IS {made};
         END IF;
         """,
-        find_expression=_find_expression(op, limit),
+        find_expression=_find_expression(op),
         stop_if_deferred=_stop_if_deferred(op),
         own=regclass(op.schema, op.name),
         statement=_statement(operations, op, op.name),
@@ -156,8 +100,9 @@ def drop_vector_index(operations: Operations, op: DropVectorIndexOp) -> None:
     emit_unlimited(operations, fill("SELECT {drop} WHERE {condition} \\gexec", drop=concurrently, condition=condition))
 
 
-def _find_expression(op: CreateVectorIndexOp, limit: int) -> str:
-    """Find out what to index: the column, or its cast to halfvec, and the operator class."""
+def _find_expression(op: CreateVectorIndexOp) -> str:
+    """Find out what to index, as `index_key` says, and the operator class."""
+    limits = INDEX_LIMITS
     return fill(
         """
         actual := coalesce({type}, 'no column');
@@ -165,14 +110,14 @@ def _find_expression(op: CreateVectorIndexOp, limit: int) -> str:
         IF parts IS NULL THEN
             {no_vector}
         END IF;
-        through_cast := parts[1] = 'vector' AND {demanded};
-        IF through_cast THEN
-            opclass := {cast_opclass};
-            expression := format('(%I::halfvec(%s))', {column}, parts[2]);
-        ELSE
-            opclass := parts[1] || {opclass};
-            expression := quote_ident({column});
+        storage := {storage};
+        IF storage = 'halfvec' AND parts[2]::integer > {halfvec_limit} THEN
+            {too_long}
         END IF;
+        opclass := CASE storage WHEN 'bit' THEN {bit_opclass} ELSE storage || {opclass} END;
+        expression := CASE storage WHEN parts[1] THEN quote_ident({column})
+            WHEN 'halfvec' THEN format('(%I::halfvec(%s))', {column}, parts[2])
+            ELSE format('(binary_quantize(%I)::bit(%s))', {column}, parts[2]) END;
         """,
         type=type_of(regclass(op.schema, op.table), literal(op.column)),
         pattern=literal(f"^{PATTERN}$"),
@@ -182,10 +127,24 @@ def _find_expression(op: CreateVectorIndexOp, limit: int) -> str:
             + literal("; expected vector(n) or halfvec(n)"),
             literal("alembic upgrade head"),
         ),
-        demanded="true" if op.storage == "halfvec" else f"parts[2]::integer > {limit}",
-        cast_opclass=literal(f"halfvec_{op.distance}_ops"),
-        column=literal(op.column),
+        storage=literal(op.storage)
+        if op.storage
+        else fill(
+            """
+            CASE WHEN parts[2]::integer > {halfvec_limit} THEN 'bit'
+                WHEN parts[2]::integer > {vector_limit} THEN 'halfvec' ELSE parts[1] END
+            """,
+            halfvec_limit=str(limits["halfvec"]),
+            vector_limit=str(limits["vector"]),
+        ),
+        halfvec_limit=str(limits["halfvec"]),
+        too_long=refuse(
+            literal("pgvector cannot index ") + " || actual || " + literal(" as halfvec; it can as bit"),
+            literal('storage="bit", or none, which takes that'),
+        ),
+        bit_opclass=literal(BIT_OPCLASS),
         opclass=literal(f"_{op.distance}_ops"),
+        column=literal(op.column),
     )
 
 
@@ -238,51 +197,6 @@ def _lists(op: CreateVectorIndexOp) -> str:
     )
 
 
-def _valid(index: str) -> str:
-    return fill("EXISTS (SELECT FROM pg_index WHERE indexrelid = {index} AND indisvalid)", index=index)
-
-
-def _wait(index: str, name: str) -> str:
-    """Wait while another session builds an index, which it does under a lock that pg_locks tells everybody.
-
-    It would wait for the snapshot that this block holds; the block lets go of it with each COMMIT.
-    """
-    return fill(
-        """
-        LOOP
-            builder := (
-                SELECT min(l.pid) FROM pg_index i JOIN pg_locks l ON l.relation = i.indrelid
-                WHERE i.indexrelid = {index} AND NOT i.indisvalid AND l.locktype = 'relation' AND l.granted
-                    AND l.mode = 'ShareUpdateExclusiveLock' AND l.pid <> pg_backend_pid()
-                    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            );
-            EXIT WHEN builder IS NULL;
-            IF builder IS DISTINCT FROM said THEN
-                {say}
-                said := builder;
-            END IF;
-            COMMIT;
-            PERFORM pg_sleep(0.5);
-        END LOOP;
-        """,
-        index=index,
-        say=say(f"{name} || ' is being built by pid ' || builder || ': waiting for it'"),
-    )
-
-
-def _drop_first(index: str, name: str) -> str:
-    return fill(
-        """
-        {say}
-        PERFORM set_config(
-            'amprenta.invalid', concat_ws(',', nullif(current_setting('amprenta.invalid'), ''), {index}::oid), false
-        );
-        """,
-        say=say(f"{name} || ' is invalid, left by an interrupted build: rebuilding it'", level="WARNING"),
-        index=index,
-    )
-
-
 def _use_another(op: CreateVectorIndexOp, building: str) -> str:
     """Build nothing where an index under another name answers the same queries, as `equivalent_indexes` says."""
     return fill(
@@ -295,9 +209,13 @@ def _use_another(op: CreateVectorIndexOp, building: str) -> str:
             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = {column}
             WHERE i.indrelid = {relation} AND i.indnatts = 1 AND i.indpred IS NULL
                 AND c.relname NOT IN ({name}, {building})
-                AND CASE WHEN through_cast THEN pg_get_expr(i.indexprs, i.indrelid)
+                AND CASE storage WHEN parts[1] THEN i.indkey[0] = a.attnum
+                    WHEN 'halfvec' THEN pg_get_expr(i.indexprs, i.indrelid)
                         = format('(%I)::%s', a.attname, format_type(o.opcintype, a.atttypmod))
-                    ELSE i.indkey[0] = a.attnum END
+                    ELSE starts_with(
+                        reverse(pg_get_expr(i.indexprs, i.indrelid)),
+                        reverse(format('binary_quantize(%I))::bit(%s)', a.attname, a.atttypmod))
+                    ) END
             ORDER BY i.indisvalid DESC, c.relname
         LOOP
             {wait}
@@ -312,8 +230,8 @@ def _use_another(op: CreateVectorIndexOp, building: str) -> str:
         relation=regclass(op.schema, op.table),
         name=literal(op.name),
         building=literal(building),
-        wait=_wait("other", "other::regclass"),
-        valid=_valid("other"),
+        wait=wait("other", "other::regclass"),
+        valid=valid("other"),
         say=say(
             literal(f"{op.name}: index ")
             + " || other::regclass || "

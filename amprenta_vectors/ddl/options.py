@@ -11,6 +11,18 @@ from amprenta_vectors.errors import ConfigError
 
 log = logging.getLogger("amprenta_vectors.ddl")
 
+IndexMethod = Literal["hnsw", "ivfflat"]
+
+INDEX_CHOICES: dict[str, tuple[IndexMethod, Literal["halfvec", "bit"] | None]] = {
+    "hnsw": ("hnsw", None),
+    "hnsw-halfvec": ("hnsw", "halfvec"),
+    "hnsw-bit": ("hnsw", "bit"),
+    "ivfflat": ("ivfflat", None),
+    "ivfflat-halfvec": ("ivfflat", "halfvec"),
+    "ivfflat-bit": ("ivfflat", "bit"),
+}
+"""What ``-x index=`` may be: method, and storage where it is not the finest that the column allows."""
+
 
 def configured_dimension(operations: Operations) -> int | None:
     """The dimension demanded by ``-x dimension=`` or ``VECTOR_DIMENSION``, None where neither is given."""
@@ -24,18 +36,17 @@ def configured_dimension(operations: Operations) -> int | None:
     return int(value)
 
 
-def configured_method(operations: Operations) -> Literal["hnsw", "ivfflat"] | None:
-    """The index method that ``-x index=`` asks for, None where it is not given."""
-    return check_method(_option(operations, "index"))
+def configured_index(operations: Operations) -> tuple[IndexMethod, Literal["halfvec", "bit"] | None] | None:
+    """The index method and storage that ``-x index=`` asks for, None where it is not given."""
+    value = check_index(_option(operations, "index"))
+    return None if value is None else INDEX_CHOICES[value]
 
 
-def check_method(value: str | None) -> Literal["hnsw", "ivfflat"] | None:
-    """``value`` of ``-x index=``. Raises `ConfigError` for one that is no index method."""
-    match value:
-        case None | "hnsw" | "ivfflat":
-            return value
-        case _:
-            raise ConfigError(f"-x index={value} is no index method", hint="-x index=hnsw or -x index=ivfflat")
+def check_index(value: str | None) -> str | None:
+    """``value`` of ``-x index=``. Raises `ConfigError` for one that is no kind of index."""
+    if value is None or value in INDEX_CHOICES:
+        return value
+    raise ConfigError(f"-x index={value} is no kind of index", hint=f"-x index={'|'.join(INDEX_CHOICES)}")
 
 
 def purging(operations: Operations) -> bool:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import qualified, quoted
+from amprenta_vectors.ddl.index_key import IndexKey
 from amprenta_vectors.errors import SchemaMismatch
 
 if TYPE_CHECKING:
@@ -20,18 +21,14 @@ def is_partitioned(connection: Connection, table: str, schema: str | None = None
     return bool(connection.execute(statement, {"name": quoted(schema, table)}).scalar())
 
 
-def refuse_partitioned(connection: Connection, op: CreateVectorIndexOp, opclass: str) -> None:
+def refuse_partitioned(connection: Connection, op: CreateVectorIndexOp, key: IndexKey) -> None:
     """Raises `SchemaMismatch` with the statements that do it where the table of ``op`` is partitioned."""
     if not is_partitioned(connection, op.table, op.schema):
         return
-    table, column, index = qualified(op.table, op.schema), qualified(op.column), qualified(op.name)
-    if not opclass.startswith("halfvec"):
-        key = f"({column} {opclass})"
-    else:
-        key = f"(({column}::halfvec(dimension)) {opclass}), without the cast for a halfvec column"
+    table, index, typed = qualified(op.table, op.schema), qualified(op.name), f"({key.typed})"
     raise SchemaMismatch(
         f"table {table} is partitioned: PostgreSQL cannot build index {op.name} on it without locking it",
-        hint=f"CREATE INDEX {index} ON ONLY {table} USING {op.method} {key}; for each partition: CREATE INDEX "
-        f"CONCURRENTLY name ON partition USING {op.method} {key}, then ALTER INDEX {index} ATTACH PARTITION name; "
+        hint=f"CREATE INDEX {index} ON ONLY {table} USING {op.method} {typed}; for each partition: CREATE INDEX "
+        f"CONCURRENTLY name ON partition USING {op.method} {typed}, then ALTER INDEX {index} ATTACH PARTITION name; "
         "then run this again, which finds it",
     )

@@ -88,7 +88,7 @@ def plan_upgrade(
         raise ConfigError(str(error), hint="amprenta-vectors db current") from error
     plans = []
     for each in pending:
-        with _recording(context) as (operations, recorded):
+        with recording(context) as (operations, recorded):
             each.module.upgrade()
             steps = [step for operation in recorded for step in _steps(operations, operation)]
         plans.append(RevisionPlan(each.revision, each.doc, steps, _figures(connection, steps)))
@@ -96,7 +96,7 @@ def plan_upgrade(
 
 
 @contextmanager
-def _recording(context: MigrationContext) -> Iterator[tuple[Operations, list[MigrateOperation]]]:
+def recording(context: MigrationContext) -> Iterator[tuple[Operations, list[MigrateOperation]]]:
     """Let ``alembic.op`` note its operations instead of carrying them out."""
     recorded: list[MigrateOperation] = []
     with Operations.context(context) as operations:

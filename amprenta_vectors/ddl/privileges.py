@@ -40,3 +40,20 @@ def require_create(connection: Connection, schema: str | None = None) -> None:
             f"role {row.role} may not make anything in schema {name}",
             hint=f"GRANT USAGE, CREATE ON SCHEMA {name} TO {qualified(row.role)}",
         )
+
+
+def require_function_ownership(connection: Connection, signature: str) -> None:
+    """Raises `ServerUnsuitable` where this role may not replace or drop the function of that ``signature``."""
+    row = connection.execute(
+        sa.text("""
+            SELECT current_user AS role, pg_get_userbyid(proowner) AS owner, pg_has_role(proowner, 'USAGE') AS allowed
+            FROM pg_proc WHERE oid = to_regprocedure(:signature)
+        """),
+        {"signature": signature},
+    ).first()
+    if row is not None and not row.allowed:
+        role, owner = qualified(row.role), qualified(row.owner)
+        raise ServerUnsuitable(
+            f"role {row.role} may not replace or drop function {signature}: {row.owner} owns it",
+            hint=f"GRANT {owner} TO {role}, or: ALTER FUNCTION {signature} OWNER TO {role}",
+        )

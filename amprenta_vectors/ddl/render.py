@@ -12,9 +12,13 @@ from alembic.operations import MigrateOperation
 
 from amprenta_vectors.ddl.backfill import CancelBackfillOp, QueueBackfillOp
 from amprenta_vectors.ddl.extension import CreateVectorExtensionOp, DropVectorExtensionOp
+from amprenta_vectors.ddl.function import CreateFunctionOp, DropFunctionOp
 from amprenta_vectors.ddl.gate import EnsureBackfillFinishedOp
 from amprenta_vectors.ddl.kept_column import AddKeptColumnOp, DropKeptColumnOp
+from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp, DropMaterializedViewOp
+from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp, DropPlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
+from amprenta_vectors.ddl.trigger import CreateTriggerOp, DropTriggerOp
 from amprenta_vectors.ddl.vector_column import AddVectorColumnOp
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp
 from amprenta_vectors.ddl.vector_type import VectorType
@@ -35,6 +39,14 @@ _PLAIN: dict[type[MigrateOperation], str] = {
     RetireTableOp: "retire_table",
     CreateVectorIndexOp: "create_vector_index",
     DropVectorIndexOp: "drop_vector_index",
+    CreatePlainIndexOp: "create_plain_index",
+    DropPlainIndexOp: "drop_plain_index",
+    CreateFunctionOp: "create_function",
+    DropFunctionOp: "drop_function",
+    CreateTriggerOp: "create_trigger",
+    DropTriggerOp: "drop_trigger",
+    CreateMaterializedViewOp: "create_materialized_view",
+    DropMaterializedViewOp: "drop_materialized_view",
     QueueBackfillOp: "queue_backfill",
     CancelBackfillOp: "cancel_backfill",
     EnsureBackfillFinishedOp: "ensure_backfill_finished",

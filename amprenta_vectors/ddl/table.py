@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -43,14 +43,16 @@ class AdoptTableOp(MigrateOperation):
     key: Sequence[str] = ()
     scope: Sequence[str] = ()
     relies_on: Sequence[str] = ()
+    types: Mapping[str, str] = field(default_factory=dict)
     schema: str | None = None
 
     @classmethod
     def adopt_table(cls, operations: Operations, table: str, *elements: sa.schema.SchemaItem, **options: Any) -> None:
         """Make ``table`` of ``elements`` where it is absent; where it exists, check what is relied on.
 
-        Relied on are the columns ``key`` and ``relies_on``, and a unique index on exactly ``key`` with those ``scope``
-        columns that the table has. Raises `SchemaMismatch` naming what is missing.
+        Relied on are the columns ``key``, ``relies_on`` and ``types``, which maps some to the type they must have, and
+        a unique index on exactly ``key`` with those ``scope`` columns that the table has. Raises `SchemaMismatch`
+        naming what is missing.
         """
         operations.invoke(cls(table, elements, **options))
 
@@ -58,6 +60,11 @@ class AdoptTableOp(MigrateOperation):
     def as_table(self) -> sa.Table:
         """The table as SQLAlchemy knows it; once, because an index belongs to one table for good."""
         return CreateTableOp(self.table, list(self.elements), schema=self.schema).to_table()
+
+    @property
+    def relied_on(self) -> list[str]:
+        """The columns that a table must have to be adopted."""
+        return list(dict.fromkeys((*self.key, *self.relies_on, *self.types)))
 
     def reverse(self) -> MigrateOperation:
         """The operation that undoes this one."""
@@ -138,12 +145,19 @@ def _rename(operations: Operations, old: str, new: str, schema: str | None, comm
 def _check(operations: Operations, op: AdoptTableOp) -> None:
     connection, table = connection_of(operations), qualified(op.table, op.schema)
     columns = column_types(connection, op.table, op.schema)
-    missing = [name for name in (*op.key, *op.relies_on) if name not in columns]
+    missing = [name for name in op.relied_on if name not in columns]
     if missing:
         raise SchemaMismatch(
             f"table {table} exists without the columns relied on: {', '.join(missing)}",
             hint=f"add them (ALTER TABLE {table} ADD COLUMN …), or rename the table out of the way",
         )
+    for name, type_ in op.types.items():
+        if columns[name] != type_:
+            raise SchemaMismatch(
+                f"column {table}.{qualified(name)} is of type {columns[name]}; expected {type_}",
+                hint=f"rename the table out of the way, or ALTER TABLE {table} ALTER COLUMN {qualified(name)} "
+                f"TYPE {type_} USING …, then run the upgrade again",
+            )
     wanted = [name for name in (*op.scope, *op.key) if name in columns]
     if op.key and set(wanted) not in unique_column_sets(connection, op.table, op.schema):
         listed = ", ".join(map(qualified, wanted))

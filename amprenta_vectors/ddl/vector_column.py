@@ -31,6 +31,7 @@ class AddVectorColumnOp(MigrateOperation):
     storage: Literal["vector", "halfvec"] = "vector"
     schema: str | None = None
     configurable: bool = False
+    nullable: bool = True
 
     @classmethod
     def add_vector_column(cls, operations: Operations, table: str, column: str, dimension: int, **options: Any) -> None:
@@ -38,6 +39,7 @@ class AddVectorColumnOp(MigrateOperation):
 
         With ``configurable``, ``-x dimension=`` or ``VECTOR_DIMENSION`` decides instead of ``dimension``. Values kept
         by a downgrade come back, but for rows whose ``updated_at`` is later than the downgrade: those become NULL.
+        Without ``nullable`` it is NOT NULL where the table has no rows yet; those that there are wait to be filled.
         Raises `DimensionMismatch` or `SchemaMismatch` for a column that cannot be adopted.
         """
         operations.invoke(cls(table, column, dimension, **options))
@@ -80,7 +82,7 @@ def _add(operations: Operations, op: AddVectorColumnOp) -> None:
         take_back(operations, op.table, op.column, op.schema)
     else:
         type_ = VectorType(op.storage, demanded or op.dimension)
-        add_column(operations, op.table, op.column, type_, op.schema)
+        add_column(operations, op.table, op.column, type_, op.schema, nullable=op.nullable)
 
 
 def _check(op: AddVectorColumnOp, column: str, found: str, demanded: int | None) -> None:

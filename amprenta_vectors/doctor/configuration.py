@@ -11,6 +11,13 @@ from amprenta_vectors.doctor.finding import Finding, SettingsCheck, used_backend
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.factory import check_mode
 
+EMBEDDER_PACKAGES = {
+    "wordllama": ("wordllama", "sandbox"),
+    "gemini": ("google.genai", "gemini"),
+    "ollama": ("ollama", "ollama"),
+}
+"""The module that an embedder is made with, and the extra that brings it."""
+
 
 def mode(settings: Settings) -> Iterator[Finding]:
     """Backend, mode and secondary."""
@@ -61,13 +68,28 @@ def packages(settings: Settings) -> Iterator[Finding]:
             needed.append(("grpc", "grpcio", f"PINECONE_TRANSPORT {settings.pinecone_transport}"))
     if "pgvector" in used_backends(settings):
         needed.append(("pgvector", "pgvector", "VECTOR_BACKEND or VECTOR_SECONDARY pgvector"))
+    if "chroma" in used_backends(settings):
+        needed.append(("chromadb", _extra("chroma"), "VECTOR_BACKEND or VECTOR_SECONDARY chroma"))
     if settings.embedder is not None:
-        needed.append(("wordllama", "'amprenta_vectors[sandbox]'", f"AMPRENTA_EMBEDDER {settings.embedder}"))
+        module, extra = EMBEDDER_PACKAGES[settings.embedder]
+        needed.append((module, _extra(extra), f"AMPRENTA_EMBEDDER {settings.embedder}"))
     for module, package, setting in needed:
-        if find_spec(module) is None:
+        if not _is_installed(module):
             yield Finding(
                 "serious", f"the package {module!r} is not installed; {setting} needs it", f"pip install {package}"
             )
+
+
+def _extra(name: str) -> str:
+    return f"'amprenta_vectors[{name}]'"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        # The package that it is a part of is not there.
+        return False
 
 
 CHECKS: tuple[SettingsCheck, ...] = (mode, credentials, databases, packages)

@@ -15,6 +15,9 @@ from amprenta_vectors.stores.outbox import count_pending
 LATE_SECONDS = 300.0
 """An intent older than this was not brought by the application that made it."""
 
+_OLD_SHADOWS = sa.text("SELECT count(*) FROM shadow_query WHERE at < now() - interval '30 days'")
+_DELETE_SHADOWS = "DELETE FROM shadow_query WHERE at < now() - interval '30 days'"
+
 
 def visible_rows(patient: Patient) -> Iterator[Finding]:
     """Raises `ServerUnsuitable` where row security hides rows, so that the other figures would be too low."""
@@ -100,6 +103,17 @@ def pending_writes(patient: Patient) -> Iterator[Finding]:
     )
 
 
+def old_shadow_queries(patient: Patient) -> Iterator[Finding]:
+    """What shadow mode recorded long ago: each row holds a vector, and nothing takes it away."""
+    rows = patient.connection.scalar(_OLD_SHADOWS)
+    if rows:
+        yield Finding(
+            "advice",
+            f"{rows:,} row(s) of shadow_query are older than 30 days",
+            _DELETE_SHADOWS,
+        )
+
+
 CHECKS: tuple[TableCheck, ...] = (
     visible_rows,
     rows_without_embedding,
@@ -107,4 +121,5 @@ CHECKS: tuple[TableCheck, ...] = (
     threshold,
     unfinished_runs,
     pending_writes,
+    old_shadow_queries,
 )

@@ -9,14 +9,14 @@ import sqlalchemy as sa
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.ddl.catalogue import qualified
+from amprenta_vectors.ddl.index_key import index_key
 from amprenta_vectors.ddl.index_state import state_of
-from amprenta_vectors.ddl.vector_index import VECTOR_INDEX_LIMIT
+from amprenta_vectors.ddl.vector_type import VectorType
 from amprenta_vectors.doctor.finding import Finding, Patient, Severity, TableCheck
+from amprenta_vectors.schema.ann_indexes import AnnIndex, ann_indexes
 
 WORTH_AN_INDEX = 10_000
 """Rows that a search looks through without an index in some milliseconds."""
-_INDEXABLE = 4000
-"""Dimensions that pgvector indexes, as halfvec; more only after binary quantisation."""
 _REBUILDING = ("_ccnew", "_ccold")
 """How PostgreSQL names what REINDEX CONCURRENTLY makes and replaces, before a number."""
 
@@ -26,23 +26,6 @@ _LEAVES = sa.text("""
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
     WHERE c.oid = ANY(CAST(:relations AS oid[])) AND c.relkind = 'r' ORDER BY c.relname
-""")
-
-_INDEXES = sa.text("""
-    SELECT i.indrelid::bigint AS leaf, n.nspname AS schema, c.relname AS name, i.indisvalid AS valid,
-           i.indpred IS NOT NULL AS partial, o.opcname AS opclass, coalesce(s.idx_scan, 0) AS scans,
-           pg_size_pretty(pg_relation_size(c.oid)) AS size
-    FROM pg_index i
-    JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i'
-    JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_am am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
-    JOIN pg_opclass o ON o.oid = i.indclass[0]
-    LEFT JOIN pg_stat_all_indexes s ON s.indexrelid = c.oid
-    WHERE i.indrelid = ANY(CAST(:relations AS oid[])) AND EXISTS (
-        SELECT FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-        WHERE d.objid = i.indexrelid AND d.refobjid = i.indrelid AND a.attname = :column
-    )
-    ORDER BY c.relname
 """)
 
 _SINCE = sa.text("""
@@ -60,34 +43,6 @@ class Leaf:
     rows: int
 
 
-@dataclass(frozen=True)
-class AnnIndex:
-    """A vector index of the embedding column on one leaf."""
-
-    leaf: int
-    schema: str
-    name: str
-    valid: bool
-    partial: bool
-    opclass: str
-    scans: int
-    size: str
-
-    def fits(self, patient: Patient) -> bool:
-        """Whether its operator class is the one that searches ask for; a quantised one is re-ranked."""
-        distance = patient.table.distance
-        return self.opclass in (f"vector_{distance}_ops", f"halfvec_{distance}_ops") or self.opclass.startswith("bit_")
-
-    def serves(self, patient: Patient) -> bool:
-        """Whether searches can use it."""
-        return self.valid and not self.partial and self.fits(patient)
-
-    @property
-    def typed(self) -> str:
-        """The name as a person types it."""
-        return qualified(self.name, self.schema)
-
-
 def invalid_indexes(patient: Patient) -> Iterator[Finding]:
     """What an interrupted build left: no search uses it, and every write maintains it."""
     found = _indexes(patient)
@@ -96,26 +51,24 @@ def invalid_indexes(patient: Patient) -> Iterator[Finding]:
             continue
         _, builder = state_of(patient.connection, index.name, index.schema)
         if builder is not None:
-            yield Finding("note", f"index {index.typed} is not valid yet: pid {builder} may be building it")
+            yield Finding("note", f"index {_typed(index)} is not valid yet: pid {builder} may be building it")
             continue
-        served = any(other.serves(patient) for other in found if other.leaf == index.leaf)
+        served = any(other.serves(patient.table) for other in found if other.leaf == index.leaf)
         leftover = served or index.name.rstrip("0123456789").endswith(_REBUILDING)
         yield Finding(
             "advice" if served else "serious",
-            f"index {index.typed} ({index.size}) is not valid, left by an interrupted build: no search uses it",
-            f"{'DROP' if leftover else 'REINDEX'} INDEX CONCURRENTLY {index.typed}",
+            f"index {_typed(index)} ({index.size}) is not valid, left by an interrupted build: no search uses it",
+            f"{'DROP' if leftover else 'REINDEX'} INDEX CONCURRENTLY {_typed(index)}",
         )
 
 
 def missing_index(patient: Patient) -> Iterator[Finding]:
     """Whether each leaf has an index that searches can use."""
-    if patient.table.dimension > _INDEXABLE:
-        return
     found = _indexes(patient)
     for leaf in _leaves(patient):
         of_leaf = [index for index in found if index.leaf == leaf.oid]
         # An invalid one is another check's finding.
-        if any(index.serves(patient) or (index.fits(patient) and not index.valid) for index in of_leaf):
+        if any(index.serves(patient.table) or (index.fits(patient.table) and not index.valid) for index in of_leaf):
             continue
         yield _missing(patient, leaf, of_leaf)
 
@@ -132,8 +85,8 @@ def _missing(patient: Patient, leaf: Leaf, of_leaf: list[AnnIndex]) -> Finding:
             f"index {', '.join(waiting)} was put off for a load; {after}",
             "" if under_way else build,
         )
-    others = [f"{index.typed} ({index.opclass}{', partial' if index.partial else ''})" for index in of_leaf]
-    drops = "".join(f"; DROP INDEX CONCURRENTLY {index.typed}" for index in of_leaf if not index.partial)
+    others = [f"{_typed(index)} ({index.opclass}{', partial' if index.partial else ''})" for index in of_leaf]
+    drops = "".join(f"; DROP INDEX CONCURRENTLY {_typed(index)}" for index in of_leaf if not index.partial)
     name = qualified(leaf.name, leaf.schema)
     if others:
         return Finding(
@@ -151,11 +104,8 @@ def _build(patient: Patient, leaf: Leaf) -> str:
     if len(patient.relations) == 1:
         return "amprenta-vectors index build"
     # PostgreSQL builds none on a partitioned table concurrently.
-    halfvec = table.storage == "halfvec" or table.dimension > VECTOR_INDEX_LIMIT
-    column = qualified(table.embedding)
-    key = f"({column}::halfvec({table.dimension}))" if halfvec and table.storage == "vector" else column
-    opclass = f"{'halfvec' if halfvec else 'vector'}_{table.distance}_ops"
-    return f"CREATE INDEX CONCURRENTLY ON {qualified(leaf.name, leaf.schema)} USING hnsw ({key} {opclass})"
+    key = index_key(table.embedding, VectorType(table.storage, table.dimension), table.distance)
+    return f"CREATE INDEX CONCURRENTLY ON {qualified(leaf.name, leaf.schema)} USING hnsw ({key.typed})"
 
 
 def unused_index(patient: Patient) -> Iterator[Finding]:
@@ -164,11 +114,11 @@ def unused_index(patient: Patient) -> Iterator[Finding]:
         return
     rows = {leaf.oid: leaf.rows for leaf in _leaves(patient)}
     for index in _indexes(patient):
-        if index.serves(patient) and not index.scans and rows[index.leaf] >= WORTH_AN_INDEX:
+        if index.serves(patient.table) and not index.scans and rows[index.leaf] >= WORTH_AN_INDEX:
             since = patient.connection.execute(_SINCE).scalar()
             yield Finding(
                 "advice",
-                f"index {index.typed} ({index.size}) was not used once since "
+                f"index {_typed(index)} ({index.size}) was not used once since "
                 f"{since or 'the server began to count'}: nobody searched, or PostgreSQL prefers to read all rows",
                 f"amprenta-vectors canary; where it stays so: ANALYZE {patient.typed}",
             )
@@ -180,8 +130,12 @@ def _leaves(patient: Patient) -> list[Leaf]:
 
 
 def _indexes(patient: Patient) -> list[AnnIndex]:
-    values = {"relations": patient.relations, "column": patient.table.embedding}
-    return [AnnIndex(**row._mapping) for row in patient.connection.execute(_INDEXES, values)]
+    return ann_indexes(patient.connection, patient.table)
+
+
+def _typed(index: AnnIndex) -> str:
+    """The name as a person types it."""
+    return qualified(index.name, index.schema)
 
 
 CHECKS: tuple[TableCheck, ...] = (invalid_indexes, missing_index, unused_index)

@@ -1,17 +1,36 @@
-"""The embedder of a name."""
+"""The embedder that the settings name."""
 
 from __future__ import annotations
 
-from typing import Literal
-
+from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.protocol import Embedder
+from amprenta_vectors.errors import ConfigError
 
-EmbedderName = Literal["wordllama"]
+GEMINI_DIMENSION = 768
 
 
-def open_embedder(name: EmbedderName) -> Embedder:
-    """Load what ``AMPRENTA_EMBEDDER`` names. Raises `MissingExtra`."""
-    # Imported here: a model is loaded only where it is asked for.
-    from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
+def open_embedder(settings: Settings) -> Embedder:
+    """Load what ``AMPRENTA_EMBEDDER`` names.
 
-    return {"wordllama": WordLlamaEmbedder}[name]()
+    Raises `ConfigError` where that or a key is not set, `MissingExtra`; for ollama, which is asked for the model's
+    dimension, `TransientError` and `SourceNotFound`.
+    """
+    # Each is imported where it is asked for: an application need not have the packages of the others.
+    match settings.embedder:
+        case "wordllama":
+            from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
+
+            return WordLlamaEmbedder()
+        case "gemini":
+            from amprenta_vectors.embedders.gemini import GeminiEmbedder
+
+            # Where both are set, the official client takes this one, too.
+            key = "google_api_key" if settings.google_api_key or not settings.gemini_api_key else "gemini_api_key"
+            dimension = settings.vector_dimension or GEMINI_DIMENSION
+            return GeminiEmbedder(settings.require(key), dimension, settings.google_gemini_base_url)
+        case "ollama":
+            from amprenta_vectors.embedders.ollama import OllamaEmbedder
+
+            return OllamaEmbedder(settings.ollama_host, settings.ollama_api_model_embedding)
+        case None:
+            raise ConfigError("AMPRENTA_EMBEDDER is not set", hint="one of: wordllama, gemini, ollama")

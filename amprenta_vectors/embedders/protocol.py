@@ -18,6 +18,10 @@ class Model:
     dimension: int
     provider: str
 
+    def is_called(self, name: str) -> bool:
+        """Whether ``name`` is this model, also as Google (``models/…``) and Ollama (``…:latest``) write it."""
+        return name.removeprefix("models/").removesuffix(":latest") == self.name
+
 
 class Embedder(Protocol):
     """One model, ready for use."""

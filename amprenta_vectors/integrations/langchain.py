@@ -11,6 +11,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore as LangChainVectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
+from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 from amprenta_vectors.stores.texts import TextStore
@@ -63,7 +64,7 @@ class AmprentaVectorStore(LangChainVectorStore):
         """Insert or replace texts; returns their ids."""
         return self._texts.add(list(texts), metadatas, ids)
 
-    def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
+    def delete(self, ids: list[str] | None = None, **_: Any) -> bool | None:
         """Delete by id; an absent one is no error. Without ids nothing is deleted."""
         self.store.delete(ids or [])
         return True
@@ -125,6 +126,22 @@ class AmprentaVectorStore(LangChainVectorStore):
         if self.store.distance == "l2":
             return lambda score: 1 / (1 + max(score, 0.0) ** 0.5)
         return lambda score: (1 + score) / 2
+
+
+class EmbedderEmbeddings(Embeddings):
+    """One of our embedders as LangChain's embeddings."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """A vector a text, in order."""
+        vectors: list[list[float]] = self._embedder.embed(texts).tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of a text."""
+        return self.embed_documents([text])[0]
 
 
 def _to_document(found: Hit | Record) -> Document:

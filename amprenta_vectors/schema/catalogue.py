@@ -87,10 +87,11 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
     missing unique index, `DimensionMismatch`.
     """
     columns = columns_of(connection, table)
-    upgrade = f"amprenta-vectors tables check {table.name}" if table.declared else "alembic upgrade head"
+    upgrade = f"amprenta-vectors tables check {table.name}" if table.declared else _upgrade_command(table)
     if not columns:
         raise NotUpgraded(f"table {table.qualified_name} does not exist", hint=upgrade)
-    needed = [name for name in table.column_names if name != table.embedding] if table.declared else table.key
+    named = (*table.column_names, *table.text_columns)
+    needed = [name for name in named if name != table.embedding] if table.declared else table.key
     missing = [name for name in needed if name not in columns]
     if missing:
         raise SchemaMismatch(
@@ -110,12 +111,14 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         storage=storage,
         scope=tuple(name for name in table.scope if name in columns),
         sparse_dimension=_sparse_dimension(table, columns),
+        text_columns=tuple(name for name in table.text_columns if name in columns),
         filter_columns={field: name for field, name in table.filter_columns.items() if name in columns},
         **{
             role: name if name in columns else None
             for role in ("text", "metadata", "model")
             if (name := getattr(table, role)) is not None
         },
+        **{role: _hash_column(table, getattr(table, role), columns) for role in ("hash", "text_hash")},
     )
     if table.declared and (storage, actual) != (table.storage, table.dimension):
         raise DimensionMismatch(
@@ -129,6 +132,10 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         )
     typed = [*resolved.unique_columns, *filter(None, [table.key_rule.lookup]), *resolved.filter_columns.values()]
     return resolved.with_columns(column_types={name: columns[name].type for name in typed})
+
+
+def _upgrade_command(table: VectorTable) -> str:
+    return f"alembic -n {table.section} upgrade head" if table.section else "alembic upgrade head"
 
 
 def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:
@@ -158,7 +165,8 @@ def _embedding_type(table: VectorTable, type_name: str) -> tuple[str, int]:
         raise SchemaMismatch(
             f"column {table.target} is of type {type_name}; expected vector(n) or halfvec(n)",
             hint=f"rename it out of the way (ALTER TABLE {qualified(table.table, table.schema)} RENAME COLUMN "
-            f"{qualified(table.embedding)} TO {qualified(f'{table.embedding}_old')}) and run: alembic upgrade head",
+            f"{qualified(table.embedding)} TO {qualified(f'{table.embedding}_old')}) and run: "
+            f"{_upgrade_command(table)}",
         )
     return found
 
@@ -168,6 +176,18 @@ def _qualified() -> Callable[..., str]:
     from amprenta_vectors.ddl.catalogue import qualified
 
     return qualified
+
+
+def _hash_column(table: VectorTable, name: str | None, columns: dict[str, Any]) -> str | None:
+    """``name`` where it can hold a hash. A table that ships may have a column of that name for something else."""
+    if name is None or name not in columns or columns[name].type == "bigint":
+        return name if name in columns else None
+    if not table.declared:
+        return None
+    raise SchemaMismatch(
+        f"column {table.qualified_name}.{name} is of type {columns[name].type}; expected bigint",
+        hint=f"amprenta-vectors tables check {table.name}",
+    )
 
 
 def _sparse_dimension(table: VectorTable, columns: dict[str, Any]) -> int | None:

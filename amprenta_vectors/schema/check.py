@@ -10,7 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import qualified
-from amprenta_vectors.ddl.vector_index import VECTOR_INDEX_LIMIT
+from amprenta_vectors.ddl.index_key import index_key
+from amprenta_vectors.ddl.vector_type import VectorType
+from amprenta_vectors.schema.ann_indexes import ann_indexes
 from amprenta_vectors.schema.catalogue import (
     columns_of,
     columns_to_fill,
@@ -20,9 +22,6 @@ from amprenta_vectors.schema.catalogue import (
     unique_sets,
 )
 from amprenta_vectors.schema.vector_table import VectorTable
-
-_HALFVEC_INDEX_LIMIT = 4000
-"""Dimensions that pgvector indexes as halfvec."""
 
 _TEXTS = ("text", "character varying", "character", "bpchar", "citext", "name")
 _DOCUMENTS = ("jsonb", "json", "text")
@@ -35,18 +34,17 @@ _KIND = sa.text("""
 
 _INDEXES = sa.text("""
     SELECT c.relname AS name, n.nspname AS schema, i.indisvalid AS valid, i.indpred IS NOT NULL AS partial,
-           o.opcname AS opclass, a.attname AS column, first.attname AS first
+           a.attname AS column, first.attname AS first
     FROM pg_index i
     JOIN pg_class c ON c.oid = i.indexrelid
     JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_am am ON am.oid = c.relam
-    JOIN pg_opclass o ON o.oid = i.indclass[0]
     JOIN pg_attribute a ON a.attrelid = i.indrelid AND (a.attnum = ANY (i.indkey) OR EXISTS (
         SELECT 1 FROM pg_depend d
         WHERE d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum
     ))
     LEFT JOIN pg_attribute first ON first.attrelid = i.indrelid AND first.attnum = i.indkey[0]
-    WHERE i.indrelid = to_regclass(:relation) AND (am.amname IN ('hnsw', 'ivfflat')) = :ann ORDER BY c.relname
+    WHERE i.indrelid = to_regclass(:relation) AND am.amname NOT IN ('hnsw', 'ivfflat') ORDER BY c.relname
 """)
 
 _DEFERRED = sa.text("SELECT index_name FROM migration_index WHERE target = :target AND built_at IS NULL")
@@ -110,6 +108,8 @@ def _wanted(table: VectorTable) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield table.sparse, (f"sparsevec({table.sparse_dimension})",)
     for beside in filter(None, (table.text, table.model)):
         yield beside, _TEXTS
+    for kept in filter(None, (table.hash, table.text_hash)):
+        yield kept, ("bigint",)
     if table.metadata is not None:
         yield table.metadata, _DOCUMENTS
 
@@ -148,7 +148,7 @@ def _of_key(connection: Connection, table: VectorTable, columns: Mapping[str, An
     lookup = table.key_rule.lookup
     if lookup is None or lookup not in columns:
         return
-    rows = connection.execute(_INDEXES, {"relation": relation(table), "ann": False}).all()
+    rows = connection.execute(_INDEXES, {"relation": relation(table)}).all()
     leading = {lookup, *table.scope}
     if not any(row.column == lookup and row.first in leading and row.valid and not row.partial for row in rows):
         listed = ", ".join(map(qualified, (*table.scope, lookup)))
@@ -158,29 +158,23 @@ def _of_key(connection: Connection, table: VectorTable, columns: Mapping[str, An
 
 def _of_index(connection: Connection, table: VectorTable) -> Iterator[Finding]:
     """Whether queries are served: by a valid, whole index with the operator class for storage and distance."""
-    if table.dimension > _HALFVEC_INDEX_LIMIT:
+    wanted = index_key(table.embedding, VectorType(table.storage, table.dimension), table.distance)
+    rows = ann_indexes(connection, table)
+    if any(row.serves(table) for row in rows):
         return
-    cast = table.storage == "halfvec" or table.dimension > VECTOR_INDEX_LIMIT
-    opclass = f"{'halfvec' if cast else 'vector'}_{table.distance}_ops"
-    rows = connection.execute(_INDEXES, {"relation": relation(table), "ann": True}).all()
-    rows = [row for row in rows if row.column == table.embedding]
-    if any(row.valid and not row.partial and row.opclass == opclass for row in rows):
-        return
-    column = qualified(table.embedding)
-    expected = f"an hnsw or ivfflat index on {column} with {opclass}"
-    broken = next((row for row in rows if row.opclass == opclass and not row.partial), None)
+    expected = f"an hnsw or ivfflat index on {qualified(table.embedding)} with {wanted.opclass}"
+    broken = next((row for row in rows if row.fits(table) and not row.partial), None)
     if broken is not None:
         name = qualified(broken.name, broken.schema)
         yield Finding(expected, f"{name}, which is not valid", f"REINDEX INDEX CONCURRENTLY {name}")
         return
     deferred = connection.execute(sa.select(sa.func.to_regclass("migration_index"))).scalar() is not None
     waiting = connection.execute(_DEFERRED, {"target": table.target}).scalars().all() if deferred else []
-    key = f"({column}::halfvec({table.dimension}))" if cast and table.storage == "vector" else column
     there = "; ".join(f"{row.name} with {row.opclass}{', partial' if row.partial else ''}" for row in rows)
     yield Finding(
         expected,
         f"{', '.join(waiting)}, put off until the load is done" if waiting else there or "none",
-        f"CREATE INDEX CONCURRENTLY ON {_name(table)} USING hnsw ({key} {opclass})",
+        f"CREATE INDEX CONCURRENTLY ON {_name(table)} USING hnsw ({wanted.typed})",
         blocking=not waiting,
     )
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.schema.vector_table import KeyKind, KeyRule, VectorTable
+from amprenta_vectors.schema.vector_table import KeyKind, KeyRule, SourceKind, VectorTable
 
 _MAX_DIMENSION = 16_000
 _MAX_SPARSE_DIMENSION = 1_000_000_000
@@ -61,11 +61,15 @@ class _Declared(BaseModel):
     distance: Literal["cosine", "l2", "ip"] = "cosine"
     sparse: Identifier | None = None
     sparse_dimension: int | None = Field(None, ge=1, le=_MAX_SPARSE_DIMENSION)
+    hash: Identifier | None = None
+    text_hash: Identifier | None = None
     key_map: KeyKind = "identity"
     uuid_namespace: Annotated[UUID, Field(strict=False)] | None = None
     lookup: Identifier | None = None
     separator: Annotated[str, Field(min_length=1)] | None = None
     metadata_text_field: str | None = None
+    source: SourceKind = "pinecone"
+    text_columns: Columns = []
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -76,6 +80,7 @@ class _Declared(BaseModel):
 
     def _of_columns(self) -> str | None:
         named = [*self.scope, *self.key, self.embedding, self.sparse, self.text, self.metadata, self.model]
+        named += [self.hash, self.text_hash]
         twice = sorted({name for name in named if name is not None and named.count(name) > 1})
         return f"expected a column for each field, found {', '.join(twice)} in two of them" if twice else None
 
@@ -131,8 +136,12 @@ class _Declared(BaseModel):
             distance=self.distance,
             sparse=self.sparse,
             sparse_dimension=self.sparse_dimension,
+            hash=self.hash,
+            text_hash=self.text_hash,
             key_rule=KeyRule(self.key_map, self.uuid_namespace, self.lookup, self.separator),
             metadata_text_field=self.metadata_text_field,
+            source=self.source,
+            text_columns=tuple(self.text_columns),
             declared=True,
         )
 

@@ -8,6 +8,11 @@ from uuid import UUID
 _UUID = re.compile(r"(\{)?((?:[0-9a-f]{4}-?){7}[0-9a-f]{4})(?(1)\})", re.IGNORECASE | re.ASCII)
 """The spellings that PostgreSQL reads: any case, braces, a hyphen after any group of four digits, or none."""
 
+_PREFIXED = re.compile(
+    r"(?P<prefix>(?:.*[^0-9a-z{])??)(?:(?:[0-9a-f]{4}-?){7}[0-9a-f]{4}|\{(?:[0-9a-f]{4}-?){7}[0-9a-f]{4}\})",
+    re.IGNORECASE | re.ASCII | re.DOTALL,
+)
+
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
 
 _INTEGER_BITS = {"smallint": 16, "integer": 32, "bigint": 64}
@@ -36,3 +41,12 @@ def canonical(text: str, type_name: str) -> str | None:
 def is_checked(type_name: str) -> bool:
     """Whether every text that `canonical` passes is a value of that type."""
     return type_name in {"uuid", "text", "character varying", "bpchar", *_INTEGER_BITS}
+
+
+def split_prefix(text: str) -> tuple[str, str] | None:
+    """A UUID in any spelling and the prefix before it, ``product_`` say; None where ``text`` does not end in one.
+
+    A prefix is nothing, or ends in what is neither letter nor digit.
+    """
+    found = _PREFIXED.fullmatch(text)
+    return (found["prefix"], text[found.end("prefix") :]) if found else None

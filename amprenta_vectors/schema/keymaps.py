@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID, uuid5
 
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from sqlalchemy.engine import Engine
 from amprenta_vectors.batch import Key, Reason, VectorBatch
 from amprenta_vectors.errors import ConfigError, RowError
 from amprenta_vectors.schema.expressions import among, in_scope, to_clause
-from amprenta_vectors.schema.key_values import canonical
+from amprenta_vectors.schema.key_values import canonical, split_prefix
 from amprenta_vectors.schema.vector_table import VectorTable
 
 
@@ -100,7 +101,10 @@ class Uuid5(_MadeOfKeys):
         return f"uuid5:{self._namespace}"
 
     def _to_key(self, source_key: str) -> Key | str:
-        return (str(uuid5(self._namespace, "/".join((*self._scope, source_key)))),)
+        try:
+            return (str(uuid5(self._namespace, "/".join((*self._scope, source_key)))),)
+        except UnicodeEncodeError:
+            return f"{source_key!r} is no Unicode text"
 
     def to_source(self, key: Key) -> str:
         """Raises `ConfigError`: a hash has no way back."""
@@ -172,28 +176,51 @@ class LookUp:
         self._table = table
         self._scope = scope
         self._column = table.key_rule.lookup
+        self._id_field = table.key_rule.id_field
         self.source_columns: Sequence[str] | None = (self._column,)
 
     @property
     def name(self) -> str:
-        """With its column."""
-        return f"lookup:{self._column}"
+        """With its column, and the metadata field that may tell the id."""
+        return f"lookup:{self._column}" + (f":{self._id_field}" if self._id_field else "")
 
     def apply(self, batch: VectorBatch) -> VectorBatch:
-        """The rows found, with one statement; a source key that no row holds is set aside."""
-        type_name = self._table.column_types[self._column]
-        values = {source: canonical(source, type_name) for source in dict.fromkeys(batch.source_keys)}
-        found = self._find([value for value in values.values() if value is not None])
+        """The rows found, with one statement; a source key that no row holds is set aside.
+
+        Of two ids that are spellings of one value, the first counts.
+        """
+        metadata = batch.metadata or [None] * len(batch)
+        told = {source: self._value(source, fields) for source, fields in zip(batch.source_keys, metadata, strict=True)}
+        owners: dict[str, str] = {}
+        for source, value in told.items():
+            if value is not None:
+                owners.setdefault(value, source)
+        found = self._find(list(owners))
         positions: list[int] = []
         keys: list[Key] = []
         rejected = list(batch.rejected)
         for position, source in enumerate(batch.source_keys):
-            rows = found.get(values[source] or "", []) if values[source] is not None else []
+            value = told[source]
+            rows = found.get(value, []) if value is not None and owners[value] == source else []
             positions += [position] * len(rows)
             keys += rows
             if not rows:
-                rejected.append(RowError(source, Reason.NO_TARGET, f"no row of this scope has it in {self._column}"))
+                rejected.append(RowError(source, Reason.NO_TARGET, self._why(source, value, owners)))
         return replace(batch.take(positions, keys), rejected=tuple(rejected))
+
+    def _value(self, source_key: str, metadata: Mapping[str, Any] | None) -> str | None:
+        """What the look-up column is to hold."""
+        type_name = self._table.column_types[self._column]
+        value = canonical(source_key, type_name)
+        if value is not None or self._id_field is None:
+            return value
+        found = split_prefix(source_key) if type_name == "uuid" else None
+        return canonical(found[1] if found else str((metadata or {}).get(self._id_field, "")), type_name)
+
+    def _why(self, source_key: str, value: str | None, owners: Mapping[str, str]) -> str:
+        if value is not None and owners[value] != source_key:
+            return f"{owners[value]!r} is another spelling of the same key"
+        return f"no row of this scope has it in {self._column}"
 
     def _find(self, values: Sequence[str]) -> dict[str, list[Key]]:
         table = self._table
@@ -213,6 +240,36 @@ class LookUp:
         return key[0]
 
 
+class OwnKeys(_MadeOfKeys):
+    """For rows that are their own source: the source key is the row's own key, of several columns as a JSON list."""
+
+    name = "own"
+    makes_keys = False
+
+    def __init__(self, types: Sequence[str]) -> None:
+        super().__init__(types)
+
+    def _to_key(self, source_key: str) -> Key | str:
+        if len(self._types) == 1:
+            return self._typed((source_key,))
+        try:
+            parts = json.loads(source_key)
+        except ValueError:
+            parts = None
+        if not isinstance(parts, list) or len(parts) != len(self._types):
+            return f"expected a JSON list of {len(self._types)} values"
+        return self._typed([str(part) for part in parts])
+
+    def to_key(self, source_key: str) -> Key | None:
+        """The key of a row as PostgreSQL spells it; None where it is none."""
+        key = self._to_key(source_key)
+        return None if isinstance(key, str) else key
+
+    def to_source(self, key: Key) -> str:
+        """The key itself, or the list."""
+        return key[0] if len(key) == 1 else json.dumps(list(key), ensure_ascii=False)
+
+
 def open_key_map(table: VectorTable, scope: Mapping[str, str], engine: Engine) -> KeyMap:
     """The key map of a table from the catalogue, for one scope."""
     rule = table.key_rule
@@ -226,6 +283,34 @@ def open_key_map(table: VectorTable, scope: Mapping[str, str], engine: Engine) -
     if rule.kind == "lookup":
         return LookUp(engine, table, scope)
     return Identity(types)
+
+
+def to_key_maker(table: VectorTable, scope: Mapping[str, str]) -> Callable[[str], str]:
+    """What makes the key of a row, as text, from its source key alone, without the database.
+
+    Raises `ConfigError` for a table whose keys are not made so; what it returns does for a source key that has no key.
+    """
+    rule = table.key_rule
+    if rule.kind == "identity":
+        return str
+    if rule.kind != "uuid5" or rule.uuid_namespace is None:
+        raise ConfigError(f"the keys of table {table.name} are not made of ids (key map {rule.kind})")
+    key_map = Uuid5(rule.uuid_namespace, scope)
+
+    def to_key(source_key: str) -> str:
+        key = key_map._to_key(source_key)
+        if isinstance(key, str):
+            raise ConfigError(key)
+        return key[0]
+
+    return to_key
+
+
+def store_keys(key_map: KeyMap, batch: VectorBatch) -> Sequence[str]:
+    """What a store that writes the same rows calls each row of a batch with keys."""
+    if isinstance(key_map, Uuid5) and batch.keys is not None:
+        return [key[0] for key in batch.keys]
+    return batch.source_keys
 
 
 def check_invertible(key_map: KeyMap) -> None:

@@ -19,6 +19,8 @@ RAG_CHUNKS = VectorTable(
     text="content",
     metadata="metadata",
     model="embedding_model",
+    hash="embedding_hash",
+    text_hash="embedding_text_hash",
     dimension=1536,
 )
 
@@ -29,9 +31,12 @@ VECTOR_DOCUMENTS = VectorTable(
     scope=("user_id", "collection_name"),
     text="text",
     metadata="metadata",
+    hash="embedding_hash",
+    text_hash="embedding_text_hash",
     dimension=768,
     key_rule=KeyRule("uuid5", uuid_namespace=UUID("3e2da8c0-567b-520d-a8f3-92fcfbdc89aa")),
     source="simple",
+    section="documents",
 )
 
 PRODUCTS = VectorTable(
@@ -39,11 +44,15 @@ PRODUCTS = VectorTable(
     table="products",
     key=("id",),
     model="embedding_model",
+    hash="embedding_hash",
+    text_hash="embedding_text_hash",
     dimension=768,
-    key_rule=KeyRule("lookup", lookup="id"),
+    key_rule=KeyRule("lookup", lookup="id", id_field="product_id"),
     source="chroma",
     text_columns=("name", "brand", "category", "description"),
     filter_columns={name: name for name in ("category", "brand", "price", "stock", "active")},
+    stats_view="product_embedding_stats",
+    section="products",
 )
 
 SHIPPED = {table.name: table for table in (RAG_CHUNKS, VECTOR_DOCUMENTS, PRODUCTS)}

@@ -7,8 +7,9 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-SearchSetting = Literal["ef_search", "probes"]
-"""How many candidates a search of an hnsw index keeps; how many lists one of an ivfflat index reads."""
+SearchSetting = Literal["ef_search", "probes", "oversampling"]
+"""How many candidates a search of an hnsw index keeps; how many lists one of an ivfflat index reads; how many rows are
+taken from an index for each hit."""
 
 _MAY_READ = sa.text("SELECT has_table_privilege(to_regclass('vector_setting'), 'SELECT')")
 _READ = sa.text("SELECT name, value FROM vector_setting WHERE target = :target")
@@ -27,5 +28,5 @@ def stored_settings(connection: Connection, target: str) -> dict[SearchSetting, 
 
 
 def store_setting(connection: Connection, target: str, name: SearchSetting, value: int) -> None:
-    """Store one for every store on the vector table that is opened from now on."""
+    """Store one for every store on the vector table."""
     connection.execute(_STORE, {"target": target, "name": name, "value": value})

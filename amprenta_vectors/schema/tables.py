@@ -9,30 +9,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl import VectorType
-from amprenta_vectors.ddl.catalogue import MADE, column_types, comment_of, table_exists
-from amprenta_vectors.ddl.vector_index import VECTOR_INDEX_LIMIT
-from amprenta_vectors.schema.registry import RAG_CHUNKS
-
-_ADOPTED = {"adopted": True}
-"""The ``info`` of a column that was there before: its owner's affair."""
-
-_SERVED = sa.text("""
-    SELECT 1 FROM pg_index i
-    JOIN pg_class c ON c.oid = i.indexrelid
-    JOIN pg_am am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
-    JOIN pg_opclass o ON o.oid = i.indclass[0] AND o.opcname = :opclass
-    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = :column
-    JOIN pg_depend d ON d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum
-    WHERE i.indrelid = to_regclass(:table) AND i.indisvalid AND i.indpred IS NULL
-""")
+from amprenta_vectors.ddl.catalogue import MADE
+from amprenta_vectors.schema.section_tables import ADOPTED, SECTION_TABLES, add_section_table
 
 
-def comparison(connection: Connection) -> dict[str, Any]:
-    """What ``context.configure`` needs to compare what is ours, and nothing else, with what the revisions make."""
+def comparison(connection: Connection, section: str = "alembic") -> dict[str, Any]:
+    """What ``context.configure`` needs to compare what ``section`` makes, and nothing else, with the database."""
     metadata = sa.MetaData()
     _add_engine(metadata)
-    _add_rag_chunks(metadata, connection)
+    if section in SECTION_TABLES:
+        add_section_table(metadata, connection, SECTION_TABLES[section])
 
     def is_named(name: str | None, type_: str, parents: Mapping[str, str | None]) -> bool:
         if type_ == "foreign_key_constraint":
@@ -49,7 +35,7 @@ def comparison(connection: Connection) -> dict[str, Any]:
 
 def _is_ours(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
     """Whatever the database has beyond our tables, columns and indexes belongs to somebody else."""
-    return not (reflected and compare_to is None) and "adopted" not in item.info
+    return not (reflected and compare_to is None) and item.info != ADOPTED
 
 
 def _add_engine(metadata: sa.MetaData) -> None:
@@ -70,7 +56,9 @@ def _add_engine(metadata: sa.MetaData) -> None:
         sa.Column("fingerprint", sa.Text),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("desired_state", sa.Text, nullable=False),
-        *(sa.Column(name, sa.BigInteger) for name in ("row_limit", "expected_keys")),
+        sa.Column("row_limit", sa.BigInteger),
+        sa.Column("replaces", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("expected_keys", sa.BigInteger),
         sa.Column("limits", JSONB, nullable=False, server_default=sa.text("'{}'")),
         count("read_units"),
         *(sa.Column(name, sa.Text) for name in ("plan_token", "plan_owner")),
@@ -96,7 +84,7 @@ def _add_engine(metadata: sa.MetaData) -> None:
         sa.Column("owner", sa.Text),
         sa.Column("lease_expires_at", moment),
         count("keys_done"),
-        *(count(f"rows_{what}") for what in ("written", "skipped", "missing", "quarantined")),
+        *(count(f"rows_{what}") for what in ("written", "replaced", "skipped", "missing", "quarantined")),
         sa.Column("checksum", sa.BigInteger),
         *(sa.Column(name, moment) for name in ("started_at", "finished_at")),
         sa.Column("last_error", sa.Text),
@@ -124,6 +112,14 @@ def _add_engine(metadata: sa.MetaData) -> None:
         sa.Column("available", sa.Double, nullable=False, server_default="0"),
         sa.Column("filled_at", moment, nullable=False, server_default=sa.func.now()),
         *(sa.Column(name, moment) for name in ("lowered_at", "blocked_until")),
+        comment=MADE,
+    )
+    sa.Table(
+        "migration_insert",
+        metadata,
+        sa.Column("run_id", sa.BigInteger, run_id._copy(), primary_key=True),
+        sa.Column("key", ARRAY(sa.Text), primary_key=True),
+        sa.Column("digest", sa.Text, nullable=False),
         comment=MADE,
     )
     sa.Table(
@@ -192,48 +188,3 @@ def _add_engine(metadata: sa.MetaData) -> None:
         sa.Column("built_at", moment),
         comment=MADE,
     )
-
-
-def _add_rag_chunks(metadata: sa.MetaData, connection: Connection) -> None:
-    """All of a table that was made here; of an adopted one, the columns that were added to it."""
-    name, types = RAG_CHUNKS.table, column_types(connection, RAG_CHUNKS.table)
-    made = not table_exists(connection, name) or comment_of(connection, name) == MADE
-    moment = sa.TIMESTAMP(timezone=True)
-    own = (
-        sa.Column("namespace", sa.Text, primary_key=True, server_default=""),
-        sa.Column("chunk_id", sa.Text, primary_key=True),
-        sa.Column("content", sa.Text),
-        sa.Column("metadata", JSONB, nullable=False, server_default=sa.text("'{}'")),
-        sa.Column("created_at", moment, nullable=False, server_default=sa.func.now()),
-        sa.Column("updated_at", moment, nullable=False, server_default=sa.func.now()),
-    )
-    vector = VectorType.parse(types.get("embedding", "")) or VectorType("vector", RAG_CHUNKS.dimension)
-
-    def added(column: str, type_: sa.types.TypeEngine[Any]) -> sa.Column[Any]:
-        there_before = column in types and comment_of(connection, name, column) != MADE
-        return sa.Column(column, type_, comment=MADE, info=_ADOPTED if there_before else None)
-
-    table = sa.Table(
-        name,
-        metadata,
-        *(own if made else ()),
-        added("embedding", vector),
-        added("embedding_model", sa.Text()),
-        comment=MADE if made else comment_of(connection, name) or None,
-    )
-    # Which index serves is the operator's choice, as the dimension is; that there is one is ours.
-    opclass = f"{_indexed_as(vector).storage}_cosine_ops"
-    if not connection.execute(_SERVED, {"table": name, "column": "embedding", "opclass": opclass}).first():
-        key = table.c.embedding
-        sa.Index(
-            "idx_rag_chunks_embedding",
-            key if _indexed_as(vector) is vector else sa.cast(key, _indexed_as(vector)).label("embedding"),
-            postgresql_using="hnsw",
-            postgresql_with={"m": 16, "ef_construction": 64},
-            postgresql_ops={"embedding": opclass},
-        )
-
-
-def _indexed_as(vector: VectorType) -> VectorType:
-    """The type whose values the index holds: past 2000 dimensions, those of a cast."""
-    return VectorType("halfvec", vector.dimension) if vector.dimension > VECTOR_INDEX_LIMIT else vector

@@ -24,12 +24,16 @@ class KeyRule:
     ``identity``: the source key is the key. ``uuid5``: the UUID of ``uuid_namespace`` and scope and source key.
     ``lookup``: the rows whose column ``lookup`` holds the source key. ``numbered``: source key and a number from 0.
     ``split``: the parts of the source key between ``separator``.
+
+    With ``id_field``, a lookup takes a UUID after a prefix for that UUID (``product_…``), and where the source key ends
+    in none, the one in that field of the record's metadata.
     """
 
     kind: KeyKind = "identity"
     uuid_namespace: UUID | None = None
     lookup: str | None = None
     separator: str | None = None
+    id_field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,14 @@ class VectorTable:
     the catalogue it is the column's own, and ``column_types`` has the SQL types of scope, key and look-up column.
     ``metadata_text_field`` is the metadata field that a source keeps its text in; None is as the settings say.
     ``scope_values`` fixes the value of scope columns; the one that is left takes the source's namespace. ``sparse`` is
-    a ``sparsevec(sparse_dimension)`` beside the embedding. ``source`` is the kind of source that fills it where the
-    settings name none. ``text_columns`` are those whose text is embedded where the rows themselves are the source; none
-    is the ``text`` column. ``filter_columns`` are the fields of a filter that are columns of the table, and their names; of
-    a table from the catalogue, those that it has, with their types in ``column_types``. A ``declared`` table has every
-    column that it names, and the dimension and storage that it says; a shipped one is taken as it is found.
+    a ``sparsevec(sparse_dimension)`` beside the embedding. ``hash`` and ``text_hash`` are bigint columns in which the
+    engine keeps what it wrote, as `amprenta_vectors.schema.hashes` makes them; NULL where it did not. ``source`` is the
+    kind of source that fills it where the settings name none. ``text_columns`` are those whose text is embedded where
+    the rows themselves are the source; none is the ``text`` column. ``filter_columns`` are the fields of a filter that
+    are columns of the table, by field; of a table from the catalogue, those that it has, with their types in
+    ``column_types``. ``stats_view`` is a materialised view that counts its embeddings; ``section`` is what ``alembic
+    -n`` makes it by, where that is not the default section. A ``declared`` table has every column that it names, and
+    the dimension and storage that it says; a shipped one is taken as it is found.
     """
 
     name: str
@@ -63,11 +70,15 @@ class VectorTable:
     metadata_text_field: str | None = None
     sparse: str | None = None
     sparse_dimension: int | None = None
+    hash: str | None = None
+    text_hash: str | None = None
     key_rule: KeyRule = KeyRule()
     source: SourceKind = "pinecone"
     text_columns: tuple[str, ...] = ()
     scope_values: Mapping[str, str] = field(default_factory=dict)
     filter_columns: Mapping[str, str] = field(default_factory=dict)
+    stats_view: str | None = None
+    section: str | None = None
     declared: bool = False
     column_types: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -95,6 +106,7 @@ class VectorTable:
     def column_names(self) -> tuple[str, ...]:
         """Every column that this table names, each once."""
         names = (*self.unique_columns, self.embedding, self.sparse, self.text, self.metadata, self.model)
+        names = (*names, self.hash, self.text_hash)
         return tuple(dict.fromkeys(name for name in (*names, self.key_rule.lookup) if name is not None))
 
     def scope_for(self, namespace: str) -> dict[str, str]:

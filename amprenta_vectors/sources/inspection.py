@@ -1,4 +1,4 @@
-"""What an index holds, as far as its description, its counts and a sample of its records tell."""
+"""What a source holds, as far as its description, its counts and a sample of its records tell."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from amprenta_vectors.batch import Reason
+from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.config import Settings, normalize_namespace
-from amprenta_vectors.errors import SourceNotFound
+from amprenta_vectors.errors import AmprentaError, SourceNotFound
+from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
 from amprenta_vectors.sources.pinecone import PineconeSource, open_source
 from amprenta_vectors.sources.pinecone_client import Kind, PineconeIndex, VectorField, sdk_errors
+from amprenta_vectors.sources.protocol import Origin, Source, TextSource
 
 SAMPLE = 100
 """Records that are looked at: a page of the list, and 11 read units in all."""
@@ -88,6 +90,70 @@ def inspect_index(settings: Settings, index: PineconeIndex, namespace: str | Non
     )
 
 
+@dataclass(frozen=True)
+class OriginInspection:
+    """Any other source than an index. ``records`` of ``namespace`` were looked at, ``with_text`` had a text.
+
+    ``refused`` has why a namespace cannot be read.
+    """
+
+    kind: SourceKind
+    name: str
+    dimension: int | None
+    distance: str | None
+    model: str | None
+    namespaces: Mapping[str, int]
+    refused: Mapping[str, AmprentaError]
+    namespace: str
+    records: int
+    with_text: int
+    fields: Mapping[str, MetadataField]
+
+
+def inspect_origin(origin: Origin, table: VectorTable, namespace: str | None) -> OriginInspection:
+    """Look at every namespace, and at a sample of ``namespace``; None is the largest that can be read.
+
+    Raises `SourceNotFound` where there is none.
+    """
+    namespaces = origin.namespaces()
+    readable: dict[str, Source] = {}
+    refused: dict[str, AmprentaError] = {}
+    for name in namespaces if namespace is None else [namespace]:
+        try:
+            readable[name] = origin.open(table, name, with_metadata=True)
+        except AmprentaError as error:
+            refused[name] = error
+    if namespace in refused:
+        raise refused[namespace]
+    if not readable:
+        raise next(iter(refused.values()), SourceNotFound(f"{origin.name} is empty"))
+    chosen = max(readable, key=lambda name: namespaces.get(name, 0))
+    source = readable[chosen]
+    page, _ = next(source.iter_keys(), ((), None))
+    texts, fields = _texts_and_fields(source, page[:SAMPLE])
+    return OriginInspection(
+        kind=origin.kind,
+        name=origin.name,
+        dimension=origin.dimension or source.description.dimension,
+        distance=origin.distance,
+        model=origin.model,
+        namespaces=namespaces,
+        refused=refused,
+        namespace=chosen,
+        records=len(page[:SAMPLE]),
+        with_text=sum(bool(text) for text in texts),
+        fields=fields,
+    )
+
+
+def _texts_and_fields(source: Source, keys: Sequence[str]) -> tuple[Sequence[str | None], dict[str, MetadataField]]:
+    if isinstance(source, TextSource):
+        # To embed them would cost, and show nothing more.
+        return list(source.texts(keys).values()), {}
+    batch = source.fetch(keys)
+    return batch.texts or (), _fields(batch)
+
+
 def _with_some_field(index: PineconeIndex) -> PineconeIndex:
     """The index with any of its vector fields chosen, which is all the same to the fields beside them."""
     for name, field in index.vector_fields.items():
@@ -106,17 +172,21 @@ def _some_keys(index: PineconeIndex, source: PineconeSource, namespace: str) -> 
 
 def _sample(source: PineconeSource, namespace: str, keys: Sequence[str]) -> Sample:
     batch = source.fetch(keys)
-    types: dict[str, Counter[str]] = {}
-    for fields in batch.metadata or ():
-        for name, value in (fields or {}).items():
-            types.setdefault(name, Counter())[_type(value)] += 1
     dense_too = sum(values is not None for values in batch.sparse or ())
     return Sample(
         namespace=namespace,
         records=len(set(batch.source_keys) | {error.key for error in batch.rejected}),
         sparse=dense_too + sum(error.reason == Reason.SPARSE_ONLY for error in batch.rejected),
-        fields={name: MetadataField(found.total(), found) for name, found in sorted(types.items())},
+        fields=_fields(batch),
     )
+
+
+def _fields(batch: VectorBatch) -> dict[str, MetadataField]:
+    types: dict[str, Counter[str]] = {}
+    for fields in batch.metadata or ():
+        for name, value in (fields or {}).items():
+            types.setdefault(name, Counter())[_type(value)] += 1
+    return {name: MetadataField(found.total(), found) for name, found in sorted(types.items())}
 
 
 def _type(value: Any) -> str:

@@ -16,7 +16,8 @@ class SourceDescription:
 
     ``identity`` tells this source from every other of its ``kind`` (for Pinecone: host and namespace).
     ``distance`` is ``cosine``, ``l2`` or ``ip``; None where the source does not know. ``count`` is the source's own
-    figure and may lag behind. Where it does not ``lists``, its keys must be known from elsewhere.
+    figure and may lag behind. Where it does not ``lists``, its keys must be known from elsewhere. Vectors that are
+    ``computed`` are made when they are fetched: they cost time, and may differ in their last bits from time to time.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class SourceDescription:
     model: str | None = None
     count: int | None = None
     lists: bool = True
+    computed: bool = False
 
 
 class TokenRefused(Exception):
@@ -86,6 +88,15 @@ class Source(Protocol):
 
         Holds no reference to earlier batches. Raises `TransientError`, `CredentialsRefused`, `SourceNotFound`.
         """
+        ...
+
+
+@runtime_checkable
+class TextSource(Source, Protocol):
+    """A source whose vectors are computed from texts, which can be had without them."""
+
+    def texts(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """The text of each record that is there, ``""`` where it has none. Raises as `fetch` does."""
         ...
 
 

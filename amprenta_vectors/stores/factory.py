@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sqlalchemy.engine import Engine
+
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import ConfigError, UnknownBackend
 from amprenta_vectors.schema.registry import get_table
+from amprenta_vectors.sources.opening import kind_of
 from amprenta_vectors.stores.composites.dual import DualStore
 from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
@@ -60,7 +63,7 @@ def check_mode(settings: Settings) -> None:
 def _check_same_keys(settings: Settings) -> None:
     """Raises `ConfigError` for a table whose keys are not those of the other store: no hit or write would match."""
     table = get_table(settings.table, settings.config)
-    if table.key_rule.kind == "uuid5":
+    if table.key_rule.kind == "uuid5" and "pinecone" in (settings.vector_backend, settings.vector_secondary):
         raise ConfigError(
             f"the keys of table {table.name} are made from the other store's by uuid5, so the two cannot be joined",
             hint="VECTOR_MODE=single",
@@ -73,21 +76,22 @@ def _opener(variable: str, backend: str) -> Callable[[Settings], VectorStore]:
     return BACKENDS[backend]
 
 
-def open_pgvector_store(settings: Settings) -> PgVectorStore:
-    """The store on ``AMPRENTA_TABLE``, with an engine of its own."""
+def open_pgvector_store(settings: Settings, engine: Engine | None = None) -> PgVectorStore:
+    """The store on ``AMPRENTA_TABLE``, with an engine of its own where none is given."""
     table = get_table(settings.table, settings.config)
     return PgVectorStore(
-        create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS),
+        create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS) if engine is None else engine,
         table,
         table.scope_for(settings.pinecone_namespace),
         ef_search=settings.ef_search,
         probes=settings.probes,
+        oversampling=settings.oversampling,
         dimension=settings.vector_dimension,
         model=settings.embedding_model,
         text_field=text_field_of(settings),
         threshold=settings.pgvector_similarity_threshold,
         query_timeout_seconds=settings.query_timeout_seconds,
-        owns_engine=True,
+        owns_engine=engine is None,
     )
 
 
@@ -105,6 +109,41 @@ def open_pinecone_store(settings: Settings) -> VectorStore:
     )
 
 
+def open_simple_store(settings: Settings) -> VectorStore:
+    """The store below ``SIMPLE_STORE_ROOT``."""
+    # It locks files as only POSIX does.
+    from amprenta_vectors.stores import simple
+
+    return simple.open_simple_store(settings)
+
+
+def open_chroma_store(settings: Settings) -> VectorStore:
+    """The store on ``CHROMA_COLLECTION``, whose keys are those of ``AMPRENTA_TABLE``."""
+    # An application on another backend need not have the package.
+    from amprenta_vectors.sources.chroma_client import open_collection
+    from amprenta_vectors.sources.chroma_ids import open_ids
+    from amprenta_vectors.stores.chroma import ChromaStore
+
+    collection = open_collection(settings)
+    return ChromaStore(
+        collection,
+        open_ids(collection, get_table(settings.table, settings.config).key_rule.id_field),
+        text_field_of(settings),
+        threshold=settings.chroma_similarity_threshold,
+    )
+
+
+def open_source_store(settings: Settings) -> VectorStore:
+    """The store that holds what ``AMPRENTA_TABLE`` is filled from. Raises `ConfigError` where its own rows do that."""
+    kind = kind_of(settings, get_table(settings.table, settings.config))
+    if kind not in BACKENDS:
+        raise ConfigError(
+            f"AMPRENTA_SOURCE is {kind}: no other store has the vectors of table {settings.table}",
+            hint="AMPRENTA_SOURCE=pinecone|chroma|simple names a store to compare with",
+        )
+    return BACKENDS[kind](settings)
+
+
 def text_field_of(settings: Settings) -> str:
     """The metadata field that holds a record's text: the same on every backend."""
     return get_table(settings.table, settings.config).metadata_text_field or settings.text_field
@@ -115,12 +154,16 @@ def _fallback(primary: VectorStore, secondary: VectorStore, settings: Settings) 
 
 
 def _hybrid(primary: VectorStore, secondary: VectorStore, settings: Settings) -> VectorStore:
-    return HybridStore(primary, secondary, join=settings.vector_hybrid_join)
+    return HybridStore(
+        primary, secondary, join=settings.vector_hybrid_join, timeout_seconds=settings.vector_timeout_seconds
+    )
 
 
 BACKENDS: dict[str, Callable[[Settings], VectorStore]] = {
     "pinecone": open_pinecone_store,
     "pgvector": open_pgvector_store,
+    "chroma": open_chroma_store,
+    "simple": open_simple_store,
 }
 """What ``VECTOR_BACKEND`` may be."""
 

@@ -32,6 +32,8 @@ TOMBSTONE_HOURS = 24
 VISIBLE_SECONDS = 60.0
 """Pinecone is eventually consistent: a record may still be read for a while after its deletion was acknowledged."""
 BUCKETS = 64
+INTENDED_AT_ONCE = 1000
+"""Records a statement, as the store writes them."""
 _LOCKS = 723056118
 """The class of the advisory locks that put a deletion and a write of one key in order; any number would do."""
 
@@ -94,25 +96,20 @@ class Outbox:
 
     def intend(self, connection: Connection, records: Sequence[Record]) -> None:
         """Record rows that were written. Call after they are touched: then ids are in the order of the rows."""
-        connection.execute(
-            _INTEND,
-            [
-                {
-                    **self._of,
-                    "key": record.key,
-                    "operation": "upsert",
-                    "vector": np.asarray(record.vector, dtype="<f4").tobytes(),
-                    "text": record.text,
-                    "metadata": json.dumps(dict(record.metadata), ensure_ascii=False),
-                }
-                for record in records
-            ],
-        )
+        for start in range(0, len(records), INTENDED_AT_ONCE):
+            part = records[start : start + INTENDED_AT_ONCE]
+            columns = {
+                "keys": [record.key for record in part],
+                "vectors": [np.asarray(record.vector, dtype="<f4").tobytes().hex() for record in part],
+                "texts": [record.text for record in part],
+                "metadata": [json.dumps(dict(record.metadata), ensure_ascii=False) for record in part],
+            }
+            connection.execute(_INTEND, {**self._of, **columns, "operation": "upsert"})
 
     def intend_deletion(self, connection: Connection, keys: Sequence[str]) -> None:
         """Record rows that were deleted, likewise."""
-        nothing = {"operation": "delete", "vector": None, "text": None, "metadata": None}
-        connection.execute(_INTEND, [{**self._of, "key": key, **nothing} for key in keys])
+        nothing = dict.fromkeys(("vectors", "texts", "metadata"), [None] * len(keys))
+        connection.execute(_INTEND, {**self._of, **nothing, "keys": list(keys), "operation": "delete"})
 
     def deleted_since(self, connection: Connection, keys: Sequence[str], moment: datetime) -> set[str]:
         """Those of ``keys`` whose deletion the other store may not have shown to one who read it after ``moment``.
@@ -121,6 +118,14 @@ class Outbox:
         """
         values = {**self._of, "keys": list(keys), "moment": moment, "lag": VISIBLE_SECONDS}
         return set(connection.execute(_DELETED, values).scalars())
+
+    def newer_than(self, connection: Connection, keys: Sequence[str], moment: datetime) -> set[str]:
+        """Those of ``keys`` that were written or deleted here, which the other store may not have shown at ``moment``.
+
+        Call it once the rows are locked, in the transaction that changes them.
+        """
+        values = {**self._of, "keys": list(keys), "moment": moment, "lag": VISIBLE_SECONDS}
+        return set(connection.execute(_NEWER, values).scalars())
 
     def claim(self, most: int, *, keys: Sequence[str] | None = None, at_once: bool = False) -> list[Intent]:
         """Claim keys that have something pending: those of ``keys``, or the oldest, from ``most`` intents at most.
@@ -215,7 +220,11 @@ _LOCK_CLAIMS = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:target ||
 
 _INTEND = sa.text("""
     INSERT INTO vector_outbox (target, scope, key, operation, vector, text, metadata)
-    VALUES (:target, CAST(:scope AS jsonb), :key, :operation, :vector, :text, CAST(:metadata AS jsonb))
+    SELECT :target, CAST(:scope AS jsonb), key, :operation, decode(vector, 'hex'), text, CAST(metadata AS jsonb)
+    FROM unnest(
+        CAST(:keys AS text[]), CAST(:vectors AS text[]), CAST(:texts AS text[]), CAST(:metadata AS text[])
+    ) WITH ORDINALITY AS given(key, vector, text, metadata, place)
+    ORDER BY place
 """)
 
 _CLAIM = sa.text("""
@@ -280,6 +289,12 @@ _DELETED = sa.text("""
     SELECT DISTINCT key FROM vector_outbox
     WHERE target = :target AND scope @> CAST(:scope AS jsonb) AND key = ANY(CAST(:keys AS text[]))
       AND operation = 'delete' AND (cleared_at IS NULL OR cleared_at > :moment - make_interval(secs => :lag))
+""")
+
+_NEWER = sa.text("""
+    SELECT DISTINCT key FROM vector_outbox
+    WHERE target = :target AND scope @> CAST(:scope AS jsonb) AND key = ANY(CAST(:keys AS text[]))
+      AND (cleared_at IS NULL OR cleared_at > :moment - make_interval(secs => :lag))
 """)
 
 _PENDING = sa.text("""

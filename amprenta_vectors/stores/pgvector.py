@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.db import to_error
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
+from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.catalogue import columns_of, resolve_table
 from amprenta_vectors.schema.search_settings import stored_settings
 from amprenta_vectors.schema.vector_table import Distance, VectorTable
@@ -31,8 +33,9 @@ from amprenta_vectors.stores.pgvector_sql import (
     to_text,
 )
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.search import MAX_EF_SEARCH, Searcher, with_distance
-from amprenta_vectors.stores.search_plan import SearchPlan, has_vector_index, to_search_plan
+from amprenta_vectors.stores.search import Searcher, with_distance
+from amprenta_vectors.stores.search_plan import SearchPlan, to_search_plan
+from amprenta_vectors.stores.search_settings import MAX_EF_SEARCH, SearchSettings
 from amprenta_vectors.stores.vectors import (
     FEW_ROWS,
     check_top_k,
@@ -42,9 +45,9 @@ from amprenta_vectors.stores.vectors import (
     to_query_vector,
 )
 
-DEFAULT_EF_SEARCH = 300
-"""On 28,515 real embeddings of 256 dimensions, HNSW with m 16 and ef_construction 64: recall@10 0.997 (200: 0.990)."""
 ROWS_PER_STATEMENT = 1000
+LOOK_SECONDS = 60.0
+"""After so long a search looks again which index serves: it may have been built or replaced meanwhile."""
 
 _SCORES: dict[Distance, Callable[[float], float]] = {
     "cosine": lambda distance: 1.0 - distance,
@@ -60,13 +63,17 @@ class PgVectorStore:
     ``scope`` has a value for each scope column that the table is described with; where the real table lacks the column
     it is one scope, and the value is not used. The catalogue is read on first use, and what is not there raises then:
     `NotUpgraded`, `SchemaMismatch`. ``ef_search`` (1 to 1000) is how many candidates a search of the index keeps, never
-    fewer than ``top_k``; ``probes`` is how many lists one of an ivfflat index reads. Without them, what
+    fewer than ``top_k``; ``probes`` is how many lists one of an ivfflat index reads; ``oversampling`` is how many rows
+    are taken from an index for each hit, the nearest of them by exact distance being the hits. Without them, what
     ``amprenta-vectors tune --apply`` stored for the table is used. ``dimension`` is what the settings demand of the
     column, where they do: `DimensionMismatch` otherwise. ``model`` is written beside every vector. Hits not as near as
     the score ``threshold`` are left out. A query that PostgreSQL takes longer than ``query_timeout_seconds`` for raises
     `TimedOut`. Where Pinecone keeps the text in a metadata field, ``text_field``, a filter on that field asks the text
     column here.
     `close` disposes of ``engine`` only with ``owns_engine``.
+
+    Whichever index the catalogue has on the column, of its values, their halves or their signs, is searched by what it
+    holds; of several kinds, the one built last. What is built or stored later is used within a minute.
 
     Any number of threads may share a store. Database errors are raised as `TransientError` or `AmprentaError`.
     """
@@ -81,6 +88,7 @@ class PgVectorStore:
         *,
         ef_search: int | None = None,
         probes: int | None = None,
+        oversampling: int | None = None,
         dimension: int | None = None,
         model: str | None = None,
         text_field: str = "text",
@@ -107,6 +115,7 @@ class PgVectorStore:
         self._scope = dict(scope)
         self._ef_search = ef_search
         self._probes = probes
+        self._oversampling = oversampling
         self._dimension = dimension
         self._model = model
         self._text_field = text_field
@@ -115,6 +124,7 @@ class PgVectorStore:
         self._owns_engine = owns_engine
         self._resolved: Statements | None = None
         self._searcher: Searcher | None = None
+        self._looked_at = 0.0
 
     def open_outbox(self) -> Outbox:
         """The outbox of this table and scope, on this store's connections."""
@@ -158,8 +168,8 @@ class PgVectorStore:
             found = searcher.nearest(asked, top_k, condition, exact=exact)
             plan = searcher.explain(asked, top_k, condition, exact=exact)
             with self._snapshots.begin() as connection:
-                indexed = has_vector_index(connection, statements.table)
-        return to_search_plan(plan, found, top_k, searcher.ef_search(top_k), exact=exact, indexed=indexed)
+                indexes = ann_indexes(connection, statements.table)
+        return to_search_plan(plan, found, top_k, searcher.settings, indexes, exact=exact)
 
     def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
         """The exact score of each of ``keys`` that is here."""
@@ -249,14 +259,28 @@ class PgVectorStore:
             ) from None
 
     def _open(self) -> tuple[Statements, Searcher]:
-        if self._searcher is None:
-            with self._snapshots.begin() as connection:
-                statements = self._resolve(connection)
-                stored = stored_settings(connection, self._table.target)
-            ef_search = self._ef_search or stored.get("ef_search", DEFAULT_EF_SEARCH)
-            probes = self._probes or stored.get("probes")
-            self._searcher = Searcher(self._engine, statements, ef_search, self._query_timeout_seconds, probes)
-        return self._searcher.statements, self._searcher
+        searcher, now = self._searcher, time.monotonic()
+        if searcher is None or now - self._looked_at >= LOOK_SECONDS:
+            # Noted first, so that threads do not all look.
+            self._looked_at = now
+            searcher = self._searcher = self._look(searcher)
+        return searcher.statements, searcher
+
+    def _look(self, before: Searcher | None) -> Searcher:
+        """A searcher by the catalogue and what is stored now; the one ``before`` where nothing changed."""
+        with self._snapshots.begin() as connection:
+            statements = self._resolve(connection)
+            stored = stored_settings(connection, self._table.target)
+            settings = SearchSettings(
+                statements.table,
+                serving(statements.table, ann_indexes(connection, statements.table)),
+                ef_search=self._ef_search or stored.get("ef_search"),
+                probes=self._probes or stored.get("probes"),
+                oversampling=self._oversampling or stored.get("oversampling"),
+            )
+        if before is not None and before.settings == settings:
+            return before
+        return Searcher(self._engine, statements, settings, self._query_timeout_seconds)
 
     def _resolve(self, connection: Connection) -> Statements:
         if self._resolved is None:

@@ -10,9 +10,10 @@ import orjson
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from pgvector.sqlalchemy import HALFVEC, VECTOR
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import BIT, JSONB, insert
 
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.schema.ann_indexes import IndexStorage
 from amprenta_vectors.schema.expressions import among, in_scope, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.vector_table import OPERATORS, VectorTable
@@ -23,16 +24,14 @@ from amprenta_vectors.stores.filters import Condition
 UPDATED_AT = "updated_at"
 """A timestamp column of this name is set when a row is replaced."""
 
-WIDEST_VECTOR_INDEX = 2000
-"""Dimensions that pgvector indexes as they are; past them an index is of the cast to halfvec."""
-
 
 class Statements:
     """Statements on ``table``, which has been resolved, for the rows whose scope columns equal ``scope``.
 
     A key is one string: that of a composite key has its parts joined by the separator, that of a table with a look-up
     column is what the column holds. Columns that the table does not have are selected as NULL. A filter on
-    ``text_field`` is one on the text column, and one on a field of ``filter_columns`` on that column. A replaced row's `UPDATED_AT` is set where ``has_updated_at``.
+    ``text_field`` is one on the text column, one on a field of ``filter_columns`` is one on that column. A replaced
+    row's `UPDATED_AT` is set where ``has_updated_at``.
     """
 
     def __init__(self, table: VectorTable, scope: Mapping[str, str], text_field: str, *, has_updated_at: bool) -> None:
@@ -48,26 +47,30 @@ class Statements:
         self._in_scope = sa.and_(sa.true(), *in_scope(table, self._table, scope))
         self._stored = sa.and_(self._in_scope, self._embedding.is_not(None))
 
-    def nearest(self, condition: Condition | None, *, exact: bool) -> sa.Select[Any]:
-        """``(key, distance, text, metadata)`` of the nearest rows; with ``exact``, without the vector index.
+    def nearest(self, condition: Condition | None, *, by: IndexStorage | None) -> sa.Select[Any]:
+        """``(key, distance, text, metadata)`` of the nearest rows, by an index that holds ``by``; None: without one.
 
-        Its parameters ``vector``, as `to_text` writes it, ``top_k`` and, unless ``exact``, ``candidates`` are yet to be
-        given: so many rows are taken from the index, and the nearest of them are the answer.
+        Its parameters ``vector``, as `to_text` writes it, ``top_k`` and, with an index, ``candidates`` are yet to be
+        given: so many rows are taken from the index, and the nearest of them by exact distance are the answer.
         """
         vector = sa.bindparam("vector", type_=sa.Text)
         distance = self._distance(vector)
         order: sa.ColumnElement[Any] = sa.literal_column("distance")
-        if exact:
+        if by is None:
             # No index is ordered by this, so PostgreSQL looks at every row that the scope and filter leave.
             distance = distance + sa.literal_column("0.0")
-        elif self.table.storage == "vector" and self.table.dimension > WIDEST_VECTOR_INDEX:
+        elif by == "bit":
+            order = self._signs(self._embedding).op("<~>", return_type=sa.Float())(
+                self._signs(sa.cast(vector, self._vector_type))
+            )
+        elif by != self.table.storage:
             # The index is of the cast; the distances that are given are those of the vectors themselves.
             order = self._distance(vector, HALFVEC(self.table.dimension))
         statement = sa.select(*self._identity(), distance.label("distance"), *self._payload()).where(self._stored)
         if condition is not None:
             statement = statement.where(self._matching(condition))
         top_k = sa.bindparam("top_k", type_=sa.Integer)
-        if exact:
+        if by is None:
             return statement.order_by(order).limit(top_k)
         near = statement.order_by(order).limit(sa.bindparam("candidates", type_=sa.Integer)).subquery("near")
         # PostgreSQL takes the order of an index scan for strict, and would not sort by the distance itself again.
@@ -144,6 +147,8 @@ class Statements:
         replaced: dict[str, Any] = {
             name: statement.excluded[name] for name in values if name not in table.unique_columns
         }
+        # What an application writes is its own: a reconcile that finds no hash leaves the row as it is.
+        replaced |= {name: sa.null() for name in (table.hash, table.text_hash) if name is not None}
         if self._has_updated_at:
             replaced[UPDATED_AT] = sa.func.now()
         return statement.on_conflict_do_update(index_elements=list(table.unique_columns), set_=replaced)
@@ -200,6 +205,10 @@ class Statements:
         bound = sa.cast(vector, cast_to or self._vector_type)
         stored = self._embedding if cast_to is None else sa.cast(self._embedding, cast_to)
         return stored.op(OPERATORS[self.table.distance], return_type=sa.Float())(bound)
+
+    def _signs(self, vector: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """One bit a dimension: whether it is above zero."""
+        return sa.cast(sa.func.binary_quantize(vector), BIT(self.table.dimension))
 
     def _among(self, keys: Sequence[str]) -> sa.ColumnElement[bool]:
         """Rows of those keys, which `spelled` passed."""

@@ -12,21 +12,15 @@ import psycopg2
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from amprenta_vectors.schema.ann_indexes import IndexMethod
 from amprenta_vectors.stores.filters import Condition
 from amprenta_vectors.stores.pgvector_sql import Statements, to_text
+from amprenta_vectors.stores.search_settings import ITERATIVE_SCAN, SearchSettings
 
-MAX_EF_SEARCH = 1000
-"""pgvector's own limit."""
-ITERATIVE_SCAN = "relaxed_order"
-"""Finds more than strict order does; the store sorts the hits itself."""
-
-CANDIDATES_PER_HIT = 4
-MOST_SPARE = 1000
-"""An index that is scanned on for what passes a filter stops at the first rows that do. Of four times as many the
-nearest are the right ones more often: measured, recall@10 rises from 0.96 to 0.995 with a filter that 5 % pass."""
-
-_INDEX_SETTINGS = "SET LOCAL hnsw.iterative_scan = %(iterative_scan)s; SET LOCAL hnsw.ef_search = %(ef_search)s; "
-_LIST_SETTINGS = "SET LOCAL ivfflat.iterative_scan = %(iterative_scan)s; SET LOCAL ivfflat.probes = %(probes)s; "
+_INDEX_SETTINGS: dict[IndexMethod, str] = {
+    "hnsw": "SET LOCAL hnsw.iterative_scan = %(iterative_scan)s; SET LOCAL hnsw.ef_search = %(ef_search)s; ",
+    "ivfflat": "SET LOCAL ivfflat.iterative_scan = %(iterative_scan)s; SET LOCAL ivfflat.probes = %(probes)s; ",
+}
 _TIME_OUT = "SET LOCAL statement_timeout = %(timeout_ms)s; "
 _EXPLAIN = "EXPLAIN (FORMAT JSON) "
 
@@ -52,8 +46,7 @@ class Searcher:
     Statements that are sent together, without BEGIN, are one transaction
     (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT). So the settings of a
     search hold for it alone, cost no round trip, and are safe behind a pooler. What one search finds comes from one
-    statement, and so from one snapshot. ``ef_search`` is how many candidates a search of an index keeps at least,
-    ``probes`` how many lists one of an ivfflat index reads, ``timeout_seconds`` how long PostgreSQL may take for one.
+    statement, and so from one snapshot. PostgreSQL may take ``timeout_seconds`` for one.
 
     A connection that turns out to be lost is replaced, once: a search may be asked again.
     """
@@ -62,16 +55,16 @@ class Searcher:
         self,
         engine: sa.Engine,
         statements: Statements,
-        ef_search: int,
+        settings: SearchSettings,
         timeout_seconds: float | None,
-        probes: int | None = None,
     ) -> None:
         self._engine = engine
         self.statements = statements
-        self._ef_search = ef_search
-        self._probes = {} if probes is None else {"probes": probes}
+        self.settings = settings
+        self._index_settings = "".join(_INDEX_SETTINGS[method] for method in sorted(settings.methods))
         self._limits = {} if timeout_seconds is None else {"timeout_ms": max(1, round(timeout_seconds * 1000))}
         self._texts: dict[tuple[str, bool], tuple[str, Values]] = {}
+        self._compiled: dict[Any, Any] = {}
 
     def nearest(self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool) -> Found:
         """At most ``top_k`` rows in any order, fewer only where no more match. Raises psycopg2's errors."""
@@ -90,10 +83,6 @@ class Searcher:
         found: dict[str, Any] = plans[0]["Plan"]
         return found
 
-    def ef_search(self, top_k: int) -> int:
-        """How many candidates a search for ``top_k`` keeps."""
-        return min(max(top_k, self._ef_search), MAX_EF_SEARCH)
-
     def _nearest(
         self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool
     ) -> list[Row]:
@@ -104,11 +93,16 @@ class Searcher:
         self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, exact: bool
     ) -> tuple[str, str, Values]:
         text, bound = self._text(condition, exact)
-        index_settings = _INDEX_SETTINGS + (_LIST_SETTINGS if self._probes else "")
-        settings = ("" if exact else index_settings) + (_TIME_OUT if self._limits else "")
-        values: dict[str, Any] = {"iterative_scan": ITERATIVE_SCAN, "ef_search": self.ef_search(top_k)}
-        values |= {"vector": to_text(vector), "top_k": top_k, "candidates": candidates(top_k)}
-        return settings, text, {**bound, **self._limits, **self._probes, **values}
+        settings = ("" if exact else self._index_settings) + (_TIME_OUT if self._limits else "")
+        values: dict[str, Any] = {
+            "iterative_scan": ITERATIVE_SCAN,
+            "ef_search": self.settings.kept(top_k),
+            "probes": self.settings.lists_read,
+            "vector": to_text(vector),
+            "top_k": top_k,
+            "candidates": self.settings.candidates(top_k),
+        }
+        return settings, text, {**bound, **self._limits, **values}
 
     def _text(self, condition: Condition | None, exact: bool) -> tuple[str, Values]:
         """The statement in psycopg2's spelling, and what is bound in it beside vector and number."""
@@ -117,11 +111,23 @@ class Searcher:
         # One look: another thread may clear what is kept.
         found = self._texts.get(key)
         if found is None:
-            compiled = self.statements.nearest(condition, exact=exact).compile(dialect=self._engine.dialect)
             if len(self._texts) >= _MOST_KEPT:
                 self._texts.clear()
-            found = self._texts[key] = (compiled.string, compiled.params)
+            found = self._texts[key] = self._compiled_text(condition, exact)
         return found
+
+    def _compiled_text(self, condition: Condition | None, exact: bool) -> tuple[str, Values]:
+        """Compiled once for every shape of a filter, which takes ten times as long as to find its values."""
+        statement = self.statements.nearest(condition, by=None if exact else self.settings.storage)
+        shape = statement._generate_cache_key()
+        assert shape is not None  # noqa: S101 - all that it is made of has one
+        compiled = self._compiled.get(shape.key)
+        if compiled is None:
+            if len(self._compiled) >= _MOST_KEPT:
+                self._compiled.clear()
+            compiled = statement.compile(dialect=self._engine.dialect, cache_key=shape)
+            self._compiled[shape.key] = compiled
+        return str(compiled), compiled.construct_params(extracted_parameters=shape.bindparams, _check=False)
 
     def _ask(self, message: str, values: Values) -> list[Any]:
         rows = self._ask_once(message, values, may_be_lost=True)
@@ -137,6 +143,9 @@ class Searcher:
         driver: Any = pooled.driver_connection
         before = driver.autocommit
         try:
+            # A snapshot of this store leaves them set, and psycopg2 would then set and reset them around autocommit: a
+            # round trip each, and for the session.
+            driver.set_session(isolation_level="DEFAULT", readonly="DEFAULT")
             driver.autocommit = True
             with driver.cursor() as cursor:
                 cursor.execute(message, values)
@@ -151,11 +160,6 @@ class Searcher:
             else:
                 driver.autocommit = before
             pooled.close()
-
-
-def candidates(top_k: int) -> int:
-    """How many rows are taken from an index to choose ``top_k`` of."""
-    return min(CANDIDATES_PER_HIT * top_k, top_k + MOST_SPARE)
 
 
 def with_distance(rows: Iterable[Any]) -> list[Any]:

@@ -2,58 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sqlalchemy as sa
-
-from amprenta_vectors.schema.catalogue import relation
-from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.stores.search import ITERATIVE_SCAN, Found
+from amprenta_vectors.schema.ann_indexes import AnnIndex, IndexMethod, IndexStorage
+from amprenta_vectors.stores.search import Found
+from amprenta_vectors.stores.search_settings import ITERATIVE_SCAN, SearchSettings
 
 
 @dataclass(frozen=True)
 class SearchPlan:
     """How a search was answered.
 
-    ``index`` is the vector index that was scanned; None: every matching row was read. ``rows_estimated`` is how many
-    rows PostgreSQL expects to match scope and filter, ``rows_returned`` how many hits came back. ``ef_search`` and
-    ``iterative_scan`` are the settings that an index was scanned with. ``repeated``: what came first was fewer than
-    were asked for, so it was asked again without the vector index, and that is the answer.
+    ``index`` is the vector index that was scanned, by its ``method`` and what it holds, its ``storage``; None: every
+    matching row was read. ``rows_estimated`` is how many rows PostgreSQL expects to match scope and filter,
+    ``rows_returned`` how many hits came back, the nearest of the ``candidates`` that the index was asked for.
+    ``ef_search`` or ``probes``, and ``iterative_scan``, are the settings that it was scanned with. ``repeated``: what
+    came first was fewer than were asked for, so it was asked again without the vector index, and that is the answer.
     """
 
     index: str | None
+    method: IndexMethod | None
+    storage: IndexStorage | None
     why: str
     rows_estimated: int
     rows_returned: int
+    candidates: int | None
     ef_search: int | None
+    probes: int | None
     iterative_scan: str | None
     repeated: bool
 
 
-_VECTOR_INDEXES = sa.text("""
-    SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
-    WHERE i.indrelid = to_regclass(:relation) AND i.indisvalid AND a.amname IN ('hnsw', 'ivfflat')
-""")
-
-
-def has_vector_index(connection: sa.Connection, table: VectorTable) -> bool:
-    """Whether the table has any vector index that queries may use."""
-    return bool(connection.scalar(_VECTOR_INDEXES, {"relation": relation(table)}))
-
-
 def to_search_plan(
-    plan: dict[str, Any], found: Found, top_k: int, ef_search: int, *, exact: bool, indexed: bool
+    plan: dict[str, Any],
+    found: Found,
+    top_k: int,
+    settings: SearchSettings,
+    indexes: Sequence[AnnIndex],
+    *,
+    exact: bool,
 ) -> SearchPlan:
-    """In words what PostgreSQL's ``plan`` and what was ``found`` say; ``indexed`` as `has_vector_index` has it."""
-    index = _vector_index_of(plan)
+    """In words what PostgreSQL's ``plan`` and what was ``found`` say; ``indexes`` are those of the column."""
+    name = _vector_index_of(plan)
+    index = next((each for each in indexes if each.name == name), None)
+    method = None if index is None else index.method
     return SearchPlan(
-        index=index,
-        why=_reason(plan, first=found.first, top_k=top_k, exact=exact, indexed=indexed),
+        index=name,
+        method=method,
+        storage=None if index is None else index.storage,
+        why=_reason(plan, found, top_k, exact=exact, indexed=any(each.serves(settings.table) for each in indexes)),
         rows_estimated=_estimate_of(plan),
         rows_returned=len(found.rows),
-        ef_search=None if index is None else ef_search,
+        candidates=None if index is None else settings.candidates(top_k),
+        ef_search=settings.kept(top_k) if method == "hnsw" else None,
+        probes=settings.lists_read if method == "ivfflat" else None,
         iterative_scan=None if index is None else ITERATIVE_SCAN,
         repeated=found.repeated,
     )
@@ -70,13 +74,13 @@ def _estimate_of(plan: dict[str, Any]) -> int:
     return int(innermost["Plans"][0]["Plan Rows"])
 
 
-def _reason(plan: dict[str, Any], *, first: int, top_k: int, exact: bool, indexed: bool) -> str:
-    """Why the search went as it did; ``first`` is how many hits ``plan`` gave of ``top_k``."""
+def _reason(plan: dict[str, Any], found: Found, top_k: int, *, exact: bool, indexed: bool) -> str:
+    """Why the search went as it did."""
     estimate, index = _estimate_of(plan), _vector_index_of(plan)
     if exact:
         return f"an exact search was asked for: about {estimate} rows were read"
-    if index is not None and first < top_k:
-        return f"index {index} gave {first} of {top_k}, so every matching row was read"
+    if index is not None and found.first < top_k:
+        return f"index {index} gave {found.first} of {top_k}, so every matching row was read"
     if index is not None:
         return f"index {index} costs less than reading about {estimate} matching rows"
     if not indexed:

@@ -115,6 +115,13 @@ def test_a_search_that_fails_is_said_in_json_too(pinecone: PineconeEmulator) -> 
     assert canary().exit_code == 1
 
 
+def test_a_store_that_hangs_is_a_failure_in_time(pinecone: PineconeEmulator) -> None:
+    pinecone.faults.set("query", Fault(stall=2.0))
+    code, said = as_json("--timeout-seconds", "0.3")
+    assert (code, said) == (1, {"ok": False, "failures": ["no answer in 0.3 s"]})
+    assert canary("--timeout-seconds", "0.3").exit_code == 1
+
+
 def test_an_empty_store_says_what_to_do(pgvector: sa.Engine) -> None:
     with pgvector.begin() as connection:
         connection.execute(sa.text("DELETE FROM rag_chunks"))

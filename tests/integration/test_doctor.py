@@ -181,6 +181,22 @@ def test_no_index_is_serious_for_many_rows_and_advice_for_few(
     assert patient.findings("missing index") == []
 
 
+@pytest.mark.parametrize(
+    ("key", "serves"),
+    [
+        ("(embedding::halfvec(8)) halfvec_cosine_ops", True),
+        ("(binary_quantize(embedding)::bit(8)) bit_hamming_ops", True),
+        ("(binary_quantize(embedding)::bit(8)) bit_jaccard_ops", False),
+        ("(embedding::halfvec(8)) halfvec_l2_ops", False),
+        ("(subvector(embedding, 1, 4)::vector(4)) vector_cosine_ops", False),
+    ],
+)
+def test_an_index_serves_by_what_it_holds(patient: Patient, key: str, serves: bool) -> None:
+    patient.execute("DROP INDEX idx_rag_chunks_embedding")
+    patient.execute(f"CREATE INDEX other ON rag_chunks USING hnsw ({key})")
+    assert (patient.findings("missing index") == []) is serves
+
+
 @pytest.mark.usefixtures("many")
 def test_an_index_of_another_distance_or_of_some_rows_serves_no_search(patient: Patient, upgraded_url: str) -> None:
     patient.execute(
@@ -369,10 +385,24 @@ def test_writes_that_the_other_store_has_not_got_are_serious_once_they_are_late(
     assert patient.findings("pending writes") == []
 
 
+def test_old_shadow_queries_are_advice_with_the_statement_that_deletes_them(patient: Patient) -> None:
+    patient.execute(
+        "INSERT INTO shadow_query (primary_store, secondary_store, query, top_k, hits, primary_ms, at) "
+        "SELECT 'a', 'b', '{1}', 1, 1, 1, now() - make_interval(days => n) FROM generate_series(28, 32) AS n"
+    )
+    found = patient.finding("old shadow queries")
+    assert (found.severity, found.found) == ("advice", "3 row(s) of shadow_query are older than 30 days")
+    patient.execute(found.mend)
+    assert patient.findings("old shadow queries") == []
+
+
 @pytest.mark.parametrize(
     ("settings", "module", "install"),
     [
         ({"embedder": "wordllama"}, "wordllama", "pip install 'amprenta_vectors[sandbox]'"),
+        ({"embedder": "gemini"}, "google.genai", "pip install 'amprenta_vectors[gemini]'"),
+        ({"embedder": "ollama"}, "ollama", "pip install 'amprenta_vectors[ollama]'"),
+        ({"vector_mode": "hybrid", "vector_secondary": "chroma"}, "chromadb", "pip install 'amprenta_vectors[chroma]'"),
         ({}, "pgvector", "pip install pgvector"),
         ({"vector_mode": "dual", "vector_secondary": "pinecone"}, "pinecone", "pip install pinecone"),
         ({"vector_mode": "dual", "vector_secondary": "pinecone"}, "grpc", "pip install grpcio"),

@@ -106,7 +106,7 @@ def test_a_graph_that_does_not_fit_is_said_with_what_would_suffice(rows: sa.Engi
     assert "it does not fit: what is beyond is built on disk" in said
     assert "AMPRENTA_MAINTENANCE_WORK_MEM=4MB" in said
     assert "shared_buffers 128MB" in said
-    shape = Shape("hnsw", {"m": 16}, halfvec=False)
+    shape = Shape("hnsw", {"m": 16}, storage="vector")
     assert OUTGROWN not in build(rows, shape, maintenance_work_mem="4MB")[1]
     assert OUTGROWN in build(rows, shape, maintenance_work_mem="1MB")[1]
 
@@ -159,7 +159,7 @@ OUTGROWN = "hnsw graph no longer fits into maintenance_work_mem"
 
 
 def test_the_memory_that_is_said_is_about_what_a_graph_takes(plain: sa.Engine) -> None:
-    shape, block = Shape("hnsw", {"m": 8}, halfvec=False), 1024 * 1024
+    shape, block = Shape("hnsw", {"m": 8}, storage="vector"), 1024 * 1024
     needed = build(plain, shape, maintenance_work_mem="64MB")[0].needed_bytes
     for given, outgrows in ((needed * 1.1 + block, False), (needed * 0.8, True)):
         plan, said = build(plain, shape, maintenance_work_mem=f"{int(given / 1024)}kB")
@@ -183,7 +183,7 @@ def test_the_workers_that_are_named_are_those_that_postgresql_asks_for(
     plain: sa.Engine, settings: dict[str, str], workers: int, limit: str
 ) -> None:
     small = {"min_parallel_table_scan_size": "100kB", "maintenance_work_mem": "64MB"}
-    plan, said = build(plain, Shape("hnsw", {"m": 4}, halfvec=False), **{**small, **settings})
+    plan, said = build(plain, Shape("hnsw", {"m": 4}, storage="vector"), **{**small, **settings})
     assert (plan.workers, plan.workers_limit) == (workers, limit)
     asked = re.search(r"with request for (\d+) parallel worker", said)
     assert (int(asked[1]) if asked else 0) == workers or settings.get("max_parallel_workers") == "0", said
@@ -193,13 +193,13 @@ def test_a_table_that_sets_its_own_workers_is_believed(plain: sa.Engine) -> None
     with plain.begin() as connection:
         connection.execute(sa.text("ALTER TABLE rag_chunks SET (parallel_workers = 3)"))
     settings = {"max_parallel_maintenance_workers": "8", "maintenance_work_mem": "1GB"}
-    plan, said = build(plain, Shape("hnsw", {"m": 4}, halfvec=False), **settings)
+    plan, said = build(plain, Shape("hnsw", {"m": 4}, storage="vector"), **settings)
     assert (plan.workers, plan.workers_limit) == (3, "the table's parallel_workers")
     assert "with request for 3 parallel workers" in said
 
 
 def test_of_ivfflat_the_memory_is_that_of_finding_centres(plain: sa.Engine) -> None:
-    shape = Shape("ivfflat", {"lists": 1000}, halfvec=False)
+    shape = Shape("ivfflat", {"lists": 1000}, storage="vector")
     plan, _ = build(plain, shape, maintenance_work_mem="64MB")
     assert (plan.method, plan.fits) == ("ivfflat", True)
     with pytest.raises(psycopg2.Error, match=r"memory required is \d+ MB") as caught:

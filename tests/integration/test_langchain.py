@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from conftest import DOCUMENT_DIMENSION
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.vectorstores import VectorStore
@@ -13,6 +15,7 @@ from langchain_tests.integration_tests.vectorstores import VectorStoreIntegratio
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, FilterError
+from amprenta_vectors.integrations.assistant import get_document_store
 from amprenta_vectors.integrations.langchain import AmprentaVectorStore
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.stores.factory import get_vector_store
@@ -96,6 +99,38 @@ class TestPinecone(Standard):
 class TestDual(Standard):
     backend = "pgvector"
     mode: ClassVar[dict[str, Any]] = {"vector_mode": "dual", "vector_secondary": "pinecone"}
+
+
+class StandardOfDocuments(VectorStoreIntegrationTests):
+    variables: ClassVar[dict[str, str]]
+
+    @staticmethod
+    def get_embeddings() -> Embeddings:
+        return DeterministicFakeEmbedding(size=DOCUMENT_DIMENSION)
+
+    @pytest.fixture
+    def vectorstore(  # type: ignore[override]
+        self, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[VectorStore]:
+        monkeypatch.setenv("SIMPLE_STORE_ROOT", str(tmp_path))
+        if "pgvector" in self.variables.values():
+            monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("documents_url"))
+        for name, value in self.variables.items():
+            monkeypatch.setenv(name, value)
+        store = get_document_store(embedding_model=self.get_embeddings(), user_id="alice")
+        yield store
+        store.close()
+
+
+class TestDocumentsInFiles(StandardOfDocuments):
+    variables: ClassVar[dict[str, str]] = {"VECTOR_BACKEND": "simple"}
+
+
+class TestDocumentsInPgVector(StandardOfDocuments):
+    variables: ClassVar[dict[str, str]] = {
+        "VECTOR_BACKEND": "pgvector",
+        "VECTOR_STORE_ENCRYPTION_KEY": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+    }
 
 
 def test_the_default_store_is_that_of_the_environment(upgraded_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +16,13 @@ import pytest
 import sqlalchemy as sa
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import ConfigError, FilterError, TransientError, UnknownBackend
+from amprenta_vectors.errors import ConfigError, FilterError, TimedOut, TransientError, UnknownBackend
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.stores.composites.breaker import Breaker
 from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
+from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_pinecone_store
 from amprenta_vectors.stores.pgvector import PgVectorStore
 from amprenta_vectors.stores.protocol import Record, VectorStore
@@ -167,13 +170,13 @@ def test_callers_are_not_served_one_after_another(sides: tuple[VectorStore, PgVe
 
 
 def test_a_union_has_the_nearest_of_both(sides: tuple[VectorStore, PgVectorStore]) -> None:
-    store = HybridStore(*sides, join="union")
+    store = HybridStore(*sides, join="union", timeout_seconds=5)
     assert keys(store, top_k=10) == nearest(RECORDS, 10)
     assert set(store.fetch(["k00", "k39"])) == {"k00", "k39"}
 
 
 def test_an_intersection_has_what_both_found(sides: tuple[VectorStore, PgVectorStore]) -> None:
-    store = HybridStore(*sides, join="intersection")
+    store = HybridStore(*sides, join="intersection", timeout_seconds=5)
     assert keys(store, top_k=5) == nearest(RECORDS[10:30], 5)
     assert keys(store, top_k=10, filter={"even": True}) == nearest(RECORDS[10:30:2], 10)
 
@@ -183,7 +186,10 @@ def test_a_key_of_both_has_its_nearer_score_and_the_primarys_text(sides: tuple[V
     pinecone.upsert([Record("k20", -QUERY, "of pinecone", {})])
     pgvector.upsert([Record("k20", QUERY, "of pgvector", {})])
     for primary, secondary in (sides, sides[::-1]):
-        hits = {hit.key: hit for hit in HybridStore(primary, secondary, join="union").query(QUERY, top_k=40)}
+        hits = {
+            hit.key: hit
+            for hit in HybridStore(primary, secondary, join="union", timeout_seconds=5).query(QUERY, top_k=40)
+        }
         assert hits["k20"].score == pytest.approx(1.0)
         assert hits["k20"].text == f"of {primary.name}"
 
@@ -193,10 +199,63 @@ def test_a_union_goes_on_without_one_side_and_an_intersection_does_not(
 ) -> None:
     pinecone.faults.set("query", Fault(status=401))
     for primary, secondary in (sides, sides[::-1]):
-        assert keys(HybridStore(primary, secondary, join="union"), top_k=5) == nearest(RECORDS[10:], 5)
+        assert keys(HybridStore(primary, secondary, join="union", timeout_seconds=5), top_k=5) == nearest(
+            RECORDS[10:], 5
+        )
         with pytest.raises(Exception, match="querying"):
-            keys(HybridStore(primary, secondary, join="intersection"))
+            keys(HybridStore(primary, secondary, join="intersection", timeout_seconds=5))
     assert caplog.text.count("answers alone") == 2
+
+
+def test_a_side_that_does_not_answer_in_time_has_failed(
+    pinecone: PineconeEmulator, sides: tuple[VectorStore, PgVectorStore], caplog: pytest.LogCaptureFixture
+) -> None:
+    pinecone.faults.set("query", Fault(stall=3.0))
+    pinecone.faults.set("fetch", Fault(stall=3.0))
+    for primary, secondary in (sides, sides[::-1]):
+        union = HybridStore(primary, secondary, join="union", timeout_seconds=0.5)
+        assert keys(union, top_k=5) == nearest(RECORDS[10:], 5)
+        with pytest.raises(TimedOut, match=r"pinecone gave no answer in 0\.5 s"):
+            keys(HybridStore(primary, secondary, join="intersection", timeout_seconds=0.5))
+        with pytest.raises(TimedOut):
+            union.fetch(["k00"])
+    assert caplog.text.count("pinecone failed, pgvector answers alone: pinecone gave no answer") == 2
+
+
+def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
+    """In a process of its own, which is killed where it does not end by itself."""
+    program = """
+import threading
+from amprenta_vectors.stores.daemons import DaemonPool
+pool = DaemonPool(2, "hangs")
+pool.submit(threading.Event().wait)
+print(pool.submit(int, "7").result(5))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "7\n"
+
+
+def test_calls_wait_for_a_free_thread_and_errors_are_their_callers() -> None:
+    pool = DaemonPool(2, "few")
+    running: list[int] = []
+    most: list[int] = []
+    going = threading.Lock()
+
+    def call(number: int) -> int:
+        with going:
+            running.append(number)
+            most.append(len(running))
+        threading.Event().wait(0.01)
+        with going:
+            running.remove(number)
+        return 10 // number
+
+    futures = [pool.submit(call, number) for number in (1, 2, 0, 5, 10)]
+    assert [futures[i].result(5) for i in (0, 1, 3, 4)] == [10, 5, 2, 1]
+    with pytest.raises(ZeroDivisionError):
+        futures[2].result(5)
+    assert max(most) == 2
+    pool.close()
 
 
 def test_scores_of_two_distances_are_not_joined(emulator: Callable[..., PineconeEmulator], engine: sa.Engine) -> None:
@@ -205,7 +264,10 @@ def test_scores_of_two_distances_are_not_joined(emulator: Callable[..., Pinecone
         pinecone_api_key="test-key", pinecone_index_name="test-index", pinecone_controller_host=other.host
     )
     store = HybridStore(
-        open_pinecone_store(settings), PgVectorStore(engine, RAG_CHUNKS, {"namespace": ""}), join="union"
+        open_pinecone_store(settings),
+        PgVectorStore(engine, RAG_CHUNKS, {"namespace": ""}),
+        join="union",
+        timeout_seconds=5,
     )
     with pytest.raises(ConfigError, match="pinecone measures l2 and pgvector cosine"):
         keys(store)
@@ -221,7 +283,13 @@ def test_the_settings_choose_the_mode(shared: dict[str, Any], sides: tuple[Vecto
     assert fallback.name == "pgvector, else pinecone"
     assert keys(fallback, top_k=5) == nearest(RECORDS[10:], 5)
     hybrid = get_vector_store(
-        Settings.load(**shared, vector_mode="hybrid", vector_secondary="pgvector", vector_hybrid_join="intersection")
+        Settings.load(
+            **shared,
+            vector_mode="hybrid",
+            vector_secondary="pgvector",
+            vector_hybrid_join="intersection",
+            timeout_seconds=5,
+        )
     )
     assert keys(hybrid, top_k=5) == nearest(RECORDS[10:30], 5)
     fallback.close()

@@ -102,6 +102,42 @@ def test_a_query_is_one_message_to_the_server_and_leaves_no_transaction_open(
         assert set(connection.scalars(sa.text("SELECT state " + OTHERS))) == {"idle"}
 
 
+def test_a_query_after_a_snapshot_sends_nothing_beside_its_message(rows: sa.Engine, upgraded_url: str) -> None:
+    """Neither before it nor after it, where only the server sees what the driver sends by itself."""
+    engine = sa.create_engine(driven(upgraded_url), pool_size=1, max_overflow=0)
+    store = open_store(engine)
+    for _ in range(2):
+        store.count()
+        store.query(QUERY)
+        with rows.connect() as connection:
+            (last,) = connection.scalars(sa.text("SELECT query " + OTHERS + " AND query <> ''"))
+        assert "hnsw.ef_search" in last
+    engine.dispose()
+
+
+def test_filters_that_differ_in_their_values_are_compiled_once(
+    rows: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    compile_one = sa.Select.compile
+
+    def counting(self: Any, *arguments: Any, **options: Any) -> Any:
+        compiled.append(self)
+        return compile_one(self, *arguments, **options)
+
+    store = open_store(rows)
+    store.query(QUERY)
+    monkeypatch.setattr(sa.Select, "compile", counting)
+    for number in (7, 3, 107):
+        asked = {"tag": f"t{number}", "n": {"$gte": number}}
+        hits = store.query(QUERY, filter=asked, top_k=5)
+        assert {hit.metadata["tag"] for hit in hits} == {f"t{number}"}
+        assert min(hit.metadata["n"] for hit in hits) >= number
+        assert store.query(QUERY, filter=asked, top_k=5, exact=True) == hits
+    # With the index and without.
+    assert len(compiled) == 2
+
+
 def test_a_short_answer_is_repeated_in_one_more_message(rows: sa.Engine, sent: tuple[sa.Engine, Sent]) -> None:
     engine, messages = sent
     store = open_store(engine)

@@ -69,6 +69,6 @@ def test_keys_from_the_source_are_refused_before_anything_begins(
 ) -> None:
     result = run(pod, upgraded_url, "backfill", "--keys-from", "source")
     assert result.exit_code == 2
-    assert "pod index, which cannot list its ids" in result.output
+    assert "pod index 'test-index' cannot list its ids" in result.output
     assert "--keys-from table" in result.output
     assert execute(engine, "SELECT count(*) FROM migration_run WHERE source IS NOT NULL")[0][0] == 0

@@ -1,9 +1,11 @@
-"""``sources inspect`` says of every kind of index what a person needs to know before a migration."""
+"""``sources inspect`` says of every kind of source what a person needs to know before a migration."""
 
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,3 +145,23 @@ def test_an_empty_index_and_a_missing_setting_are_said(emulator: StartEmulator) 
     ):
         assert result.exit_code == 2
         assert message in result.output
+
+
+def test_simple_stores_are_counted_and_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for user in ("alice", "bob"):
+        folder = tmp_path / user / "vector_store_notes"
+        folder.mkdir(parents=True)
+        (folder / "metadata.json").write_text(json.dumps({f"d{n}": {"text": "a text", "page": n} for n in range(4)}))
+        (folder / "vectors.pkl").write_bytes(pickle.dumps({f"d{n}": [1.0, 2.0, float(n)] for n in range(4)}))
+    (tmp_path / "bob" / "vector_store_notes" / "vectors.pkl").write_bytes(b"not a pickle")
+    environment = {"SIMPLE_STORE_ROOT": str(tmp_path), "AMPRENTA_TABLE": "vector_documents", "VECTOR_DIMENSION": "3"}
+    result = CliRunner().invoke(main, ["sources", "inspect", "--json"], env=environment)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert (found["kind"], found["dimension"], found["namespaces"]["alice/notes"]) == ("simple", 3, 4)
+    assert list(found["refused"]) == ["bob/notes"]
+    assert (found["sample"]["namespace"], found["sample"]["with_text"]) == ("alice/notes", 4)
+    assert found["environment"] == {"VECTOR_DIMENSION": "3"}
+    printed = CliRunner().invoke(main, ["sources", "inspect"], env=environment).output
+    assert "alice/notes: 4" in printed
+    assert "bob/notes: cannot be read" in printed

@@ -20,12 +20,14 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.stores.factory import open_pgvector_store
-from amprenta_vectors.stores.pgvector import DEFAULT_EF_SEARCH, PgVectorStore
+from amprenta_vectors.stores.pgvector import PgVectorStore
 from amprenta_vectors.stores.protocol import Hit
+from amprenta_vectors.stores.search_settings import DEFAULT_EF_SEARCH
 
 ROWS, DIMENSION = 3000, 8
 VECTORS = np.random.default_rng(3).standard_normal((ROWS, DIMENSION), dtype=np.float32)
 POOR_HNSW = "USING hnsw (embedding vector_cosine_ops) WITH (m = 3, ef_construction = 6)"
+SIGNS = "USING hnsw ((binary_quantize(embedding)::bit(8)) bit_hamming_ops)"
 IVFFLAT = "USING ivfflat (embedding vector_cosine_ops) WITH (lists = 50)"
 Build = Callable[[str], None]
 
@@ -83,7 +85,7 @@ def settings(upgraded_url: str) -> Settings:
     return Settings.load(database_url=upgraded_url)
 
 
-@pytest.mark.parametrize(("index", "setting"), [(POOR_HNSW, "ef_search"), (IVFFLAT, "probes")])
+@pytest.mark.parametrize(("index", "setting"), [(POOR_HNSW, "ef_search"), (IVFFLAT, "probes"), (SIGNS, "oversampling")])
 def test_the_cheapest_that_reaches_the_recall_is_stored_and_used(
     engine: sa.Engine, build: Build, ask: Callable[..., Result], settings: Settings, index: str, setting: str
 ) -> None:

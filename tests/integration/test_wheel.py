@@ -13,6 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 ROOT = Path(__file__).parents[2]
+SECTIONS = [
+    ("alembic", "rag_chunks", "rag_0004"),
+    ("documents", "vector_documents", "documents_0006"),
+    ("products", "products", "products_0008"),
+]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "amprenta_vectors", "alembic", "alembic.ini")
 
 
@@ -65,27 +70,35 @@ def test_the_package_that_runs_is_the_installed_one(installed: Path, tmp_path: P
         assert Path(path).is_relative_to(installed.parent)
 
 
+@pytest.mark.parametrize(("section", "table", "head"), SECTIONS)
 def test_it_upgrades_and_downgrades_a_database_from_an_empty_folder(
-    installed: Path, tmp_path: Path, database_url: str
+    installed: Path, tmp_path: Path, database_url: str, section: str, table: str, head: str
 ) -> None:
     engine = sa.create_engine(database_url, poolclass=sa.NullPool)
-    command = installed / "amprenta-vectors"
-    run(command, "db", "upgrade", cwd=tmp_path, DATABASE_URL=database_url)
-    assert {"rag_chunks", "migration_run"} <= set(sa.inspect(engine).get_table_names())
-    assert "rag_0004 (head)" in run(command, "db", "current", cwd=tmp_path, DATABASE_URL=database_url)
-    run(command, "db", "downgrade", cwd=tmp_path, DATABASE_URL=database_url)
-    assert "rag_chunks" not in sa.inspect(engine).get_table_names()
+
+    def typed(command: str) -> str:
+        arguments = ("db", command, "--section", section)
+        return run(installed / "amprenta-vectors", *arguments, cwd=tmp_path, DATABASE_URL=database_url)
+
+    typed("upgrade")
+    assert {table, "migration_run"} <= set(sa.inspect(engine).get_table_names())
+    assert f"{head} (head)" in typed("current")
+    typed("downgrade")
+    assert table not in sa.inspect(engine).get_table_names()
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("section", "table", "head"), SECTIONS)
 def test_an_application_mounts_its_section_as_the_documentation_says(
-    installed: Path, tmp_path: Path, database_url: str
+    installed: Path, tmp_path: Path, database_url: str, section: str, table: str, head: str
 ) -> None:
     documented = (ROOT / "docs" / "alembic.md").read_text()
-    _, _, section = documented.partition("```ini\n")
-    (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = theirs\n\n" + section.partition("```")[0])
+    ini = documented.partition("```ini\n")[2].partition("```")[0]
+    ini = ini.replace("amprenta_section = alembic", f"amprenta_section = {section}")
+    ini = ini.replace("versions/rag", f"versions/{head.partition('_')[0]}")
+    (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = theirs\n\n" + ini)
     alembic = (installed / "python", "-m", "alembic", "-n", "amprenta")
     for command in ("upgrade head", "check", "downgrade base"):
         run(*alembic, *command.split(), cwd=tmp_path, DATABASE_URL=database_url)
     engine = sa.create_engine(database_url, poolclass=sa.NullPool)
-    assert not {"rag_chunks", "alembic_version"} & set(sa.inspect(engine).get_table_names())
+    assert not {table, "alembic_version"} & set(sa.inspect(engine).get_table_names())

@@ -11,15 +11,19 @@ from migrating import Database
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\S+")
 
 _PROGRAMS = """
-    SELECT c.relname::text, 'trigger', t.tgname::text, pg_get_triggerdef(t.oid)
+    SELECT c.relname::text, 'trigger', t.tgname::text,
+           concat_ws(' ', pg_get_triggerdef(t.oid), obj_description(t.oid, 'pg_trigger'))
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE NOT t.tgisinternal
     UNION ALL
-    SELECT p.proname::text, 'function', pg_get_function_identity_arguments(p.oid), p.prosrc
+    SELECT p.proname::text, 'function', pg_get_function_identity_arguments(p.oid),
+           concat_ws(' ', pg_get_functiondef(p.oid), obj_description(p.oid, 'pg_proc'))
     FROM pg_proc p
-    WHERE p.pronamespace = 'public'::regnamespace
+    WHERE p.prokind = 'f' AND p.pronamespace = 'public'::regnamespace
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
     UNION ALL
     SELECT schemaname::text || '.' || viewname, 'view', '', definition FROM pg_views WHERE schemaname = 'public'
+    UNION ALL
+    SELECT matviewname::text, 'materialised view', '', definition FROM pg_matviews
     UNION ALL
     SELECT tablename::text, 'policy', policyname::text, concat_ws(' ', cmd, roles::text, qual, with_check)
     FROM pg_policies

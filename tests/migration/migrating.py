@@ -42,9 +42,9 @@ class Database:
         """The first column of the first row."""
         return self.execute(statement, **values)[0][0]
 
-    def upgrade(self, revision: str = "head", **settings: Any) -> None:
+    def upgrade(self, revision: str = "head", section: str = "alembic", **settings: Any) -> None:
         """Upgrade in process."""
-        migrate.upgrade(Settings.load(database_url=self.url, **settings), revision=revision)
+        migrate.upgrade(Settings.load(database_url=self.url, **settings), section, revision)
 
     def downgrade(self, revision: str = "base", *, purge: bool = False, **settings: Any) -> None:
         """Downgrade in process."""

@@ -234,10 +234,51 @@ def test_an_index_that_a_backfill_deferred_is_left_to_it_and_forgotten_by_a_down
     assert adopted.scalar("SELECT count(*) FROM migration_index") == 0
 
 
-def test_more_than_2000_dimensions_are_indexed_through_halfvec(db: Database, twin: Database) -> None:
-    run(db, write("-x", "dimension=2001", "upgrade", "head"))
-    twin.upgrade(vector_dimension=2001)
+@pytest.mark.parametrize(
+    ("dimension", "key"),
+    [
+        (2001, "((embedding)::halfvec(2001)) halfvec_cosine_ops"),
+        (4001, "((binary_quantize(embedding))::bit(4001)) bit_hamming_ops"),
+    ],
+)
+def test_more_dimensions_than_an_index_takes_are_indexed_through_halfvec_or_bit(
+    db: Database, twin: Database, dimension: int, key: str
+) -> None:
+    run(db, write("-x", f"dimension={dimension}", "upgrade", "head"))
+    twin.upgrade(vector_dimension=dimension)
     assert state(db) == state(twin)
+    definition = db.scalar("SELECT pg_get_indexdef(to_regclass(:name))", name=INDEX)
+    assert key in definition
+
+
+@pytest.mark.parametrize(
+    ("index", "key"),
+    [
+        ("hnsw-halfvec", "USING hnsw (((embedding)::halfvec(4)) halfvec_cosine_ops) WITH (m='16'"),
+        ("hnsw-bit", "USING hnsw (((binary_quantize(embedding))::bit(4)) bit_hamming_ops) WITH (m='16'"),
+        ("ivfflat-halfvec", "USING ivfflat (((embedding)::halfvec(4)) halfvec_cosine_ops) WITH (lists='1')"),
+    ],
+)
+def test_dash_x_index_chooses_what_the_index_holds(db: Database, twin: Database, index: str, key: str) -> None:
+    for database in (db, twin):
+        database.upgrade("rag_0002", vector_dimension=4)
+    run(db, write("-x", f"index={index}", "upgrade", "rag_0002:rag_0003"))
+    done = typed("alembic", "-x", f"index={index}", "upgrade", "rag_0003", DATABASE_URL=twin.url)
+    assert done.returncode == 0, done.stderr
+    assert state(db) == state(twin)
+    assert key in db.scalar("SELECT pg_get_indexdef(to_regclass(:name))", name=INDEX)
+    for database in (db, twin):
+        database.upgrade()
+    done = typed("alembic", "check", DATABASE_URL=twin.url)
+    assert "No new upgrade operations detected." in done.stdout, done.stderr
+
+
+def test_halves_of_more_dimensions_than_pgvector_indexes_are_refused_with_what_it_can(db: Database) -> None:
+    db.upgrade("rag_0002", vector_dimension=4001)
+    refused = psql(db, write("-x", "index=hnsw-halfvec", "upgrade", "rag_0002:rag_0003"))
+    online = typed("alembic", "-x", "index=hnsw-halfvec", "upgrade", "rag_0003", DATABASE_URL=db.url)
+    for said in (refused.stderr, online.stderr):
+        assert "pgvector cannot index vector(4001) as halfvec; it can as bit" in said
 
 
 def test_dash_x_index_chooses_ivfflat_with_lists_from_the_rows_there_are_when_the_script_runs(db: Database) -> None:

@@ -17,12 +17,13 @@ from migrating import ROOT, Database, wait_until
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from amprenta_vectors.backfill.preflight import check_target
+from amprenta_vectors.backfill.stats_view import refresh_stats
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import AmprentaError, ServerUnsuitable
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.catalogue import resolve_table
-from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.schema.registry import PRODUCTS, RAG_CHUNKS
 from amprenta_vectors.stores.composites.dual import DualStore
 from amprenta_vectors.stores.composites.shadow import Answered, Asked, ShadowLog
 from amprenta_vectors.stores.pgvector import PgVectorStore
@@ -34,6 +35,7 @@ RECORDS = (
     "migration_run",
     "migration_progress",
     "migration_error",
+    "migration_insert",
     "migration_quota",
     "migration_event",
     "shadow_query",
@@ -47,6 +49,11 @@ def documented() -> list[str]:
     """Every SQL statement of the page, in its order."""
     blocks = re.findall(r"```sql\n(.*?)```", Path(ROOT, "docs/grants.md").read_text(), re.DOTALL)
     return [statement.strip() for block in blocks for statement in block.split(";") if statement.strip()]
+
+
+def inline(role: str) -> list[str]:
+    """Every grant to a role that stands in the text of the page."""
+    return re.findall(rf"`(GRANT [^`]+ TO {role})`", Path(ROOT, "docs/grants.md").read_text())
 
 
 @pytest.fixture
@@ -118,8 +125,10 @@ def test_the_documented_grants_suffice_for_each_role(granted: Database) -> None:
     store.delete(["new"])
     with pytest.raises(AmprentaError, match="permission denied for table vector_outbox"):
         store.open_outbox().status()
-    for statement in re.findall(r"`(GRANT [^`]+ TO amprenta_application)`", Path(ROOT, "docs/grants.md").read_text()):
+    migrator.upgrade(section="products", vector_dimension=3)
+    for statement in inline(APPLICATION):
         migrator.execute(statement)
+    assert as_role(granted, APPLICATION).execute("SELECT * FROM product_embedding_stats") == []
     dual = DualStore(store, store, store.open_outbox(), primary=store)
     dual.upsert([Record("both", [1.0, 0.0, 0.0])])
     dual.delete(["both"])
@@ -132,6 +141,16 @@ def test_the_documented_grants_suffice_for_each_role(granted: Database) -> None:
     migrator.downgrade()
     migrator.upgrade()
     assert granted.scalar("SELECT count(*) FROM rag_chunks") == 100
+
+
+def test_a_worker_refreshes_the_counts_of_products_by_the_documented_grant(granted: Database) -> None:
+    as_role(granted, MIGRATOR).upgrade(section="products", vector_dimension=3)
+    engine = create_engine(Settings.load(database_url=as_role(granted, WORKER).url))
+    assert "permission denied" in str(refresh_stats(engine, PRODUCTS))
+    for grant in inline(WORKER) + inline(MIGRATOR):
+        granted.execute(grant)
+    assert refresh_stats(engine, PRODUCTS) is None
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,10 @@ KEPT_COLUMN = ddl.AddKeptColumnOp("docs", "embedding", ddl.VectorType("halfvec",
 INDEX = ddl.CreateVectorIndexOp(
     "ix", "docs", "embedding", method="ivfflat", distance="l1", options={"lists": 7}, where="a = 'it''s 5%:x'"
 )
+PLAIN_INDEX = ddl.CreatePlainIndexOp("ix", "docs", ["a", "b"], unique=True, where="a = 'it''s 5%:x'", schema="S")
+FUNCTION = ddl.CreateFunctionOp("similar", "a text, b text DEFAULT '%'", "text", "RETURN a || b || ':x'", schema="S")
+TRIGGER = ddl.CreateTriggerOp("t", "docs", "BEFORE UPDATE", "FOR EACH ROW EXECUTE FUNCTION dated()", schema="S")
+VIEW = ddl.CreateMaterializedViewOp("stats", "SELECT state, count(*) FROM docs GROUP BY 1", ["state"], schema="S")
 OPERATIONS = [
     ddl.CreateVectorExtensionOp(),
     ddl.DropVectorExtensionOp(),
@@ -46,6 +50,14 @@ OPERATIONS = [
     KEPT_COLUMN.reverse(),
     INDEX,
     INDEX.reverse(),
+    PLAIN_INDEX,
+    PLAIN_INDEX.reverse(),
+    FUNCTION,
+    FUNCTION.reverse(),
+    TRIGGER,
+    TRIGGER.reverse(),
+    VIEW,
+    VIEW.reverse(),
     ddl.QueueBackfillOp("docs", "docs.embedding"),
     ddl.CancelBackfillOp("docs", "docs.embedding"),
     ddl.EnsureBackfillFinishedOp("docs", "embedding", allow=["missing_at_source"]),
@@ -118,7 +130,16 @@ def test_no_operation_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    "operation", [ddl.DropVectorIndexOp("ix"), ddl.DropKeptColumnOp("docs", "embedding"), ddl.RetireTableOp("docs")]
+    "operation",
+    [
+        ddl.DropVectorIndexOp("ix"),
+        ddl.DropPlainIndexOp("ix"),
+        ddl.DropKeptColumnOp("docs", "embedding"),
+        ddl.RetireTableOp("docs"),
+        ddl.DropFunctionOp("similar"),
+        ddl.DropTriggerOp("t", "docs"),
+        ddl.DropMaterializedViewOp("stats"),
+    ],
 )
 def test_what_was_dropped_unknown_cannot_be_made_again_and_that_is_said(operation: MigrateOperation) -> None:
     with pytest.raises(ValueError, match="is not reversible"):

@@ -3,95 +3,182 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-from pathlib import Path
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from migrating import ROOT, Database
+from fingerprint import fingerprint
+from migrating import Database
+from systems import SYSTEMS, System
 
-from amprenta_vectors import migrate
-from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import AmprentaError
 
-SECOND = '''
-"""Another system's table."""
-
-import sqlalchemy as sa
-from alembic import op
-
-revision = "notes_0001"
-down_revision = "core_0001"
-branch_labels = None
-depends_on = None
+Alembic = Callable[..., subprocess.CompletedProcess[str]]
+ORDERS = list(itertools.permutations(SYSTEMS))
+MOVES = list(zip(ORDERS, ORDERS[2:] + ORDERS[:2], strict=True))
+"""Every order to come in, each with another to go in."""
 
 
-def upgrade():
-    op.adopt_table("notes", sa.Column("id", sa.Text, primary_key=True), key=["id"])
-    op.add_vector_column("notes", "embedding", 3)
-    op.create_vector_index("idx_notes_embedding", "notes", "embedding")
-    op.queue_backfill("notes", "notes.embedding")
+@pytest.fixture(params=["documents", "products"])
+def system(request: pytest.FixtureRequest) -> System:
+    """Each of the systems but the first, of which the other files of this folder tell more."""
+    return SYSTEMS[request.param]
 
 
-def downgrade():
-    op.cancel_backfill("notes", "notes.embedding")
-    op.drop_vector_index("idx_notes_embedding")
-    op.drop_kept_column("notes", "embedding")
-    op.retire_table("notes")
-'''
-TABLES = {"alembic": "rag_chunks", "notes": "notes"}
+@pytest.fixture(params=["made", "adopted"])
+def table(request: pytest.FixtureRequest, db: Database, system: System) -> Database:
+    """A system at head with 20 embeddings, its table made here or by its application."""
+    if request.param == "adopted":
+        system.adopt(db)
+    system.upgrade(db)
+    if request.param == "made":
+        system.insert(db)
+    system.fill(db)
+    return db
 
 
-@pytest.fixture(autouse=True)
-def two_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The revisions as they are, with those of a second section beside them."""
-    folder = tmp_path / "alembic"
-    shutil.copytree(ROOT / "alembic", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "notes").mkdir()
-    (folder / "versions" / "notes" / "notes_0001.py").write_text(SECOND)
-    monkeypatch.setattr(migrate, "migrations_folder", lambda: folder)
-    second = migrate.Section("notes", ("core", "notes"), "amprenta_version_notes")
-    monkeypatch.setitem(migrate.SECTIONS, "notes", second)
-
-
-def upgrade(db: Database, section: str) -> None:
-    migrate.upgrade(Settings.load(database_url=db.url, vector_dimension=3), section)
-
-
-def downgrade(db: Database, section: str) -> None:
-    migrate.downgrade(Settings.load(database_url=db.url), section)
-
-
-@pytest.mark.parametrize("up", list(itertools.permutations(TABLES)), ids=" then ".join)
-@pytest.mark.parametrize("down", list(itertools.permutations(TABLES)), ids=" then ".join)
+@pytest.mark.parametrize(("up", "down"), MOVES, ids=lambda order: " ".join(order))
 def test_sections_come_in_any_order_and_go_one_by_one(db: Database, up: tuple[str, ...], down: tuple[str, ...]) -> None:
-    for section in up:
-        upgrade(db, section)
-    for table in TABLES.values():
-        key = "chunk_id" if table == "rag_chunks" else "id"
-        db.execute(f"INSERT INTO {table} ({key}, embedding) VALUES ('a', '[1,2,3]')")
-    first, last = down
-    downgrade(db, first)
-    assert not db.columns(TABLES[first])
-    assert db.scalar(f"SELECT embedding::text FROM {TABLES[last]}") == "[1,2,3]"
+    for name in up:
+        SYSTEMS[name].upgrade(db)
+    for system in SYSTEMS.values():
+        system.check(db)
+        system.insert(db)
+        system.fill(db)
+    before = {name: system.bits(db) for name, system in SYSTEMS.items()}
+    first, *others = (SYSTEMS[name] for name in down)
+    first.downgrade(db)
+    assert not db.columns(first.table)
+    for system in others:
+        system.check(db)
+        assert system.bits(db) == before[system.section]
     assert db.columns("migration_run")
-    upgrade(db, first)
-    assert db.scalar(f"SELECT embedding::text FROM {TABLES[first]}") == "[1,2,3]"
-    downgrade(db, first)
-    downgrade(db, last)
+    for system in others:
+        system.downgrade(db)
     assert not db.columns("migration_run")
-    for section in up:
-        upgrade(db, section)
-    assert [db.scalar(f"SELECT embedding::text FROM {table}") for table in TABLES.values()] == ["[1,2,3]", "[1,2,3]"]
+    for name in up:
+        SYSTEMS[name].upgrade(db)
+    for name, system in SYSTEMS.items():
+        system.check(db)
+        assert system.bits(db) == before[name]
 
 
 def test_each_section_queues_its_own_backfill(db: Database) -> None:
-    for section in TABLES:
-        upgrade(db, section)
-    assert db.execute("SELECT target, state FROM migration_run ORDER BY target") == [
-        ("notes.embedding", "planned"),
-        ("rag_chunks.embedding", "planned"),
+    for system in SYSTEMS.values():
+        system.upgrade(db)
+    queued = [(f"{system.table}.embedding", system.table, "planned") for system in SYSTEMS.values()]
+    runs = "SELECT target, vector_table, state FROM migration_run"
+    assert sorted(db.execute(runs)) == sorted(queued)
+    SYSTEMS["documents"].downgrade(db)
+    assert sorted(state for _, _, state in db.execute(runs)) == ["cancelled", "planned", "planned"]
+
+
+def test_a_section_alone_leaves_nothing_of_what_it_made_behind(db: Database, system: System) -> None:
+    system.upgrade(db)
+    system.check(db)
+    db.execute("DELETE FROM migration_run")
+    system.downgrade(db)
+    version = system.version_table
+    left = {row[0] for row in fingerprint(db)}
+    assert left == {version, f"{version}_pkc", "plpgsql"}
+
+
+def test_alembic_dash_n_does_what_the_packages_own_command_does(
+    db: Database, alembic: Alembic, start: Callable[..., subprocess.Popen[str]], system: System
+) -> None:
+    for command in (("-x", "dimension=8", "upgrade", "head"), ("check",)):
+        done = alembic("-n", system.section, *command)
+        assert done.returncode == 0, done.stderr
+        if "upgrade" in command:
+            assert f"AMPRENTA_TABLE={system.table} python scripts/backfill.py --resume" in done.stderr
+    made = fingerprint(db)
+    assert db.columns(system.table)["embedding"] == "vector(8)"
+    system.downgrade(db)
+    process = start("amprenta_vectors", "db", "upgrade", "--section", system.section, VECTOR_DIMENSION="8")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert fingerprint(db) == made
+
+
+def test_down_and_up_again_brings_back_every_embedding_bit_for_bit(table: Database, system: System) -> None:
+    before = system.bits(table)
+    for _ in range(2):
+        system.downgrade(table)
+        assert "embedding" not in table.columns(system.table)
+        system.upgrade(table)
+        assert system.bits(table) == before
+        system.check(table)
+
+
+def test_rows_changed_meanwhile_are_null_and_the_others_are_not(table: Database, system: System) -> None:
+    system.downgrade(table)
+    name = system.table if table.columns(system.table) else f"{system.table}_retired"
+    (changed,) = table.execute(f"SELECT {system.key} FROM {name} ORDER BY 1 LIMIT 1")[0]
+    table.execute(f"UPDATE {name} SET {system.change} WHERE {system.key} = :key", key=changed)
+    system.upgrade(table)
+    assert table.execute(f"SELECT {system.key} FROM {system.table} WHERE embedding IS NULL") == [(changed,)]
+    assert table.scalar(f"SELECT count(*) FROM {system.table} WHERE embedding_hash IS NULL") == 1
+    system.check(table)
+
+
+def test_a_purge_drops_the_embeddings_and_of_an_adopted_table_nothing_else(
+    db: Database, system: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    system.adopt(db)
+    columns = db.columns(system.table)
+    system.upgrade(db)
+    system.fill(db)
+    system.downgrade(db, purge=True)
+    assert f"{system.table}.embedding: dropping 20 values" in caplog.text
+    assert db.columns(system.table) == columns
+    assert db.scalar(f"SELECT count(*) FROM {system.table}") == 20
+
+
+def test_a_view_on_the_embedding_survives_and_is_named_when_it_stands_in_the_way_of_a_purge(
+    table: Database, system: System
+) -> None:
+    table.execute(f"CREATE VIEW theirs AS SELECT {system.key}, embedding FROM {system.table}")
+    with pytest.raises(AmprentaError, match="something of yours depends on it"):
+        system.downgrade(table, purge=True)
+    system.downgrade(table)
+    assert table.scalar("SELECT count(embedding) FROM theirs") == 20
+    system.upgrade(table)
+    assert table.scalar(f"SELECT count(embedding) FROM {system.table}") == 20
+
+
+def test_an_upgrade_at_every_revision_goes_on_from_there_and_back(db: Database, system: System) -> None:
+    system.adopt(db)
+    before = fingerprint(db)
+    for revision in system.revisions:
+        system.upgrade(db, revision)
+        system.upgrade(db, revision)
+    at_head = fingerprint(db)
+    for revision in [*system.revisions[-2::-1], "base"]:
+        system.downgrade(db, revision)
+        system.downgrade(db, revision)
+    ours = (system.version_table, "migration_run", "plpgsql")
+    assert [row for row in fingerprint(db) if not row[0].startswith(ours)] == [
+        row for row in before if row[0] != "plpgsql"
     ]
-    downgrade(db, "notes")
-    assert db.execute("SELECT target, state FROM migration_run ORDER BY target") == [
-        ("notes.embedding", "cancelled"),
-        ("rag_chunks.embedding", "planned"),
-    ]
+    db.execute("DROP TABLE migration_run_retired")
+    system.upgrade(db)
+    assert fingerprint(db) == at_head
+
+
+@pytest.fixture
+def at_once() -> Iterator[ThreadPoolExecutor]:
+    """Four threads."""
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def test_four_upgrades_at_once_all_succeed_and_do_the_work_once(
+    db: Database, alembic: Alembic, at_once: ThreadPoolExecutor, system: System
+) -> None:
+    system.adopt(db)
+    arguments = ("-n", system.section, "-x", "dimension=4", "upgrade", "head")
+    for done in [at_once.submit(alembic, *arguments) for _ in range(4)]:
+        assert done.result().returncode == 0, done.result().stderr
+    system.check(db)
+    assert db.scalar("SELECT count(*) FROM migration_run") == 1

@@ -26,6 +26,8 @@ def test_alembic_upgrade_head_fits_out_an_empty_database(db: Database, alembic: 
         "updated_at": "timestamp with time zone",
         "embedding": "vector(1536)",
         "embedding_model": "text",
+        "embedding_hash": "bigint",
+        "embedding_text_hash": "bigint",
     }
     assert db.index_is_valid(INDEX)
     assert "hnsw (embedding vector_cosine_ops) WITH (m='16', ef_construction='64')" in db.scalar(
@@ -35,6 +37,7 @@ def test_alembic_upgrade_head_fits_out_an_empty_database(db: Database, alembic: 
         "migration_run",
         "migration_progress",
         "migration_error",
+        "migration_insert",
         "migration_quota",
         "migration_event",
         "shadow_query",

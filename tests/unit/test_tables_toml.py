@@ -168,7 +168,10 @@ def test_the_file_is_the_one_in_the_working_directory_or_the_one_that_is_named(
     assert get_table("there", settings.config).name == "there"
     with pytest.raises(ConfigError, match="AMPRENTA_TABLE is 'here'") as caught:
         get_table("here", settings.config)
-    assert caught.value.hint == "one of: rag_chunks, vector_documents, products, there; or declare it as [tables.here] in amprenta.toml"
+    assert (
+        caught.value.hint
+        == "one of: rag_chunks, vector_documents, products, there; or declare it as [tables.here] in amprenta.toml"
+    )
 
 
 def test_a_file_that_is_named_and_not_there_is_an_error(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("desired_state", sa.Text, nullable=False),
         sa.Column("row_limit", sa.BigInteger),
+        sa.Column("replaces", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("expected_keys", sa.BigInteger),
         sa.Column("limits", JSONB, nullable=False, server_default=sa.text("'{}'")),
         sa.Column("read_units", sa.BigInteger, nullable=False, server_default="0"),
@@ -70,6 +71,7 @@ def upgrade() -> None:
         sa.Column("lease_expires_at", sa.TIMESTAMP(timezone=True)),
         sa.Column("keys_done", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("rows_written", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("rows_replaced", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("rows_skipped", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("rows_missing", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("rows_quarantined", sa.BigInteger, nullable=False, server_default="0"),
@@ -105,6 +107,12 @@ def upgrade() -> None:
         sa.Column("filled_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
         sa.Column("lowered_at", sa.TIMESTAMP(timezone=True)),
         sa.Column("blocked_until", sa.TIMESTAMP(timezone=True)),
+    )
+    op.adopt_table(
+        "migration_insert",
+        sa.Column("run_id", sa.BigInteger, sa.ForeignKey("migration_run.id"), primary_key=True),
+        sa.Column("key", ARRAY(sa.Text), primary_key=True),
+        sa.Column("digest", sa.Text, nullable=False),
     )
     op.adopt_table(
         "migration_event",
@@ -162,7 +170,7 @@ def upgrade() -> None:
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("value", sa.Integer, nullable=False),
         sa.Column("set_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
-        sa.CheckConstraint("name IN ('ef_search', 'probes')", name="vector_setting_name"),
+        sa.CheckConstraint("name IN ('ef_search', 'probes', 'oversampling')", name="vector_setting_name"),
     )
     op.adopt_table(
         "migration_index",
@@ -183,6 +191,7 @@ def downgrade() -> None:
         "shadow_query",
         "vector_outbox",
         "migration_event",
+        "migration_insert",
         "migration_quota",
         "migration_error",
         "migration_progress",

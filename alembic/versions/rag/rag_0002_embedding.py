@@ -1,4 +1,4 @@
-"""Add rag_chunks.embedding and rag_chunks.embedding_model."""
+"""Add rag_chunks.embedding, embedding_model, and the hashes by which the engine knows again what it wrote."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add both columns, NULL in every row, or take back what a downgrade kept."""
+    """Add the columns, NULL in every row, or take back what a downgrade kept."""
     op.add_vector_column("rag_chunks", "embedding", 1536, configurable=True)
     op.add_kept_column("rag_chunks", "embedding_model", sa.Text())
+    op.add_kept_column("rag_chunks", "embedding_hash", sa.BigInteger())
+    op.add_kept_column("rag_chunks", "embedding_text_hash", sa.BigInteger())
 
 
 def downgrade() -> None:
     """Keep the values under retired names."""
     op.drop_kept_column("rag_chunks", "embedding")
     op.drop_kept_column("rag_chunks", "embedding_model")
+    op.drop_kept_column("rag_chunks", "embedding_hash")
+    op.drop_kept_column("rag_chunks", "embedding_text_hash")

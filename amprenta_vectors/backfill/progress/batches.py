@@ -32,6 +32,8 @@ class Outcome:
     """What became of a batch's keys."""
 
     written: int = 0
+    replaced: int = 0
+    """Of those written, rows that held an older value of the source's."""
     skipped: int = 0
     missing: int = 0
     quarantined: int = 0
@@ -143,7 +145,8 @@ def lock_batch(connection: Connection, run_id: int, owner: str, batch: Batch) ->
     """
     row = connection.execute(
         sa.text("""
-            SELECT p.status, p.rows_written, p.rows_skipped, p.rows_missing, p.rows_quarantined, p.checksum
+            SELECT p.status, p.rows_written, p.rows_replaced, p.rows_skipped, p.rows_missing,
+                   p.rows_quarantined, p.checksum
             FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
             WHERE p.run_id = :run_id AND p.batch = :batch AND p.owner = :owner AND p.attempt = :attempt
               AND (p.status = 'done' OR (p.status = 'running' AND r.state IN ('running', 'paused')))
@@ -155,21 +158,34 @@ def lock_batch(connection: Connection, run_id: int, owner: str, batch: Batch) ->
         raise LeaseLost(f"batch {batch.number} belongs to another worker now")
     if row.status == "running":
         return None
-    return Outcome(row.rows_written, row.rows_skipped, row.rows_missing, row.rows_quarantined, row.checksum)
+    return Outcome(
+        row.rows_written, row.rows_replaced, row.rows_skipped, row.rows_missing, row.rows_quarantined, row.checksum
+    )
 
 
-def complete(connection: Connection, run: Run, batch: Batch, outcome: Outcome, errors: Sequence[RowError]) -> None:
-    """Record a batch as done, and what became of its keys, after `lock_batch` and in the transaction of its rows."""
+def complete(
+    connection: Connection,
+    run: Run,
+    batch: Batch,
+    outcome: Outcome,
+    errors: Sequence[RowError],
+    keep: Sequence[str] = (),
+) -> None:
+    """Record a batch as done, and what became of its keys, after `lock_batch` and in the transaction of its rows.
+
+    In place of its source keys, ``keep`` stays with it: the target keys of a run that is to know which rows it saw.
+    """
     settle(connection, run, batch.number, errors)
     connection.execute(
         sa.text("""
             UPDATE migration_progress
-            SET status = 'done', keys_done = cardinality(keys), keys = '{}', lease_expires_at = NULL,
-                finished_at = clock_timestamp(), rows_written = :written, rows_skipped = :skipped,
-                rows_missing = :missing, rows_quarantined = :quarantined, checksum = :checksum, last_error = NULL
+            SET status = 'done', keys_done = cardinality(keys), keys = CAST(:keep AS text[]),
+                lease_expires_at = NULL, finished_at = clock_timestamp(), rows_written = :written,
+                rows_replaced = :replaced, rows_skipped = :skipped, rows_missing = :missing,
+                rows_quarantined = :quarantined, checksum = :checksum, last_error = NULL
             WHERE run_id = :run_id AND batch = :batch
         """),
-        {"run_id": run.id, "batch": batch.number, **asdict(outcome)},
+        {"run_id": run.id, "batch": batch.number, "keep": list(keep), **asdict(outcome)},
     )
 
 

@@ -33,6 +33,7 @@ class Event(StrEnum):
     INDEX_BUILT = "index_built"
     VERIFIED = "verified"
     BATCH_CUT = "batch_cut"
+    ROLLED_BACK = "rolled_back"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class Counts:
     keys_done: int
     """Source keys that need no further work; a key map may make several rows of one, or none."""
     written: int
+    replaced: int
     skipped: int
     missing: int
     quarantined: int
@@ -32,7 +33,9 @@ def count(connection: Connection, run_id: int) -> Counts:
             SELECT count(*) AS batches, count(*) FILTER (WHERE status = 'done') AS batches_done,
                    count(*) FILTER (WHERE status = 'running') AS batches_running,
                    coalesce(sum(keys_done), 0)::bigint AS keys_done,
-                   coalesce(sum(rows_written), 0)::bigint AS written, coalesce(sum(rows_skipped), 0)::bigint AS skipped,
+                   coalesce(sum(rows_written), 0)::bigint AS written,
+                   coalesce(sum(rows_replaced), 0)::bigint AS replaced,
+                   coalesce(sum(rows_skipped), 0)::bigint AS skipped,
                    coalesce(sum(rows_missing), 0)::bigint AS missing,
                    coalesce(sum(rows_quarantined), 0)::bigint AS quarantined,
                    count(DISTINCT owner) FILTER (

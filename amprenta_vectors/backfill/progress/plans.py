@@ -69,8 +69,26 @@ def extend_plan(
     ).first()
     if row is None:
         raise LeaseLost("the plan of this run is not where this process left it")
+    # Not in the statement before: that may have waited for a batch to be cut in two, and does not see the new one.
+    _store(connection, run_id, batches)
+    return Plan(token, plan.planned_keys + keys)
+
+
+def plan_given(connection: Connection, run_id: int, keys: Sequence[str], batch_size: int) -> None:
+    """Store all batches of a run whose keys are known; one that is given twice is done once.
+
+    In the transaction that begins it; its plan is complete afterwards.
+    """
+    each = list(dict.fromkeys(keys))
+    _store(connection, run_id, [each[start : start + batch_size] for start in range(0, len(each), batch_size)])
+    connection.execute(
+        sa.text("UPDATE migration_run SET planned_keys = :keys, planned_at = clock_timestamp() WHERE id = :id"),
+        {"id": run_id, "keys": len(each)},
+    )
+
+
+def _store(connection: Connection, run_id: int, batches: Sequence[Sequence[str]]) -> None:
     if batches:
-        # Not in the statement before: that may have waited for a batch to be cut in two, and does not see the new one.
         last = connection.execute(
             sa.text("SELECT coalesce(max(batch), 0) FROM migration_progress WHERE run_id = :id"), {"id": run_id}
         ).scalar_one()
@@ -84,7 +102,6 @@ def extend_plan(
                 for number, part in enumerate(batches, last + 1)
             ],
         )
-    return Plan(token, plan.planned_keys + keys)
 
 
 def many_pending(connection: Connection, run_id: int, most: int) -> bool:
@@ -103,7 +120,7 @@ def many_pending(connection: Connection, run_id: int, most: int) -> bool:
 def forget_token(connection: Connection, run_id: int, owner: str) -> None:
     """Begin the listing anew: the source refused its token.
 
-    Keys that are listed twice are found filled the second time; towards a limit they count twice.
+    Keys that are listed twice are found filled the second time, or as they are to be; towards a limit they count twice.
     """
     connection.execute(
         sa.text("UPDATE migration_run SET plan_token = NULL WHERE id = :id AND plan_owner = :owner"),

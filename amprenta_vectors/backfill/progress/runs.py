@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry
-from amprenta_vectors.backfill.progress.events import Event, record_event
+from amprenta_vectors.backfill.keys_from import KeysFrom, is_known
+from amprenta_vectors.backfill.progress.events import Event, RunEvent, list_events, record_event
 from amprenta_vectors.backfill.states import UNFINISHED, RunState, sources_of
 from amprenta_vectors.errors import RunConflict
 
@@ -32,14 +32,16 @@ class RunSpec:
     dimension: int
     fingerprint: str
     row_limit: int | None = None
+    replaces: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
     """A row of ``migration_run``. ``expected_keys`` is how many it was begun with the prospect of; None is unknown.
 
-    ``limits`` are those that a person set while it went on: ``workers`` (of each process), ``list_per_second``,
-    ``fetch_per_second``, ``read_units_per_second``, ``max_read_units``; where a name is absent, none was.
+    One that ``replaces`` writes over values that are there. ``limits`` are those that a person set while it went on:
+    ``workers`` (of each process), ``list_per_second``, ``fetch_per_second``, ``read_units_per_second``,
+    ``max_read_units``; where a name is absent, none was.
     """
 
     id: int
@@ -56,6 +58,7 @@ class Run:
     state: str
     desired_state: str
     row_limit: int | None
+    replaces: bool
     expected_keys: int | None
     limits: dict[str, float]
     read_units: int
@@ -99,7 +102,8 @@ def unfinished_run(connection: Connection, target: str, scope: Mapping[str, str]
 def finished_run(connection: Connection, target: str, fingerprint: str) -> Run | None:
     """The last run of that fingerprint, if it finished and no revision has queued another one since.
 
-    One that took rows again that were set aside is none: it did not look for others.
+    One that took rows again that were set aside is none: it did not look for others. Nor is one whose scope was rolled
+    back since.
     """
     row = connection.execute(
         sa.text("""
@@ -111,7 +115,26 @@ def finished_run(connection: Connection, target: str, fingerprint: str) -> Run |
         """),
         {"target": target, "fingerprint": fingerprint},
     ).first()
-    return to_run(row) if row is not None and row.source is not None and row.state == RunState.FINISHED else None
+    if row is None or row.source is None or row.state != RunState.FINISHED:
+        return None
+    run = to_run(row)
+    return None if _rolled_back_since(connection, run) else run
+
+
+def _rolled_back_since(connection: Connection, run: Run) -> bool:
+    statement = sa.text("""
+        SELECT EXISTS (
+            SELECT 1 FROM migration_event e JOIN migration_run r ON r.id = e.run_id
+            WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.event = :event AND e.at > :finished_at
+        )
+    """)
+    values = {
+        "target": run.target,
+        "scope": json.dumps(run.scope),
+        "event": Event.ROLLED_BACK,
+        "finished_at": run.finished_at,
+    }
+    return bool(connection.execute(statement, values).scalar_one())
 
 
 def last_finished(connection: Connection, target: str, scope: Mapping[str, str]) -> int | None:
@@ -124,6 +147,21 @@ def last_finished(connection: Connection, target: str, scope: Mapping[str, str])
         {"target": target, "scope": json.dumps(dict(scope))},
     ).scalar_one()
     return found
+
+
+def last_verified(connection: Connection, target: str, scope: Mapping[str, str]) -> tuple[Run, RunEvent] | None:
+    """The last run that finished into that column and scope, and how its comparison ended.
+
+    None where there is no such run, it was not compared, or it was rolled back since.
+    """
+    run_id = last_finished(connection, target, scope)
+    if run_id is None:
+        return None
+    run = load_run(connection, run_id)
+    compared = [event for event in list_events(connection, run_id) if event.event == Event.VERIFIED]
+    if not compared or _rolled_back_since(connection, run):
+        return None
+    return run, compared[-1]
 
 
 def earlier_models(connection: Connection, target: str, scope: Mapping[str, str]) -> set[str]:
@@ -153,12 +191,12 @@ def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None =
     """Begin a run: the one a revision queued for this column where there is one, else a new one.
 
     Call under `serialize_starts`. The database refuses a second live run into one column and scope. What a revision
-    queued is more than to take rows again that were set aside: raises `RunConflict` for a run that is to do just that.
+    queued is more than to do some rows: raises `RunConflict` for a run that is to do just that.
     """
-    if is_retry(spec.keys_from) and _is_queued(connection, spec.target):
+    if (is_known(spec.keys_from) or spec.keys_from == "reconcile") and _is_queued(connection, spec.target):
         raise RunConflict(
             f"a backfill of {spec.target} is queued",
-            hint="amprenta-vectors backfill --resume starts it, and takes rows that were set aside again",
+            hint="amprenta-vectors backfill --resume starts it; some rows by themselves, or a reconcile, come after it",
         )
     values = {
         "vector_table": spec.vector_table,
@@ -172,6 +210,7 @@ def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None =
         "dimension": spec.dimension,
         "fingerprint": spec.fingerprint,
         "row_limit": spec.row_limit,
+        "replaces": spec.replaces,
         "expected_keys": expected_keys,
     }
     queued = connection.execute(
@@ -179,7 +218,8 @@ def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None =
             UPDATE migration_run SET
                 scope = CAST(:scope AS jsonb), source_kind = :source_kind, source = :source, keys_from = :keys_from,
                 key_map = :key_map, model = :model, dimension = :dimension, fingerprint = :fingerprint,
-                row_limit = :row_limit, expected_keys = :expected_keys, state = 'running', desired_state = 'running',
+                row_limit = :row_limit, replaces = :replaces, expected_keys = :expected_keys,
+                state = 'running', desired_state = 'running',
                 started_at = clock_timestamp()
             WHERE id = (
                 SELECT id FROM migration_run WHERE target = :target AND state = 'planned' AND source IS NULL
@@ -196,10 +236,11 @@ def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None =
             sa.text("""
                 INSERT INTO migration_run (
                     vector_table, target, scope, source_kind, source, keys_from, key_map, model, dimension,
-                    fingerprint, row_limit, expected_keys, state, desired_state, started_at
+                    fingerprint, row_limit, replaces, expected_keys, state, desired_state, started_at
                 ) VALUES (
                     :vector_table, :target, CAST(:scope AS jsonb), :source_kind, :source, :keys_from, :key_map, :model,
-                    :dimension, :fingerprint, :row_limit, :expected_keys, 'running', 'running', clock_timestamp()
+                    :dimension, :fingerprint, :row_limit, :replaces, :expected_keys,
+                    'running', 'running', clock_timestamp()
                 ) RETURNING *
             """),
             values,
@@ -289,7 +330,8 @@ def others_unfinished(connection: Connection, run_id: int, target: str) -> bool:
 
 def check_same(run: Run, spec: RunSpec) -> None:
     """Raises `RunConflict` where ``spec`` is not what ``run`` was begun with, naming what differs."""
-    if run.fingerprint == spec.fingerprint and (run.keys_from, run.row_limit) == (spec.keys_from, spec.row_limit):
+    same = (run.keys_from, run.row_limit, run.replaces) == (spec.keys_from, spec.row_limit, spec.replaces)
+    if run.fingerprint == spec.fingerprint and same:
         return
     pairs: dict[str, tuple[object, object]] = {
         "source": (run.source, spec.source),
@@ -298,6 +340,7 @@ def check_same(run: Run, spec: RunSpec) -> None:
         "key map": (run.key_map, spec.key_map),
         "--keys-from": (run.keys_from, spec.keys_from),
         "--limit": (run.row_limit, spec.row_limit),
+        "--force": (run.replaces, spec.replaces),
     }
     changed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in pairs.items() if old != new)
     raise RunConflict(

@@ -166,22 +166,23 @@ def list_set_aside(
 
 # A key is the latest run's that set it aside: what that run did with rows that are not there, the next one must do.
 _TO_RETRY = """
-    SELECT key, keys_from FROM (
-        SELECT DISTINCT ON (e.key) e.key, r.keys_from
+    SELECT key, keys_from, replaces FROM (
+        SELECT DISTINCT ON (e.key) e.key, r.keys_from, r.replaces
         FROM migration_error e JOIN migration_run r ON r.id = e.run_id
-        WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.resolved_at IS NULL
-          AND (CAST(:reason AS text) IS NULL OR e.reason = :reason)
+        WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND r.source_kind = :source_kind
+          AND e.resolved_at IS NULL AND (CAST(:reason AS text) IS NULL OR e.reason = :reason)
+          AND e.reason NOT IN ('changed_here', 'gone_at_source')
         ORDER BY e.key, e.run_id DESC
     ) latest
 """
-_COUNT_TO_RETRY = sa.text("SELECT keys_from, count(*) AS keys FROM (" + _TO_RETRY + ") aside GROUP BY 1")  # noqa: S608
+_KINDS_TO_RETRY = sa.text("SELECT DISTINCT keys_from, replaces FROM (" + _TO_RETRY + ") aside")  # noqa: S608
 _PLAN_RETRY = sa.text(
     """
     WITH numbered AS (
         SELECT key, (row_number() OVER (ORDER BY key) - 1) / :size + 1 AS batch
         FROM ("""  # noqa: S608
     + _TO_RETRY
-    + """) aside WHERE keys_from = ANY(CAST(:origins AS text[]))
+    + """) aside WHERE keys_from = ANY(CAST(:origins AS text[])) AND replaces = :replaced
     ), stored AS (
         INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys)
         SELECT :run_id, batch, min(key), max(key), array_agg(key ORDER BY key) FROM numbered GROUP BY batch
@@ -194,18 +195,27 @@ _PLAN_RETRY = sa.text(
 )
 
 
-def count_to_retry(
-    connection: Connection, target: str, scope: Mapping[str, str], reason: str | None
-) -> dict[KeysFrom, int]:
-    """How many keys stand set aside in that column and scope, by ``keys_from`` of the run that did it last."""
-    values: dict[str, Any] = {"target": target, "scope": json.dumps(dict(scope)), "reason": reason}
-    return {row.keys_from: row.keys for row in connection.execute(_COUNT_TO_RETRY, values)}
+def kinds_to_retry(
+    connection: Connection, target: str, scope: Mapping[str, str], source_kind: str, reason: str | None
+) -> set[tuple[KeysFrom, bool]]:
+    """The ``keys_from`` of the runs from such a source that set keys aside last, and whether they replaced values.
+
+    Of the runs into that column and scope.
+    """
+    values: dict[str, Any] = {
+        "target": target,
+        "scope": json.dumps(dict(scope)),
+        "source_kind": source_kind,
+        "reason": reason,
+    }
+    return {(row.keys_from, row.replaces) for row in connection.execute(_KINDS_TO_RETRY, values)}
 
 
 def plan_retry(connection: Connection, run: Run, origins: Sequence[str], reason: str | None, batch_size: int) -> None:
     """Store all batches of a run that takes rows again that runs with ``keys_from`` among ``origins`` set aside.
 
-    In the transaction that begins it; its plan is complete afterwards.
+    Of runs from its kind of source that replaced values as it does, or did not. In the transaction that begins it; its
+    plan is complete afterwards.
     """
     connection.execute(
         _PLAN_RETRY,
@@ -213,8 +223,10 @@ def plan_retry(connection: Connection, run: Run, origins: Sequence[str], reason:
             "run_id": run.id,
             "target": run.target,
             "scope": json.dumps(run.scope),
+            "source_kind": run.source_kind,
             "reason": reason,
             "origins": list(origins),
+            "replaced": run.replaces,
             "size": batch_size,
         },
     )

@@ -94,13 +94,15 @@ _LOOK = sa.text("""
     ), cut AS (
         -- OFFSET 0 hides that the times differ, so that PostgreSQL expects few bins and sums them without sorting.
         SELECT date_bin(b.width, p.finished_at, b.started_at) AS begin, p.status, p.keys_done, p.rows_written,
-               p.rows_skipped, p.rows_missing, p.rows_quarantined, p.finished_at > b.recent AS is_recent
+               p.rows_replaced, p.rows_skipped, p.rows_missing, p.rows_quarantined,
+               p.finished_at > b.recent AS is_recent
         FROM migration_progress p CROSS JOIN binning b WHERE p.run_id = :run_id OFFSET 0
     ), bins AS (
         SELECT begin, count(*) AS batches,
                count(*) FILTER (WHERE status = 'done') AS done,
                count(*) FILTER (WHERE status = 'running') AS running,
                sum(keys_done)::bigint AS keys, sum(rows_written)::bigint AS written,
+               sum(rows_replaced)::bigint AS replaced,
                sum(rows_skipped)::bigint AS skipped, sum(rows_missing)::bigint AS missing,
                sum(rows_quarantined)::bigint AS quarantined,
                coalesce(sum(keys_done) FILTER (WHERE is_recent), 0)::bigint AS recent
@@ -194,6 +196,7 @@ def _to_snapshot(row: Any) -> Snapshot:
             batches_running=total("running"),
             keys_done=total("keys"),
             written=total("written"),
+            replaced=total("replaced"),
             skipped=total("skipped"),
             missing=total("missing"),
             quarantined=total("quarantined"),

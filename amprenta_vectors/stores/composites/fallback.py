@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, FilterError
 from amprenta_vectors.schema.vector_table import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
+from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class FallbackStore:
         self._primary = primary
         self._secondary = secondary
         self._timeout_seconds = timeout_seconds
-        self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="primary")
+        self._pool = DaemonPool(CALLS_AT_ONCE, "primary")
 
     @property
     def name(self) -> str:
@@ -73,7 +73,7 @@ class FallbackStore:
 
     def close(self) -> None:
         """Close both; a call that still hangs is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
         self._primary.close()
         self._secondary.close()
 

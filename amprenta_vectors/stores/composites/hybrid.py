@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TookTooLong
+from typing import Any, Literal, TypeVar
 
 from numpy.typing import ArrayLike
 
-from amprenta_vectors.errors import AmprentaError, ConfigError
+from amprenta_vectors.errors import AmprentaError, ConfigError, TimedOut
 from amprenta_vectors.schema.vector_table import Distance
 from amprenta_vectors.stores.composites.fallback import CALLERS_FAULT
+from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 from amprenta_vectors.stores.vectors import MAX_TOP_K
 
 log = logging.getLogger(__name__)
 
 Join = Literal["union", "intersection"]
+Answer = TypeVar("Answer")
 CALLS_AT_ONCE = 32
 OVERSAMPLING = 4
 """An intersection asks each side for so many times ``top_k``: hits just below one side's last place still meet."""
@@ -28,15 +32,17 @@ class HybridStore:
 
     A key that both found has the nearer of its two scores, and the primary's text and metadata. ``union``: the
     ``top_k`` nearest of all; where one side fails, the other answers alone, and that is logged. ``intersection``: only
-    what both found; where one side fails, that is an error. Scores of two distances cannot be compared, so both stores
-    must have the same one: `ConfigError`. Writes go to the primary alone.
+    what both found; where one side fails, that is an error. A side that takes over ``timeout_seconds`` has failed.
+    Scores of two distances cannot be compared, so both stores must have the same one: `ConfigError`. Writes go to the
+    primary alone.
     """
 
-    def __init__(self, primary: VectorStore, secondary: VectorStore, *, join: Join) -> None:
+    def __init__(self, primary: VectorStore, secondary: VectorStore, *, join: Join, timeout_seconds: float) -> None:
         self._primary = primary
         self._secondary = secondary
         self._join = join
-        self._pool = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="hybrid")
+        self._timeout_seconds = timeout_seconds
+        self._pool = DaemonPool(CALLS_AT_ONCE, "hybrid")
 
     @property
     def name(self) -> str:
@@ -52,14 +58,18 @@ class HybridStore:
         """The ``top_k`` nearest rows that match ``filter``, nearest first."""
         self._check_comparable()
         asked = top_k if self._join == "union" else min(top_k * OVERSAMPLING, max(MAX_TOP_K, top_k))
-        beside = self._pool.submit(self._secondary.query, vector, top_k=asked, filter=filter)
-        first = self._of_primary(vector, asked, filter, beside)
-        second = self._of_secondary(beside, first)
+        first, second = self._both(
+            lambda store: store.query(vector, top_k=asked, filter=filter), either=self._join == "union"
+        )
         return self._joined(first or [], second or [])[:top_k]
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The rows of ``keys`` by key; the primary's where both have one."""
-        return {**self._secondary.fetch(keys), **self._primary.fetch(keys)}
+        """The rows of ``keys`` by key; the primary's where both have one. Either side's failure is an error.
+
+        A row that only the failing side has would else seem not to be there.
+        """
+        first, second = self._both(lambda store: store.fetch(keys), either=False)
+        return {**(second or {}), **(first or {})}
 
     def upsert(self, records: Sequence[Record]) -> int:
         """Insert or replace rows of the primary."""
@@ -74,8 +84,8 @@ class HybridStore:
         return self._primary.count()
 
     def close(self) -> None:
-        """Close both."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Close both; a call that still hangs is not waited for."""
+        self._pool.close()
         self._primary.close()
         self._secondary.close()
 
@@ -87,28 +97,33 @@ class HybridStore:
                 hint="VECTOR_MODE=fallback, or give both stores the same distance",
             )
 
-    def _of_primary(
-        self, vector: ArrayLike, top_k: int, filter: Filter | None, beside: Future[list[Hit]]
-    ) -> list[Hit] | None:
-        try:
-            return self._primary.query(vector, top_k=top_k, filter=filter)
-        except CALLERS_FAULT:
-            beside.cancel()
-            raise
-        except AmprentaError as error:
-            if self._join == "intersection":
-                raise
-            log.warning("%s failed, %s answers alone: %s", self._primary.name, self._secondary.name, error.message)
-            return None
+    def _both(self, call: Callable[[VectorStore], Answer], *, either: bool) -> tuple[Answer | None, Answer | None]:
+        """What each side answers; with ``either``, None for one that fails while the other does not."""
+        deadline = time.monotonic() + self._timeout_seconds
+        sides = (self._primary, self._secondary)
+        running = [self._pool.submit(call, store) for store in sides]
+        (first, failure), (second, other_failure) = (
+            self._outcome(store, each, deadline) for store, each in zip(sides, running, strict=True)
+        )
+        error = failure or other_failure
+        if error is not None:
+            if not either or (failure and other_failure) or isinstance(error, CALLERS_FAULT):
+                raise error
+            failed, other = sides if failure else sides[::-1]
+            log.warning("%s failed, %s answers alone: %s", failed.name, other.name, error.message)
+        return first, second
 
-    def _of_secondary(self, beside: Future[list[Hit]], first: list[Hit] | None) -> list[Hit] | None:
+    def _outcome(
+        self, store: VectorStore, running: Future[Any], deadline: float
+    ) -> tuple[Any | None, AmprentaError | None]:
         try:
-            return beside.result()
+            return running.result(max(0.0, deadline - time.monotonic())), None
+        except TookTooLong:
+            running.cancel()
+            took = f"{store.name} gave no answer in {self._timeout_seconds:g} s"
+            return None, TimedOut(took, hint="raise VECTOR_TIMEOUT_SECONDS")
         except AmprentaError as error:
-            if self._join == "intersection" or first is None:
-                raise
-            log.warning("%s failed, %s answers alone: %s", self._secondary.name, self._primary.name, error.message)
-            return None
+            return None, error
 
     def _joined(self, first: Sequence[Hit], second: Sequence[Hit]) -> list[Hit]:
         nearness = -1 if self.distance == "l2" else 1

@@ -1,0 +1,96 @@
+"""What `sources inspect` says of a Pinecone index."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import click
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.sources.inspection import Inspection
+
+KINDS = {
+    "serverless": "serverless, vectors",
+    "documents": "serverless, documents",
+    "pod": "pod, vectors; it cannot list its ids: keys come from the table",
+}
+
+
+def exports(found: Inspection) -> dict[str, str]:
+    """The variables that a migration of the index is to have."""
+    values: dict[str, str] = {}
+    if found.kind == "documents" and found.chosen is not None:
+        values["PINECONE_VECTOR_FIELD"] = found.chosen
+    if found.field is not None:
+        values["VECTOR_DIMENSION"] = str(found.field.dimension)
+    if found.model is not None:
+        values["EMBEDDING_MODEL"] = found.model
+    return values
+
+
+def show_index(found: Inspection, settings: Settings) -> None:
+    """Print it as text, with the variables to set."""
+    sample = found.sample
+    dimension, metric = "one of the fields is to be chosen", ""
+    if found.field is not None:
+        dimension, metric = f"{found.field.dimension:,}", found.field.metric
+    lines = {
+        "index": found.name,
+        "kind": KINDS[found.kind],
+        "dimension": dimension,
+        "metric": metric,
+        "vectors": f"{found.count:,} in {len(found.namespaces):,} namespaces",
+        "model": found.model or "unknown to the index; set EMBEDDING_MODEL to the one that made the vectors",
+        "transport": found.transport,
+        "sparse": f"{sample.sparse:,} of {sample.records:,} records in a sample have sparse values",
+    }
+    for name, value in lines.items():
+        if value:
+            click.echo(f"{name:>11}: {value}")
+    if found.kind == "documents":
+        click.echo("fields of vectors:")
+        for name, field in found.vector_fields.items():
+            click.echo(f"  {name}: {field.dimension:,} dimensions, {field.metric}")
+    click.echo("namespaces:")
+    for name, count in sorted(found.namespaces.items()):
+        click.echo(f"  {name or '(default)'}: {count:,}")
+    click.echo(f"metadata, in a sample of {sample.records:,} records of {sample.namespace or '(default)'}:")
+    for name, item in sample.fields.items():
+        share = item.records / sample.records
+        note = "; the text" if name == settings.text_field and "string" in item.types else ""
+        click.echo(f"  {name}: {', '.join(sorted(item.types))}, in {share:.0%}{note}")
+    click.echo("set before the first upgrade:")
+    if found.chosen is None:
+        names = ", or ".join(found.vector_fields)
+        click.echo(f"  export PINECONE_VECTOR_FIELD={names}; then inspect once more")
+    for name, value in exports(found).items():
+        click.echo(f"  export {name}={shlex.quote(value)}")
+
+
+def index_to_json(found: Inspection) -> dict[str, Any]:
+    """The same as one object."""
+    sample = found.sample
+    return {
+        "index": found.name,
+        "kind": found.kind,
+        "dimension": found.field.dimension if found.field else None,
+        "metric": found.field.metric if found.field else None,
+        "vector_fields": {
+            name: {"dimension": field.dimension, "metric": field.metric} for name, field in found.vector_fields.items()
+        },
+        "count": found.count,
+        "namespaces": dict(found.namespaces),
+        "model": found.model,
+        "transport": found.transport,
+        "sample": {
+            "namespace": sample.namespace,
+            "records": sample.records,
+            "sparse": sample.sparse,
+            "metadata": {
+                name: {"share": round(item.records / sample.records, 4), "types": dict(item.types)}
+                for name, item in sample.fields.items()
+            },
+        },
+        "environment": exports(found),
+    }

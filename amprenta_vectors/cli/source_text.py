@@ -1,0 +1,42 @@
+"""What is said of a source before it is opened, by its kind: where it is, and how to back it up."""
+
+from __future__ import annotations
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.sources.opening import kind_of
+from amprenta_vectors.sources.rows import text_columns_of
+
+
+def to_place(settings: Settings, table: VectorTable) -> str:
+    """Where the settings say that the vectors are. Raises `ConfigError` for what is missing."""
+    match kind_of(settings, table):
+        case "pinecone":
+            settings.require("pinecone_api_key")
+            index = settings.require("pinecone_index_name")
+            namespace = settings.pinecone_namespace or "(default)"
+            return f"index {index!r} over {settings.pinecone_transport}, namespace {namespace}"
+        case "simple":
+            return f"the stores below {settings.simple_store_root}"
+        case "chroma":
+            where = f"{settings.chroma_host}:{settings.chroma_port}" if settings.chroma_host else settings.chroma_path
+            return f"collection {settings.chroma_collection!r} of Chroma at {where}"
+        case "rows":
+            embedder = settings.require("embedder")
+            return f"its own {', '.join(text_columns_of(table))}, embedded by {embedder}"
+
+
+def backup_command(settings: Settings, kind: SourceKind, day: str) -> list[str] | None:
+    """What copies the source; None where that is its server's own affair, or it is in the database."""
+    match kind:
+        case "pinecone":
+            index = settings.require("pinecone_index_name")
+            call = f"Pinecone().backups.create(index_name={index!r}, name='before-{day}')"
+            return ["python", "-c", f"from pinecone import Pinecone; {call}"]
+        case "simple":
+            folder = settings.simple_store_root
+        case "chroma" if settings.chroma_host is None:
+            folder = settings.chroma_path
+        case _:
+            return None
+    return ["cp", "-a", str(folder), f"{folder}_{day}"]

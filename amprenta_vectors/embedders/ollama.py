@@ -1,0 +1,91 @@
+"""Models that an Ollama server runs, through the official ``ollama`` client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amprenta_vectors.embedders.answers import to_matrix
+from amprenta_vectors.embedders.protocol import Model
+from amprenta_vectors.errors import (
+    AmprentaError,
+    CredentialsRefused,
+    KeysRefused,
+    RateLimited,
+    SourceError,
+    SourceNotFound,
+    TransientError,
+)
+from amprenta_vectors.extras import network_errors, require_extra
+
+DEFAULT_HOST = "http://127.0.0.1:11434"
+TEXTS_A_REQUEST = 64
+"""Few enough that a server without a graphics card answers in time."""
+TIMEOUT_SECONDS = 120.0
+"""A model that is not in memory is loaded first."""
+PROBE = "dimension"
+
+
+class OllamaEmbedder:
+    """``model_name`` on ``host``, whose vectors are taken as they come. Safe to share between threads.
+
+    One word is embedded when it is opened, which tells the dimension. Raises what `embed` does. A text that is longer
+    than the model reads is cut by the server, as for every client of it.
+    """
+
+    def __init__(self, host: str | None, model_name: str) -> None:
+        ollama = require_extra("ollama", "ollama")
+        self._host = host or DEFAULT_HOST
+        self._client: Any = ollama.Client(host=self._host, timeout=TIMEOUT_SECONDS)
+        self._refusal: type[Exception] = ollama.ResponseError
+        self._name = model_name
+        self.model = Model(model_name.removesuffix(":latest"), len(self._vectors([PROBE])[0]), "ollama")
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """``(n, dimension)`` float32, by requests of at most 64 texts.
+
+        Raises `TransientError` naming the host where it does not answer, `SourceNotFound` for a model that was not
+        pulled, `CredentialsRefused`, `KeysRefused` for texts that it does not take, `SourceError` for an answer of
+        another length.
+        """
+        dimension = self.model.dimension
+        parts = [np.empty((0, dimension), dtype=np.float32)]
+        for start in range(0, len(texts), TEXTS_A_REQUEST):
+            asked = texts[start : start + TEXTS_A_REQUEST]
+            parts.append(to_matrix(self._vectors(asked), len(asked), dimension, "ollama"))
+        return np.concatenate(parts)
+
+    def _vectors(self, texts: Sequence[str]) -> list[list[float]]:
+        try:
+            answer = self._client.embed(model=self._name, input=list(texts))
+        except self._refusal as error:
+            raise self._to_error(error) from error
+        except network_errors() as error:
+            raise TransientError(
+                f"ollama at {self._host} did not answer: {type(error).__name__}",
+                hint="start it (ollama serve), or export OLLAMA_HOST=http://HOST:11434",
+            ) from error
+        except ValueError as error:
+            raise TransientError(f"ollama at {self._host} answered what is not JSON") from error
+        found = [list(vector) for vector in answer.embeddings]
+        if not found:
+            raise SourceError(f"ollama at {self._host} gave no vector for {len(texts)} texts")
+        return found
+
+    def _to_error(self, error: Any) -> AmprentaError:
+        """What an answer means; its own words may quote a text, so only its status is told."""
+        said = f"ollama at {self._host} answered {error.status_code}"
+        match error.status_code:
+            case 404:
+                return SourceNotFound(f"{said}: it has no model {self._name!r}", hint=f"ollama pull {self._name}")
+            case 401 | 403:
+                return CredentialsRefused(f"{said}: it does not accept the key", hint="export OLLAMA_API_KEY=…")
+            case 429:
+                return RateLimited(said)
+            case 400:
+                return KeysRefused(f"{said}: it does not take a text, or {self._name!r} is no embedding model")
+            case _:
+                return TransientError(said) if error.status_code >= 500 else SourceError(said)

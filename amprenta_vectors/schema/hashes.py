@@ -1,0 +1,44 @@
+"""Hashes that the engine keeps with a row, by which it knows again what it wrote: xxh3_64, signed as bigint is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+import xxhash
+
+HASH_BYTES = 8
+
+
+def hash_embedding(*stored: bytes | memoryview) -> bytes:
+    """Of an embedding's values as its column holds them, big-endian, and after them what ``sparsevec_send`` gives.
+
+    The values are those of ``vector_send`` or ``halfvec_send`` without the head of 4 bytes. 8 bytes, as COPY takes a
+    bigint.
+    """
+    if len(stored) == 1:
+        return xxhash.xxh3_64_digest(stored[0])
+    hasher = xxhash.xxh3_64()
+    for part in stored:
+        hasher.update(part)
+    return hasher.digest()
+
+
+def hash_content(text: str | None, metadata: Mapping[str, Any] | None) -> bytes:
+    """Of a row's text and metadata, whatever the order of its fields.
+
+    What jsonb writes otherwise than JSON (1e16, -0.0) has another hash when it is read back: it looks changed.
+    """
+    content = [text, dict(metadata or {})]
+    try:
+        return xxhash.xxh3_64_digest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
+    except TypeError:
+        # An integer past 64 bits.
+        return xxhash.xxh3_64_digest(json.dumps(content, sort_keys=True).encode())
+
+
+def to_bigint(digest: bytes) -> int:
+    """A hash as the column gives it."""
+    return int.from_bytes(digest, "big", signed=True)

@@ -1,0 +1,178 @@
+"""Opening a collection of Chroma, in a folder or on a server, and what its client's errors mean to us."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import (
+    AmprentaError,
+    ConfigError,
+    CredentialsRefused,
+    RateLimited,
+    SourceError,
+    SourceNotFound,
+    TransientError,
+)
+from amprenta_vectors.extras import network_errors, require_extra
+from amprenta_vectors.schema.vector_table import Distance
+
+DATABASE_FILE = "chroma.sqlite3"
+REQUEST_SECONDS = 30.0
+"""How long a server may be silent before a request counts as failed."""
+PAGE = 1000
+"""Records that are asked for at once. Chroma binds a variable of SQLite to each id, and fails past 32,766."""
+
+
+@dataclass(frozen=True)
+class ChromaCollection:
+    """A collection with its open client. ``where`` is its folder or ``host:port``; both handles are Chroma's own."""
+
+    name: str
+    where: str
+    distance: Distance
+    handle: Any = field(repr=False)
+    client: Any = field(repr=False)
+
+    def dimension(self) -> int | None:
+        """Of its vectors; None while it has none."""
+        with chroma_errors(f"reading collection {self.name!r}"):
+            some = self.handle.get(limit=1, include=["embeddings"])["embeddings"]
+        return len(some[0]) if len(some) else None
+
+    def count(self) -> int:
+        """How many records it has."""
+        with chroma_errors(f"counting collection {self.name!r}"):
+            return int(self.handle.count())
+
+    def close(self) -> None:
+        """Close the client; a folder stays open while others of this process use it."""
+        self.client.close()
+
+
+def open_collection(settings: Settings) -> ChromaCollection:
+    """``CHROMA_COLLECTION`` on the server ``CHROMA_HOST`` or, without one, in the folder ``CHROMA_PATH``.
+
+    A folder is neither made nor migrated: Chroma adds one row to its own list of writers, ``acquire_write``, and no
+    more. Raises `SourceNotFound` listing the collections there are, `TransientError` for a server that does not answer,
+    `CredentialsRefused`, `SourceError`, `ConfigError`, `MissingExtra`.
+    """
+    chromadb = require_extra("chromadb", "chroma")
+    host, name = settings.chroma_host, settings.chroma_collection
+    where = f"{host}:{settings.chroma_port}" if host else str(settings.chroma_path.resolve())
+    with chroma_errors(f"opening Chroma at {where}"):
+        client = _on_server(chromadb, settings, host) if host else _in_folder(chromadb, settings)
+        try:
+            handle = client.get_collection(name, embedding_function=None)
+        except chromadb.errors.NotFoundError as error:
+            listed = ", ".join(sorted(collection.name for collection in client.list_collections(limit=20)))
+            client.close()
+            raise SourceNotFound(
+                f"Chroma at {where} has no collection {name!r}; it has: {listed or 'none'}",
+                hint="export CHROMA_COLLECTION=NAME",
+            ) from error
+    return ChromaCollection(name, where, _distance(handle), handle, client)
+
+
+def _on_server(chromadb: Any, settings: Settings, host: str) -> Any:
+    try:
+        client = chromadb.HttpClient(
+            host, settings.chroma_port, ssl=settings.chroma_ssl, settings=chromadb.Settings(anonymized_telemetry=False)
+        )
+    except ValueError as error:
+        # The client says so of whatever went wrong with its first request.
+        if isinstance(error.__context__, network_errors()):
+            raise error.__context__ from error
+        raise
+    # The client waits for ever, and has no setting for it.
+    client._server._session.timeout = REQUEST_SECONDS
+    return client
+
+
+def _in_folder(chromadb: Any, settings: Settings) -> Any:
+    path = settings.chroma_path.resolve()
+    if not (path / DATABASE_FILE).is_file():
+        raise SourceNotFound(
+            f"CHROMA_PATH is {path}, which holds no Chroma: there is no {DATABASE_FILE}",
+            hint="export CHROMA_PATH=FOLDER, or CHROMA_HOST=HOST of a server",
+        )
+    options = chromadb.Settings(anonymized_telemetry=False, migrations="validate")
+    try:
+        return chromadb.PersistentClient(str(path), settings=options)
+    except chromadb.errors.InternalError as error:
+        raise SourceError(
+            f"opening Chroma at {path}: {error}",
+            hint="a folder that an older chromadb wrote is not migrated in place: set CHROMA_HOST to the server that "
+            "the application runs on it, or CHROMA_PATH to a copy that this chromadb has opened once",
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"this process has opened Chroma at {path} with other settings",
+            hint="close that client first, or run a server on the folder (chroma run) and set CHROMA_HOST",
+        ) from error
+
+
+def _distance(handle: Any) -> Distance:
+    """As the collection is configured; Chroma's names are ours."""
+    configured = handle.configuration or {}
+    for index in ("hnsw", "spann"):
+        if configured.get(index):
+            found: Distance = configured[index]["space"]
+            return found
+    return (handle.metadata or {}).get("hnsw:space", "l2")  # type: ignore[no-any-return]
+
+
+@contextmanager
+def chroma_errors(doing: str, refusal: type[SourceError] = SourceError) -> Iterator[None]:
+    """Raise the client's errors as ours; ``refusal`` for a request that Chroma takes to be malformed.
+
+    Its words are passed on where they name a setting or a collection, never for a request, which they may quote.
+    """
+    try:
+        yield
+    except AmprentaError:
+        raise
+    except network_errors() as error:
+        raise TransientError(
+            f"{doing}: no answer ({type(error).__name__})", hint="CHROMA_HOST and CHROMA_PORT are those of its server"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise TransientError(f"{doing}: the answer is not JSON") from error
+    except Exception as error:
+        ours = _to_error(error, doing, refusal)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+def _to_error(error: Exception, doing: str, refusal: type[SourceError]) -> AmprentaError | None:
+    """None for an error that is no answer to a request."""
+    chromadb = require_extra("chromadb", "chroma")
+    if isinstance(error, chromadb.errors.ChromaError):
+        status = error.code()
+    elif type(error) is Exception:
+        # What the client makes of an answer that is not Chroma's, a proxy's say: the answer stands behind it.
+        status = getattr(getattr(error.__context__, "response", None), "status_code", 500)
+    elif isinstance(error, ValueError | TypeError):
+        status = 400
+    else:
+        return None
+    said = f"{doing}: {type(error).__name__} {status}"
+    match status:
+        case 401 | 403:
+            return CredentialsRefused(
+                f"{said}: the server does not accept who asks",
+                hint="export CHROMA_CLIENT_AUTH_PROVIDER=… CHROMA_CLIENT_AUTH_CREDENTIALS=…, which its client reads",
+            )
+        case 404:
+            return SourceNotFound(f"{said}: {error}", hint="export CHROMA_COLLECTION=NAME")
+        case 429:
+            return RateLimited(said)
+        case 408:
+            return TransientError(said)
+        case _:
+            return TransientError(f"{said}: {error}") if status >= 500 else refusal(said)

@@ -1,0 +1,102 @@
+"""How deep the tuples of a pickle are in one another, told from its opcodes before anything is built.
+
+Python hashes a key that is a tuple by calling itself for each tuple within, without a limit: a hundred thousand of them
+in one another end the process.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+DEEPEST = 16
+"""Tuples in one another; numpy's pickles have 2."""
+
+_PUSHES = (
+    pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE + pickle.EMPTY_LIST + pickle.EMPTY_DICT + pickle.EMPTY_TUPLE
+    + pickle.SHORT_BINUNICODE + pickle.BINUNICODE + pickle.BINUNICODE8 + pickle.UNICODE + pickle.GLOBAL
+    + pickle.SHORT_BINBYTES + pickle.BINBYTES + pickle.BINBYTES8 + pickle.BYTEARRAY8 + pickle.LONG1 + pickle.LONG4
+)  # fmt: skip
+_TAKES = {pickle.TUPLE1[0]: 1, pickle.TUPLE2[0]: 2, pickle.TUPLE3[0]: 3}
+# What an opcode takes from the stack, and whether it leaves something else there: never a tuple.
+_REPLACES = {pickle.REDUCE[0]: 2, pickle.STACK_GLOBAL[0]: 2}
+_DROPS = {pickle.BUILD[0]: 1, pickle.APPEND[0]: 1, pickle.SETITEM[0]: 2}
+_TO_MARK = pickle.LIST + pickle.DICT
+_DROPS_TO_MARK = pickle.APPENDS + pickle.SETITEMS
+_GETS = pickle.BINGET + pickle.LONG_BINGET + pickle.GET
+_PUTS = pickle.BINPUT + pickle.LONG_BINPUT + pickle.PUT
+
+
+class TupleDepth:
+    """Follows a pickle's stack, each entry the depth of tuples that it is; 0 for what is none."""
+
+    def __init__(self) -> None:
+        self._stack: list[int] = []
+        self._marks: list[int] = []
+        """How high the stack was at each mark."""
+        self._memo: dict[int, int] = {}
+        self._puts = self._memoized = 0
+
+    def push(self, count: int) -> None:
+        """So many numbers."""
+        self._stack += [0] * count
+
+    def follow(self, opcode: int, argument: bytes) -> str | None:
+        """Take one opcode in; why it is refused, where it is. A pickle that takes what is not there is refused too."""
+        try:
+            self._follow(opcode, argument)
+        except IndexError:
+            return "it is no sound pickle: its stack is empty"
+        if self._stack and self._stack[-1] > DEEPEST:
+            return f"it has more than {DEEPEST} tuples in one another"
+        # In which place MEMOIZE puts something is known only where nothing else does.
+        return "it numbers its memo in two ways" if self._puts and self._memoized else None
+
+    def _follow(self, opcode: int, argument: bytes) -> None:
+        stack = self._stack
+        if opcode in _PUSHES:
+            stack.append(0)
+        elif opcode in _TAKES:
+            self._make_tuple(self._take(_TAKES[opcode]))
+        elif opcode == pickle.MARK[0]:
+            self._marks.append(len(stack))
+        elif opcode == pickle.TUPLE[0]:
+            self._make_tuple(self._take_to_mark())
+        elif opcode in _REPLACES:
+            self._take(_REPLACES[opcode])
+            stack.append(0)
+        elif opcode in _DROPS:
+            self._take(_DROPS[opcode])
+        elif opcode in _TO_MARK:
+            self._take_to_mark()
+            stack.append(0)
+        elif opcode in _DROPS_TO_MARK:
+            self._take_to_mark()
+        elif opcode in _GETS:
+            stack.append(self._memo.get(_to_place(opcode, argument), 0))
+        elif opcode in _PUTS:
+            self._puts += 1
+            self._memo[_to_place(opcode, argument)] = stack[-1]
+        elif opcode == pickle.MEMOIZE[0]:
+            if stack[-1] > 0:
+                self._memo[self._memoized] = stack[-1]
+            self._memoized += 1
+
+    def _make_tuple(self, entries: list[int]) -> None:
+        self._stack.append(1 + max(entries, default=0))
+
+    def _take(self, count: int) -> list[int]:
+        return self._take_from(len(self._stack) - count, self._marks[-1] if self._marks else 0)
+
+    def _take_to_mark(self) -> list[int]:
+        return self._take_from(self._marks.pop(), 0)
+
+    def _take_from(self, place: int, lowest: int) -> list[int]:
+        if place < lowest:
+            raise IndexError
+        taken = self._stack[place:]
+        del self._stack[place:]
+        return taken
+
+
+def _to_place(opcode: int, argument: bytes) -> int:
+    return int(argument) if opcode in (pickle.GET[0], pickle.PUT[0]) else int.from_bytes(argument, "little")

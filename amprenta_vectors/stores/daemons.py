@@ -1,0 +1,62 @@
+"""Calls in threads that may hang without holding up anybody: neither their caller nor the end of the process."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+class DaemonPool:
+    """Makes at most ``threads`` calls at once; more of them wait.
+
+    concurrent.futures' own pool waits for its threads when the process ends, for ever where one hangs.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._most = threads
+        self._name = name
+        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._starting = threading.Lock()
+        self._threads = 0
+
+    def submit(
+        self, call: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Answer]:
+        """Have ``call`` made; its answer or error is the future's."""
+        future: Future[Answer] = Future()
+        self._waiting.put((future, partial(call, *args, **kwargs)))
+        if not self._idle.acquire(blocking=False):
+            with self._starting:
+                if self._threads < self._most:
+                    self._threads += 1
+                    threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """Cancel what waits and let idle threads end; a call that is under way is not waited for."""
+        while not self._waiting.empty():
+            item = self._waiting.get()
+            if item is not None:
+                item[0].cancel()
+        self._waiting.put(None)
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            # Else this thread would keep the last answer alive while it waits.
+            del item, future, call
+            self._idle.release()
+        self._waiting.put(None)

@@ -1,0 +1,222 @@
+"""Every kind of vector index beside the others, on real embeddings: recall, size, time to build, latency.
+
+    python benchmarks/storage.py [--rows 25000] [--queries 100] [--rounds 3]
+
+A table for each kind, with the same rows: the texts of Python's standard library, embedded by WordLlama (256
+dimensions). The queries are the first lines of its docstrings. For more dimensions than one index holds of a vector,
+the embeddings of ten texts that follow each other (twenty, for 5120) make one vector, one beginning at each text; every
+hundredth such vector is a query instead of a row.
+
+Recall is by distance, of the vectors as they were embedded: a row as near as the tenth counts, whichever it is. The
+store searches with its defaults. The last thing printed is the table of docs/indexes.md.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import numpy as np
+import psycopg2
+from query import SHARES, TIE, TOP_K, to_queries
+from tools import Stage, Vectors, execute, open_stage, print_machine, query
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
+from amprenta_vectors.ddl.index_key import IndexStorage, index_key
+from amprenta_vectors.ddl.vector_index import suitable_lists
+from amprenta_vectors.ddl.vector_type import VectorType
+from amprenta_vectors.sandbox.corpus import embed_corpus
+from amprenta_vectors.schema.vector_table import Storage, VectorTable
+from amprenta_vectors.stores.factory import PING_AFTER_SECONDS
+from amprenta_vectors.stores.pgvector import PgVectorStore
+
+BUILD_MEMORY = "1GB"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A column and its index; ``index`` is None for the finest that pgvector takes."""
+
+    column: Storage
+    method: str
+    index: IndexStorage | None = None
+
+    def __str__(self) -> str:
+        return f"`{self.column}` | {self.method} of {self.index or self.column}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows and queries of one dimension, and of each filter which rows pass."""
+
+    rows: Vectors
+    queries: Vectors
+    flags: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one kind gave: shares, MB, seconds and milliseconds."""
+
+    recall: Sequence[float]
+    short: int
+    table_mb: float
+    index_mb: float
+    build_seconds: float
+    p50_ms: float
+    p95_ms: float
+
+    def __str__(self) -> str:
+        recall = " | ".join(f"{share:.3f}" for share in self.recall)
+        sizes = f"{self.table_mb:,.0f} | {self.index_mb:,.1f} | {self.build_seconds:,.1f}"
+        return f"{recall} | {sizes} | {self.p50_ms:.1f} | {self.p95_ms:.1f}"
+
+
+KINDS: dict[int, Sequence[Kind]] = {
+    1: (
+        Kind("vector", "hnsw"),
+        Kind("vector", "hnsw", "halfvec"),
+        Kind("halfvec", "hnsw"),
+        Kind("vector", "hnsw", "bit"),
+        Kind("vector", "ivfflat"),
+        Kind("vector", "ivfflat", "halfvec"),
+    ),
+    10: (Kind("vector", "hnsw", "halfvec"), Kind("halfvec", "hnsw"), Kind("vector", "hnsw", "bit")),
+    20: (Kind("vector", "hnsw", "bit"),),
+}
+"""By how many texts make a vector."""
+
+HEAD = """
+| dimensions | column | index | recall@10 | 50 % pass | 5 % | 0.5 % | table MB | index MB | build s | p50 ms | p95 ms |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+@click.command()
+@click.option("--rows", default=25_000, show_default=True, help="At most as many as there are texts.")
+@click.option("--queries", default=100, show_default=True)
+@click.option("--rounds", default=3, show_default=True, help="How often all queries are asked.")
+def main(rows: int, queries: int, rounds: int) -> None:
+    """Print every figure."""
+    print_machine()
+    lines = []
+    with open_stage() as stage:
+        corpus = embed_corpus(stage.folder)
+        texts = corpus.vectors[:rows]
+        for joined, kinds in KINDS.items():
+            data = to_data(texts, joined, to_queries(corpus, queries))
+            dimension = data.rows.shape[1]
+            for number, kind in enumerate(kinds):
+                url = fill(stage, kind, data)
+                figures = measure(url, kind, data, rounds)
+                lines.append(f"| {dimension:,} | {kind} | {figures} |")
+                click.echo(f"{joined}/{number}: {len(data.rows):,} rows, {figures.short} short answers {lines[-1]}")
+    click.echo("\n".join([HEAD, *lines]))
+
+
+def to_data(texts: Vectors, joined: int, asked: Vectors) -> Data:
+    """``joined`` texts a vector; without joining, ``asked`` are the queries."""
+    if joined == 1:
+        rows, queries = texts, asked
+    else:
+        windows = np.concatenate([texts[first : len(texts) - joined + first + 1] for first in range(joined)], axis=1)
+        held = np.arange(len(windows)) % 100 == 0
+        rows, queries = windows[~held], windows[held][: len(asked)]
+    draws = np.random.default_rng(1).random(len(rows))
+    return Data(rows, queries, {name: draws < share for name, share in SHARES.items()})
+
+
+def fill(stage: Stage, kind: Kind, data: Data) -> str:
+    """A database with the rows in one table ``rows``, not yet indexed; its URL. Any earlier one is dropped."""
+    execute(stage.server.url(), "DROP DATABASE IF EXISTS storage WITH (FORCE)")
+    stage.server.create_database("storage")
+    url = stage.server.url("storage")
+    execute(url, "CREATE EXTENSION vector")
+    column = f"{kind.column}({data.rows.shape[1]})"
+    execute(url, f"CREATE TABLE rows (id text PRIMARY KEY, metadata jsonb NOT NULL, embedding {column})")
+    lines = io.StringIO()
+    for number, row in enumerate(data.rows):
+        metadata = json.dumps({name: bool(flags[number]) for name, flags in data.flags.items()})
+        lines.write(f"{number}\t{metadata}\t[{','.join(map(repr, row.tolist()))}]\n")
+    lines.seek(0)
+    with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
+        cursor.copy_expert("COPY rows FROM STDIN", lines)
+    execute(url, "CREATE INDEX rows_metadata ON rows USING gin (metadata jsonb_path_ops)")
+    execute(url, "VACUUM ANALYZE rows")
+    return url
+
+
+def measure(url: str, kind: Kind, data: Data, rounds: int) -> Figures:
+    """Build the index, ask all queries with each filter, then ``rounds`` times without for the time they take."""
+    build_seconds = build(url, kind, data.rows)
+    engine = create_engine(Settings.load(database_url=url), ping_after_seconds=PING_AFTER_SECONDS)
+    table = VectorTable("rows", "rows", ("id",), data.rows.shape[1], metadata="metadata", storage=kind.column)
+    with closing(PgVectorStore(engine, table, {}, owns_engine=True)) as store:
+        plan = store.explain(data.queries[0], top_k=TOP_K)
+        if plan.index != "ann":
+            click.echo(f"warning: the index is not used: {plan.why}")
+        found = [recall(store, data, name) for name in (None, *SHARES)]
+        taken = [milliseconds(store, vector) for _ in range(rounds) for vector in data.queries]
+    table_mb, index_mb = query(url, "SELECT pg_table_size('rows') / 1e6, pg_relation_size('ann') / 1e6")
+    p50, p95 = np.percentile(taken, [50, 95])
+    return Figures(
+        [share for share, _ in found],
+        sum(short for _, short in found),
+        float(table_mb),
+        float(index_mb),
+        build_seconds,
+        p50,
+        p95,
+    )
+
+
+def build(url: str, kind: Kind, rows: Vectors) -> float:
+    """Seconds that the index takes."""
+    key = index_key("embedding", VectorType(kind.column, rows.shape[1]), "cosine", kind.index)
+    options = f" WITH (lists = {suitable_lists(len(rows))})" if kind.method == "ivfflat" else ""
+    began = time.perf_counter()
+    execute(
+        url,
+        f"SET maintenance_work_mem = '{BUILD_MEMORY}'; "
+        f"CREATE INDEX ann ON rows USING {kind.method} ({key.typed}){options}",
+    )
+    seconds = time.perf_counter() - began
+    execute(url, "VACUUM ANALYZE rows")
+    return seconds
+
+
+def recall(store: PgVectorStore, data: Data, name: str | None) -> tuple[float, int]:
+    """The share found of what is nearest by numpy, and how many answers had too few hits."""
+    passing = data.rows if name is None else data.rows[data.flags[name]]
+    last = np.sort(cosines(passing, data.queries), axis=1)[:, -TOP_K]
+    found = short = 0
+    for vector, least in zip(data.queries, last, strict=True):
+        hits = store.query(vector, top_k=TOP_K, filter={name: True} if name else None)
+        short += len(hits) < TOP_K
+        keys = [int(hit.key) for hit in hits]
+        found += int((cosines(data.rows[keys], vector[None, :])[0] >= least - TIE).sum())
+    return found / (TOP_K * len(data.queries)), short
+
+
+def cosines(rows: Vectors, queries: Vectors) -> Any:
+    """``(queries, rows)`` float64."""
+    units = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (queries, rows)]
+    return units[0] @ units[1].T
+
+
+def milliseconds(store: PgVectorStore, vector: Any) -> float:
+    """Of one query."""
+    began = time.perf_counter()
+    store.query(vector, top_k=TOP_K)
+    return (time.perf_counter() - began) * 1000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,354 @@
+"""Simple vector stores are moved, verified, taken back and removed by the commands that a person types."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid5
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from backfill_tools import execute, make_brisk, run_process
+from click.testing import CliRunner, Result
+from cryptography.fernet import Fernet
+
+from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.cli import main
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
+from amprenta_vectors.errors import SourceError
+from amprenta_vectors.migrate import upgrade
+from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
+from amprenta_vectors.sources.metadata_cipher import MetadataCipher, decrypted
+from amprenta_vectors.sources.simple import SimpleSource
+
+KEY = Fernet.generate_key().decode()
+DIMENSION = 8
+
+
+@pytest.fixture
+def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engine]:
+    """A database with the documents' section in it."""
+    upgrade(Settings.load(database_url=database_url, vector_dimension=DIMENSION), "documents")
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("VECTOR_STORE_ENCRYPTION_KEY", KEY)
+    make_brisk(monkeypatch)
+    engine = create_engine(Settings.load(database_url=database_url))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two users with documents of the same ids and texts, one of them encrypted, and a second collection."""
+    root = tmp_path / "user_data"
+    make_store(root, "alice", seed=1)
+    make_store(root, "bob", seed=2, encrypted=True)
+    make_store(root, "bob", "notes", seed=3, count=5)
+    return root
+
+
+def to_documents(count: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    rows = np.random.default_rng(seed).standard_normal((count, DIMENSION))
+    vectors = {f"doc-{n}": row.tolist() for n, row in enumerate(rows)}
+    return vectors, {i: {"text": f"text of {i}", "metadata": {"page": n}} for n, i in enumerate(vectors)}
+
+
+def make_store(
+    root: Path,
+    user: str,
+    collection: str = "personal_assistant",
+    *,
+    seed: int,
+    count: int = 30,
+    encrypted: bool = False,
+) -> Path:
+    return write_store(root, user, collection, *to_documents(count, seed), encrypted=encrypted)
+
+
+def write_store(
+    root: Path, user: str, collection: str, vectors: Any, documents: Any, *, encrypted: bool = False
+) -> Path:
+    folder = root / user / f"vector_store_{collection}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vectors.pkl").write_bytes(pickle.dumps(vectors))
+    content = json.dumps(documents).encode()
+    (folder / "metadata.json").write_bytes(Fernet(KEY).encrypt(content) if encrypted else content)
+    return folder
+
+
+def run(root: Path, *arguments: str, command: str = "migrate", **options: Any) -> Result:
+    return CliRunner().invoke(main, ["documents", command, "--root", str(root), *arguments], **options)
+
+
+def rows_of(engine: sa.Engine) -> dict[tuple[str, str, str], tuple[str, str, dict[str, Any], list[float]]]:
+    """By user, collection and original id: the key, text, metadata and embedding."""
+    rows = execute(
+        engine,
+        "SELECT user_id, collection_name, id::text, text, metadata, CAST(embedding AS real[]) FROM vector_documents",
+    )
+    return {(user, collection, m["original_id"]): (key, text, m, v) for user, collection, key, text, m, v in rows}
+
+
+def files_of(root: Path) -> Mapping[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_every_users_documents_arrive_bit_for_bit_under_keys_of_their_own(engine: sa.Engine, root: Path) -> None:
+    before, namespace = files_of(root), VECTOR_DOCUMENTS.key_rule.uuid_namespace
+    assert namespace is not None
+    result = run(root)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(engine)
+    assert len(rows) == 65
+    for user, collection, seed, count in (
+        ("alice", "personal_assistant", 1, 30),
+        ("bob", "personal_assistant", 2, 30),
+        ("bob", "notes", 3, 5),
+    ):
+        vectors, documents = to_documents(count, seed)
+        assert f"{user}/{collection}: {count} documents in the files, {count} rows in the table, 0 set aside" in (
+            result.output
+        )
+        for identity, vector in vectors.items():
+            key, text, metadata, stored = rows[user, collection, identity]
+            assert key == str(uuid5(namespace, f"{user}/{collection}/{identity}"))
+            assert text == documents[identity]["text"]
+            assert decrypted(metadata, MetadataCipher(KEY)) == {
+                **documents[identity]["metadata"],
+                "original_id": identity,
+            }
+            assert np.float32(stored).tobytes() == np.float32(vector).tobytes()
+    assert "page" not in str(execute(engine, "SELECT metadata FROM vector_documents"))
+    assert "metadata: a dict by id, encrypted as a whole" in result.output
+    assert result.output.count("equal, bit for bit") == 3
+    assert files_of(root) == before
+
+
+def test_a_dated_backup_is_made_once_for_the_same_files(engine: sa.Engine, root: Path) -> None:
+    assert run(root, "--user", "alice").exit_code == 0
+    [backup] = root.parent.glob("user_data_backup_*")
+    copied = files_of(backup)
+    assert copied == {name: content for name, content in files_of(root).items() if name.startswith("alice/")}
+    result = run(root, "--user", "alice", "--resume")
+    assert "backed up before" in result.output
+    assert list(root.parent.glob("user_data_backup_*")) == [backup]
+
+
+def test_a_dry_run_says_what_there_is_and_changes_nothing(engine: sa.Engine, root: Path) -> None:
+    vectors, documents = to_documents(3, 5)
+    write_store(root, "carol", "odd", {**vectors, "alone": [1.0] * DIMENSION}, documents)
+    (root / "dave" / "vector_store_x").mkdir(parents=True)
+    (root / "dave" / "vector_store_x" / "metadata.json").write_text("{}")
+    (root / "erin" / "vector_store_new").mkdir(parents=True)
+    result = run(root, "--dry-run")
+    assert result.exit_code == 1
+    assert "alice/personal_assistant: 30 documents, 0 rows in the table, 0 to be set aside" in result.output
+    assert "vectors: a dict by id; metadata: a dict by id, not encrypted" in result.output
+    assert "carol/odd: 4 documents, 0 rows in the table, 1 to be set aside" in result.output
+    assert "unpaired: 'alone'" in result.output
+    assert "vector_store_x/vectors.pkl is not there" in result.output
+    assert "erin" not in result.output
+    assert rows_of(engine) == {}
+    assert not execute(engine, "SELECT 1 FROM migration_run WHERE source IS NOT NULL")
+    assert not list(root.parent.glob("user_data_backup_*"))
+
+
+def test_what_cannot_be_carried_over_is_set_aside_and_exits_3(engine: sa.Engine, root: Path) -> None:
+    vectors, documents = to_documents(40, 7)
+    vectors |= {"short": [1.0] * 3, "alone": [1.0] * DIMENSION, "zero": [0.0] * DIMENSION}
+    documents |= {name: {"text": "x"} for name in ("short", "zero", "no vector")}
+    folder = write_store(root, "carol", "odd", vectors, documents)
+    result = run(root, "--max-bad-share", "0.5")
+    assert result.exit_code == 3, result.output
+    assert "carol/odd: 44 documents in the files, 40 rows in the table, 4 set aside" in result.output
+    found = execute(engine, "SELECT key, reason, detail FROM migration_error ORDER BY key")
+    assert [(key, reason) for key, reason, _ in found] == [
+        ("alone", "unpaired"),
+        ("no vector", "unpaired"),
+        ("short", "wrong_dimension"),
+        ("zero", "zero_under_cosine"),
+    ]
+    assert all(str(folder) in detail for _, reason, detail in found if reason != "zero_under_cosine")
+
+
+def test_stores_that_cannot_be_read_are_named_and_stop_nobody_else(engine: sa.Engine, root: Path) -> None:
+    (make_store(root, "anna", seed=4) / "metadata.json").unlink()
+    (make_store(root, "berta", seed=4) / "vectors.pkl").write_bytes(b"cos\nsystem\n(Vtouch canary\ntR.")
+    vectors, documents = to_documents(4, 4)
+    write_store(root, "clara", "wide", {i: [1.0] * 16 for i in vectors}, documents)
+    other = Fernet(Fernet.generate_key()).encrypt(json.dumps(documents).encode())
+    (make_store(root, "dora", seed=4) / "metadata.json").write_bytes(other)
+    result = run(root)
+    assert result.exit_code == 1
+    assert len(rows_of(engine)) == 65
+    for said in (
+        "anna/personal_assistant: failed: ",
+        "metadata.json is not there",
+        "vectors.pkl is refused: it tries the global os.system",
+        "has vectors of 16 dimensions, vector_documents.embedding has 8",
+        "VECTOR_DIMENSION=16",
+        "is encrypted with another key than VECTOR_STORE_ENCRYPTION_KEY",
+        "bob/notes: 5 documents in the files, 5 rows in the table, 0 set aside",
+    ):
+        assert said in result.output, said
+
+
+def test_users_that_are_not_there_and_options_that_contradict_are_usage_errors(engine: sa.Engine, root: Path) -> None:
+    result = run(root, "--user", "alice", "--user", "nobody")
+    assert (result.exit_code, "users there are: alice, bob" in result.output) == (2, True)
+    assert run(root, "--resume", "--rollback").exit_code == 2
+    assert "--root" in run(root / "nowhere").output
+    assert "has no store" in run(root / "alice").output
+
+
+def test_rollback_takes_back_what_was_inserted_and_nothing_else(engine: sa.Engine, root: Path) -> None:
+    assert run(root).exit_code == 0
+    insert = (
+        "INSERT INTO vector_documents (user_id, collection_name, text, embedding, metadata) "
+        "SELECT user_id, collection_name, 'own', embedding, '{\"original_id\": \"own\"}' FROM vector_documents LIMIT 1"
+    )
+    execute(engine, insert)
+    changed = (
+        ("doc-1", "text = 'edited'"),
+        ("doc-2", "metadata = metadata || '{\"page\": 99}'"),
+        ("doc-3", "embedding = (SELECT embedding FROM vector_documents WHERE text = 'own')"),
+    )
+    for identity, change in changed:
+        execute(
+            engine,
+            f"UPDATE vector_documents SET {change} WHERE user_id = 'alice' AND metadata->>'original_id' = :id",
+            id=identity,
+        )
+    execute(engine, "DELETE FROM vector_documents WHERE user_id = 'bob' AND metadata->>'original_id' = 'doc-4'")
+    said = run(root, "--rollback", "--dry-run").output
+    assert "alice/personal_assistant: 30 rows were inserted by runs" in said
+    assert len(rows_of(engine)) == 64
+    result = run(root, "--rollback")
+    assert result.exit_code == 0, result.output
+    assert "alice/personal_assistant: 27 rows removed, 3 kept because they were changed since" in result.output
+    assert "bob/notes: 4 rows removed, 0 kept" in result.output
+    left = rows_of(engine)
+    assert {identity for _, _, identity in left} == {"own", *(identity for identity, _ in changed)}
+    for identity, _ in changed:
+        assert left["alice", "personal_assistant", identity][0] in result.output
+    again = run(root, "--resume")
+    assert again.exit_code == 1  # The three rows differ from the files, and stay as they are.
+    assert len(rows_of(engine)) == 66
+    assert rows_of(engine)["alice", "personal_assistant", "doc-1"][1] == "edited"
+
+
+def test_a_row_that_was_there_without_a_vector_is_filled_and_not_taken_back(engine: sa.Engine, root: Path) -> None:
+    namespace = VECTOR_DOCUMENTS.key_rule.uuid_namespace
+    assert namespace is not None
+    execute(engine, "ALTER TABLE vector_documents ALTER embedding DROP NOT NULL")
+    execute(
+        engine,
+        "INSERT INTO vector_documents (id, user_id, collection_name, text, metadata) "
+        "VALUES (CAST(:id AS uuid), 'alice', 'personal_assistant', 'own', '{\"original_id\": \"doc-3\"}')",
+        id=str(uuid5(namespace, "alice/personal_assistant/doc-3")),
+    )
+    assert run(root, "--user", "alice").exit_code == 0
+    assert "alice/personal_assistant: 29 rows removed, 0 kept" in run(root, "--rollback").output
+    assert [row[1] for row in rows_of(engine).values()] == ["own"]
+
+
+def test_rollback_of_one_user_leaves_the_others(engine: sa.Engine, root: Path) -> None:
+    assert run(root).exit_code == 0
+    assert run(root, "--rollback", "--user", "bob").exit_code == 0
+    assert {user for user, _, _ in rows_of(engine)} == {"alice"}
+    assert run(root, "--resume").exit_code == 0
+    assert len(rows_of(engine)) == 65
+
+
+def test_a_run_records_what_it_inserted_itself_and_nothing_else(engine: sa.Engine, root: Path) -> None:
+    assert run(root, "--user", "alice").exit_code == 0
+    assert execute(engine, "SELECT count(*) FROM migration_insert")[0][0] == 30
+    execute(engine, "DELETE FROM vector_documents WHERE metadata->>'original_id' = 'doc-0'")
+    assert run(root, "--user", "alice", "--restart").exit_code == 0
+    assert [n for (n,) in execute(engine, "SELECT count(*) FROM migration_insert GROUP BY run_id ORDER BY run_id")] == [
+        30,
+        1,
+    ]
+
+
+def test_old_files_are_removed_only_when_verified_backed_up_and_unchanged(engine: sa.Engine, root: Path) -> None:
+    def remove(*arguments: str, **options: Any) -> Result:
+        return run(root, *arguments, command="remove-files", **options)
+
+    refused = remove("--yes")
+    assert refused.exit_code == 1
+    assert refused.output.count("it was not moved and verified") == 3
+    assert run(root).exit_code == 0
+    before = files_of(root)
+    assert remove(input="n\n").exit_code == 1
+    assert files_of(root) == before
+    make_store(root, "alice", seed=1, count=31)
+    assert run(root, "--rollback", "--user", "bob").exit_code == 0
+    refused = remove("--yes")
+    assert refused.exit_code == 1
+    assert "alice/personal_assistant: not removed: no backup from before its comparison" in refused.output
+    assert "bob/notes: not removed: it was not moved and verified" in refused.output
+    assert len(files_of(root)) == len(before)
+    assert run(root, "--restart").exit_code == 0
+    done = remove("--yes")
+    assert done.exit_code == 0, done.output
+    assert files_of(root) == {}
+    assert len(rows_of(engine)) == 66
+    latest = sorted(root.parent.glob("user_data_backup_*"))
+    assert {name for backup in latest for name in files_of(backup)} == set(before)
+
+
+def test_a_run_that_stopped_midway_is_cancelled_and_taken_back(
+    engine: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = SimpleSource.fetch
+
+    def fetch_until(source: SimpleSource, keys: Sequence[str]) -> VectorBatch:
+        if "doc-25" in keys:
+            raise SourceError("the disk is broken")
+        return fetch(source, keys)
+
+    monkeypatch.setattr(SimpleSource, "fetch", fetch_until)
+    stopped = run(root, "--user", "alice", "--batch-size", "5", "--workers", "1")
+    assert stopped.exit_code == 1
+    assert "alice/personal_assistant: failed: the disk is broken" in stopped.output
+    written = len(rows_of(engine))
+    assert written > 0
+    assert execute(engine, "SELECT count(*) FROM migration_insert")[0][0] == written
+    again = run(root, "--user", "alice")
+    assert (again.exit_code, "is unfinished" in again.output) == (2, True)
+    assert f"alice/personal_assistant: {written} rows removed, 0 kept" in run(root, "--rollback").output
+    assert rows_of(engine) == {}
+    assert execute(engine, "SELECT state FROM migration_run WHERE source IS NOT NULL") == [("cancelled",)]
+
+
+def test_the_scripts_are_the_command(root: Path) -> None:
+    for script in ("migrate_simple_store.py", "migrate_to_pgvector.py"):
+        code, said = run_process(os.environ, "--help", script=script)
+        assert code == 0
+        assert script in said
+        assert "--rollback" in said
+
+
+def test_reconcile_finds_encrypted_documents_equal_and_only_what_is_new(
+    engine: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMPRENTA_TABLE", "vector_documents")
+    monkeypatch.setenv("SIMPLE_STORE_ROOT", str(root))
+    assert run(root).exit_code == 0
+    before = rows_of(engine)
+    make_store(root, "bob", seed=2, count=32, encrypted=True)
+    result = CliRunner().invoke(main, ["reconcile", "--all-namespaces"])
+    assert result.exit_code == 0, result.output
+    after = rows_of(engine)
+    assert {place for place in after if place not in before} == {
+        ("bob", "personal_assistant", "doc-30"),
+        ("bob", "personal_assistant", "doc-31"),
+    }
+    assert {place: after[place] for place in before} == before

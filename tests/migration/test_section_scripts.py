@@ -1,0 +1,142 @@
+"""What `--sql` prints of the other sections makes of a database what their online commands make of it."""
+
+from __future__ import annotations
+
+import pytest
+from migrating import Database
+from systems import DIMENSION, SYSTEMS, System
+from test_offline import assert_says, psql, run, state, statements, twin, write  # noqa: F401 - a fixture among them
+from test_products_section import FOREIGN
+
+from amprenta_vectors.errors import AmprentaError
+
+
+@pytest.fixture(scope="module", params=["documents", "products"])
+def system(request: pytest.FixtureRequest) -> System:
+    """A section that is not the first."""
+    return SYSTEMS[request.param]
+
+
+@pytest.fixture(scope="module")
+def up(system: System) -> str:
+    """The upgrade as a script."""
+    return write("-n", system.section, "-x", f"dimension={DIMENSION}", "upgrade", "head")
+
+
+@pytest.fixture(scope="module")
+def down(system: System) -> str:
+    """The downgrade as a script."""
+    return write("-n", system.section, "downgrade", "head:base")
+
+
+@pytest.mark.parametrize("adopted", [False, True], ids=["made", "adopted"])
+def test_a_script_makes_takes_back_and_brings_back_what_the_commands_do(
+    db: Database,
+    twin: Database,  # noqa: F811
+    system: System,
+    up: str,
+    down: str,
+    adopted: bool,
+) -> None:
+    for each in (db, twin):
+        if adopted:
+            system.adopt(each)
+    system.upgrade(twin)
+    for _ in range(2):
+        run(db, up)
+        assert state(db) == state(twin)
+    for each in (db, twin):
+        if not adopted:
+            system.insert(each)
+        system.fill(each)
+    before = system.bits(db)
+    system.downgrade(twin)
+    run(db, down)
+    assert state(db) == state(twin)
+    system.upgrade(twin)
+    run(db, up)
+    assert state(db) == state(twin)
+    assert system.bits(db) == before
+
+
+def test_it_is_interrupted_now_and_then_and_the_next_run_goes_on(
+    db: Database,
+    twin: Database,  # noqa: F811
+    system: System,
+    up: str,
+    down: str,
+) -> None:
+    for each in (db, twin):
+        system.adopt(each)
+    system.upgrade(twin)
+    for script in (up, down):
+        parts = statements(script)
+        for number in range(1, len(parts), 8):
+            assert "ERROR" not in psql(db, "".join(parts[:number])).stderr
+        run(db, script)
+        if script is up:
+            assert state(db) == state(twin)
+    system.downgrade(twin)
+    assert state(db) == state(twin)
+
+
+@pytest.mark.parametrize("statement", [each for each, _ in FOREIGN.values()], ids=FOREIGN.keys())
+def test_a_script_uses_what_an_application_has_of_products_as_the_commands_do(
+    db: Database,
+    twin: Database,  # noqa: F811
+    statement: str,
+) -> None:
+    system = SYSTEMS["products"]
+    for each in (db, twin):
+        each.execute("CREATE EXTENSION vector")
+        system.adopt(each)
+        each.execute(statement)
+    system.upgrade(twin)
+    run(db, write("-n", "products", "-x", f"dimension={DIMENSION}", "upgrade", "head"))
+    assert state(db) == state(twin)
+    system.downgrade(twin)
+    run(db, write("-n", "products", "downgrade", "head:base"))
+    assert state(db) == state(twin)
+
+
+REFUSALS = {
+    "type of the key": ("documents", "ALTER TABLE vector_documents ALTER id TYPE text"),
+    "no column": ("documents", "ALTER TABLE vector_documents DROP metadata"),
+    "no unique index": ("documents", "ALTER TABLE vector_documents DROP CONSTRAINT vector_documents_pkey"),
+    "no function for a trigger": (
+        "documents",
+        "CREATE FUNCTION update_updated_at_column() RETURNS int LANGUAGE sql RETURN 1",
+    ),
+    "no view": ("products", "CREATE TABLE product_embedding_stats (n int)"),
+}
+
+
+@pytest.mark.parametrize(("section", "statement"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_what_the_upgrade_refuses_the_script_refuses_with_the_same_message(
+    db: Database, section: str, statement: str
+) -> None:
+    system = SYSTEMS[section]
+    system.adopt(db)
+    db.execute(statement)
+    stopped = psql(db, write("-n", section, "-x", f"dimension={DIMENSION}", "upgrade", "head"))
+    with pytest.raises(AmprentaError) as caught:
+        system.upgrade(db)
+    assert_says(stopped, caught.value)
+
+
+def test_what_a_view_of_the_applications_needs_stays_and_is_found_again(db: Database) -> None:
+    system = SYSTEMS["products"]
+    up = write("-n", "products", "-x", f"dimension={DIMENSION}", "upgrade", "head")
+    run(db, up)
+    made = state(db)[:-2]
+    db.execute("CREATE VIEW theirs AS SELECT total_products FROM product_embedding_stats")
+    db.execute("CREATE VIEW alike AS SELECT name FROM find_similar_products('[1,0,0,0]')")
+    said = run(db, write("-n", "products", "downgrade", "head:base"))
+    assert "materialised view product_embedding_stats: something of yours depends on it; left as it is" in said
+    assert "function find_similar_products(" in said
+    run(db, up)
+    assert db.execute("SELECT * FROM alike") == []
+    for view in ("theirs", "alike"):
+        db.execute(f"DROP VIEW {view}")
+    assert state(db)[:-2] == made
+    system.check(db)

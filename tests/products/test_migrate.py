@@ -1,0 +1,241 @@
+"""``products migrate``: what Chroma has is moved bit for bit, the rest is embedded, and what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from catalogue import ABSENT, PRODUCTS, UNMATCHED, database_like, rows
+from click.testing import Result
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.migrate import upgrade
+from amprenta_vectors.sandbox.embedding_servers import OllamaServer
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+
+Run = Callable[..., Result]
+
+READ_CHROMA = """
+import sys, json, chromadb
+collection = chromadb.PersistentClient(sys.argv[1]).get_collection("products_all_products", embedding_function=None)
+found = collection.get(include=["embeddings"])
+print(json.dumps({key: [float(value) for value in vector] for key, vector in zip(found["ids"], found["embeddings"])}))
+"""
+
+
+def state(engine: sa.Engine) -> dict[str, Any]:
+    found = rows(engine, "SELECT id::text, embedding::text, embedding_model, embedding_version FROM products")
+    return {row.id: row for row in found}
+
+
+def test_the_dry_run_says_what_would_be_done_and_changes_nothing(run: Run, engine: sa.Engine) -> None:
+    result = run("migrate", "--dry-run")
+    assert result.exit_code == 0
+    for line in (
+        "[Step 1/6] Running pre-flight checks...",
+        "  ✓ pgvector extension available",
+        "  ✓ ChromaDB collection 'products_all_products' found",
+        "  ✓ Database connection successful",
+        "[Step 2/6] Analyzing current state...",
+        f"  Total products in database: {PRODUCTS}",
+        f"  Products with ChromaDB embeddings: {PRODUCTS - ABSENT}",
+        "  Products with pgvector embeddings: 0",
+        f"  Products missing pgvector embeddings: {PRODUCTS}",
+        "[Step 3/6] Building migration plan...",
+        f"  From ChromaDB: {PRODUCTS - ABSENT}; to embed: {ABSENT}",
+        f"  Would migrate {PRODUCTS} products (DRY RUN)",
+    ):
+        assert line in result.output.splitlines(), line
+    assert "sku-0042" in result.output
+    assert rows(engine, "SELECT count(embedding) FROM products") == [(0,)]
+    assert rows(engine, "SELECT count(*) FROM migration_run WHERE source IS NOT NULL") == [(0,)]
+
+
+def test_chromas_vectors_arrive_bit_for_bit_and_the_rest_is_embedded(
+    migrated: tuple[str, Result], migrated_engine: sa.Engine, chroma_folder: Path
+) -> None:
+    # Ids that are no product's were set aside.
+    assert migrated[1].exit_code == 3, migrated[1].output
+    read = [sys.executable, "-c", READ_CHROMA, str(chroma_folder)]
+    there = json.loads(subprocess.run(read, capture_output=True, text=True, check=True).stdout)
+    here = state(migrated_engine)
+    moved = [key for key in here if key in there]
+    assert len(moved) == PRODUCTS - ABSENT
+    for key in moved:
+        vector = np.fromstring(here[key].embedding[1:-1], np.float32, sep=",")
+        assert vector.tobytes() == np.array(there[key], np.float32).tobytes()
+    assert all(row.embedding and row.embedding_version == 1 for row in here.values())
+    assert {row.embedding_model for row in here.values()} == {"wordllama-l2-supercat"}
+    assert rows(migrated_engine, "SELECT reason, count(*) FROM migration_error GROUP BY 1") == [
+        ("no_target_key", UNMATCHED)
+    ]
+
+
+def test_the_view_of_figures_is_that_of_the_end(migrated_engine: sa.Engine) -> None:
+    statement = "SELECT sum(missing_embeddings), min(coverage_percent) FROM product_embedding_stats"
+    assert rows(migrated_engine, statement) == [(0, 100)]
+
+
+def test_the_summary_has_the_figures_and_the_spot_checks_name_real_products(
+    migrated: tuple[str, Result], migrated_engine: sa.Engine
+) -> None:
+    output = migrated[1].output
+    assert f"  Products with pgvector embeddings after migration: {PRODUCTS}" in output
+    assert f"  Expected embeddings: {PRODUCTS}" in output
+    named = set(re.findall(r"✓ (.+) has a valid embedding", output))
+    names = {row.name for row in rows(migrated_engine, "SELECT name FROM products WHERE active")}
+    assert len(named) == 3
+    assert named <= names
+    summary = output[output.index("MIGRATION SUMMARY") :]
+    assert f"Total products: {PRODUCTS}\nSuccessfully migrated: {PRODUCTS}\nSkipped: 0\nErrors: 0\n" in summary
+    assert "Final pgvector coverage: 100.0%" in summary
+
+
+def test_again_only_what_came_since_is_embedded_and_chroma_is_left_alone(
+    run: Run, migrated_url: str, migrated_engine: sa.Engine
+) -> None:
+    for name in ("an electric kettle", ""):
+        rows(
+            migrated_engine, "INSERT INTO products (id, name, price) VALUES (:id, :name, 3)", id=uuid.uuid4(), name=name
+        )
+    result = run("migrate", set={"DATABASE_URL": migrated_url})
+    assert "run 3 finished: 1 rows written" in result.output
+    assert "run 4" not in result.output
+    assert f"Successfully migrated: 1\nSkipped: {PRODUCTS}\nErrors: 1\n" in result.output
+    assert result.exit_code == 3
+    assert rows(migrated_engine, "SELECT name FROM products WHERE embedding IS NULL") == [("",)]
+
+
+def test_a_product_by_its_id_is_embedded_anew_and_no_other_is_touched(
+    run: Run, migrated_url: str, migrated_engine: sa.Engine
+) -> None:
+    before = state(migrated_engine)
+    chosen = next(iter(before))
+    rows(migrated_engine, "UPDATE products SET description = 'boils water' WHERE id = :id", id=chosen)
+    result = run("migrate", "--product-id", chosen.upper(), "--no-verify", set={"DATABASE_URL": migrated_url})
+    assert result.exit_code == 0, result.output
+    after = state(migrated_engine)
+    assert after[chosen].embedding != before[chosen].embedding
+    assert after[chosen].embedding_version == 2
+    assert {key: row for key, row in after.items() if key != chosen} == {
+        key: row for key, row in before.items() if key != chosen
+    }
+
+
+def test_force_embeds_every_product_from_its_text(run: Run, migrated_url: str, migrated_engine: sa.Engine) -> None:
+    rows(
+        migrated_engine, "UPDATE products SET description = 'boils water', name = 'a kettle', brand = '', category = ''"
+    )
+    result = run("migrate", "--force", "--batch-size", "30", "--no-verify", set={"DATABASE_URL": migrated_url})
+    assert result.exit_code == 0, result.output
+    assert f"Successfully migrated: {PRODUCTS}\nSkipped: 0\n" in result.output
+    assert len({row.embedding for row in state(migrated_engine).values()}) == 1
+
+
+def test_without_verification_nothing_is_compared_and_json_has_one_object_with_the_figures(run: Run) -> None:
+    # The ids that are no product's are expected, and no reason to stop.
+    result = run("migrate", "--no-verify", "--log-format", "json", set={"AMPRENTA_MAX_BAD_SHARE": "0"})
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert events[-1]["event"] == "migrated"
+    assert (events[-1]["products"], events[-1]["migrated"], events[-1]["unmatched"]) == (PRODUCTS, PRODUCTS, UNMATCHED)
+    assert "verified" not in {event["event"] for event in events}
+
+
+def test_a_run_that_was_begun_is_said_and_gone_on_with_by_resume(
+    run: Run, migrated_url: str, migrated_engine: sa.Engine
+) -> None:
+    """As a kill leaves it before the first batch is stored."""
+    rows(
+        migrated_engine,
+        "DELETE FROM migration_progress; UPDATE products SET embedding = NULL; "
+        "UPDATE migration_run SET state = 'running', planned_at = NULL, planned_keys = 0, finished_at = NULL "
+        "WHERE source_kind = 'chroma'",
+    )
+    refused = run("migrate", set={"DATABASE_URL": migrated_url})
+    assert refused.exit_code == 2
+    assert "run 1 into products.embedding is unfinished" in refused.output
+    assert "--resume goes on with it" in refused.output
+    resumed = run("migrate", "--resume", "--no-verify", set={"DATABASE_URL": migrated_url})
+    assert f"run 1 finished: {PRODUCTS - ABSENT} rows written" in resumed.output
+    assert f"Successfully migrated: {PRODUCTS}\n" in resumed.output
+    assert rows(migrated_engine, "SELECT count(embedding) FROM products") == [(PRODUCTS,)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "message", "hint"),
+    [
+        ([], {"CHROMA_COLLECTION": "shoes"}, "has no collection 'shoes'; it has: products_all_products", "CHROMA_COLL"),
+        ([], {"CHROMA_PATH": "/nowhere"}, "holds no Chroma", "CHROMA_PATH=FOLDER"),
+        (["--product-id", "42"], {}, "'42' is no uuid", "a products.id"),
+        (["--product-id", "00000000-0000-0000-0000-00000000002a"], {}, "no product with the id 0000", "a products.id"),
+        (["--force", "--product-id", "42"], {}, "--force and --product-id contradict", "every product"),
+        (["--resume", "--restart"], {}, "--resume and --restart contradict", "one of them"),
+        ([], {"AMPRENTA_EMBEDDER": None, "OLLAMA_HOST": "http://127.0.0.1:9"}, "did not answer", "ollama serve"),
+        ([], {"EMBEDDING_MODEL": "nomic-embed-text"}, "EMBEDDING_MODEL is 'nomic-embed-text'", "AMPRENTA_EMBEDDER"),
+        ([], {"CHROMA_HOST": "127.0.0.1", "CHROMA_PORT": "9"}, "no answer", "CHROMA_HOST"),
+        ([], {"USE_PGVECTOR": "false", "PRODUCT_SEARCH_STRATEGY": "hybrid"}, "USE_PGVECTOR is false", "USE_PGVECTOR"),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_mends_it_and_nothing_is_written(
+    run: Run,
+    engine: sa.Engine,
+    arguments: list[str],
+    changes: dict[str, str | None],
+    message: str,
+    hint: str,
+) -> None:
+    result = run("migrate", *arguments, set=changes)
+    assert result.exit_code in (1, 2)
+    assert re.search(f"error: .*{re.escape(message)}", result.output), result.output
+    assert re.search(f"hint: .*{re.escape(hint)}", result.output), result.output
+    assert rows(engine, "SELECT count(embedding) FROM products") == [(0,)]
+    assert rows(engine, "SELECT count(*) FROM migration_run WHERE source IS NOT NULL") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("pulled", "message", "hint"),
+    [
+        ({}, "has no model 'nomic-embed-text'", "ollama pull nomic-embed-text"),
+        ({"nomic-embed-text": 768}, "makes vectors of 768 dimensions", "AMPRENTA_EMBEDDER"),
+        ({"nomic-embed-text": 256}, "are not from nomic-embed-text: of 50 texts", "set OLLAMA_API_MODEL_EMBEDDING"),
+    ],
+    ids=["not pulled", "another dimension", "another model"],
+)
+def test_an_embedder_that_did_not_make_chromas_vectors_is_refused(
+    run: Run, engine: sa.Engine, pulled: dict[str, int], message: str, hint: str
+) -> None:
+    with OllamaServer(pulled or {"llama": 8}) as server:
+        result = run("migrate", set={"AMPRENTA_EMBEDDER": None, "OLLAMA_HOST": server.host})
+    assert result.exit_code == 2
+    assert message in result.output
+    assert hint in result.output
+    assert rows(engine, "SELECT count(embedding) FROM products") == [(0,)]
+
+
+def test_a_column_of_another_dimension_than_chroma_is_an_error_that_names_both(
+    run: Run, postgres_server: EmbeddedPostgres, old_template: str
+) -> None:
+    with database_like(postgres_server, "wide", template_dbname=old_template) as database:
+        url = postgres_server.url(database.dbname)
+        upgrade(Settings.load(database_url=url), "products")
+        result = run("migrate", set={"DATABASE_URL": url})
+    assert result.exit_code == 2
+    assert re.search(r"'products_all_products'.* has 256 dimensions, products.embedding has 768", result.output)
+
+
+def test_before_the_section_is_upgraded_the_command_that_does_it_is_named(
+    run: Run, postgres_server: EmbeddedPostgres, old_template: str
+) -> None:
+    with database_like(postgres_server, "not_upgraded", template_dbname=old_template) as database:
+        result = run("migrate", set={"DATABASE_URL": postgres_server.url(database.dbname)})
+    assert result.exit_code == 2
+    assert "hint: alembic -n products upgrade head" in result.output

@@ -1,0 +1,169 @@
+"""Products are found by likeness and filters in one search: always as many as there are, never one that is not sold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from catalogue import rows
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
+from amprenta_vectors.errors import FilterError
+from amprenta_vectors.integrations.products import ProductSearch, product_settings, to_filter
+from amprenta_vectors.stores.factory import get_vector_store
+from amprenta_vectors.stores.pgvector import PgVectorStore
+
+QUESTION = "read and write compressed files"
+Open = Callable[..., ProductSearch]
+
+
+@pytest.fixture
+def open_search(migrated_url: str, system: dict[str, str]) -> Iterator[Open]:
+    """A function that opens a search by settings, pgvector alone if they do not say."""
+    opened: list[ProductSearch] = []
+
+    def open_(**settings: Any) -> ProductSearch:
+        given: dict[str, Any] = {"vector_backend": "pgvector"} if "product_search_strategy" not in settings else {}
+        given |= {"database_url": migrated_url, "chroma_path": system["CHROMA_PATH"], "embedder": "wordllama"}
+        given |= {"pgvector_similarity_threshold": -1, "chroma_similarity_threshold": -1}
+        opened.append(ProductSearch.open(product_settings(**{**given, **settings})))
+        return opened[-1]
+
+    yield open_
+    for search in opened:
+        search.close()
+
+
+def expected(engine: sa.Engine, where: str, limit: int) -> list[str]:
+    """The ids of the nearest active products that SQL's own condition leaves, by reading every one."""
+    found = rows(engine, f"SELECT id::text, embedding::text FROM products WHERE active AND {where}")
+    asked = WordLlamaEmbedder().embed([QUESTION])[0]
+    vectors = np.array([np.fromstring(row.embedding[1:-1], np.float32, sep=",") for row in found]).reshape(-1, 256)
+    cosines = vectors @ asked / np.linalg.norm(vectors, axis=1)
+    return [found[place].id for place in np.argsort(-cosines)[:limit]]
+
+
+@pytest.mark.parametrize(
+    ("filters", "where"),
+    [
+        ({}, "true"),
+        ({"category": "class"}, "category = 'class'"),
+        ({"category": ["class", "module"], "min_stock": 1}, "category IN ('class', 'module') AND stock >= 1"),
+        ({"brand": "argparse", "max_price": 9.99}, "brand = 'argparse' AND price <= 9.99"),
+        (
+            {"min_price": 5, "max_price": 20.5, "category": "function"},
+            "price BETWEEN 5 AND 20.5 AND category = 'function'",
+        ),
+        ({"brand": "no such brand"}, "false"),
+    ],
+)
+def test_the_nearest_that_pass_every_filter_come_back_as_many_as_there_are(
+    open_search: Open, migrated_engine: sa.Engine, filters: dict[str, Any], where: str
+) -> None:
+    found = open_search().search(QUESTION, 10, **filters)
+    assert [product.id for product in found] == expected(migrated_engine, where, 10)
+    assert all(product.row["active"] for product in found)
+
+
+def test_a_hit_has_its_row_and_no_vector(open_search: Open) -> None:
+    found = open_search().search(QUESTION, 1)[0]
+    assert isinstance(found.row["price"], Decimal)
+    assert {"id", "name", "brand", "category", "description", "price", "stock", "active"} <= set(found.row)
+    assert "embedding" not in found.row
+    assert str(found.row["id"]) == found.id
+
+
+def test_filters_are_conditions_of_the_one_statement_that_the_vector_index_serves(
+    migrated_url: str, migrated_engine: sa.Engine
+) -> None:
+    database = sa.engine.make_url(migrated_url).database
+    for setting in ("enable_seqscan", "enable_sort"):
+        rows(migrated_engine, f"ALTER DATABASE {database} SET {setting} = off")
+    store = get_vector_store(Settings.load(table="products", vector_backend="pgvector", database_url=migrated_url))
+    assert isinstance(store, PgVectorStore)
+    plan = store.explain(WordLlamaEmbedder().embed([QUESTION])[0], filter=to_filter(max_price=1000), top_k=5)
+    store.close()
+    assert plan.index == "idx_products_embedding_hnsw", plan
+    assert plan.iterative_scan
+
+
+def test_what_is_not_as_near_as_the_threshold_is_no_hit(open_search: Open) -> None:
+    every = open_search().search(QUESTION, 20)
+    threshold = every[4].score
+    near = open_search(pgvector_similarity_threshold=threshold).search(QUESTION, 20)
+    assert [product.id for product in near] == [product.id for product in every[:5]]
+    assert open_search(pgvector_similarity_threshold=0.99).search(QUESTION, 20) == []
+
+
+def test_a_search_logs_backend_hits_and_threshold_and_never_its_text(
+    open_search: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    open_search(pgvector_similarity_threshold=0.1).search(QUESTION, 3)
+    assert "search backend=pgvector hits=3 threshold=0.1" in caplog.text
+    assert "pgvector search found 3 products" in caplog.text
+    assert QUESTION not in caplog.text
+
+
+def test_a_filter_on_a_column_that_is_none_of_them_names_those_there_are(migrated_url: str) -> None:
+    store = get_vector_store(Settings.load(table="products", vector_backend="pgvector", database_url=migrated_url))
+    with pytest.raises(FilterError, match=r"(?s)'colour'.*category, brand, price, stock, active"):
+        store.query([1.0] * 256, filter={"colour": "red"})
+    store.close()
+
+
+def in_chroma(engine: sa.Engine, where: str, limit: int) -> list[str]:
+    """As `expected`, of the products that were moved from Chroma."""
+    moved = "embedding_text_hash IS NULL"
+    return expected(engine, f"{where} AND {moved}", limit)
+
+
+def test_chroma_alone_answers_with_the_same_filters(open_search: Open, migrated_engine: sa.Engine) -> None:
+    search = open_search(vector_backend="chroma")
+    for filters, where in (
+        ({}, "true"),
+        (
+            {"category": "class", "max_price": 20.5, "min_stock": 1},
+            "category = 'class' AND price <= 20.5 AND stock >= 1",
+        ),
+        ({"brand": ["argparse", "ast"]}, "brand IN ('argparse', 'ast')"),
+    ):
+        found = search.search(QUESTION, 8, **filters)
+        assert [product.id for product in found] == in_chroma(migrated_engine, where, 8)
+
+
+def test_what_is_sold_no_more_makes_room_for_others_though_chroma_does_not_know(
+    open_search: Open, migrated_engine: sa.Engine
+) -> None:
+    gone = in_chroma(migrated_engine, "true", 12)
+    rows(migrated_engine, "UPDATE products SET active = false WHERE id = ANY(CAST(:gone AS uuid[]))", gone=gone)
+    found = open_search(vector_backend="chroma").search(QUESTION, 5)
+    assert [product.id for product in found] == in_chroma(migrated_engine, "true", 5)
+    assert not {product.id for product in found} & set(gone)
+
+
+def test_hybrid_has_the_best_of_both_sides(open_search: Open, migrated_engine: sa.Engine) -> None:
+    every = expected(migrated_engine, "true", 1000)
+    nearest_of_chroma = in_chroma(migrated_engine, "true", 5)
+    # Here only what Chroma lacks.
+    rows(migrated_engine, "UPDATE products SET embedding = NULL WHERE embedding_text_hash IS NULL")
+    search = open_search(product_search_strategy="hybrid")
+    assert [product.id for product in search.search(QUESTION, 1000)] == every
+    assert not set(nearest_of_chroma) & {product.id for product in open_search().search(QUESTION, 1000)}
+
+
+def test_chroma_answers_where_pgvector_fails(
+    open_search: Open, migrated_engine: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    search = open_search(product_search_strategy="pgvector_primary", vector_timeout_seconds=60)
+    assert len(search.search(QUESTION, 3)) == 3
+    expected_then = in_chroma(migrated_engine, "true", 3)
+    rows(migrated_engine, "ALTER TABLE products RENAME COLUMN embedding TO gone")
+    assert [product.id for product in search.search(QUESTION, 3)] == expected_then
+    assert "pgvector failed, chroma answers" in caplog.text

@@ -1,0 +1,180 @@
+"""A simple vector store is read in the shapes that it has in the wild, and what does not pair up is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.fernet import Fernet
+
+from amprenta_vectors.errors import AmprentaError, ConfigError, CredentialsRefused, SourceError, SourceNotFound
+from amprenta_vectors.sources.pickle_reader import PickleRefused
+from amprenta_vectors.sources.simple_store import LegacyStore, read_store
+
+IDS = ["a", "b", "c"]
+ROWS = [[0.5, 1.0], [2, 3], [4.0, 5.5]]
+TEXTS = ["alpha", "beta", "gamma"]
+FIELDS = [{"page": 1}, {"page": 2}, {"page": 3}]
+BY_PLACE = ["0", "1", "2"]
+
+VECTORS: dict[str, tuple[Any, str]] = {
+    "dict of lists": (dict(zip(IDS, ROWS, strict=True)), "a dict by id"),
+    "dict of arrays": ({i: np.array(row) for i, row in zip(IDS, ROWS, strict=True)}, "a dict by id"),
+    "dict of dicts": ({i: {"embedding": row} for i, row in zip(IDS, ROWS, strict=True)}, "a dict by id"),
+    "list of lists": (ROWS, "a list of vectors"),
+    "list of arrays": ([np.array(row, np.float32) for row in ROWS], "a list of vectors"),
+    "tuple of lists": (tuple(ROWS), "a list of vectors"),
+    "one array": (np.array(ROWS), "one array"),
+    "pairs": (list(zip(IDS, ROWS, strict=True)), "a list of id and vector"),
+    "list of dicts": ([{"id": i, "vector": row} for i, row in zip(IDS, ROWS, strict=True)], "a list of dicts"),
+    "ids apart": ({"ids": IDS, "vectors": np.array(ROWS, np.float32)}, "one array under a name, ids apart"),
+    "under a name": ({"embeddings": ROWS, "dimension": 2}, "a list of vectors under a name"),
+}
+PAIRS = list(zip(IDS, TEXTS, FIELDS, strict=True))
+DOCUMENTS: dict[str, tuple[Any, str]] = {
+    "list with ids": ([{"id": i, "text": t, "metadata": f} for i, t, f in PAIRS], "a list of documents"),
+    "list without ids": ([{"page_content": t, "metadata": f} for _, t, f in PAIRS], "a list of documents"),
+    "flat": ([{"id": i, "content": t, **f} for i, t, f in PAIRS], "a list of documents"),
+    "text within the metadata": ([{"id": i, "metadata": {"text": t, **f}} for i, t, f in PAIRS], "a list of documents"),
+    "dict by id": ({i: {"text": t, "metadata": f} for i, t, f in PAIRS}, "a dict by id"),
+    "dict under a name": (
+        {"version": 1, "documents": {i: {"text": t, "metadata": f} for i, t, f in PAIRS}},
+        "a dict by id under 'documents'",
+    ),
+    "list under a name": (
+        {"documents": [{"page_content": t, "metadata": f} for _, t, f in PAIRS], "ids": IDS},
+        "a list of documents under 'documents', ids apart",
+    ),
+    "columns": ({"ids": IDS, "texts": TEXTS, "metadatas": FIELDS}, "lists of texts and metadata, ids apart"),
+    "columns without ids": ({"documents": TEXTS, "metadata": FIELDS}, "lists of texts and metadata"),
+    "dicts of columns": (
+        {"texts": dict(zip(IDS, TEXTS, strict=True)), "metadata": dict(zip(IDS, FIELDS, strict=True))},
+        "dicts of texts and metadata by id",
+    ),
+}
+HAS_IDS = {"dict of lists", "dict of arrays", "dict of dicts", "pairs", "list of dicts", "ids apart"}
+HAVE_IDS = set(DOCUMENTS) - {"list without ids", "columns without ids"}
+
+
+def write(folder: Path, vectors: Any, documents: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vectors.pkl").write_bytes(pickle.dumps(vectors))
+    content = documents if isinstance(documents, bytes) else json.dumps(documents).encode()
+    (folder / "metadata.json").write_bytes(content)
+    return folder
+
+
+def good() -> tuple[dict[str, Any], dict[str, Any]]:
+    return VECTORS["dict of lists"][0], DOCUMENTS["dict by id"][0]
+
+
+def content_of(store: LegacyStore) -> list[tuple[str, list[float], str, dict[str, Any]]]:
+    return [(i, record.vector.tolist(), record.text, record.metadata) for i, record in store.records.items()]
+
+
+@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize("vectors", VECTORS)
+def test_every_pair_of_shapes_gives_the_same_documents_and_says_what_was_found(
+    vectors: str, documents: str, tmp_path: Path
+) -> None:
+    store = read_store(write(tmp_path, VECTORS[vectors][0], DOCUMENTS[documents][0]), None)
+    ids = IDS if vectors in HAS_IDS or documents in HAVE_IDS else BY_PLACE
+    assert content_of(store) == list(zip(ids, ROWS, TEXTS, FIELDS, strict=True))
+    assert store.shape == f"vectors: {VECTORS[vectors][1]}; metadata: {DOCUMENTS[documents][1]}, not encrypted"
+    assert not store.unpaired
+    assert all(record.vector.dtype == np.float32 for record in store.records.values())
+
+
+@pytest.mark.parametrize("vectors", [{}, [], np.empty((0, 2)), np.array([])], ids=str)
+@pytest.mark.parametrize("documents", [{}, [], {"documents": []}, {"texts": [], "metadatas": [], "ids": []}], ids=str)
+def test_an_empty_store_has_nothing_and_is_no_error(vectors: Any, documents: Any, tmp_path: Path) -> None:
+    assert read_store(write(tmp_path, vectors, documents), None).ids == []
+
+
+def test_metadata_encrypted_as_a_whole_or_value_by_value_is_decrypted_and_said(tmp_path: Path) -> None:
+    key = Fernet.generate_key()
+    fernet = Fernet(key)
+    vectors, documents = good()
+    whole = fernet.encrypt(json.dumps(documents).encode())
+
+    def hide(value: Any) -> str:
+        return fernet.encrypt((value if isinstance(value, str) else json.dumps(value)).encode()).decode()
+
+    by_value = {i: {"text": hide(d["text"]), "metadata": hide(d["metadata"])} for i, d in documents.items()}
+    expected = content_of(read_store(write(tmp_path, vectors, documents), None))
+    for content, said in (
+        (whole, "encrypted as a whole"),
+        (json.dumps(whole.decode()).encode(), "encrypted as a whole"),
+        (json.dumps({"encrypted": True, "data": whole.decode()}).encode(), "encrypted as a whole"),
+        (json.dumps(by_value).encode(), "6 values encrypted"),
+    ):
+        store = read_store(write(tmp_path, vectors, content), key.decode())
+        assert content_of(store) == expected
+        assert store.shape.endswith(said)
+
+
+def test_what_has_no_partner_is_named_with_its_file_and_the_rest_is_read(tmp_path: Path) -> None:
+    vectors, documents = good()
+    vectors = {**vectors, "only vector": [1, 2], "no numbers": ["x", 2], "no text": [1, 2]}
+    documents = {**documents, "only document": {"text": "x"}, "no numbers": {"text": "x"}, "no text": {"page": 1}}
+    store = read_store(write(tmp_path, vectors, documents), None)
+    assert list(store.records) == IDS
+    assert store.unpaired == {
+        "only vector": f"{tmp_path}/vectors.pkl has its vector, metadata.json has no document of this id",
+        "only document": f"{tmp_path}/metadata.json has its document, vectors.pkl has no vector of this id",
+        "no numbers": f"{tmp_path}/vectors.pkl: its entry is no vector of numbers",
+        "no text": f"{tmp_path}/metadata.json: its entry has no text under a usual name",
+    }
+
+
+def test_lists_of_unequal_length_are_not_paired_by_a_guess(tmp_path: Path) -> None:
+    store = read_store(write(tmp_path, ROWS, DOCUMENTS["list with ids"][0][:2]), None)
+    assert not store.records
+    assert set(store.unpaired) == {"0", "1", "2"}
+    assert "3 vectors in vectors.pkl and 2 documents in metadata.json" in store.unpaired["0"]
+
+
+def test_an_id_that_comes_twice_belongs_to_neither(tmp_path: Path) -> None:
+    store = read_store(write(tmp_path, {"ids": ["a", "b", "a"], "vectors": ROWS}, DOCUMENTS["dict by id"][0]), None)
+    assert list(store.records) == ["b"]
+    assert store.unpaired["a"] == f"{tmp_path}/vectors.pkl has this id 2 times"
+
+
+def test_bad_files_are_errors_that_name_the_file_and_what_to_do(tmp_path: Path) -> None:
+    vectors, documents = good()
+    token = Fernet(Fernet.generate_key()).encrypt(json.dumps(documents).encode())
+    cases: list[tuple[str, type[AmprentaError], str, str | None]] = [
+        ("no vectors", SourceNotFound, "vectors.pkl is not there", None),
+        ("no metadata", SourceNotFound, "metadata.json is not there", None),
+        ("truncated vectors", PickleRefused, "vectors.pkl is refused: it is truncated", None),
+        ("truncated metadata", SourceError, "metadata.json is no JSON", None),
+        ("other vectors", SourceError, "vectors.pkl holds str; expected", None),
+        ("other metadata", SourceError, "metadata.json holds an object of 'settings'", None),
+        ("no key", ConfigError, "VECTOR_STORE_ENCRYPTION_KEY is not set", None),
+        ("another key", CredentialsRefused, "another key", Fernet.generate_key().decode()),
+        ("no such key", CredentialsRefused, "VECTOR_STORE_ENCRYPTION_KEY is no Fernet key", "secret"),
+    ]
+    for name, kind, said, key in cases:
+        folder = write(tmp_path / name, vectors, token if "key" in name else documents)
+        if name == "no vectors":
+            (folder / "vectors.pkl").unlink()
+        elif name == "no metadata":
+            (folder / "metadata.json").unlink()
+        elif name == "truncated vectors":
+            (folder / "vectors.pkl").write_bytes(pickle.dumps(vectors)[:-10])
+        elif name == "truncated metadata":
+            (folder / "metadata.json").write_bytes(json.dumps(documents).encode()[:-10])
+        elif name == "other vectors":
+            (folder / "vectors.pkl").write_bytes(pickle.dumps("text"))
+        elif name == "other metadata":
+            (folder / "metadata.json").write_text('{"settings": 1}')
+        with pytest.raises(kind) as raised:
+            read_store(folder, key)
+        assert said in raised.value.message, name
+        assert str(folder) in raised.value.message or "no such key" in name
+        assert raised.value.hint
+        assert "secret" not in str(raised.value)
