@@ -44,8 +44,8 @@ class TupleDepth:
         """Take one opcode in; why it is refused, where it is. A pickle that takes what is not there is refused too."""
         try:
             self._follow(opcode, argument)
-        except IndexError:
-            return "it is no sound pickle: its stack is empty"
+        except (IndexError, ValueError):
+            return "it is no sound pickle: it takes what is not there"
         if self._stack and self._stack[-1] > DEEPEST:
             return f"it has more than {DEEPEST} tuples in one another"
         # In which place MEMOIZE puts something is known only where nothing else does.

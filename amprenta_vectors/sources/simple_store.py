@@ -70,6 +70,10 @@ def read_store(folder: Path, key: str | None) -> LegacyStore:
         ) from None
     except OSError as error:
         raise SourceError(f"{error.filename} cannot be read: {error.strerror}", hint="let this user read it") from None
+    except RecursionError:
+        raise SourceError(
+            f"{path} holds data in one another too deeply", hint="it is damaged: take it from a backup"
+        ) from None
     except ShapeUnknown as error:
         raise SourceError(f"{path} holds {error}", hint="docs/documents.md lists the shapes that are read") from None
     records, unpaired = _pair(folder, vectors, documents)

@@ -283,13 +283,7 @@ def test_the_settings_choose_the_mode(shared: dict[str, Any], sides: tuple[Vecto
     assert fallback.name == "pgvector, else pinecone"
     assert keys(fallback, top_k=5) == nearest(RECORDS[10:], 5)
     hybrid = get_vector_store(
-        Settings.load(
-            **shared,
-            vector_mode="hybrid",
-            vector_secondary="pgvector",
-            vector_hybrid_join="intersection",
-            timeout_seconds=5,
-        )
+        Settings.load(**shared, vector_mode="hybrid", vector_secondary="pgvector", vector_hybrid_join="intersection")
     )
     assert keys(hybrid, top_k=5) == nearest(RECORDS[10:30], 5)
     fallback.close()

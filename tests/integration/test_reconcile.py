@@ -41,8 +41,9 @@ from amprenta_vectors.backfill.run import Summary
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.ddl.gate import check_finished
 from amprenta_vectors.embedders.protocol import Model
-from amprenta_vectors.errors import RunConflict
+from amprenta_vectors.errors import RunConflict, SchemaMismatch
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
+from amprenta_vectors.schema.check import check_table
 from amprenta_vectors.schema.keymaps import LookUp, OwnKeys
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
@@ -321,6 +322,17 @@ def test_a_table_of_ones_own_with_a_hash_is_brought_up_to_date(engine: sa.Engine
     summary = reconcile(engine, source, table=table, delete=True)
     assert summary.gone is not None
     assert (summary.gone.deleted, docs(engine)) == (1, expected(IDS[1:], OTHER[1:]))
+
+
+def test_a_hash_column_of_another_type_is_refused_and_the_check_says_how_to_mend_it(engine: sa.Engine) -> None:
+    own_table(engine, "kept integer")
+    table = OWN.with_columns(hash="kept")
+    with pytest.raises(SchemaMismatch, match="kept is of type integer; expected bigint"):
+        to_job(engine, stub(), table=table)
+    with engine.connect() as connection:
+        found = [finding for finding in check_table(connection, table) if "kept" in finding.expected]
+    assert [(finding.expected, finding.found) for finding in found] == [("column kept bigint", "integer")]
+    assert found[0].sql.endswith("ADD COLUMN kept bigint")
 
 
 def test_rows_that_are_looked_up_are_never_deleted(engine: sa.Engine) -> None:

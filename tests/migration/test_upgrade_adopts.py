@@ -104,7 +104,7 @@ def test_dash_x_index_chooses_ivfflat_with_lists_from_the_number_of_rows(adopted
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("index=btree",), "-x index=btree is no index method"),
+        (("index=btree",), "-x index=btree is no kind of index"),
         (("dimension=many",), "the dimension is 'many'; expected a whole number from 1 to 16000"),
         (("dimension=0",), "the dimension is '0'"),
         (("dimensions=8",), "-x dimensions is not known"),

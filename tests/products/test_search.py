@@ -49,26 +49,26 @@ def expected(engine: sa.Engine, where: str, limit: int) -> list[str]:
     return [found[place].id for place in np.argsort(-cosines)[:limit]]
 
 
-@pytest.mark.parametrize(
-    ("filters", "where"),
-    [
-        ({}, "true"),
-        ({"category": "class"}, "category = 'class'"),
-        ({"category": ["class", "module"], "min_stock": 1}, "category IN ('class', 'module') AND stock >= 1"),
-        ({"brand": "argparse", "max_price": 9.99}, "brand = 'argparse' AND price <= 9.99"),
-        (
-            {"min_price": 5, "max_price": 20.5, "category": "function"},
-            "price BETWEEN 5 AND 20.5 AND category = 'function'",
-        ),
-        ({"brand": "no such brand"}, "false"),
-    ],
-)
+FILTERS: list[tuple[dict[str, Any], str]] = [
+    ({}, "true"),
+    ({"category": "class"}, "category = 'class'"),
+    ({"category": "module"}, "category = 'module'"),
+    ({"category": ["class", "module"], "min_stock": 1}, "category IN ('class', 'module') AND stock >= 1"),
+    ({"brand": "argparse", "max_price": 9.99}, "brand = 'argparse' AND price <= 9.99"),
+    ({"brand": "ast", "max_price": 20.5}, "brand = 'ast' AND price <= 20.5"),
+    ({"min_price": 5, "max_price": 20.5, "category": "function"}, "price BETWEEN 5 AND 20.5 AND category = 'function'"),
+    ({"brand": "no such brand"}, "false"),
+]
+
+
 def test_the_nearest_that_pass_every_filter_come_back_as_many_as_there_are(
-    open_search: Open, migrated_engine: sa.Engine, filters: dict[str, Any], where: str
+    open_search: Open, migrated_engine: sa.Engine
 ) -> None:
-    found = open_search().search(QUESTION, 10, **filters)
-    assert [product.id for product in found] == expected(migrated_engine, where, 10)
-    assert all(product.row["active"] for product in found)
+    search = open_search()
+    for filters, where in FILTERS:
+        found = search.search(QUESTION, 10, **filters)
+        assert [product.id for product in found] == expected(migrated_engine, where, 10), filters
+        assert all(product.row["active"] for product in found)
 
 
 def test_a_hit_has_its_row_and_no_vector(open_search: Open) -> None:

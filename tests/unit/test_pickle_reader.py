@@ -122,6 +122,7 @@ MALICIOUS: dict[str, tuple[Callable[[str], bytes], str]] = {
     "no opcode": (lambda spy: b"\xff.", "byte 255, which is no opcode"),
     "no pickle": (lambda spy: b"\x7fELF\x02\x01\x01", "byte 127, which is no opcode"),
     "nothing on the stack": (lambda spy: b"R.", "no sound pickle"),
+    "no number of a place": (lambda spy: b"gx\n.", "no sound pickle"),
     "no place in the memo": (lambda spy: b"h\x09.", "no sound pickle"),
     "tuples in one another": (lambda spy: b"})" + b"\x85" * 1_000_000 + b"Ns.", "more than 16 tuples in one another"),
     "tuples of three in one another": (

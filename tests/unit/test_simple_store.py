@@ -151,6 +151,7 @@ def test_bad_files_are_errors_that_name_the_file_and_what_to_do(tmp_path: Path) 
         ("no vectors", SourceNotFound, "vectors.pkl is not there", None),
         ("no metadata", SourceNotFound, "metadata.json is not there", None),
         ("truncated vectors", PickleRefused, "vectors.pkl is refused: it is truncated", None),
+        ("deep vectors", SourceError, "vectors.pkl holds data in one another too deeply", None),
         ("truncated metadata", SourceError, "metadata.json is no JSON", None),
         ("other vectors", SourceError, "vectors.pkl holds str; expected", None),
         ("other metadata", SourceError, "metadata.json holds an object of 'settings'", None),
@@ -166,6 +167,8 @@ def test_bad_files_are_errors_that_name_the_file_and_what_to_do(tmp_path: Path) 
             (folder / "metadata.json").unlink()
         elif name == "truncated vectors":
             (folder / "vectors.pkl").write_bytes(pickle.dumps(vectors)[:-10])
+        elif name == "deep vectors":
+            (folder / "vectors.pkl").write_bytes(b"}X\x07\0\0\0vectors" * 100_000 + b"N" + b"s" * 100_000 + b".")
         elif name == "truncated metadata":
             (folder / "metadata.json").write_bytes(json.dumps(documents).encode()[:-10])
         elif name == "other vectors":
