@@ -1,6 +1,6 @@
 """Every kind of vector index beside the others, on real embeddings: recall, size, time to build, latency.
 
-    python benchmarks/storage.py [--rows 25000] [--queries 100] [--rounds 3]
+    python benchmarks/storage.py [--rows 20500] [--queries 100] [--rounds 3]
 
 A table for each kind, with the same rows: the texts of Python's standard library, embedded by WordLlama (256
 dimensions). The queries are the first lines of its docstrings. For more dimensions than one index holds of a vector,
@@ -26,7 +26,7 @@ import click
 import numpy as np
 import psycopg2
 from query import SHARES, TIE, TOP_K, to_queries
-from tools import Stage, Vectors, execute, open_stage, print_machine, query
+from tools import Stage, Vectors, execute, open_stage, print_machine, query, to_payload
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -39,6 +39,7 @@ from amprenta_vectors.stores.factory import PING_AFTER_SECONDS
 from amprenta_vectors.stores.pgvector import PgVectorStore
 
 BUILD_MEMORY = "1GB"
+AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ HEAD = """
 
 
 @click.command()
-@click.option("--rows", default=25_000, show_default=True, help="At most as many as there are texts.")
+@click.option("--rows", default=20_500, show_default=True, help="At most as many as there are texts.")
 @click.option("--queries", default=100, show_default=True)
 @click.option("--rounds", default=3, show_default=True, help="How often all queries are asked.")
 def main(rows: int, queries: int, rounds: int) -> None:
@@ -139,15 +140,20 @@ def fill(stage: Stage, kind: Kind, data: Data) -> str:
     stage.server.create_database("storage")
     url = stage.server.url("storage")
     execute(url, "CREATE EXTENSION vector")
-    column = f"{kind.column}({data.rows.shape[1]})"
+    dimension = data.rows.shape[1]
+    vector = f"vector({dimension})"
+    column = f"{kind.column}({dimension})"
     execute(url, f"CREATE TABLE rows (id text PRIMARY KEY, metadata jsonb NOT NULL, embedding {column})")
-    lines = io.StringIO()
-    for number, row in enumerate(data.rows):
-        metadata = json.dumps({name: bool(flags[number]) for name, flags in data.flags.items()})
-        lines.write(f"{number}\t{metadata}\t[{','.join(map(repr, row.tolist()))}]\n")
-    lines.seek(0)
+    keys = [str(number) for number in range(len(data.rows))]
+    flags = [{name: bool(passes[number]) for name, passes in data.flags.items()} for number in range(len(keys))]
+    lines = io.StringIO("".join(f"{key}\t{json.dumps(flag)}\n" for key, flag in zip(keys, flags, strict=True)))
     with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
-        cursor.copy_expert("COPY rows FROM STDIN", lines)
+        cursor.execute(f"CREATE TEMP TABLE flags (k text, m jsonb); CREATE TEMP TABLE t (k text, v {vector})")
+        cursor.copy_expert("COPY flags FROM STDIN", lines)
+        for first in range(0, len(keys), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            cursor.copy_expert("COPY t FROM STDIN (FORMAT binary)", io.BytesIO(to_payload(keys[part], data.rows[part])))
+        cursor.execute("INSERT INTO rows SELECT k, m, v FROM t JOIN flags USING (k)")
     execute(url, "CREATE INDEX rows_metadata ON rows USING gin (metadata jsonb_path_ops)")
     execute(url, "VACUUM ANALYZE rows")
     return url

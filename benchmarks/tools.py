@@ -137,14 +137,14 @@ class Stage:
         check(url, rows)
         return Load(rows, load_seconds(url), command_seconds, int(output.split()[-1]) / 1024)
 
-    def run(self, url: str, environment: dict[str, str], *arguments: str) -> tuple[float, str]:
+    def run(self, url: str, environment: dict[str, str], *arguments: str, expect: int = 0) -> tuple[float, str]:
         """Run a command of the package; its seconds, and what it printed, its peak memory in kB as the last word."""
         command = [sys.executable, "-c", MEASURING, sys.executable, "-m", "amprenta_vectors", *arguments]
         began = time.perf_counter()
         done = subprocess.run(
             command, env=to_environment(url, environment), cwd=self.folder, capture_output=True, text=True
         )
-        if done.returncode:
+        if done.returncode != expect:
             raise click.ClickException(f"{arguments[0]} failed: {done.stderr}{done.stdout}")
         return time.perf_counter() - began, done.stdout
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from conftest import DOCUMENT_DIMENSION
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.vectorstores import VectorStore
@@ -19,6 +18,8 @@ from amprenta_vectors.integrations.assistant import get_document_store
 from amprenta_vectors.integrations.langchain import AmprentaVectorStore
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.stores.factory import get_vector_store
+
+DOCUMENT_DIMENSION = 256
 
 DIMENSION = 8
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from backfill_tools import execute
-from conftest import DIMENSION, DOCUMENT_DIMENSION
 from hypothesis import HealthCheck, given, settings
 from scope_tools import (
     CASES,
@@ -43,6 +42,8 @@ from amprenta_vectors.stores.composites.shadow import ShadowStore
 from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_pinecone_store
 from amprenta_vectors.stores.pgvector import PgVectorStore
 from amprenta_vectors.stores.simple import SimpleStore
+
+DIMENSION, DOCUMENT_DIMENSION = 8, 256
 
 MODES: dict[type, dict[str, Any]] = {
     PgVectorStore: {},
