@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -11,8 +13,15 @@ from amprenta_vectors.errors import MissingExtra
 
 def require_extra(module: str, extra: str) -> ModuleType:
     """The imported ``module``. Raises `MissingExtra` naming what to install where it is absent."""
-    try:
+    with needing(extra):
         return importlib.import_module(module)
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Around the imports of a module that is nothing without ``extra``. Raises `MissingExtra`."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"the package {error.name!r} is not installed", hint=f"pip install 'amprenta_vectors[{extra}]'"

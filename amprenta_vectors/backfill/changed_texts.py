@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill.row_state import given_keys
+from amprenta_vectors.backfill.sides import embedded_here
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
-from amprenta_vectors.schema.hashes import hash_content, to_bigint
+from amprenta_vectors.schema.hashes import hash_text, to_bigint
 from amprenta_vectors.schema.keymaps import OwnKeys
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -31,7 +32,7 @@ class Texts(Protocol):
 class ChangedTexts:
     """The keys of rows to embed: without an embedding, or with one of another text than the row has now.
 
-    A row whose embedding came without a text to compare with is left out: whether it changed is not known.
+    A row whose embedding was not made from its text here is left out: whether it changed is not known.
     """
 
     def __init__(self, engine: Engine, table: VectorTable, scope: Mapping[str, str], source: Texts) -> None:
@@ -56,13 +57,15 @@ class ChangedTexts:
     def _changed(self, keys: Sequence[str]) -> list[str]:
         texts = self._source.texts(keys)
         kept = self._kept(list(texts))
-        return [key for key, text in texts.items() if key in kept and kept[key] != to_bigint(hash_content(text, None))]
+        return [key for key, text in texts.items() if key in kept and kept[key] != to_bigint(hash_text(text))]
 
     def _kept(self, keys: Sequence[str]) -> dict[str, int | None]:
         """The hash of the text that each row was embedded from, None where it has no embedding."""
         table = self._table
         target = to_clause(table)
         parsed = {key: own for key in keys if (own := self._own.to_key(key)) is not None}
+        if not parsed:
+            return {}
         given: Any = given_keys(list(parsed.values()), source=list(parsed))
         on = [
             target.c[name] == to_column_value(table, name, given.c[f"key_{position}"])
@@ -72,7 +75,7 @@ class ChangedTexts:
         statement = (
             sa.select(given.c.source, sa.case((embedding.is_(None), sa.null()), else_=text_hash).label("kept"))
             .select_from(given.join(target, sa.and_(*on, *in_scope(table, target, self._scope))))
-            .where(embedding.is_(None) | text_hash.is_not(None))
+            .where(embedding.is_(None) | embedded_here(table, target))
         )
         with self._engine.connect() as connection:
             return {row.source: row.kept for row in connection.execute(statement)}

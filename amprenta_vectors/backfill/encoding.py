@@ -6,12 +6,13 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.batch import Key, Sparse, VectorBatch
-from amprenta_vectors.schema.hashes import HASH_BYTES, hash_content, hash_embedding
+from amprenta_vectors.schema.hashes import HASH_BYTES, hash_content, hash_embedding, hash_text
 from amprenta_vectors.schema.vector_table import Storage
 
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
@@ -29,9 +30,10 @@ _ROW = struct.Struct(">hii")
 class BatchStream:
     """A batch as the file that COPY reads: ordinal, key columns, embedding, text, metadata; where wanted sparse values.
 
-    After them the hash of the embedding as ``hashed_as`` holds it; with ``content_hashed`` that of text and metadata.
-    Encoded piece by piece as it is read, so that no second copy of a batch is in memory. ``checksum`` is the CRC-32 of
-    the vectors read so far, as they are sent. Raises ValueError for a batch without target keys.
+    After them the hash of the embedding as ``hashed_as`` holds it, and that of what is ``hashed`` beside it: text and
+    metadata, or the text that the embedding is of. Encoded piece by piece as it is read, so that no second copy of a
+    batch is in memory. ``checksum`` is the CRC-32 of the vectors read so far, as they are sent. Raises ValueError for a
+    batch without target keys.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class BatchStream:
         sparse_dimension: int | None = None,
         *,
         hashed_as: Storage | None = None,
-        content_hashed: bool = False,
+        hashed: Literal["content", "text"] | None = None,
     ) -> None:
         if batch.keys is None:
             raise ValueError("a batch is written by its target keys; apply a key map first")
@@ -49,7 +51,7 @@ class BatchStream:
         self._keys = batch.keys
         self._sparse_dimension = sparse_dimension
         self._hashed_as = hashed_as
-        self._content_hashed = content_hashed
+        self._hashed = hashed
         self._pieces = self._encode()
 
     def read(self, size: int = -1) -> bytes:
@@ -78,7 +80,7 @@ class BatchStream:
         values = big_endian.data.cast("B")
         stored_bytes = len(stored) // len(big_endian)
         fields = len(self._keys[0]) + 4 + (self._sparse_dimension is not None)
-        fields += (self._hashed_as is not None) + self._content_hashed
+        fields += (self._hashed_as is not None) + (self._hashed is not None)
         for place in range(len(big_endian)):
             row = start + place
             yield _ROW.pack(fields, 4, row) + _key(self._keys[row]) + vector_head
@@ -100,8 +102,8 @@ class BatchStream:
             hashed = (stored, beside or b"")
         if self._hashed_as is not None:
             rest += _HASH + hash_embedding(*hashed)
-        if self._content_hashed:
-            rest += _HASH + hash_content(text, metadata)
+        if self._hashed is not None:
+            rest += _HASH + (hash_content(text, metadata) if self._hashed == "content" else hash_text(text or ""))
         return rest
 
 

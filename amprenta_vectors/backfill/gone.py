@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -15,11 +17,13 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.bisect import isolate
+from amprenta_vectors.backfill.control import Held
 from amprenta_vectors.backfill.fetching import fetch_all
 from amprenta_vectors.backfill.progress import Run
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.row_state import Kept, RowStates
-from amprenta_vectors.backfill.sides import as_key
+from amprenta_vectors.backfill.sides import as_key, embedded_here
+from amprenta_vectors.backfill.states import RunState
 from amprenta_vectors.batch import Key
 from amprenta_vectors.db import is_row_refusal
 from amprenta_vectors.schema.expressions import in_scope, text_array, to_clause, to_column_value
@@ -32,9 +36,20 @@ MOST_DELETED = 0.5
 """Of a scope's rows, the share beyond which it is the source that is taken to be wrong, and nothing is deleted."""
 PAGE = 500
 """Rows that are asked for at the source, and deleted, at a time."""
+POLL_SECONDS = 0.2
+
+Result = TypeVar("Result")
 
 _FILTERED = sa.text("SET LOCAL statement_timeout = 0")
 _BRIEF = sa.text("SELECT set_config('lock_timeout', '800ms', true), set_config('statement_timeout', '1min', true)")
+
+
+class WorkLeft(Exception):
+    """Of a run that seemed done, batches are to be done after all."""
+
+
+class RunOver(Exception):
+    """The run has ended, or is to be cancelled: nothing is listed or deleted for it any more."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,9 @@ def find_gone(
 ) -> tuple[Gone, sa.Select[str]]:
     """The figures, and the keys as text; ``fill`` puts what the source has into the table that it is given.
 
-    A key of several columns is a JSON list. Both tables last until the transaction's end. Where the source has nothing
-    at all, that is ``refused``: more often than an empty source it is another one.
+    A key of several columns is a JSON list. Both tables last until the transaction's end. A row that was embedded from
+    its own text is none of the source's. Where the source has nothing at all, that is ``refused``: more often than an
+    empty source it is another one.
     """
     connection.execute(_FILTERED)
     width = len(table.key)
@@ -75,7 +91,8 @@ def find_gone(
         target.c[name] == as_key(table, name, seen.c[f"key_{position}"], driver.server_version)
         for position, name in enumerate(table.key)
     )
-    stored = (target.c[table.embedding].is_not(None), *in_scope(table, target, scope))
+    own = embedded_here(table, target)
+    stored = (target.c[table.embedding].is_not(None), sa.not_(own), *in_scope(table, target, scope))
     parts = [sa.cast(target.c[name], sa.Text) for name in table.key]
     text = parts[0] if width == 1 else sa.cast(sa.func.json_build_array(*parts), sa.Text)
     gone = _temporary("amprenta_gone", 1)
@@ -102,6 +119,8 @@ def fate_of(table: VectorTable, key_map: KeyMap, row: Kept) -> Literal["delete",
 
     Any other text is why it stays as it is.
     """
+    if row.is_embedded_here:
+        return "the source has no such record; embedded here, from its own text"
     if not row.embedding_is_ours:
         return "the source has no such record; changed here, or written by the application"
     if not key_map.makes_keys or (table.text_hash is not None and row.text_hash is None):
@@ -112,7 +131,10 @@ def fate_of(table: VectorTable, key_map: KeyMap, row: Kept) -> Literal["delete",
 
 
 class GoneRows:
-    """What is gone of a run that has done all its batches. Any process of the run may do this, several too."""
+    """What is gone of a run that has done all its batches. Any process of the run may do this, several too.
+
+    ``until_free`` waits until the run may go on; it raises `Held` where this process is to stop, and `RunOver`.
+    """
 
     def __init__(
         self,
@@ -124,9 +146,11 @@ class GoneRows:
         key_map: KeyMap,
         *,
         retry: Retry,
+        until_free: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._run = run
+        self._until_free = until_free
         self._table = table
         self._target = to_clause(table)
         self._scope = scope
@@ -137,8 +161,11 @@ class GoneRows:
         self._outbox = Outbox(engine, run.target, run.scope)
 
     def settle(self, *, delete: bool) -> Gone:
-        """List every such row, and with ``delete`` delete those that still hold what the engine wrote."""
-        found = self._retry.database("looking for rows that are gone", self._list)
+        """List every such row, and with ``delete`` delete those that still hold what the engine wrote.
+
+        Waits while the run is paused. Raises `RunOver`, `WorkLeft`, and `Held` where this process is to stop.
+        """
+        found = self._while_free(partial(self._retry.database, "looking for rows that are gone", self._list))
         if not delete or found.refused or not found.gone:
             return found
         refused = too_many(found)
@@ -147,9 +174,23 @@ class GoneRows:
         last: str | None = None
         while keys := self._retry.database("deleting rows", partial(self._page, last)):
             last = keys[-1]
-            deleted, emptied = self._settle_page(keys)
+            deleted, emptied = self._while_free(partial(self._settle_page, keys))
             found = replace(found, deleted=found.deleted + deleted, emptied=found.emptied + emptied)
         return found
+
+    def _while_free(self, step: Callable[[], Result]) -> Result:
+        while True:
+            self._until_free()
+            with suppress(Held):
+                return step()
+            time.sleep(POLL_SECONDS)
+
+    def _check(self, run: Run) -> None:
+        """Raises `Held` where the run is not to go on now, `RunOver` where it is not to go on at all."""
+        if RunState.PAUSED in (run.state, run.desired_state) and run.desired_state != RunState.CANCELLED:
+            raise Held("the run is paused")
+        if (run.state, run.desired_state) != (RunState.RUNNING, RunState.RUNNING):
+            raise RunOver
 
     def _list(self) -> Gone:
         def fill(connection: Connection, seen: sa.Table) -> None:
@@ -159,6 +200,11 @@ class GoneRows:
 
         with self._engine.begin() as connection:
             found, keys = find_gone(connection, self._table, self._scope, fill)
+            # Not before: the look takes long, and whoever cancels the run would wait for it. Where it still goes on, no
+            # other process has ended it and with it the keys that were seen.
+            self._check(progress.lock_run(connection, self._run.id))
+            if progress.work_left(connection, self._run.id):
+                raise WorkLeft
             if not found.refused:
                 progress.list_gone(connection, self._run, keys)
         return found
@@ -173,9 +219,10 @@ class GoneRows:
         moment, names = self._retry.database("deleting rows", partial(self._named, keys))
         back: set[str] = set()
         if names is not None:
-            asked = list(dict.fromkeys(names.values()))
-            answer = fetch_all(self._retry, self._source, asked)
-            back = {*answer.source_keys, *(error.key for error in answer.rejected)}
+            asked = [name for name in dict.fromkeys(names.values()) if name]
+            if asked:
+                answer = fetch_all(self._retry, self._source, asked)
+                back = {*answer.source_keys, *(error.key for error in answer.rejected)}
         store_keys = [key[0] if names is None else names.get(key, "") for key in keys]
         there = {text for text, name in zip(listed, store_keys, strict=True) if name in back}
         step = partial(self._delete, listed, keys, store_keys, there, moment)
@@ -193,7 +240,8 @@ class GoneRows:
             named = [sa.cast(target.c[name], sa.Text) for name in (*self._table.key, *self._key_map.source_columns)]
             width = len(self._table.key)
             rows = connection.execute(sa.select(*named).where(self._among(keys))).all()
-            return moment, {tuple(row[:width]): self._key_map.to_source(tuple(row[width:])) for row in rows}
+            # A column that holds no id by now names no record.
+            return moment, {tuple(row[:width]): self._key_map.to_source(tuple(row[width:])) or "" for row in rows}
 
     def _delete(
         self,
@@ -203,9 +251,13 @@ class GoneRows:
         there: set[str],
         moment: datetime,
     ) -> tuple[int, int]:
-        """One short transaction, under the locks that keep an application's writes of these keys apart from it."""
+        """One short transaction, under the locks that keep an application's writes of these keys apart from it.
+
+        Whoever pauses the run or cancels it waits for its end.
+        """
         with self._engine.begin() as connection:
             connection.execute(_BRIEF)
+            self._check(progress.share_run(connection, self._run.id))
             self._outbox.lock(connection, [name for name in store_keys if name], "delete")
             newer = self._outbox.newer_than(connection, store_keys, moment)
             kept = dict(self._states.read(connection, keys, lock=True))

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.row_state import Fate, RowStates, Verdict
 from amprenta_vectors.backfill.sink import (
     Sink,
@@ -51,7 +52,8 @@ class Reconciler:
 
     ``table`` must come from the catalogue. Text and metadata are replaced where they are what the engine inserted. A
     row that was changed here stays as it is, and is listed. Vectors that are ``computed`` are compared by their texts.
-    The rows that are inserted are recorded as those of run ``record_for`` where it is given.
+    The rows that are inserted are recorded as those of run ``record_for`` where it is given, and one that is replaced
+    stays a row of the run that inserted it.
     """
 
     keeps_seen = True
@@ -70,6 +72,8 @@ class Reconciler:
     ) -> None:
         self.inserts = insert
         self._table = table
+        self._computed = computed
+        self._scope = scope
         self._key_map = key_map
         self._outbox = outbox
         self._states = RowStates(table, scope, computed=computed)
@@ -82,7 +86,7 @@ class Reconciler:
         The bytes that are to be written are in a temporary table before any row is locked. A row that is written here
         between the fetch and the lock is left alone: if it was through the outbox, the source will have it too.
         """
-        batch = stored_content(batch, self._table)
+        batch = self._comparable(batch)
         connection.execute(_JOINS)
         empty, held = self._states.compare(connection, batch)
         if not (empty or held):
@@ -103,12 +107,16 @@ class Reconciler:
 
     def preview(self, connection: Connection, batch: VectorBatch) -> Preview:
         """What `put` would do, by the rows as they are now; nothing is locked or changed."""
-        batch = stored_content(batch, self._table)
+        batch = self._comparable(batch)
         connection.execute(_JOINS)
         empty, held = self._states.compare(connection, batch)
         verdicts = self._states.judge(connection, batch, held, lock=False) if held else {}
         replaced = sum(verdict.fate is Fate.REPLACE for verdict in verdicts.values())
         return Preview(len(empty) + replaced, replaced, _changed_here(batch, verdicts))
+
+    def _comparable(self, batch: VectorBatch) -> VectorBatch:
+        """What the rows can tell from it: the text that an embedding is of needs no column of its own."""
+        return batch if self._computed else stored_content(batch, self._table)
 
     def _without_newer(
         self, connection: Connection, rows: VectorBatch, verdicts: Mapping[int, Verdict], since: datetime
@@ -126,7 +134,12 @@ class Reconciler:
         if not chosen:
             return 0, []
         contents = [place for place in chosen if verdicts[place].content]
-        return write_rows(connection, rows, self._replace, {"chosen": chosen, "contents": contents})
+        keys = rows.keys or ()
+        table, scope = self._table, self._scope
+        records = progress.still_as_inserted(connection, table, scope, [keys[place] for place in chosen])
+        result = write_rows(connection, rows, self._replace, {"chosen": chosen, "contents": contents})
+        progress.record_again(connection, table, scope, records)
+        return result
 
 
 def _changed_here(rows: VectorBatch, verdicts: Mapping[int, Verdict]) -> list[RowError]:

@@ -50,7 +50,7 @@ class ReplacingSink:
         self._outbox = outbox
         self._sink = Sink(table, scope, model, insert=insert, computed=computed)
         stage = make_stage(table)
-        self._lock = _lock_differing(table, stage, scope, model)
+        self._lock = _lock_differing(table, stage, scope, model, computed=computed)
         self._replace = make_update(table, stage, scope, model, is_among("chosen", stage), computed=computed)
 
     def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
@@ -68,7 +68,9 @@ class ReplacingSink:
         return Written(filled + replaced, replaced, [*refused, *refused_too], checksum)
 
 
-def _lock_differing(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None) -> sa.Select[Any]:
+def _lock_differing(
+    table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None, *, computed: bool
+) -> sa.Select[Any]:
     """The places of the rows that have an embedding and would not stay as they are, locked.
 
     Bit for bit, as verification compares: to pgvector -0 equals 0.
@@ -83,6 +85,8 @@ def _lock_differing(table: VectorTable, stage: sa.Table, scope: Mapping[str, str
         differs.append(target.c[table.model].is_distinct_from(model))
     if table.hash is not None:
         differs.append(target.c[table.hash].is_distinct_from(stage.c.hash))
+    if table.text_hash is not None and computed:
+        differs.append(target.c[table.text_hash].is_distinct_from(stage.c.text_hash))
     keys = (target.c[name] == value for name, value in stage_keys(table, stage).items())
     return (
         sa.select(stage.c.ordinal)

@@ -12,11 +12,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill.encoding import sparse_bytes
-from amprenta_vectors.backfill.sides import as_key, sent
+from amprenta_vectors.backfill.sides import as_key, embedded_here, sent
 from amprenta_vectors.backfill.verify import digests
 from amprenta_vectors.batch import Key, VectorBatch
 from amprenta_vectors.schema.expressions import in_scope, text_array, to_clause
-from amprenta_vectors.schema.hashes import hash_content, hash_embedding, to_bigint
+from amprenta_vectors.schema.hashes import hash_content, hash_embedding, hash_text, is_of_text, to_bigint
 from amprenta_vectors.schema.vector_table import VectorTable
 
 VECTOR_HEAD = 4
@@ -53,6 +53,11 @@ class Kept:
     def embedding_is_ours(self) -> bool:
         """Whether the embedding is what the engine wrote."""
         return self.hash is not None and to_bigint(self.embedding) == self.hash
+
+    @property
+    def is_embedded_here(self) -> bool:
+        """Whether the embedding was made from the row's own text, so that no other source has a say in it."""
+        return is_of_text(self.text_hash)
 
     @property
     def content_is_ours(self) -> bool:
@@ -134,6 +139,8 @@ class RowStates:
         content = not self._computed and self._content_differs(batch, place, kept)
         if same and not content:
             return Verdict(Fate.EQUAL)
+        if kept.is_embedded_here and not self._computed:
+            return Verdict(Fate.CHANGED_HERE, why="it was embedded here, from its own text")
         if (same or kept.embedding_is_ours) and (not content or kept.content_is_ours):
             return Verdict(Fate.REPLACE, content)
         return Verdict(Fate.CHANGED_HERE, why=self._why(kept, theirs, same=same))
@@ -154,7 +161,7 @@ class RowStates:
 
         A row that was there before the engine came has a text of its own.
         """
-        if kept.text_hash is None or (batch.texts is None and batch.metadata is None):
+        if kept.text_hash is None or kept.is_embedded_here or (batch.texts is None and batch.metadata is None):
             return False
         return kept.text_hash != to_bigint(_content_of(batch, place))
 
@@ -180,14 +187,16 @@ class RowStates:
             beside = None if table.sparse is None else [self._sparse_of(batch, place) for place in places]
             sides["digest"] = [digest.hex() for digest in digests(batch.vectors, table.storage, beside)]
         if table.text_hash is not None and (self._computed or batch.texts is not None or batch.metadata is not None):
-            sides["content"] = [str(to_bigint(_content_of(batch, place))) for place in places]
+            sides["content"] = [str(to_bigint(self._kept_of(batch, place))) for place in places]
         given = given_keys(batch.keys or (), **sides)
         embedding = target.c[table.embedding]
         if "digest" in sides:
             differs.append(sa.func.encode(sa.func.sha256(sent(table, target)), "hex") != given.c.digest)
         if "content" in sides and table.text_hash is not None:
-            # NULL differs from nothing: of such a row the text is not the engine's to replace.
-            differs.append(target.c[table.text_hash] != sa.cast(given.c.content, sa.BigInteger))
+            # NULL differs from nothing: of such a row the text is not the engine's to replace. Nor does the hash of
+            # what an embedding was made from differ from that of what a row was inserted with.
+            other = target.c[table.text_hash] != sa.cast(given.c.content, sa.BigInteger)
+            differs.append(sa.and_(other, embedded_here(table, target) == sa.literal(self._computed)))
         on = sa.and_(*self._on(connection, target, given))
         return (
             sa.select(sa.cast(given.c.place, sa.Integer).label("place"), embedding.is_not(None))
@@ -195,6 +204,12 @@ class RowStates:
             .where(sa.or_(embedding.is_(None), *differs))
             .order_by("place")
         )
+
+    def _kept_of(self, batch: VectorBatch, place: int) -> bytes:
+        """What the engine keeps of a row's text."""
+        if self._computed and batch.texts is not None:
+            return hash_text(batch.texts[place] or "")
+        return _content_of(batch, place)
 
     def _on(self, connection: Connection, target: Any, given: Any) -> list[sa.ColumnElement[bool]]:
         driver: Any = connection.connection.driver_connection

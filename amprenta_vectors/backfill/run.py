@@ -20,7 +20,7 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.bad_share import BadShare
 from amprenta_vectors.backfill.control import Control, Held
 from amprenta_vectors.backfill.gate import Gate
-from amprenta_vectors.backfill.gone import Gone, GoneRows
+from amprenta_vectors.backfill.gone import Gone, GoneRows, RunOver, WorkLeft
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.keys import Keys
@@ -85,10 +85,6 @@ class Summary:
     ended_it: bool = False
     indexes_built: list[str] = field(default_factory=list)
     gone: Gone | None = None
-
-
-class WorkLeft(Exception):
-    """Of a run that seemed done, batches are to be done after all."""
 
 
 class Backfill:
@@ -437,15 +433,44 @@ class Backfill:
         return self._summary(began, interrupted=False, ended_it=ended_it, built=built, gone=gone)
 
     def _settle_gone(self, retry: Retry) -> Gone | None:
-        """What the source no longer has, of a run that reconciles with a source of its own."""
+        """What the source no longer has, of a run that reconciles with a source of its own; None where it has ended."""
         job, run = self._job, self._seen[0]
-        if job.keys_from != "reconcile" or job.source.description.computed or not self._wait_while_held():
+        if job.keys_from != "reconcile" or job.source.description.computed:
             return None
-        if retry.database("looking for work", self._has_work):
-            raise WorkLeft
-        rows = GoneRows(self._engine, run, job.table, job.scope, job.source, job.key_map, retry=retry)
-        with metered(job.source, self._meter(run)):
-            return rows.settle(delete=job.delete)
+        rows = GoneRows(
+            self._engine,
+            run,
+            job.table,
+            job.scope,
+            job.source,
+            job.key_map,
+            retry=retry,
+            until_free=self._until_free,
+        )
+        try:
+            self._until_free()
+            if retry.database("looking for work", self._has_work):
+                raise WorkLeft
+            with metered(job.source, self._meter(run)):
+                return rows.settle(delete=job.delete)
+        except RunOver:
+            if retry.database("looking for work", self._goes_on):
+                self._refuse_to_go_on()
+                raise WorkLeft from None
+            return None
+
+    def _until_free(self) -> None:
+        """Until the run may go on. Raises `Held` where this process is to stop, `RunOver` where the run is to end."""
+        goes_on = self._wait_while_held()
+        if self._stop.is_set():
+            raise Held("the run is held")
+        if not goes_on:
+            raise RunOver
+
+    def _goes_on(self) -> bool:
+        with progress.transaction(self._engine) as connection:
+            orders = progress.read_orders(connection, self._seen[0].id)
+        return (orders.state, orders.desired_state) == (RunState.RUNNING, RunState.RUNNING)
 
     def _build(self, retry: Retry) -> list[str]:
         self._observer.building(self._job.table.target)

@@ -30,17 +30,17 @@ def source_side(table: VectorTable) -> sa.Table:
 
 
 def compare_sides(
-    table: VectorTable, scope: Mapping[str, str], there: sa.Table, *, server_version: int, own_apart: bool = False
+    table: VectorTable, scope: Mapping[str, str], there: sa.Table, *, server_version: int
 ) -> sa.Select[Any]:
     """``(digest here, digest there, why rejected, source key, *key as text)`` of whatever differs.
 
-    With ``own_apart`` a row that was embedded from its own text need not be there. Keys are compared as the values that
-    the columns hold, never as text: a UUID has many spellings.
+    A row that was embedded from its own text need not be there. Keys are compared as the values that the columns hold,
+    never as text: a UUID has many spellings.
     """
     target = to_clause(table)
     stored: sa.ColumnElement[Any] = sent(table, target)
     columns = [target.c[name].label(f"here_{position}") for position, name in enumerate(table.key)]
-    own = target.c[table.text_hash].is_not(None) if own_apart and table.text_hash is not None else sa.false()
+    own = embedded_here(table, target)
     here = (
         sa.select(*columns, sa.func.sha256(stored).label("digest"), own.label("own"))
         .where(target.c[table.embedding].is_not(None), *in_scope(table, target, scope))
@@ -60,6 +60,14 @@ def compare_sides(
         )
         .order_by(sa.func.coalesce(there.c.source, shown[0]), *shown)
     )
+
+
+def embedded_here(table: VectorTable, target: Any) -> sa.ColumnElement[bool]:
+    """Whether a row was embedded from its own text, as the hash of that text tells, which alone is odd."""
+    if table.text_hash is None:
+        return sa.false()
+    kept = sa.cast(target.c[table.text_hash], sa.BigInteger)
+    return sa.func.coalesce(kept.bitwise_and(1), 0) == 1
 
 
 def sent(table: VectorTable, target: sa.TableClause) -> sa.ColumnElement[Any]:

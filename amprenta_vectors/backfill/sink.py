@@ -17,6 +17,7 @@ from sqlalchemy.schema import CreateTable
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.bisect import isolate
 from amprenta_vectors.backfill.encoding import BatchStream
+from amprenta_vectors.backfill.sides import embedded_here
 from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.db import is_row_refusal
 from amprenta_vectors.errors import RowError
@@ -67,6 +68,7 @@ class Sink:
     ) -> None:
         self.inserts = insert
         self._table = table
+        self._computed = computed
         self._stage = make_stage(table)
         self._prepare_stage = _prepare_stage(table, self._stage)
         if insert:
@@ -90,10 +92,10 @@ class Sink:
         """
         table = self._table
         stream = BatchStream(
-            stored_content(batch, table),
+            batch if self._computed else stored_content(batch, table),
             table.sparse_dimension,
             hashed_as=None if table.hash is None else table.storage,
-            content_hashed=table.text_hash is not None,
+            hashed=None if table.text_hash is None else "text" if self._computed else "content",
         )
         connection.execute(self._prepare_stage)
         cursor: Any = connection.connection.cursor()
@@ -214,12 +216,17 @@ def make_update(
         values[table.model] = model
     if table.hash is not None:
         values[table.hash] = stage.c.hash
-    if table.text_hash is not None and computed:
-        values[table.text_hash] = stage.c.text_hash
+    if table.text_hash is not None:
+        values[table.text_hash] = stage.c.text_hash if computed else _without_text_of_old(table, target)
     if wanted is None:
         wanted = target.c[table.embedding].is_(None)
     keys = (target.c[name] == value for name, value in stage_keys(table, stage).items())
     return sa.update(target).values(values).where(in_range(stage), wanted, *in_scope(table, target, scope), *keys)
+
+
+def _without_text_of_old(table: VectorTable, target: sa.TableClause) -> sa.ColumnElement[Any]:
+    """What a row keeps of its text where its embedding comes from elsewhere: not of which an older one was made."""
+    return sa.case((embedded_here(table, target), sa.null()), else_=target.c[str(table.text_hash)])
 
 
 def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None) -> postgresql.Insert:
@@ -244,6 +251,8 @@ def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model
     changes: dict[str, Any] = {name: insert.excluded[name] for name in filled}
     if table.sparse is not None:
         changes[table.sparse] = sa.func.coalesce(target.c[table.sparse], insert.excluded[table.sparse])
+    if table.text_hash is not None:
+        changes[table.text_hash] = _without_text_of_old(table, target)
     return insert.on_conflict_do_update(
         index_elements=list(table.unique_columns),
         set_=changes,

@@ -15,7 +15,9 @@ from amprenta_vectors.backfill.progress import Event, Run
 from amprenta_vectors.backfill.row_sample import models_in_rows
 from amprenta_vectors.errors import RunConflict
 
-Mode = Literal["new", "resume", "restart"]
+Mode = Literal["new", "resume", "join", "restart"]
+"""What becomes of an unfinished run: it is in the way, gone on with, or cancelled. Where there is none, ``resume`` also
+takes a like run that has finished for the run's end, and ``join`` begins another, as ``new`` does."""
 
 
 def begin_or_join(engine: Engine, job: Job, owner: str, mode: Mode) -> Run:

@@ -219,13 +219,7 @@ class Verifier:
         connection.execute(sa.text("ANALYZE amprenta_source"))
         version: int = cursor.connection.server_version
         rows = connection.execution_options(yield_per=1000).execute(
-            compare_sides(
-                self._table,
-                self._scope,
-                there,
-                server_version=version,
-                own_apart=not self._key_map.makes_keys,
-            )
+            compare_sides(self._table, self._scope, there, server_version=version)
         )
         for here, _, rejected, source, *key in rows:
             kind: Kind = "extra" if source is None else "missing" if here is None else "different"

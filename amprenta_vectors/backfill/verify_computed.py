@@ -14,6 +14,7 @@ from amprenta_vectors.backfill.fetching import fetch_all
 from amprenta_vectors.backfill.keys import Pages
 from amprenta_vectors.backfill.models import LEAST_COSINE
 from amprenta_vectors.backfill.retry import Retry
+from amprenta_vectors.backfill.sides import embedded_here
 from amprenta_vectors.backfill.verify import KINDS, Difference, Verification
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.errors import TransientError
@@ -79,9 +80,9 @@ class SampleVerifier:
         table = self._table
         target = to_clause(table)
         columns = [sa.cast(target.c[name], sa.Text) for name in table.key]
-        wanted = [target.c[table.embedding].is_not(None)]
+        wanted: list[sa.ColumnElement[bool]] = [target.c[table.embedding].is_not(None)]
         if table.text_hash is not None:
-            wanted.append(target.c[table.text_hash].is_not(None))
+            wanted.append(embedded_here(table, target))
         chosen = (
             sa.select(*columns, target.c[table.embedding])
             .where(*wanted, *in_scope(table, target, self._scope))

@@ -48,9 +48,10 @@ from amprenta_vectors.cli.report import leave_report
 from amprenta_vectors.cli.verify import verify_job
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, TransientError
+from amprenta_vectors.schema.registry import PRODUCTS
 from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
 from amprenta_vectors.sources.opening import open_origin
-from amprenta_vectors.sources.protocol import Origin
+from amprenta_vectors.sources.protocol import Origin, SourceDescription
 
 CLEAN, FAILED, SET_ASIDE, INTERRUPTED = 0, 1, 3, 130
 WORST_FIRST = (INTERRUPTED, FAILED, SET_ASIDE, CLEAN)
@@ -88,6 +89,9 @@ SPARE_CONNECTIONS = 6
     help="Stop once more than this share of the keys was set aside, 0 to 1.  "
     "[env var: AMPRENTA_MAX_BAD_SHARE; default: 0.05]",
 )
+@click.option(
+    "--force", is_flag=True, help="List the source, and replace what is there where the source has another vector."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many keys, to try it out.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
 @click.option("--defer-index", is_flag=True, help="Drop the ANN index for the load though the column holds values.")
@@ -112,6 +116,7 @@ def backfill(
     namespace: str | None,
     all_namespaces: bool,
     keys_from: KeysFrom | None,
+    force: bool,
     drain_seconds: float | None,
     max_bad_share: float | None,
     limit: int | None,
@@ -139,17 +144,24 @@ def backfill(
     )
     if resume and restart:
         raise ConfigError("--resume and --restart contradict each other", hint="give one of them")
+    if force and keys_from == "table":
+        raise ConfigError(
+            "--force and --keys-from table contradict each other: rows without an embedding have nothing to replace",
+            hint="--force takes the keys that the source lists",
+        )
     if offline and not dry_run:
         raise ConfigError("--offline goes with --dry-run", hint="add --dry-run, or leave --offline out")
     if dry_run and offline:
-        describe_offline(settings, keys_from or "table")
+        describe_offline(settings, keys_from or ("source" if force else "table"))
         return
     mode: Mode = "resume" if resume else "restart" if restart else "new"
     engine, table, origin = open_ends(settings)
     names = choose_namespaces(settings, origin, table, namespace, all_namespaces)
     jobs = [
         replace(
-            open_job(settings, engine, table, origin, name, mode, keys_from, limit, defer_index=defer_index),
+            open_job(
+                settings, engine, table, origin, name, mode, keys_from, limit, defer_index=defer_index, replace=force
+            ),
             limits=orders_of(settings, rates),
         )
         for name in names
@@ -199,7 +211,7 @@ def open_job(
     """
     scope = scope_of(table, namespace)
     with engine.connect() as connection:
-        begun = progress.unfinished_run(connection, table.target, scope) if mode == "resume" else None
+        begun = progress.unfinished_run(connection, table.target, scope) if mode in ("resume", "join") else None
         if begun is not None:
             keys_from = keys_from or begun.keys_from
             limit = limit or begun.row_limit
@@ -288,11 +300,19 @@ def conclude(
     except TransientError:
         if not stop.is_set():
             raise
-        click.echo("the comparison was interrupted; make it with: amprenta-vectors verify")
+        click.echo(f"the comparison was interrupted; make it with: {verify_command(settings, job.source.description)}")
         code = INTERRUPTED
     finally:
         leave_report(engine, summary.run.id, settings)
     return code
+
+
+def verify_command(settings: Settings, source: SourceDescription) -> str:
+    """What compares the table with such a source; with the variables that commands of products do without."""
+    table = f"AMPRENTA_TABLE={settings.table} " if settings.table == PRODUCTS.name else ""
+    if not source.computed:
+        return f"{table}amprenta-vectors verify"
+    return f"{table}AMPRENTA_EMBEDDER={settings.embedder} amprenta-vectors verify --source {source.kind}"
 
 
 def _verify(engine: Engine, settings: Settings, job: Job, run: Run, stop: threading.Event) -> bool:
@@ -365,7 +385,10 @@ def _print_summary(settings: Settings, summary: Summary, source_count: int | Non
 
 def _command_of(run: Run) -> str:
     """What begins and resumes such a run."""
-    return "amprenta-vectors documents migrate" if run.source_kind == "simple" else "amprenta-vectors backfill"
+    if run.source_kind == "simple":
+        return "amprenta-vectors documents migrate"
+    product = run.vector_table == PRODUCTS.name and run.source_kind in ("chroma", "rows")
+    return "amprenta-vectors products migrate" if product else "amprenta-vectors backfill"
 
 
 def _warn_of_other_distance(origin: Origin, table: VectorTable) -> None:

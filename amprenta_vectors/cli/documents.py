@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import click
+from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.rollback import roll_back
 from amprenta_vectors.backfill.starting import Mode
 from amprenta_vectors.cli.backfill import CLEAN, FAILED, INTERRUPTED, SET_ASIDE, open_ends
-from amprenta_vectors.cli.documents_move import CONFLICT, SHOWN, Move, describe, why_not_removable
+from amprenta_vectors.cli.documents_move import CONFLICT, SHOWN, Move, describe
+from amprenta_vectors.cli.documents_removal import Removal
 from amprenta_vectors.cli.options import open_database, open_table, stop_on_signal
 from amprenta_vectors.cli.readiness import open_throttle
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, SourceNotFound
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.simple import SimpleOrigin, open_simple_origin
-from amprenta_vectors.sources.simple_backup import FILES
+from amprenta_vectors.sources.simple_backup import last_backup_of
+from amprenta_vectors.sources.simple_folder import FILES, path_of
 
 WORST_FIRST = (INTERRUPTED, FAILED, CONFLICT, SET_ASIDE, CLEAN)
 
@@ -111,8 +115,8 @@ def _exit(codes: Sequence[int]) -> NoReturn:
 def remove_files(root: Path | None, users: tuple[str, ...], yes: bool) -> None:
     """Delete the old files of stores that were moved and verified, and of which a backup is there.
 
-    Refuses a store whose run is unfinished, rolled back or not verified, that has documents set aside, or whose files
-    have changed since.
+    Refuses a store whose run is unfinished, rolled back or not verified, that has documents set aside, whose files have
+    changed since, or whose texts or metadata are not what the table has.
     """
     settings = _load(root)
     origin = open_simple_origin(settings)
@@ -120,23 +124,33 @@ def remove_files(root: Path | None, users: tuple[str, ...], yes: bool) -> None:
     with engine.connect() as connection:
         progress.require_tables(connection)
         table = open_table(settings, connection)
-    removable: list[Path] = []
-    refused = 0
-    for name in _choose(origin, users):
-        folder = origin.folders()[name]
-        why = why_not_removable(engine, table, origin, name, folder)
-        if why is None:
-            removable.append(folder)
-        else:
-            refused += 1
-            click.echo(f"{name}: not removed: {why}", err=True)
+    stores = [Removal(engine, table, origin, name) for name in _choose(origin, users)]
+    removable = [store for store in stores if not _refused(store.name, store.why_not())]
+    for store in removable:
+        if store.absent:
+            click.echo(f"{store.name}: {store.absent:,} documents have no row any longer: deleted since it was moved")
     if removable and not yes:
         click.confirm(f"delete the old files of {len(removable)} stores below {origin.root}?", abort=True)
-    for folder in removable:
-        for file in FILES:
-            (folder / file).unlink(missing_ok=True)
-        click.echo(f"removed: {folder}")
-    _exit([FAILED if refused else CLEAN])
+    removed = 0
+    for store in removable:
+        folder = origin.folder(store.name)
+        if not _refused(store.name, store.remove()):
+            removed += 1
+            click.echo(f"removed: {folder}")
+    _exit([CLEAN if removed == len(stores) else FAILED])
+
+
+def _refused(name: str, why: str | None) -> bool:
+    if why is not None:
+        click.echo(f"{name}: not removed: {why}", err=True)
+    return why is not None
+
+
+def _has_files(folder: Path) -> bool:
+    try:
+        return all(path_of(folder, file).exists() for file in FILES)
+    except OSError:
+        return False
 
 
 def _load(root: Path | None, **options: Any) -> Settings:
@@ -178,7 +192,13 @@ def _roll_back(settings: Settings, users: Sequence[str], *, dry_run: bool) -> No
     # The scope's columns in the table's order: user first.
     named = {"/".join(scope[column] for column in table.namespace_columns): scope for scope in scopes}
     chosen = {name: scope for name, scope in named.items() if not users or _user_of(name) in users}
+    codes = [CLEAN]
     for name, scope in chosen.items():
+        lost = _lost_files(engine, table, scope)
+        if lost is not None:
+            click.echo(f"{name}: not taken back: {lost}", err=True)
+            codes.append(FAILED)
+            continue
         if dry_run:
             with engine.connect() as connection:
                 runs = progress.runs_with_inserted(connection, table.target, scope)
@@ -193,3 +213,19 @@ def _roll_back(settings: Settings, users: Sequence[str], *, dry_run: bool) -> No
             click.echo(f"  … {len(done.kept) - SHOWN:,} more, in migration_insert")
     if not chosen:
         click.echo("no row of theirs was inserted by a run: nothing to take back")
+    _exit(codes)
+
+
+def _lost_files(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> str | None:
+    """That the rows inserted into ``scope`` are the only documents there are; None where their files are there."""
+    with engine.connect() as connection:
+        runs = [
+            progress.load_run(connection, run) for run in progress.runs_with_inserted(connection, table.target, scope)
+        ]
+    for source in dict.fromkeys(run.source for run in runs if run.source is not None):
+        folder = Path(source)
+        if not _has_files(folder):
+            backup = last_backup_of(folder.parent.parent, folder)
+            where = "there is no backup beside it" if backup is None else f"put back those of {backup} first"
+            return f"{folder} has not its files any longer, and the rows are all there is; {where}"
+    return None

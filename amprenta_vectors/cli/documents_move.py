@@ -6,7 +6,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 import sqlalchemy as sa
@@ -23,7 +22,7 @@ from amprenta_vectors.errors import AmprentaError, RunConflict
 from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.simple import SimpleOrigin
-from amprenta_vectors.sources.simple_backup import back_up, backup_of
+from amprenta_vectors.sources.simple_backup import back_up
 
 CONFLICT = 2
 SHOWN = 20
@@ -58,7 +57,7 @@ class Move:
 
     def _run(self) -> int:
         # Copied before they are read: a copy that is the same as the files later on is of nothing newer than was moved.
-        copy, is_new = back_up(self.origin.root, self.origin.folders()[self.name], datetime.now(UTC))
+        copy, is_new = back_up(self.origin.root, self.origin.folder(self.name), datetime.now(UTC))
         job = open_job(self.settings, self.engine, self.table, self.origin, self.name, self.mode, "source")
         store = self.origin.store(self.name)
         if self.settings.log_format == "text":
@@ -97,28 +96,3 @@ def describe(engine: Engine, table: VectorTable, origin: SimpleOrigin, name: str
     for row in aside[:SHOWN]:
         click.echo(f"  {row.reason}: {row.key!r}: {row.detail}")
     return SET_ASIDE if aside else CLEAN
-
-
-def why_not_removable(engine: Engine, table: VectorTable, origin: SimpleOrigin, name: str, folder: Path) -> str | None:
-    """Why the files of a store must stay; None where they need not."""
-    scope = scope_of(table, name)
-    with engine.connect() as connection:
-        if progress.unfinished_run(connection, table.target, scope) is not None:
-            return "its run is unfinished; go on with it: amprenta-vectors documents migrate --resume"
-        verified = progress.last_verified(connection, table.target, scope)
-        aside = progress.set_aside_keys(connection, table.target, scope)
-    if verified is None:
-        return "it was not moved and verified; do both: amprenta-vectors documents migrate --resume"
-    run, event = verified
-    if run.source != str(folder.resolve()):
-        return f"what was moved and verified is {run.source}, not {folder.resolve()}"
-    if aside:
-        return f"{len(aside):,} of its documents were set aside; they are nowhere else: amprenta-vectors errors"
-    if event.detail.get("missing") or event.detail.get("different"):
-        return "its comparison found differences: amprenta-vectors documents migrate --restart"
-    if backup_of(origin.root, folder, event.at) is None:
-        return (
-            "no backup from before its comparison is the same as its files: they have changed since, or it was moved "
-            "away; amprenta-vectors documents migrate --restart backs up, moves and compares what there is now"
-        )
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import click
@@ -116,18 +117,26 @@ def retry_failed(
     """
     settings = Settings.load(workers=workers, source=source, embedding_model=model, log_format=log_format)
     engine, table, origin = open_ends(settings)
-    jobs = [
-        job
-        for name in choose_namespaces(settings, origin, table, namespace, all_namespaces)
-        for job in _jobs(settings, engine, table, origin, name, reason)
-    ]
+    names = choose_namespaces(settings, origin, table, namespace, all_namespaces)
+    jobs = [job for name in names for job in _jobs(settings, engine, table, origin, name, reason)]
     if not jobs:
-        click.echo(f"no row of {table.target} is set aside" + (f" for {reason}" if reason else ""))
+        click.echo(_nothing_to_retry(engine, table, names, reason))
         return
     throttle = open_throttle(engine, settings, table, insert=any(job.inserts for _, job in jobs))
     with stop_on_signal() as stop:
         codes = [work_at(engine, settings, job, mode, throttle, stop, False) for mode, job in jobs]
     ctx.exit(next((code for code in WORST_FIRST if code in codes), CLEAN))
+
+
+def _nothing_to_retry(engine: Engine, table: VectorTable, namespaces: Sequence[str], reason: str | None) -> str:
+    scopes = [scope_of(table, namespace) for namespace in namespaces]
+    with engine.connect() as connection:
+        found = [
+            found for scope in scopes for found in progress.set_aside_keys(connection, table.target, scope).values()
+        ]
+    if found if reason is None else reason in found:
+        return f"what is set aside of {table.target} is for amprenta-vectors reconcile, whose next pass takes it again"
+    return f"no row of {table.target} is set aside" + (f" for {reason}" if reason else "")
 
 
 def _jobs(

@@ -70,7 +70,7 @@ def migrate(
     )
     if "batch_size" not in settings.model_fields_set:
         settings = settings.model_copy(update={"batch_size": BATCH_SIZE})
-    mode: Mode = "resume" if resume else "restart" if restart else "new"
+    mode: Mode = "join" if resume else "restart" if restart else "new"
     wanted = Wanted(force=force, ids=ids, mode=mode, verify=verify)
     with stop_on_signal() as stop:
         ctx.exit(Migration(settings, wanted, stop).run(dry_run=dry_run))

@@ -12,10 +12,22 @@ from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.keys import has_empty
+from amprenta_vectors.backfill.keys_from import KeysFrom
+from amprenta_vectors.backfill.progress import Run
 from amprenta_vectors.backfill.run import Summary
 from amprenta_vectors.backfill.starting import Mode
 from amprenta_vectors.batch import Reason
-from amprenta_vectors.cli.backfill import CLEAN, INTERRUPTED, WORST_FIRST, conclude, conduct, open_ends, open_job
+from amprenta_vectors.cli.backfill import (
+    CLEAN,
+    INTERRUPTED,
+    WORST_FIRST,
+    conclude,
+    conduct,
+    open_ends,
+    open_job,
+    verify_command,
+)
 from amprenta_vectors.cli.options import key_map_for
 from amprenta_vectors.cli.products_model import check_product_model
 from amprenta_vectors.cli.products_state import State, count_products, look_at_both
@@ -31,8 +43,6 @@ from amprenta_vectors.sources.rows import RowsOrigin, open_rows_origin
 
 SPOTS = 3
 """Products that are looked at and named in the end."""
-SHOWN = 5
-"""Chroma ids without a product that are named."""
 RULE = "=" * 80
 
 
@@ -53,6 +63,7 @@ class Migration:
     _table: VectorTable
     _chroma: Origin
     _rows: RowsOrigin | None = None
+    _begun: Run | None = None
     _moves: bool
 
     def __init__(self, settings: Settings, wanted: Wanted, stop: threading.Event) -> None:
@@ -75,7 +86,8 @@ class Migration:
         self._say(f"\n[Step 4/6] Migrating {planned:,} products...")
         code = self._migrate(before)
         if code == INTERRUPTED:
-            self._say("  go on with: amprenta-vectors products migrate --resume")
+            if not self._summaries[-1].interrupted:
+                self._say("  go on with: amprenta-vectors products migrate --resume")
             return code
         self._look_back(before)
         self._summarise(before, time.monotonic() - began)
@@ -120,8 +132,8 @@ class Migration:
         self._say(f"  Products with pgvector embeddings: {state.embedded:,}")
         self._say(f"  Products missing pgvector embeddings: {state.missing:,}")
         if state.unmatched:
-            more = f", … {len(state.unmatched) - SHOWN:,} more" if len(state.unmatched) > SHOWN else ""
-            self._say(f"  ChromaDB ids that are no product's: {', '.join(state.unmatched[:SHOWN])}{more}")
+            more = f", … {state.unmatched - len(state.shown):,} more" if state.unmatched > len(state.shown) else ""
+            self._say(f"  ChromaDB ids that are no product's: {', '.join(state.shown)}{more}")
         return state
 
     def _plan(self, before: State) -> int:
@@ -135,11 +147,18 @@ class Migration:
         self._say(f"  From ChromaDB: {to_move:,}; to embed: {to_embed:,}")
         with self._engine.connect() as connection:
             begun = progress.unfinished_run(connection, self._table.target, {})
+        self._begun = None if self._wanted.mode == "restart" else begun
         # A run that was begun and not finished stands in the way of another, and is gone on with first.
-        self._moves = begun.source_kind == "chroma" if begun is not None else to_move > 0
-        if to_embed or (begun is not None and begun.source_kind == "rows"):
+        moving = begun is not None and begun.source_kind == "chroma"
+        self._moves = (to_move > 0 or moving) and not self._embedding
+        if to_embed or self._embedding:
             self._open_rows()
         return to_move + to_embed
+
+    @property
+    def _embedding(self) -> bool:
+        """Whether a run that embeds has been begun and is to be gone on with."""
+        return self._begun is not None and self._begun.source_kind == "rows"
 
     def _open_rows(self) -> None:
         rows = open_rows_origin(self._settings, self._table, self._engine)
@@ -163,15 +182,29 @@ class Migration:
         codes = [CLEAN]
         if self._moves:
             codes.append(self._work(self._chroma_job(before)))
-        if self._rows is not None and codes[-1] != INTERRUPTED:
-            codes.append(self._work(self._rows_job(self._rows)))
+        rows = self._rows_due() if codes[-1] != INTERRUPTED else None
+        if rows is not None:
+            codes.append(self._work(self._rows_job(rows)))
         return next(code for code in WORST_FIRST if code in codes)
 
+    def _rows_due(self) -> RowsOrigin | None:
+        """What products are embedded from, if any is to be: also one whose vector ChromaDB has and nobody can use."""
+        if not (self._wanted.force or self._ids or self._embedding):
+            with self._engine.connect() as connection:
+                if not has_empty(connection, self._table, {}):
+                    return None
+        if self._rows is None:
+            self._open_rows()
+        return self._rows
+
     def _chroma_job(self, before: State) -> Job:
-        model = self._settings.embedding_model or (self._rows.model if self._rows else None)
-        job = open_job(self._settings, self._engine, self._table, self._chroma, "", self._wanted.mode, "source")
+        # One that is gone on with keeps its model, though there may be products to embed by now, or none any more.
+        begun = self._begun or self._rows
+        model = self._settings.embedding_model or (begun.model if begun else None)
+        keys_from: KeysFrom | None = None if self._begun else "source"
+        job = open_job(self._settings, self._engine, self._table, self._chroma, "", self._wanted.mode, keys_from)
         # The ids that are no product's have been counted and named: they are no surprise.
-        expected = len(before.unmatched) / before.records if before.records else 0.0
+        expected = before.unmatched / before.records if before.records else 0.0
         return replace(job, model=model, max_bad_share=min(1.0, job.max_bad_share + expected))
 
     def _rows_job(self, rows: RowsOrigin) -> Job:
@@ -213,7 +246,7 @@ class Migration:
         migrated = sum(summary.counts.written for summary in self._summaries)
         if self._settings.log_format == "json":
             figures = {"products": before.products, "migrated": migrated, "skipped": before.embedded}
-            figures |= {"errors": self._errors(), "unmatched": len(before.unmatched)}
+            figures |= {"errors": self._errors(), "unmatched": before.unmatched}
             share = {"coverage_percent": round(100 * covered.share, 2), "seconds": round(seconds, 2)}
             click.echo(json.dumps({"event": "migrated", **figures, **share}))
             return
@@ -230,6 +263,10 @@ class Migration:
             "3. Watch hits and similarity of the searches in the application's log",
             "4. Keep ChromaDB as fallback at first: pgvector_primary falls back on it",
         ]
+        if self._rows is not None and (self._wanted.force or self._ids):
+            # Against ChromaDB they would differ, in their last bits if in nothing else.
+            described = self._rows.open(self._table, "", with_metadata=False).description
+            lines.append(f"5. Compare what was embedded anew: {verify_command(self._settings, described)}")
         for line in lines:
             self._say(line)
 

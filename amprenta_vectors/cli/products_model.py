@@ -42,6 +42,6 @@ def check_product_model(
         named = "OLLAMA_API_MODEL_EMBEDDING" if settings.embedder == "ollama" else "AMPRENTA_EMBEDDER"
         error.hint = (
             f"set {named} to the model that made them; to move what ChromaDB has and embed nothing: "
-            "AMPRENTA_TABLE=products amprenta-vectors backfill --keys-from source"
+            "AMPRENTA_TABLE=products AMPRENTA_EMBEDDER= amprenta-vectors backfill --keys-from source"
         )
         raise

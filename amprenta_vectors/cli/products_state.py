@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,12 +18,15 @@ from amprenta_vectors.schema.keymaps import KeyMap
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.protocol import Source
 
+SHOWN = 5
+"""Chroma ids without a product that are named."""
+
 
 @dataclass
 class State:
-    """``to_move`` products have no embedding and Chroma has one; ``unmatched`` are ids of Chroma that are no product's.
+    """``to_move`` products have no embedding and Chroma has one; ``unmatched`` ids of Chroma are no product's.
 
-    ``records`` is how many Chroma has in all.
+    ``records`` is how many Chroma has in all; ``shown`` are the first ids that are no product's.
     """
 
     products: int
@@ -30,7 +34,8 @@ class State:
     records: int = 0
     in_chroma: int = 0
     to_move: int = 0
-    unmatched: list[str] = field(default_factory=list)
+    unmatched: int = 0
+    shown: list[str] = field(default_factory=list)
 
     @property
     def missing(self) -> int:
@@ -41,6 +46,19 @@ class State:
     def absent(self) -> int:
         """Products without an embedding, here or in Chroma."""
         return self.missing - self.to_move
+
+
+class _Distinct:
+    """How many different names were added, at 8 bytes each: two records of Chroma may be one product's."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q")
+
+    def add(self, names: Iterable[str]) -> None:
+        self._hashes.extend(map(hash, names))
+
+    def count(self) -> int:
+        return len(np.unique(np.asarray(self._hashes)))
 
 
 def count_products(connection: Connection, table: VectorTable) -> State:
@@ -56,6 +74,7 @@ def look_at_both(engine: Engine, table: VectorTable, source: Source, key_map: Ke
     """
     with engine.connect() as connection:
         state = count_products(connection, table)
+    in_chroma, to_move = _Distinct(), _Distinct()
     for keys, _ in source.iter_keys():
         found, strange = _matched(key_map, _without_vectors(keys))
         if strange:
@@ -65,9 +84,11 @@ def look_at_both(engine: Engine, table: VectorTable, source: Source, key_map: Ke
         with engine.connect() as connection:
             filled = filled_by_id(connection, table, found)
         state.records += len(keys)
-        state.in_chroma += len(filled)
-        state.to_move += sum(not has_one for has_one in filled.values())
-        state.unmatched += strange
+        in_chroma.add(filled)
+        to_move.add(name for name, has_one in filled.items() if not has_one)
+        state.unmatched += len(strange)
+        state.shown += strange[: SHOWN - len(state.shown)]
+    state.in_chroma, state.to_move = in_chroma.count(), to_move.count()
     return state
 
 

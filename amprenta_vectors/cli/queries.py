@@ -60,10 +60,5 @@ def read_queries(
 
 def for_measuring(settings: Settings) -> Settings:
     """The same stores, with every hit of theirs in whatever time: an exact search may take long."""
-    limits = (
-        "pinecone_similarity_threshold",
-        "pgvector_similarity_threshold",
-        "chroma_similarity_threshold",
-        "query_timeout_seconds",
-    )
-    return settings.model_copy(update=dict.fromkeys(limits))
+    thresholds = [name for name in Settings.model_fields if name.endswith("_similarity_threshold")]
+    return settings.model_copy(update=dict.fromkeys([*thresholds, "query_timeout_seconds"]))

@@ -22,6 +22,7 @@ from amprenta_vectors.backfill.quota import LeasedMeter, metered
 from amprenta_vectors.backfill.reconcile import DryRun, refusal_of
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.run import Backfill
+from amprenta_vectors.backfill.stats_view import refresh_stats
 from amprenta_vectors.backfill.throttle import Throttle
 from amprenta_vectors.batch import Reason
 from amprenta_vectors.cli.backfill import CLEAN, FAILED, INTERRUPTED, SET_ASIDE, WORST_FIRST, open_ends, open_job
@@ -30,7 +31,7 @@ from amprenta_vectors.cli.index_text import build_settings, say_plan
 from amprenta_vectors.cli.model_check import declare_model
 from amprenta_vectors.cli.options import choose_namespaces, namespace_options, source_option, stop_on_signal
 from amprenta_vectors.cli.rates import orders_of, rate_options
-from amprenta_vectors.cli.readiness import open_throttle
+from amprenta_vectors.cli.readiness import open_throttle, say_notices
 from amprenta_vectors.cli.report import leave_report
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, TransientError
@@ -152,6 +153,9 @@ def _work(engine: Engine, settings: Settings, job: Job, throttle: Throttle, stop
             click.echo("  interrupted; go on with: amprenta-vectors reconcile")
         return INTERRUPTED
     if summary.ended_it:
+        stale = refresh_stats(engine, job.table)
+        if stale is not None:
+            say_notices(settings, [stale])
         leave_report(engine, summary.run.id, settings)
     return code
 

@@ -80,6 +80,18 @@ def settle(operations: Operations, name: str, schema: str | None, *, ours: bool 
     return "absent"
 
 
+def drop_unfinished(operations: Operations, name: str, schema: str | None) -> None:
+    """Drop what an interrupted build of index ``name`` left, under the name that it had until it was complete."""
+    building = building_name(name)
+    if state_of(connection_of(operations), building, schema)[0] is not False:
+        return
+    with waiting_at_length(operations, f"dropping index {building}"):
+        # A drop that waited for the build's lock would be waited for by the build.
+        settle(operations, building, schema, ours=False)
+        log.info("%s was left by an interrupted build: dropping it", building)
+        operations.drop_index(building, schema=schema, if_exists=True, postgresql_concurrently=True)
+
+
 @contextmanager
 def waiting_at_length(operations: Operations, what: str) -> Iterator[None]:
     """Outside any transaction and without time limits: what others hold open delays it, and is said."""

@@ -89,6 +89,20 @@ def build_concurrently(
     )
 
 
+def drop_unfinished(operations: Operations, name: str, schema: str | None) -> None:
+    """Drop what an interrupted build of index ``name`` left."""
+    building = building_name(name)
+    unfinished = regclass(schema, building)
+    drop = fill(
+        r"SELECT {drop} WHERE {unfinished} IS NOT NULL AND NOT {valid} \gexec",
+        drop=literal(f"DROP INDEX CONCURRENTLY {qualified(building, schema)}"),
+        unfinished=unfinished,
+        valid=valid(unfinished),
+    )
+    waiting = do(wait(unfinished, literal(building)), builder="integer", said="integer")
+    emit_unlimited(operations, waiting, drop)
+
+
 def valid(index: str) -> str:
     """Whether queries can use an index, an expression."""
     return fill("EXISTS (SELECT FROM pg_index WHERE indexrelid = {index} AND indisvalid)", index=index)

@@ -9,7 +9,7 @@ from alembic.operations import Operations
 
 from amprenta_vectors.ddl.catalogue import MADE, building_name, qualified, quoted
 from amprenta_vectors.ddl.index_key import BIT_OPCLASS, INDEX_LIMITS
-from amprenta_vectors.ddl.offline_concurrent import build_concurrently, valid, wait
+from amprenta_vectors.ddl.offline_concurrent import build_concurrently, drop_unfinished, valid, wait
 from amprenta_vectors.ddl.psql import (
     comment_of,
     ddl,
@@ -98,6 +98,7 @@ def drop_vector_index(operations: Operations, op: DropVectorIndexOp) -> None:
     emit_do(operations, forget)
     concurrently = literal(drop.replace("INDEX", "INDEX CONCURRENTLY", 1))
     emit_unlimited(operations, fill("SELECT {drop} WHERE {condition} \\gexec", drop=concurrently, condition=condition))
+    drop_unfinished(operations, op.name, op.schema)
 
 
 def _find_expression(op: CreateVectorIndexOp) -> str:

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic.operations import Operations
 
 from amprenta_vectors.ddl.catalogue import MADE, building_name, qualified
-from amprenta_vectors.ddl.offline_concurrent import build_concurrently
+from amprenta_vectors.ddl.offline_concurrent import build_concurrently, drop_unfinished
 from amprenta_vectors.ddl.psql import comment_of, ddl, emit_unlimited, fill, literal, regclass, say
 
 if TYPE_CHECKING:
@@ -69,3 +69,4 @@ def drop_plain_index(operations: Operations, op: DropPlainIndexOp) -> None:
     drop = literal(f"DROP INDEX CONCURRENTLY {qualified(op.name, op.schema)}")
     ours = f"{comment_of(regclass(op.schema, op.name))} = {literal(MADE)}"
     emit_unlimited(operations, fill("SELECT {drop} WHERE {ours} \\gexec", drop=drop, ours=ours))
+    drop_unfinished(operations, op.name, op.schema)

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl import offline_plain_index
 from amprenta_vectors.ddl.catalogue import building_name, connection_of, mark, qualified, quoted, unique_column_sets
-from amprenta_vectors.ddl.index_state import is_valid, made_here, settle, waiting_at_length
+from amprenta_vectors.ddl.index_state import drop_unfinished, is_valid, made_here, settle, waiting_at_length
 from amprenta_vectors.ddl.options import log
 from amprenta_vectors.ddl.partitions import is_partitioned
 from amprenta_vectors.ddl.plan import Step, present_name
@@ -87,7 +87,7 @@ class DropPlainIndexOp(MigrateOperation):
 
     @classmethod
     def drop_plain_index(cls, operations: Operations, name: str, *, schema: str | None = None) -> None:
-        """Drop index ``name`` if it was made here."""
+        """Drop index ``name`` if it was made here, and what an interrupted build of it left."""
         operations.invoke(cls(name, schema))
 
     def reverse(self) -> MigrateOperation:
@@ -148,7 +148,9 @@ def _build(operations: Operations, op: CreatePlainIndexOp, name: str) -> None:
 def _drop(operations: Operations, op: DropPlainIndexOp) -> None:
     if operations.get_context().as_sql:
         offline_plain_index.drop_plain_index(operations, op)
-    elif made_here(connection_of(operations), op.name, op.schema):
+        return
+    drop_unfinished(operations, op.name, op.schema)
+    if made_here(connection_of(operations), op.name, op.schema):
         with waiting_at_length(operations, f"dropping index {op.name}"):
             operations.drop_index(op.name, schema=op.schema, if_exists=True, postgresql_concurrently=True)
 

@@ -23,6 +23,7 @@ from amprenta_vectors.ddl.catalogue import (
 from amprenta_vectors.ddl.index_key import IndexKey, index_key_of
 from amprenta_vectors.ddl.index_state import (
     deferred,
+    drop_unfinished,
     equivalent_indexes,
     is_valid,
     made_here,
@@ -119,7 +120,8 @@ class DropVectorIndexOp(MigrateOperation):
     def drop_vector_index(cls, operations: Operations, name: str, **options: Any) -> None:
         """Drop index ``name`` if this package made it; forget it where its building is deferred.
 
-        With ``adopted=True``, also one that was made otherwise. ``concurrently=False`` is for a table that the same
+        What an interrupted build of it left is dropped too. With ``adopted=True``, also one that was made otherwise.
+        ``concurrently=False`` is for a table that the same
         transaction drops.
         """
         operations.invoke(cls(name, **options))
@@ -222,6 +224,8 @@ def _drop(operations: Operations, op: DropVectorIndexOp) -> None:
     connection = connection_of(operations)
     if deferred(connection, op.name):
         connection.execute(sa.text("DELETE FROM migration_index WHERE index_name = :name"), {"name": op.name})
+    if op.concurrently:
+        drop_unfinished(operations, op.name, op.schema)
     if not (op.adopted or made_here(connection, op.name, op.schema)):
         return
     if not op.concurrently:

@@ -1,4 +1,4 @@
-"""The vector index: whether one serves, whether it is used, and what interrupted builds left behind."""
+"""The indexes: whether one of vectors serves, whether it is used, and what interrupted builds left behind."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ _SINCE = sa.text("""
 """)
 
 
+_OTHER_INVALID = sa.text("""
+    SELECT n.nspname AS schema, c.relname AS name, pg_size_pretty(pg_relation_size(c.oid)) AS size
+    FROM pg_index i
+    JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i'
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE i.indrelid = ANY(CAST(:relations AS oid[])) AND NOT i.indisvalid
+      AND NOT i.indexrelid = ANY(CAST(:of_vectors AS oid[]))
+    ORDER BY c.relname
+""")
+
+
 @dataclass(frozen=True)
 class Leaf:
     """What holds rows: the table itself, or a partition. ``rows`` is the server's estimate."""
@@ -47,19 +58,25 @@ def invalid_indexes(patient: Patient) -> Iterator[Finding]:
     """What an interrupted build left: no search uses it, and every write maintains it."""
     found = _indexes(patient)
     for index in found:
-        if index.valid:
-            continue
-        _, builder = state_of(patient.connection, index.name, index.schema)
-        if builder is not None:
-            yield Finding("note", f"index {_typed(index)} is not valid yet: pid {builder} may be building it")
-            continue
-        served = any(other.serves(patient.table) for other in found if other.leaf == index.leaf)
-        leftover = served or index.name.rstrip("0123456789").endswith(_REBUILDING)
-        yield Finding(
-            "advice" if served else "serious",
-            f"index {_typed(index)} ({index.size}) is not valid, left by an interrupted build: no search uses it",
-            f"{'DROP' if leftover else 'REINDEX'} INDEX CONCURRENTLY {_typed(index)}",
-        )
+        if not index.valid:
+            served = any(other.serves(patient.table) for other in found if other.leaf == index.leaf)
+            yield _invalid(patient, index.schema, index.name, index.size, needed=not served, useless=served)
+    asked = {"relations": patient.relations, "of_vectors": [index.oid for index in found]}
+    for row in patient.connection.execute(_OTHER_INVALID, asked):
+        yield _invalid(patient, row.schema, row.name, row.size, needed=False, useless=False)
+
+
+def _invalid(patient: Patient, schema: str, name: str, size: str, *, needed: bool, useless: bool) -> Finding:
+    typed = qualified(name, schema)
+    _, builder = state_of(patient.connection, name, schema)
+    if builder is not None:
+        return Finding("note", f"index {typed} is not valid yet: pid {builder} may be building it")
+    leftover = useless or name.rstrip("0123456789").endswith(_REBUILDING)
+    return Finding(
+        "serious" if needed else "advice",
+        f"index {typed} ({size}) is not valid, left by an interrupted build: no search uses it",
+        f"{'DROP' if leftover else 'REINDEX'} INDEX CONCURRENTLY {typed}",
+    )
 
 
 def missing_index(patient: Patient) -> Iterator[Finding]:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from langchain_core.embeddings import Embeddings
 from sqlalchemy.engine import Engine
 
 from amprenta_vectors.config import Settings
@@ -21,7 +20,7 @@ from amprenta_vectors.embedders.factory import open_embedder
 from amprenta_vectors.embedders.gemini import MODEL_NAME
 from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.errors import ConfigError, UnknownBackend
-from amprenta_vectors.integrations.langchain import AmprentaVectorStore, EmbedderEmbeddings
+from amprenta_vectors.extras import needing
 from amprenta_vectors.schema.keymaps import to_key_maker
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
 from amprenta_vectors.sources.metadata_cipher import MetadataCipher
@@ -34,6 +33,11 @@ from amprenta_vectors.stores.factory import (
     open_simple_store,
 )
 from amprenta_vectors.stores.protocol import VectorStore
+
+with needing("documents"):
+    from langchain_core.embeddings import Embeddings
+
+    from amprenta_vectors.integrations.langchain import AmprentaVectorStore, EmbedderEmbeddings
 
 DEFAULT_COLLECTION = "personal_assistant"
 DEFAULT_MODEL = f"models/{MODEL_NAME}"
@@ -159,7 +163,7 @@ def _settings(user_id: str | None, collection_name: str, **overrides: Any) -> Se
     given = Settings.load(table=VECTOR_DOCUMENTS.name, **overrides)
     user = given.require("vector_store_user_id") if user_id is None else user_id
     for what, name in (("user_id", user), ("collection_name", collection_name)):
-        if not name or "/" in name:
+        if not isinstance(name, str) or not name or "/" in name:
             raise ConfigError(f"{what} is {name!r}; expected a name without /")
     return given.model_copy(update={"pinecone_namespace": f"{user}/{collection_name}"})
 

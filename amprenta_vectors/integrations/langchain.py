@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
-from langchain_core.documents import Document
-from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStore as LangChainVectorStore
-from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from amprenta_vectors.embedders.protocol import Embedder
+from amprenta_vectors.extras import needing
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 from amprenta_vectors.stores.texts import TextStore
+
+with needing("langchain"):
+    from langchain_core.documents import Document
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.vectorstores import VectorStore as LangChainVectorStore
+    from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 
 class AmprentaVectorStore(LangChainVectorStore):

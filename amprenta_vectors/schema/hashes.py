@@ -27,16 +27,28 @@ def hash_embedding(*stored: bytes | memoryview) -> bytes:
 
 
 def hash_content(text: str | None, metadata: Mapping[str, Any] | None) -> bytes:
-    """Of a row's text and metadata, whatever the order of its fields.
+    """Of the text and metadata that a row was inserted with, whatever the order of its fields; always even.
 
     What jsonb writes otherwise than JSON (1e16, -0.0) has another hash when it is read back: it looks changed.
     """
     content = [text, dict(metadata or {})]
     try:
-        return xxhash.xxh3_64_digest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
+        digest = xxhash.xxh3_64_digest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
     except TypeError:
         # An integer past 64 bits.
-        return xxhash.xxh3_64_digest(json.dumps(content, sort_keys=True).encode())
+        digest = xxhash.xxh3_64_digest(json.dumps(content, sort_keys=True).encode())
+    return digest[:-1] + bytes([digest[-1] & ~1])
+
+
+def hash_text(text: str) -> bytes:
+    """Of the text that a row's embedding was made from; always odd, so that it is never taken for the other."""
+    digest = xxhash.xxh3_64_digest(text.encode())
+    return digest[:-1] + bytes([digest[-1] | 1])
+
+
+def is_of_text(text_hash: int | None) -> bool:
+    """Whether what a column keeps is `hash_text`, and not `hash_content`."""
+    return text_hash is not None and text_hash % 2 == 1
 
 
 def to_bigint(digest: bytes) -> int:

@@ -161,7 +161,7 @@ def read_pickle(data: bytes, name: str) -> Any:
         value = _Unpickler(io.BytesIO(data), fix_imports=False).load()
     except PickleRefused as error:
         raise _refused(name, f"it tries {error.message}") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, BufferError) as error:
         raise _refused(name, found.refusal or f"it is no sound pickle: {error}") from None
     except (MemoryError, RecursionError, OverflowError) as error:
         raise _refused(name, found.refusal or f"it asks for too much: {type(error).__name__}") from None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from amprenta_vectors.sources.pickle_depth import TupleDepth
 
+LONGEST_PLACE = 19
+"""Digits of a place in the memo: more say no more, and a reader that cuts them short follows another place."""
 LONGEST_NUMBER = 64
 """Bytes that a number may be written with; the longest that a float's ``repr`` gives has 24."""
 
@@ -73,7 +75,8 @@ def scan(data: bytes) -> Scan:
         if opcode == pickle.STOP[0]:
             return Scan(at + 1, None)
         size, refusal = (1, None) if opcode in _WITHOUT_ARGUMENT else _measure(data, at, opcode)
-        refusal = refusal or depth.follow(opcode, data[at + 1 : at + min(size, 20)])
+        # Of a text no more than its beginning; a place in the memo is whole.
+        refusal = refusal or depth.follow(opcode, data[at + 1 : at + min(size, LONGEST_PLACE + 1)])
         if refusal is not None:
             return Scan(at, refusal)
         at += size
@@ -132,12 +135,13 @@ def _measure_lines(data: bytes, at: int, opcode: int) -> tuple[int, str | None]:
         end = data.find(b"\n", end + 1)
         if end < 0:
             return 0, "it is truncated: the file ends within a line"
-    index = data[at + 1 : end]
-    if opcode == pickle.PUT[0] and not (index.isdigit() and len(index) < LONGEST_NUMBER and int(index) <= at):
-        return (
-            0,
-            f"it declares place {index[:LONGEST_NUMBER].decode('utf-8', 'replace')} of a memo that can have {at:,}",
-        )
+    if opcode in (pickle.GET[0], pickle.PUT[0]):
+        place = data[at + 1 : end]
+        named = place[:LONGEST_NUMBER].decode("utf-8", "replace")
+        if not place.isdigit() or len(place) > LONGEST_PLACE:
+            return 0, f"it is no sound pickle: place {named} of its memo"
+        if opcode == pickle.PUT[0] and int(place) > at:
+            return 0, f"it declares place {named} of a memo that can have {at:,}"
     return end + 1 - at, None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +14,18 @@ import numpy as np
 
 from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import AmprentaError, DimensionMismatch, RowError, SourceNotFound
+from amprenta_vectors.errors import AmprentaError, DimensionMismatch, RowError, SourceError, SourceNotFound
 from amprenta_vectors.schema.vector_table import Distance, SourceKind, VectorTable
 from amprenta_vectors.sources.metadata_cipher import MetadataCipher
 from amprenta_vectors.sources.protocol import SourceDescription, TokenRefused
-from amprenta_vectors.sources.simple_store import METADATA_FILE, VECTORS_FILE, LegacyRecord, LegacyStore, read_store
+from amprenta_vectors.sources.simple_folder import FILES, METADATA_FILE, VECTORS_FILE, path_of
+from amprenta_vectors.sources.simple_store import LegacyRecord, LegacyStore, is_encodable, read_store
 
 PREFIX = "vector_store_"
 ORIGINAL_ID = "original_id"
 """The metadata field that keeps the id which a document had in its store."""
+UNLISTED = "*"
+"""In place of the collections of a user whose folder cannot be listed."""
 PAGE = 1000
 
 
@@ -46,12 +51,15 @@ class SimpleOrigin:
         return f"folder {str(self.root)!r}"
 
     def folders(self) -> dict[str, Path]:
-        """The folder of every namespace, in order. Raises `SourceNotFound` where there is none."""
+        """The folder of every namespace, in order; of a user whose folder cannot be listed, one for all theirs.
+
+        Raises `SourceNotFound` where there is none, `SourceError` where the root cannot be listed.
+        """
         found = {
             f"{path.parent.name}/{path.name.removeprefix(PREFIX)}": path
-            for path in sorted(self.root.glob(f"*/{PREFIX}?*"))
-            # The old application makes the folder before it has anything to put into it.
-            if (path / VECTORS_FILE).exists() or (path / METADATA_FILE).exists()
+            for user in _listed(self.root)
+            if user.is_dir()
+            for path in self._stores_of(Path(user.path))
         }
         if not found:
             raise SourceNotFound(
@@ -59,6 +67,26 @@ class SimpleOrigin:
                 hint="--root FOLDER or SIMPLE_STORE_ROOT: the folder that has a folder a user",
             )
         return found
+
+    def _stores_of(self, user: Path) -> list[Path]:
+        try:
+            names = [entry.name for entry in _listed(user)]
+        except SourceError:
+            return [user / f"{PREFIX}{UNLISTED}"]
+        folders = [user / name for name in names if name.startswith(PREFIX) and name != PREFIX]
+        return [folder for folder in folders if _has_files(folder)]
+
+    def folder(self, namespace: str) -> Path:
+        """The folder of one. Raises `SourceNotFound`, and `SourceError` where it cannot be listed."""
+        folders = self.folders()
+        if namespace not in folders:
+            raise SourceNotFound(
+                f"{self.root} has no store of {namespace!r}", hint=f"those there are: {', '.join(folders)}"
+            )
+        folder = folders[namespace]
+        if folder.name == f"{PREFIX}{UNLISTED}":
+            _listed(folder.parent)
+        return folder
 
     def namespaces(self) -> Mapping[str, int]:
         """Every store is read; one that cannot be counts 0, and opening it says why."""
@@ -74,13 +102,9 @@ class SimpleOrigin:
         """The store, read again where another was read since. Raises as `read_store` does."""
         with self._lock:
             if self._held is None or self._held[0] != namespace:
-                folders = self.folders()
-                if namespace not in folders:
-                    raise SourceNotFound(
-                        f"{self.root} has no store of {namespace!r}", hint=f"those there are: {', '.join(folders)}"
-                    )
+                folder = self.folder(namespace)
                 self._held = None
-                self._held = (namespace, read_store(folders[namespace].resolve(), self._key))
+                self._held = (namespace, read_store(folder.resolve(), self._key))
             return self._held[1]
 
     def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> SimpleSource:
@@ -133,14 +157,11 @@ class SimpleSource:
         for key in keys:
             if key not in store.records:
                 continue
-            size = len(store.records[key].vector)
-            if size == self._dimension:
+            amiss = self._amiss_with(key, store)
+            if amiss is None:
                 found.append(key)
             else:
-                where = store.folder / VECTORS_FILE
-                rejected.append(
-                    RowError(key, Reason.DIMENSION, f"{where}: it has {size} values, not {self._dimension}")
-                )
+                rejected.append(amiss)
         records = [store.records[key] for key in found]
         vectors = np.empty((len(found), self._dimension), np.float32)
         for row, record in zip(vectors, records, strict=True):
@@ -155,6 +176,17 @@ class SimpleSource:
             rejected=tuple(rejected),
         )
 
+    def _amiss_with(self, key: str, store: LegacyStore) -> RowError | None:
+        record = store.records[key]
+        size = len(record.vector)
+        if size != self._dimension:
+            where = store.folder / VECTORS_FILE
+            return RowError(key, Reason.DIMENSION, f"{where}: it has {size} values, not {self._dimension}")
+        if not (is_encodable(record.text) and is_encodable(json.dumps(record.metadata, ensure_ascii=False))):
+            where = store.folder / METADATA_FILE
+            return RowError(key, Reason.UNREADABLE, f"{where}: text or metadata has half of a surrogate pair")
+        return None
+
     def _metadata_of(self, key: str, record: LegacyRecord) -> dict[str, Any]:
         """With the id. Who has a key has what they write encrypted, as the store that is queried does."""
         metadata = {**record.metadata, **({"text": record.text} if self._text_in_metadata else {})}
@@ -163,6 +195,24 @@ class SimpleSource:
             **(metadata if cipher is None else cipher.encrypt_of(f"{self._namespace}/{key}", metadata)),
             ORIGINAL_ID: key,
         }
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, in order."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be listed: {error.strerror}", hint="let this user read it") from None
+
+
+def _has_files(folder: Path) -> bool:
+    """The old application makes the folder before it has anything to put into it."""
+    try:
+        return folder.is_dir() and any(path_of(folder, name).exists() for name in FILES)
+    except OSError:
+        # It is there and cannot be looked into: reading it says why.
+        return True
 
 
 def open_simple_origin(settings: Settings) -> SimpleOrigin:

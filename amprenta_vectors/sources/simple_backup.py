@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.sources.simple_store import METADATA_FILE, VECTORS_FILE
-
-FILES = (VECTORS_FILE, METADATA_FILE)
+from amprenta_vectors.sources.simple_folder import FILES, locked, path_of
 
 _STAMP = "%Y%m%d_%H%M%S"
 """In UTC."""
@@ -20,25 +20,34 @@ _STAMP = "%Y%m%d_%H%M%S"
 def back_up(root: Path, folder: Path, now: datetime) -> tuple[Path, bool]:
     """Copy the files of ``folder``, which is below ``root``; returns where they are, and whether they were copied now.
 
-    Files whose last copy is the same to the byte are not copied again. Raises `ConfigError` where there is no room or
-    no permission.
+    Files whose last copy is the same to the byte are not copied again. Nobody may read a copy who may not read the
+    files. Raises `ConfigError` where there is no room or no permission, `SourceError` for a folder that cannot be read.
     """
-    for _, copy in _copies(root, folder):
-        if _same(folder, copy):
-            return copy, False
-    copy = _backup_root(root, f"{now.astimezone(UTC):{_STAMP}}") / folder.relative_to(root)
+    with locked(folder, alone=False):
+        for _, copy in _copies(root, folder):
+            if _same(folder, copy):
+                return copy, False
+        return _copy(root, folder, f"{now.astimezone(UTC):{_STAMP}}"), True
+
+
+def _copy(root: Path, folder: Path, stamp: str) -> Path:
+    backup, within = _backup_root(root, stamp), folder.relative_to(root)
+    copy = backup / within
     try:
-        copy.mkdir(parents=True, exist_ok=True)
-        for name in filter(lambda name: (folder / name).exists(), FILES):
+        backup.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+        for level in [*reversed(within.parents), within][1:]:
+            (backup / level).mkdir(exist_ok=True)
+            (backup / level).chmod(stat.S_IMODE((root / level).stat().st_mode) | stat.S_IRWXU)
+        for name in filter(lambda name: path_of(folder, name).exists(), FILES):
             unfinished = copy / f"{name}.partial"
-            shutil.copy2(folder / name, unfinished)
+            shutil.copy2(path_of(folder, name), unfinished)
             unfinished.replace(copy / name)
     except OSError as error:
         raise ConfigError(
             f"the files of {folder} cannot be copied to {copy}: {error.strerror}",
             hint="let this user write beside the root, and see that there is room for a copy of it",
         ) from None
-    return copy, True
+    return copy
 
 
 def backup_of(root: Path, folder: Path, before: datetime) -> Path | None:
@@ -47,6 +56,11 @@ def backup_of(root: Path, folder: Path, before: datetime) -> Path | None:
         if made <= before and _same(folder, copy):
             return copy
     return None
+
+
+def last_backup_of(root: Path, folder: Path) -> Path | None:
+    """The last copy of ``folder`` that has both files."""
+    return next((copy for _, copy in _copies(root, folder) if all((copy / name).exists() for name in FILES)), None)
 
 
 def _backup_root(root: Path, stamp: str) -> Path:
@@ -62,12 +76,14 @@ def _copies(root: Path, folder: Path) -> Iterator[tuple[datetime, Path]]:
             made = datetime.strptime(found.name.removeprefix(pattern.name[:-1]), _STAMP).replace(tzinfo=UTC)
         except ValueError:
             continue
-        if (found / folder.relative_to(root)).is_dir():
-            yield made, found / folder.relative_to(root)
+        copy = found / folder.relative_to(root)
+        # Somebody else's copies are not for this user to look into.
+        if os.path.isdir(copy):
+            yield made, copy
 
 
 def _same(folder: Path, copy: Path) -> bool:
-    there = [(folder / name).exists() for name in FILES]
-    return there == [(copy / name).exists() for name in FILES] and all(
-        filecmp.cmp(folder / name, copy / name, shallow=False) for name in FILES if (folder / name).exists()
+    found = {name: path_of(folder, name) for name in FILES}
+    return all(path.exists() == (copy / name).exists() for name, path in found.items()) and all(
+        filecmp.cmp(path, copy / name, shallow=False) for name, path in found.items() if path.exists()
     )

@@ -37,7 +37,12 @@ class Decryptor:
                 f"{self._path} is encrypted with another key than {KEY_VARIABLE}, or is damaged", hint=_HINT
             ) from None
         self.used += 1
-        return plain.decode()
+        try:
+            return plain.decode()
+        except UnicodeDecodeError:
+            raise SourceError(
+                f"{self._path} has something encrypted in it that is no text", hint="take it from a backup"
+            ) from None
 
     def decrypt_within(self, value: Any) -> Any:
         """``value`` with every string in it that is a token decrypted."""

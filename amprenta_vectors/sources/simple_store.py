@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from amprenta_vectors.errors import SourceError, SourceNotFound
 from amprenta_vectors.sources.pickle_reader import PickledArray, read_pickle
 from amprenta_vectors.sources.simple_decrypt import read_metadata
+from amprenta_vectors.sources.simple_folder import METADATA_FILE, VECTORS_FILE, locked, path_of
 from amprenta_vectors.sources.simple_shapes import Columns, ShapeUnknown, to_document_columns, to_vector_columns
-
-VECTORS_FILE = "vectors.pkl"
-METADATA_FILE = "metadata.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +52,17 @@ class LegacyStore:
 def read_store(folder: Path, key: str | None) -> LegacyStore:
     """Read and pair the two files of ``folder``; ``key`` decrypts metadata that is encrypted.
 
-    Raises `SourceNotFound`, `SourceError` and its `PickleRefused`, `ConfigError` and `CredentialsRefused`, each naming
-    the file.
+    A change that another process is making is waited for, and one that a process made and did not finish is read as
+    made. Raises `SourceNotFound`, `SourceError` and its `PickleRefused`, `ConfigError` and `CredentialsRefused`, each
+    naming the file.
     """
-    vectors_path, metadata_path = folder / VECTORS_FILE, folder / METADATA_FILE
+    with locked(folder, alone=False):
+        return read_held_store(folder, key)
+
+
+def read_held_store(folder: Path, key: str | None) -> LegacyStore:
+    """As `read_store`, by who holds the folder."""
+    vectors_path, metadata_path = path_of(folder, VECTORS_FILE), path_of(folder, METADATA_FILE)
     path = vectors_path
     try:
         vectors = _with_arrays(to_vector_columns(read_pickle(vectors_path.read_bytes(), str(vectors_path))))
@@ -77,6 +82,7 @@ def read_store(folder: Path, key: str | None) -> LegacyStore:
     except ShapeUnknown as error:
         raise SourceError(f"{path} holds {error}", hint="docs/documents.md lists the shapes that are read") from None
     records, unpaired = _pair(folder, vectors, documents)
+    _set_apart(folder, records, unpaired)
     shape = f"vectors: {vectors.shape}; metadata: {documents.shape}, {encryption}"
     return LegacyStore(folder, records, unpaired, shape)
 
@@ -122,11 +128,34 @@ def _pair(folder: Path, vectors: Columns, documents: Columns) -> tuple[dict[str,
     return records, unpaired
 
 
+def _set_apart(folder: Path, records: dict[str, LegacyRecord], unpaired: dict[str, str]) -> None:
+    """Move ids that no database holds to ``unpaired``, under names that can be written down."""
+    odd = [identity for identity in (*records, *unpaired) if "\0" in identity or not is_encodable(identity)]
+    for identity in odd:
+        records.pop(identity, None)
+        unpaired.pop(identity, None)
+        name = identity.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+        unpaired[name] = f"{folder}: its id has a character that cannot be written down"
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which JSON and pickles may hold and UTF-8 does not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _with_arrays(columns: Columns) -> Columns:
     """``(dimension,)`` float32 in place of each row, None of what is no vector; the numbers are freed as it goes."""
     rows = columns.rows if isinstance(columns.rows, list) else list(columns.rows)
+    # A pickle may have one list in a million places. None that is still to come can be where another was freed.
+    made: dict[int, NDArray[np.float32] | None] = {}
     for place, row in enumerate(rows):
-        rows[place] = _to_vector(row)
+        if id(row) not in made:
+            made[id(row)] = _to_vector(row)
+        rows[place] = made[id(row)]
     return Columns(columns.shape, columns.ids, rows)
 
 

@@ -59,9 +59,13 @@ def stored_question(settings: Settings) -> NDArray[np.float32]:
 def sing(
     settings: Settings, question: NDArray[np.float32], *, top_k: int, clock: Callable[[], float] = time.perf_counter
 ) -> Song:
-    """Search once for ``question``, ``(dimension,)``, by `get_vector_store`; the store's errors are raised."""
+    """Search once for ``question``, ``(dimension,)``, by `get_vector_store`; the store's errors are raised.
+
+    Where the mode has the primary answer alone, it is asked alone: the application's own work is left as it is.
+    """
+    check_mode(settings)
     started = clock()
-    with closing(get_vector_store(settings)) as store:
+    with closing(get_vector_store(_answering(settings))) as store:
         # An application's connections are open when it searches.
         store.fetch([NO_SUCH_KEY])
         connected = clock()
@@ -74,3 +78,10 @@ def sing(
             hits=len(hits),
             mean_score=fmean(hit.score for hit in hits) if hits else None,
         )
+
+
+def _answering(settings: Settings) -> Settings:
+    """Without what is beside the answer: comparisons that are kept as the application's, writes that are brought."""
+    if settings.vector_mode not in ("dual", "shadow"):
+        return settings
+    return settings.model_copy(update={"vector_mode": "single", "vector_secondary": None})

@@ -19,6 +19,7 @@ from amprenta_vectors.stores.filters import Condition, parse_filter
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
 from amprenta_vectors.stores.vectors import (
     FEW_ROWS,
+    MAX_TOP_K,
     check_top_k,
     first_with_direction,
     near_enough,
@@ -27,7 +28,10 @@ from amprenta_vectors.stores.vectors import (
 )
 
 OVERSAMPLING = 4
-"""With a filter so many times ``top_k`` are asked for: what Chroma cannot say of it leaves enough more often."""
+"""With a filter so many times ``top_k`` are asked for: what Chroma cannot say of it leaves enough more often.
+
+Never more than `MAX_TOP_K`: past 32,766 Chroma fails with «too many SQL variables».
+"""
 _WHOLE = ["embeddings", "metadatas", "documents"]
 
 
@@ -68,7 +72,8 @@ class ChromaStore:
             return near_enough(self, [], self._threshold)
         asked = to_query_vector(vector, dimension, cosine=self.distance == "cosine")
         where = None if condition is None else to_where(condition, self._text_field)
-        hits = self._searched(asked, top_k if condition is None else OVERSAMPLING * top_k, where, condition)
+        most = top_k if condition is None else min(OVERSAMPLING * top_k, MAX_TOP_K)
+        hits = self._searched(asked, most, where, condition)
         if len(hits) < top_k and (condition is not None or len(hits) < self.count()):
             hits = self._compared(asked, top_k, where, condition)
         return near_enough(self, self._nearest(hits, top_k), self._threshold)

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -42,10 +43,12 @@ class DaemonPool:
 
     def close(self) -> None:
         """Cancel what waits and let idle threads end; a call that is under way is not waited for."""
-        while not self._waiting.empty():
-            item = self._waiting.get()
-            if item is not None:
-                item[0].cancel()
+        # A thread may take the last one at any moment: nothing here waits for another.
+        with suppress(queue.Empty):
+            while True:
+                item = self._waiting.get_nowait()
+                if item is not None:
+                    item[0].cancel()
         self._waiting.put(None)
 
     def _work(self) -> None:

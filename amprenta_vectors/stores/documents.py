@@ -15,6 +15,9 @@ from amprenta_vectors.sources.metadata_cipher import ENCRYPTED, MetadataCipher, 
 from amprenta_vectors.sources.simple import ORIGINAL_ID
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
+PAGE = 100
+"""Documents that are looked at at once for whether they are encrypted."""
+
 
 class DocumentStore:
     """``store``, whose keys ``to_key`` makes, by the ids that they are made of; what is written, by ``cipher`` if any.
@@ -27,7 +30,6 @@ class DocumentStore:
         self._store = store
         self._to_key = to_key
         self._cipher = cipher
-        self._known_plain = False
 
     @property
     def name(self) -> str:
@@ -77,14 +79,25 @@ class DocumentStore:
         self._store.close()
 
     def _check_plain(self, vector: ArrayLike) -> None:
-        if not self._known_plain:
-            found = self._cipher is None and self._store.query(vector, top_k=1, filter={ENCRYPTED: {"$exists": True}})
-            if self._cipher is not None or (found and is_encrypted(found[0].metadata)):
-                raise FilterError(
-                    "the metadata of these documents is encrypted, and cannot be filtered by",
-                    hint="search without a filter",
-                )
-            self._known_plain = True
+        if self._cipher is not None or self._has_encrypted(vector):
+            raise FilterError(
+                "the metadata of these documents is encrypted, and cannot be filtered by",
+                hint="search without a filter",
+            )
+
+    def _has_encrypted(self, vector: ArrayLike) -> bool:
+        """Asked each time: whoever has a key may have written since. A field of that name may be the user's own."""
+        plain: set[str] = set()
+        while True:
+            others = [{ENCRYPTED: {"$nin": sorted(plain)}}] if plain else []
+            asked = [{ENCRYPTED: {"$exists": True}}, *({ENCRYPTED: {"$ne": flag}} for flag in (True, False)), *others]
+            hits = self._store.query(vector, top_k=PAGE, filter={"$and": asked})
+            if any(is_encrypted(hit.metadata) for hit in hits):
+                return True
+            found = {value for hit in hits for value in _strings_in(hit.metadata.get(ENCRYPTED))} - plain
+            if len(hits) < PAGE or not found:
+                return False
+            plain |= found
 
     def _possible(self, asked: Sequence[str]) -> list[str]:
         """The keys that those ids, or keys, may stand for."""
@@ -115,3 +128,8 @@ class DocumentStore:
     def _to_document(self, row: Record) -> Record:
         own, metadata = self._told_by(row)
         return Record(own, row.vector, row.text, metadata)
+
+
+def _strings_in(value: object) -> list[str]:
+    """The strings that a filter finds a field by."""
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]

@@ -153,7 +153,8 @@ def _parse_comparison(field: str, operator: Any, operand: Any) -> Comparison:
             raise FilterError(f"{operator} {where} takes a number; got {_kind(operand)}")
         return Comparison(field, operator, _parse_number(operator, where, operand))
     if isinstance(operand, str | bool):
-        return Comparison(field, operator, operand)
+        # A string of its own class may show itself as another, and filters are told apart by how they show themselves.
+        return Comparison(field, operator, operand[:] if isinstance(operand, str) else operand)
     if not _is_number(operand):
         raise FilterError(
             f"{operator} {where} takes a string, a number or a boolean; got {_kind(operand)}",
@@ -169,7 +170,7 @@ def _parse_values(operator: str, where: str, operand: Any) -> tuple[str, ...] | 
     if len(operand) > MAX_VALUES:
         raise FilterError(f"{operator} {where} takes at most {MAX_VALUES} values; got {len(operand)}")
     if all(isinstance(value, str) for value in operand):
-        return tuple(operand)
+        return tuple(value[:] for value in operand)
     if all(_is_number(value) for value in operand):
         return tuple(_parse_number(operator, where, value) for value in operand)
     raise FilterError(f"{takes}; got a list of {', '.join(sorted({_kind(value) for value in operand}))}")

@@ -166,6 +166,14 @@ class Outbox:
         with self.transaction() as connection:
             connection.execute(_FAIL, {**self._of, **values, "under_way": under_way})
 
+    def give_back(self, intents: Sequence[Intent]) -> None:
+        """Nothing was begun with these, all of one claim: whoever comes next may claim them."""
+        if not intents:
+            return
+        values = {"claim": intents[0].claim, "keys": [intent.key for intent in intents]}
+        with self.transaction() as connection:
+            connection.execute(_GIVE_BACK, {**self._of, **values})
+
     def status(self) -> OutboxStatus:
         """What is pending now, in all scopes of the table."""
         with self.transaction() as connection:
@@ -281,6 +289,12 @@ _FAIL = sa.text("""
         claimed_by = CASE WHEN :under_way THEN claimed_by END,
         claimed_until = CASE WHEN :under_way THEN claimed_until
             ELSE clock_timestamp() + make_interval(secs => least(300, power(2, least(attempts, 9)))) END
+    WHERE target = :target AND scope = CAST(:scope AS jsonb) AND key = ANY(CAST(:keys AS text[]))
+      AND cleared_at IS NULL AND claimed_by = :claim
+""")
+
+_GIVE_BACK = sa.text("""
+    UPDATE vector_outbox SET claimed_by = NULL, claimed_until = NULL
     WHERE target = :target AND scope = CAST(:scope AS jsonb) AND key = ANY(CAST(:keys AS text[]))
       AND cleared_at IS NULL AND claimed_by = :claim
 """)

@@ -33,7 +33,7 @@ from amprenta_vectors.stores.pgvector_sql import (
     to_text,
 )
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.search import Searcher, with_distance
+from amprenta_vectors.stores.search import Searcher, to_ms, with_distance
 from amprenta_vectors.stores.search_plan import SearchPlan, to_search_plan
 from amprenta_vectors.stores.search_settings import MAX_EF_SEARCH, SearchSettings
 from amprenta_vectors.stores.vectors import (
@@ -49,6 +49,7 @@ ROWS_PER_STATEMENT = 1000
 LOOK_SECONDS = 60.0
 """After so long a search looks again which index serves: it may have been built or replaced meanwhile."""
 
+_TIME_OUT = sa.text("SELECT set_config('statement_timeout', :timeout_ms, true)")
 _SCORES: dict[Distance, Callable[[float], float]] = {
     "cosine": lambda distance: 1.0 - distance,
     "ip": lambda distance: -distance,
@@ -269,6 +270,9 @@ class PgVectorStore:
     def _look(self, before: Searcher | None) -> Searcher:
         """A searcher by the catalogue and what is stored now; the one ``before`` where nothing changed."""
         with self._snapshots.begin() as connection:
+            if self._query_timeout_seconds is not None:
+                # It waits for an index that is being rebuilt.
+                connection.execute(_TIME_OUT, {"timeout_ms": str(to_ms(self._query_timeout_seconds))})
             statements = self._resolve(connection)
             stored = stored_settings(connection, self._table.target)
             settings = SearchSettings(

@@ -35,6 +35,8 @@ from amprenta_vectors.stores.vectors import (
 
 MAX_UPSERT_BYTES = 2 * 1024 * 1024
 _ENVELOPE_BYTES = 2048
+MOST_DELETES = 5
+"""How often records are deleted anew from a namespace that comes and goes meanwhile."""
 """What an upsert has around its records: the namespace, of at most 512 characters, and punctuation."""
 
 
@@ -128,12 +130,21 @@ class PineconeStore:
     def delete(self, keys: Sequence[str]) -> None:
         """Delete records; an absent key or namespace is no error."""
         for part in split_requests(keys, MAX_QUERY_CHARACTERS * MAX_RECORDS, len):
+            self._delete(part)
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        for tries_left in reversed(range(MOST_DELETES)):
             try:
                 with sdk_errors(f"deleting from index {self._index.name!r}"):
-                    self._index.rest.delete(ids=part, namespace=self._namespace)
+                    self._index.rest.delete(ids=keys, namespace=self._namespace)
             except SourceNotFound:
-                if self._namespace in self._index.namespaces():
+                if self._namespace not in self._index.namespaces():
+                    return
+                # It was gone with its last record, and another writer has made it anew.
+                if not tries_left:
                     raise
+            else:
+                return
 
     def count(self) -> int:
         """How many records the namespace has, as the index last counted them."""

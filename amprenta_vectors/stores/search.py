@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Searcher:
     Statements that are sent together, without BEGIN, are one transaction
     (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT). So the settings of a
     search hold for it alone, cost no round trip, and are safe behind a pooler. What one search finds comes from one
-    statement, and so from one snapshot. PostgreSQL may take ``timeout_seconds`` for one.
+    statement, and so from one snapshot. PostgreSQL may take ``timeout_seconds`` for one, a repetition included.
 
     A connection that turns out to be lost is replaced, once: a search may be asked again.
     """
@@ -62,17 +63,19 @@ class Searcher:
         self.statements = statements
         self.settings = settings
         self._index_settings = "".join(_INDEX_SETTINGS[method] for method in sorted(settings.methods))
-        self._limits = {} if timeout_seconds is None else {"timeout_ms": max(1, round(timeout_seconds * 1000))}
+        self._timeout_seconds = timeout_seconds
         self._texts: dict[tuple[str, bool], tuple[str, Values]] = {}
         self._compiled: dict[Any, Any] = {}
 
     def nearest(self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool) -> Found:
         """At most ``top_k`` rows in any order, fewer only where no more match. Raises psycopg2's errors."""
+        started = time.monotonic()
         rows = self._nearest(vector, top_k, condition, exact=exact)
         if exact or len(rows) == top_k:
             return Found(rows, len(rows), repeated=False)
         # All of them anew, not only what is missing, so that the answer is of one snapshot.
-        return Found(self._nearest(vector, top_k, condition, exact=True), len(rows), repeated=True)
+        spent = time.monotonic() - started
+        return Found(self._nearest(vector, top_k, condition, exact=True, spent=spent), len(rows), repeated=True)
 
     def explain(
         self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool
@@ -84,16 +87,17 @@ class Searcher:
         return found
 
     def _nearest(
-        self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool
+        self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool, spent: float = 0.0
     ) -> list[Row]:
-        settings, text, values = self._message(vector, top_k, condition, exact)
+        settings, text, values = self._message(vector, top_k, condition, exact, spent)
         return with_distance(self._ask(settings + text, values))
 
     def _message(
-        self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, exact: bool
+        self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, exact: bool, spent: float = 0.0
     ) -> tuple[str, str, Values]:
         text, bound = self._text(condition, exact)
-        settings = ("" if exact else self._index_settings) + (_TIME_OUT if self._limits else "")
+        limits = {} if self._timeout_seconds is None else {"timeout_ms": to_ms(self._timeout_seconds - spent)}
+        settings = ("" if exact else self._index_settings) + (_TIME_OUT if limits else "")
         values: dict[str, Any] = {
             "iterative_scan": ITERATIVE_SCAN,
             "ef_search": self.settings.kept(top_k),
@@ -102,7 +106,7 @@ class Searcher:
             "top_k": top_k,
             "candidates": self.settings.candidates(top_k),
         }
-        return settings, text, {**bound, **self._limits, **values}
+        return settings, text, {**bound, **limits, **values}
 
     def _text(self, condition: Condition | None, exact: bool) -> tuple[str, Values]:
         """The statement in psycopg2's spelling, and what is bound in it beside vector and number."""
@@ -160,6 +164,11 @@ class Searcher:
             else:
                 driver.autocommit = before
             pooled.close()
+
+
+def to_ms(seconds: float) -> int:
+    """A time limit as PostgreSQL takes it, which takes 0 for none."""
+    return max(1, round(seconds * 1000))
 
 
 def with_distance(rows: Iterable[Any]) -> list[Any]:

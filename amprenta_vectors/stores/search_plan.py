@@ -86,8 +86,9 @@ def _reason(plan: dict[str, Any], found: Found, top_k: int, *, exact: bool, inde
     if not indexed:
         return f"there is no valid vector index: about {estimate} matching rows were read"
     others = sorted({node["Index Name"] for node in _iter_nodes(plan) if "Index Name" in node})
-    by = f" by index {', '.join(others)}" if others else ""
-    return f"reading about {estimate} matching rows{by} costs less than a vector index"
+    if not others:
+        return f"reading the whole table for about {estimate} matching rows costs less than a vector index"
+    return f"reading about {estimate} matching rows by index {', '.join(others)} costs less than a vector index"
 
 
 def _iter_nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

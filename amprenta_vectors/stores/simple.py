@@ -43,8 +43,9 @@ class _Loaded:
 class SimpleStore:
     """The documents in ``folder`` by the keys that ``to_key`` makes of their ids; each keeps its id in `ORIGINAL_ID`.
 
-    The files are read again when they have changed. What is in them in the clear is written in the clear, what is
-    encrypted is encrypted with ``key``; metadata that comes encrypted is decrypted first. Vectors of another dimension
+    The files are read again when they have changed. What is added to files in the clear is written in the clear; where
+    anything in them is encrypted, or they are empty and there is a ``key``, its text and metadata are encrypted with
+    that; metadata that comes encrypted is decrypted first. Vectors of another dimension
     than most, zero vectors and such with NaN are no hits. A filter on ``text_field`` asks the text. Hits not as near as
     the score ``threshold`` are left out. Raises what `read_store` raises.
     """

@@ -12,8 +12,8 @@ from typing import Any
 from amprenta_vectors.errors import SourceError
 from amprenta_vectors.sources.pickle_reader import PickledArray, read_pickle
 from amprenta_vectors.sources.simple_decrypt import Decryptor, is_token, open_fernet, wrapped_token
+from amprenta_vectors.sources.simple_folder import METADATA_FILE, VECTORS_FILE
 from amprenta_vectors.sources.simple_shapes import to_document_columns, to_vector_columns
-from amprenta_vectors.sources.simple_store import METADATA_FILE, VECTORS_FILE
 from amprenta_vectors.stores.simple_edit import Entry, ShapeUnchangeable, edit_documents, edit_vectors
 
 _PROTOCOL = 4
@@ -28,7 +28,7 @@ class Contents:
 
     ``stored`` is ``metadata.json`` with what is encrypted in it, value by value, and ``documents`` the same decrypted;
     ``seal`` makes a file's content of it, encrypted as a whole where the file was; ``encrypt`` makes a token of one
-    value.
+    value, and is None where there is no key or the file is encrypted as a whole.
     """
 
     vectors: Any
@@ -36,7 +36,7 @@ class Contents:
     stored: Any
     documents: Any
     seal: Seal
-    encrypt: Callable[[Any], Any]
+    encrypt: Callable[[Any], Any] | None
 
     def changed(self, gone: Collection[str], added: Sequence[Entry]) -> tuple[bytes, bytes]:
         """The contents of both files without ``gone``, with ``added``. Raises `ShapeUnchangeable`."""
@@ -65,25 +65,26 @@ def read_contents(folder: Path, key: str | None) -> Contents:
     if not (folder / METADATA_FILE).exists():
         to_json = _json_like("{\n}")
         seal = to_json if key is None else lambda value: token(to_json(value)).encode()
-        return Contents({}, _PROTOCOL, {}, {}, seal, _encrypted_with(token))
+        return Contents({}, _PROTOCOL, {}, {}, seal, None)
     pickled = (folder / VECTORS_FILE).read_bytes()
     vectors = read_pickle(pickled, str(folder / VECTORS_FILE))
     protocol = pickled[1] if pickled[:1] == pickle.PROTO else 0
-    stored, documents, seal = _unsealed((folder / METADATA_FILE).read_bytes(), decryptor, token)
-    return Contents(vectors, protocol, stored, documents, seal, _encrypted_with(token))
+    stored, documents, seal, whole = _unsealed((folder / METADATA_FILE).read_bytes(), decryptor, token)
+    encrypt = None if whole or key is None else _encrypted_with(token)
+    return Contents(vectors, protocol, stored, documents, seal, encrypt)
 
 
-def _unsealed(content: bytes, decryptor: Decryptor, token: Callable[[bytes], str]) -> tuple[Any, Any, Seal]:
-    """As it stands, decrypted, and what makes a content alike of another value."""
+def _unsealed(content: bytes, decryptor: Decryptor, token: Callable[[bytes], str]) -> tuple[Any, Any, Seal, bool]:
+    """As it stands, decrypted, what makes a content alike of another value, and whether it is encrypted as a whole."""
     if is_token(text := content.strip().decode()):
         plain = decryptor.decrypt(text)
         value, to_json = json.loads(plain), _json_like(plain)
-        return value, value, lambda changed: token(to_json(changed)).encode()
+        return value, value, lambda changed: token(to_json(changed)).encode(), True
     decoded = json.loads(content)
     outer = _json_like(text)
     whole = decoded if is_token(decoded) else wrapped_token(decoded)
     if whole is None:
-        return decoded, decryptor.decrypt_within(decoded), outer
+        return decoded, decryptor.decrypt_within(decoded), outer, False
     plain = decryptor.decrypt(whole)
     value, to_json = json.loads(plain), _json_like(plain)
 
@@ -93,7 +94,7 @@ def _unsealed(content: bytes, decryptor: Decryptor, token: Callable[[bytes], str
             return outer(made)
         return outer({name: made if held == whole else held for name, held in decoded.items()})
 
-    return value, value, seal
+    return value, value, seal, True
 
 
 def _json_like(content: str) -> Seal:

@@ -46,19 +46,22 @@ def edit_vectors(value: Any, ids: Sequence[str], gone: Collection[str], added: S
     ``ids`` are those of its rows, in their order. Raises `ShapeUnchangeable`.
     """
     for place in _vector_places(value, ()):
-        value = _edited(value, value, place, ids, gone, added, _unchanged)
+        value = _edited(value, value, place, ids, gone, added, None)
     return value
 
 
 def edit_documents(
-    value: Any, stored: Any, ids: Sequence[str], gone: Collection[str], added: Sequence[Entry], encrypt: Encrypt
+    value: Any, stored: Any, ids: Sequence[str], gone: Collection[str], added: Sequence[Entry], encrypt: Encrypt | None
 ) -> Any:
     """``stored``, a decoded ``metadata.json``, likewise; ``value`` is the same with what is encrypted in it decrypted.
 
-    What stays is not encrypted anew, and what is added is encrypted where its neighbours are.
+    What stays is not encrypted anew. Of what is added, text and metadata are encrypted where anything is, or where
+    there is nothing to tell by; None for ``encrypt`` is never.
     """
     places = _document_places(value)
     _check_nothing_beside(value, places)
+    if ids and not _has_token(stored):
+        encrypt = None
     for place in places:
         stored = _edited(value, stored, place, ids, gone, added, encrypt)
     return stored
@@ -122,7 +125,7 @@ def _edited(
     ids: Sequence[str],
     gone: Collection[str],
     added: Sequence[Entry],
-    encrypt: Encrypt,
+    encrypt: Encrypt | None,
 ) -> Any:
     """A copy of ``stored`` in which the container at ``place`` has other rows; ``value`` is ``stored`` decrypted."""
     if place.path:
@@ -138,11 +141,11 @@ def _edited(
         model = next(iter(value.values()), _MODELS[place.what])
         stored_model = next(iter(stored.values()), model)
         kept = {name: held for name, held in stored.items() if str(name) not in gone}
-        return kept | {entry[0]: _encrypted_like(stored_model, make(model, entry), encrypt) for entry in added}
+        return kept | {entry[0]: _sealed(place, stored_model, make(model, entry), encrypt) for entry in added}
     model = next(iter(value), _MODELS[place.what])
     stored_model = next(iter(stored), model)
     rows = [held for identity, held in zip(ids, stored, strict=True) if identity not in gone]
-    rows += [_encrypted_like(stored_model, make(model, entry), encrypt) for entry in added]
+    rows += [_sealed(place, stored_model, make(model, entry), encrypt) for entry in added]
     return type(stored)(rows)
 
 
@@ -184,23 +187,32 @@ def _mapping_like(model: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
     return made | (metadata if inner is None else {inner: metadata})
 
 
-def _encrypted_like(model: Any, made: Any, encrypt: Encrypt) -> Any:
-    """``made`` with a token where ``model`` has one."""
-    if is_token(model):
-        return encrypt(made)
-    if not isinstance(model, Mapping) or not isinstance(made, dict):
+def _sealed(place: _Place, model: Any, made: Any, encrypt: Encrypt | None) -> Any:
+    """``made``, which is to stand beside ``model``, with nothing of its text and metadata to be read."""
+    if encrypt is None or (place.what == "id" and not is_token(model)):
         return made
-    beside_tokens = any(map(is_token, model.values()))
-    return {
-        name: _encrypted_like(model[name], held, encrypt)
-        if name in model
-        else (encrypt(held) if beside_tokens else held)
-        for name, held in made.items()
-    }
+    if is_token(model) or not isinstance(made, dict):
+        return encrypt(made)
+    if place.what == "metadata":
+        return {name: encrypt(held) for name, held in made.items()}
+    models = model if isinstance(model, Mapping) else {}
+    return {name: _sealed_field(name, models.get(name), held, encrypt) for name, held in made.items()}
 
 
-def _unchanged(value: Any) -> Any:
-    return value
+def _sealed_field(name: str, model: Any, held: Any, encrypt: Encrypt) -> Any:
+    if is_token(model):
+        return encrypt(held)
+    if name in IDS:
+        return held
+    if name in METADATA and isinstance(held, dict):
+        return {inner: encrypt(value) for inner, value in held.items()}
+    return encrypt(held)
+
+
+def _has_token(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_token, value.values()))
+    return any(map(_has_token, value)) if isinstance(value, list) else is_token(value)
 
 
 _MODELS: dict[str, Any] = {

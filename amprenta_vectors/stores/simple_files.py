@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -11,17 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from amprenta_vectors.errors import ConfigError, SourceError
-from amprenta_vectors.sources.simple_store import METADATA_FILE, VECTORS_FILE, LegacyRecord, LegacyStore, read_store
+from amprenta_vectors.sources.simple_folder import COMMITTED, FILES, NEXT, locked
+from amprenta_vectors.sources.simple_store import LegacyRecord, LegacyStore, read_held_store
 from amprenta_vectors.stores.simple_contents import Contents, read_contents
 from amprenta_vectors.stores.simple_edit import Entry, ShapeUnchangeable
-
-NEXT, COMMITTED = ".next", ".committed"
-"""Folders in the store's own: files being written, and files that are to take the places of the old ones.
-
-That the first is renamed to the second is what makes a change: before it nothing has happened, and after it whoever
-comes next finishes the work of a process that died.
-"""
-_FILES = (VECTORS_FILE, METADATA_FILE)
 
 
 class SimpleFiles:
@@ -37,16 +29,16 @@ class SimpleFiles:
 
     def signature(self) -> tuple[Any, ...]:
         """What is another one after every change of the files."""
-        return tuple(_stat_of(self.folder / name) for name in (*_FILES, COMMITTED))
+        return tuple(_stat_of(self.folder / name) for name in (*FILES, COMMITTED))
 
     def read(self) -> LegacyStore:
         """What the files hold; nothing where neither is there. Raises as `read_store` does."""
         if not self.folder.is_dir():
             return self._read()
-        with self._locked(fcntl.LOCK_SH):
+        with locked(self.folder, alone=False):
             if not (self.folder / COMMITTED).exists():
                 return self._read()
-        with self._locked(fcntl.LOCK_EX):
+        with locked(self.folder, alone=True):
             self._finish()
             return self._read()
 
@@ -59,7 +51,7 @@ class SimpleFiles:
         """
         with self._os_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked(fcntl.LOCK_EX):
+        with locked(self.folder, alone=True):
             self._finish()
             before = self._read()
             try:
@@ -77,16 +69,16 @@ class SimpleFiles:
             self._finish()
 
     def _read(self) -> LegacyStore:
-        if not any((self.folder / name).exists() for name in _FILES):
+        if not any((self.folder / name).exists() for name in FILES):
             return LegacyStore(self.folder, {}, {}, "no files")
-        return read_store(self.folder, self._key)
+        return read_held_store(self.folder, self._key)
 
     def _prepare(self, contents: Contents, gone: Collection[str], added: Sequence[Entry]) -> None:
         changed = contents.changed(gone, added)
         following = self.folder / NEXT
         shutil.rmtree(following, ignore_errors=True)
         following.mkdir()
-        for name, content in zip(_FILES, changed, strict=True):
+        for name, content in zip(FILES, changed, strict=True):
             with (following / name).open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -97,7 +89,7 @@ class SimpleFiles:
 
     def _check_prepared(self, before: LegacyStore, gone: Collection[str], added: Sequence[Entry]) -> None:
         """Raises `ShapeUnchangeable` where what was written is not what was meant."""
-        after = read_store(self.folder / NEXT, self._key)
+        after = read_held_store(self.folder / NEXT, self._key)
         expected = {name: record for name, record in before.records.items() if name not in gone} | dict(added)
         alike = after.records.keys() == expected.keys() and all(
             _is_same(after.records[name], record) for name, record in expected.items()
@@ -111,21 +103,11 @@ class SimpleFiles:
         if not committed.exists():
             return
         with self._os_errors():
-            for name in _FILES:
+            for name in FILES:
                 if (committed / name).exists():
                     os.replace(committed / name, self.folder / name)
             _sync(self.folder)
             committed.rmdir()
-
-    @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        with self._os_errors():
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                fcntl.flock(folder, how)
-                yield
-            finally:
-                os.close(folder)
 
     @contextmanager
     def _os_errors(self) -> Iterator[None]:

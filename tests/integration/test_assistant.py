@@ -7,7 +7,7 @@ import json
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -188,7 +188,7 @@ def test_a_store_is_confined_to_a_user_and_collection_that_are_names(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_old_store(root, "bob")
-    for name in ("", "a/b", "alice/personal_assistant"):
+    for name in ("", "a/b", "alice/personal_assistant", cast("str", 5)):
         with pytest.raises(ConfigError, match=r"user_id is .*expected a name"):
             PgVectorStore(user_id=name)
         with pytest.raises(ConfigError, match=r"collection_name is .*expected a name"):
@@ -282,6 +282,22 @@ def test_encrypted_metadata_without_its_key_is_an_error_and_never_an_answer(
     monkeypatch.setenv("VECTOR_STORE_ENCRYPTION_KEY", "no key")
     with pytest.raises(CredentialsRefused, match="is no Fernet key"):
         PgVectorStore()
+
+
+@pytest.mark.parametrize("plain", [[True] * 101, [str(n) for n in range(150)]])
+def test_encrypted_documents_behind_any_number_with_a_field_of_that_name_are_no_answer(
+    root: Path, monkeypatch: pytest.MonkeyPatch, plain: list[Any]
+) -> None:
+    store = PgVectorStore()
+    vector = embedded_texts()[0]
+    ids = [f"own {n}" for n in range(len(plain))]
+    store.store.upsert([Record(i, vector, "cat", {"encrypted": flag}) for i, flag in zip(ids, plain, strict=True)])
+    assert store.store.query(vector, filter={"page": 9}) == []
+    with monkeypatch.context() as patch:
+        patch.setenv("VECTOR_STORE_ENCRYPTION_KEY", KEY)
+        PgVectorStore().store.upsert([Record("secret", embedded_texts()[5], "far", {"page": 9})])
+    with pytest.raises(FilterError, match="encrypted"):
+        store.store.query(vector, filter={"page": {"$ne": 9}})
 
 
 # Writes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,32 @@ def test_the_search_goes_the_way_of_the_mode(
     monkeypatch.setenv("VECTOR_MODE", "fallback")
     monkeypatch.setenv("VECTOR_SECONDARY", "pinecone")
     assert as_json()[1]["backend"] == "pgvector, else pinecone"
+
+
+@pytest.mark.parametrize("mode", ["shadow", "dual"])
+def test_the_applications_comparisons_and_pending_writes_are_left_as_they_are(
+    pgvector: sa.Engine, pinecone: PineconeEmulator, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("VECTOR_MODE", mode)
+    monkeypatch.setenv("VECTOR_SECONDARY", "pinecone")
+    with pgvector.begin() as connection:
+        statement = "INSERT INTO vector_outbox (target, scope, key, operation) VALUES (:target, :scope, 'k0', 'delete')"
+        connection.execute(sa.text(statement), {"target": "rag_chunks.embedding", "scope": '{"namespace": ""}'})
+    ticks = iter([0.0, 1.0])
+
+    def clock() -> float:
+        # As long as a drain of an application waits before it looks.
+        time.sleep(1.2)
+        return next(ticks, 2.0)
+
+    song = sing(Settings.load(), np.ones(8, np.float32), top_k=3, clock=clock)
+    assert (song.backend, song.hits) == ("pgvector", 3)
+    with pgvector.connect() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM shadow_query")).scalar_one() == 0
+        pending = "SELECT count(*) FROM vector_outbox WHERE cleared_at IS NULL AND claimed_by IS NULL"
+        assert connection.execute(sa.text(pending)).scalar_one() == 1
+    monkeypatch.setenv("VECTOR_SECONDARY", "pgvector")
+    assert as_json()[0] == 2
 
 
 def test_too_few_hits_are_a_failure(pgvector: sa.Engine) -> None:

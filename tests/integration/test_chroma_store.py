@@ -70,6 +70,20 @@ def keys(store: VectorStore, **options: Any) -> list[str]:
     return [hit.key for hit in store.query(QUERY, **options)]
 
 
+def test_never_more_are_asked_for_than_chroma_can_give(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened()
+    store.upsert(RECORDS)
+    asked, query = list[int](), store._collection.handle.query
+
+    def count(**options: Any) -> Any:
+        asked.append(options["n_results"])
+        return query(**options)
+
+    monkeypatch.setattr(store._collection.handle, "query", count)
+    assert len(keys(store, top_k=10_000, filter={"even": True})) == 20
+    assert asked == [10_000]
+
+
 def measure(distance: str, vector: Any) -> float:
     """A score as every store gives it."""
     if distance == "l2":

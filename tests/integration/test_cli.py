@@ -73,6 +73,26 @@ def test_an_empty_table_and_a_full_index_name_keys_from_source(environment: dict
     assert "--keys-from source" in result.output
 
 
+def test_force_replaces_what_is_there_and_writes_the_hash_of_all(
+    environment: dict[str, str], engine: sa.Engine
+) -> None:
+    run(environment, "backfill", "--keys-from", "source", "--no-verify")
+    change = (
+        "UPDATE rag_chunks SET embedding_hash = NULL; "
+        "UPDATE rag_chunks SET embedding = array_fill(0.5::real, ARRAY[8])::vector WHERE chunk_id = '-2'"
+    )
+    with engine.begin() as connection:
+        connection.execute(sa.text(change))
+    left = run(environment, "backfill", "--keys-from", "source", "--no-verify")
+    assert "0 rows written" in left.output
+    replaced = run(environment, "backfill", "--force")
+    assert replaced.exit_code == 0, replaced.output
+    assert "30 rows written" in replaced.output
+    assert "every vector is equal, bit for bit" in replaced.output
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT count(embedding_hash) FROM rag_chunks")) == 30
+
+
 def test_dry_run_counts_and_changes_nothing(environment: dict[str, str], engine: sa.Engine) -> None:
     before = snapshot(engine)
     result = run(environment, "backfill", "--dry-run", "--keys-from", "source")
@@ -113,6 +133,7 @@ def test_status_without_runs_names_the_queued_one(environment: dict[str, str]) -
     ("arguments", "expected"),
     [
         (["backfill", "--resume", "--restart"], "contradict"),
+        (["backfill", "--force", "--keys-from", "table"], "contradict"),
         (["backfill", "--offline"], "--dry-run"),
         (["backfill", "--namespace", "a", "--all-namespaces"], "contradict"),
         (["backfill", "--batch-size", "0"], "AMPRENTA_BATCH_SIZE"),

@@ -15,10 +15,11 @@ from click.testing import CliRunner, Result
 
 from amprenta_vectors.cli import main
 from amprenta_vectors.cli.compare import MEANINGS
+from amprenta_vectors.cli.queries import for_measuring
 from amprenta_vectors.compare.missing import Why
 from amprenta_vectors.config import Settings
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
-from amprenta_vectors.stores.factory import open_pgvector_store, open_pinecone_store
+from amprenta_vectors.stores.factory import BACKENDS, open_pgvector_store, open_pinecone_store
 from amprenta_vectors.stores.protocol import Record, VectorStore
 
 DIMENSION = 8
@@ -249,3 +250,10 @@ def test_where_there_is_no_query_it_says_what_to_do(variables: dict[str, str], o
     result = CliRunner().invoke(main, ["compare", "--from", origin], env=variables)
     assert result.exit_code == 2
     assert hint in result.output
+
+
+def test_no_store_that_is_measured_leaves_out_hits_by_a_threshold() -> None:
+    thresholds = {name: 0.9 for name in Settings.model_fields if name.endswith("_similarity_threshold")}
+    measured = for_measuring(Settings.load(**thresholds, query_timeout_seconds=1))
+    assert {getattr(measured, name) for name in (*thresholds, "query_timeout_seconds")} == {None}
+    assert {name.split("_")[0] for name in thresholds} == set(BACKENDS)

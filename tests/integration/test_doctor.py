@@ -159,6 +159,16 @@ def test_an_invalid_leftover_beside_one_that_serves_is_dropped(patient: Patient)
     patient.mend("invalid indexes")
 
 
+def test_an_invalid_index_of_something_else_than_vectors_is_found_and_rebuilt(patient: Patient) -> None:
+    patient.execute(
+        "CREATE INDEX of_metadata ON rag_chunks USING gin (metadata)",
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'of_metadata'::regclass",
+    )
+    found = patient.finding("invalid indexes")
+    assert (found.severity, found.mend) == ("advice", "REINDEX INDEX CONCURRENTLY public.of_metadata")
+    patient.mend("invalid indexes")
+
+
 def test_an_index_that_may_be_being_built_is_a_note(patient: Patient) -> None:
     patient.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{INDEX}'::regclass")
     with patient.engine.connect() as other:

@@ -175,6 +175,8 @@ def test_what_cannot_be_carried_over_is_set_aside_and_exits_3(engine: sa.Engine,
         ("zero", "zero_under_cosine"),
     ]
     assert all(str(folder) in detail for _, reason, detail in found if reason != "zero_under_cosine")
+    refused = run(root, "--yes", "--user", "carol", command="remove-files")
+    assert "they are nowhere else: AMPRENTA_TABLE=vector_documents amprenta-vectors errors" in refused.output
 
 
 def test_stores_that_cannot_be_read_are_named_and_stop_nobody_else(engine: sa.Engine, root: Path) -> None:
@@ -352,3 +354,135 @@ def test_reconcile_finds_encrypted_documents_equal_and_only_what_is_new(
         ("bob", "personal_assistant", "doc-31"),
     }
     assert {place: after[place] for place in before} == before
+
+
+def remove(root: Path, *arguments: str, **options: Any) -> Result:
+    return run(root, *arguments, command="remove-files", **options)
+
+
+def reconcile(root: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    with monkeypatch.context() as patch:
+        patch.setenv("AMPRENTA_TABLE", "vector_documents")
+        patch.setenv("SIMPLE_STORE_ROOT", str(root))
+        return CliRunner().invoke(main, ["reconcile", "--all-namespaces"])
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_files_whose_metadata_was_edited_stay_until_reconcile_has_brought_it_over(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: bool
+) -> None:
+    root = tmp_path / "user_data"
+    make_store(root, "alice", seed=1, encrypted=encrypted)
+    assert run(root).exit_code == 0
+    vectors, documents = to_documents(30, 1)
+    documents["doc-3"]["metadata"]["page"] = "edited"
+    write_store(root, "alice", "personal_assistant", vectors, documents, encrypted=encrypted)
+    assert "amprenta-vectors reconcile --namespace alice/personal_assistant" in remove(root, "--yes").output
+    assert run(root, "--restart").exit_code == 0
+    refused = remove(root, "--yes")
+    assert refused.exit_code == 1
+    assert "another text or other metadata of 1 documents than their rows ('doc-3')" in refused.output
+    assert len(files_of(root)) == 2
+    assert reconcile(root, monkeypatch).exit_code == 0
+    assert run(root, "--restart").exit_code == 0
+    assert remove(root, "--yes").exit_code == 0
+    assert files_of(root) == {}
+    metadata = rows_of(engine)["alice", "personal_assistant", "doc-3"][2]
+    assert decrypted(metadata, MetadataCipher(KEY))["page"] == "edited"
+
+
+def test_what_the_application_changed_in_the_table_keeps_no_files(engine: sa.Engine, root: Path) -> None:
+    assert run(root, "--user", "alice").exit_code == 0
+    execute(engine, "UPDATE vector_documents SET text = 'newer' WHERE metadata->>'original_id' = 'doc-1'")
+    execute(
+        engine,
+        "UPDATE vector_documents SET text = 'newer', embedding_hash = NULL, embedding_text_hash = NULL "
+        "WHERE metadata->>'original_id' = 'doc-2'",
+    )
+    execute(engine, "DELETE FROM vector_documents WHERE metadata->>'original_id' = 'doc-3'")
+    done = remove(root, "--yes", "--user", "alice")
+    assert done.exit_code == 0, done.output
+    assert "alice/personal_assistant: 1 documents have no row any longer" in done.output
+
+
+def test_files_of_a_store_that_the_table_has_nothing_of_stay(engine: sa.Engine, root: Path) -> None:
+    assert run(root, "--user", "alice").exit_code == 0
+    execute(engine, "TRUNCATE vector_documents")
+    refused = remove(root, "--yes", "--user", "alice")
+    assert (refused.exit_code, "has not one of its documents" in refused.output) == (1, True)
+    assert len(files_of(root / "alice")) == 2
+
+
+@pytest.mark.parametrize("change", ["files", "rows"])
+def test_what_changed_while_the_person_was_asked_is_not_deleted(
+    engine: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    assert run(root, "--user", "alice").exit_code == 0
+
+    def confirm(*_: Any, **__: Any) -> bool:
+        if change == "files":
+            make_store(root, "alice", seed=1, count=31)
+        else:
+            execute(engine, "DELETE FROM vector_documents WHERE metadata->>'original_id' = 'doc-3'")
+        return True
+
+    monkeypatch.setattr("click.confirm", confirm)
+    refused = remove(root, "--user", "alice")
+    assert refused.exit_code == 1
+    assert "not removed: " in refused.output
+    assert len(files_of(root / "alice")) == 2
+
+
+def test_files_that_cannot_be_deleted_are_named_and_stop_nobody_else(
+    engine: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(root).exit_code == 0
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if "alice" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    result = remove(root, "--yes")
+    assert result.exit_code == 1
+    assert "vectors.pkl cannot be read or written: Permission denied" in result.output
+    assert {Path(name).parts[0] for name in files_of(root)} == {"alice"}
+
+
+def test_a_store_whose_last_change_is_unfinished_keeps_its_files(engine: sa.Engine, root: Path) -> None:
+    assert run(root, "--user", "alice").exit_code == 0
+    (root / "alice" / "vector_store_personal_assistant" / ".committed").mkdir()
+    assert "was made and not finished" in remove(root, "--yes", "--user", "alice").output
+
+
+def test_rollback_keeps_the_rows_of_files_that_were_removed_and_names_the_backup(engine: sa.Engine, root: Path) -> None:
+    assert run(root).exit_code == 0
+    assert remove(root, "--yes", "--user", "alice").exit_code == 0
+    [backup] = (path for path in root.parent.glob("user_data_backup_*") if (path / "alice").is_dir())
+    result = run(root, "--rollback")
+    assert result.exit_code == 1
+    assert "alice/personal_assistant: not taken back" in result.output
+    assert f"put back those of {backup}/alice/vector_store_personal_assistant first" in result.output
+    assert {user for user, _, _ in rows_of(engine)} == {"alice"}
+    for name, content in files_of(backup / "alice").items():
+        (root / "alice" / name).write_bytes(content)
+    assert run(root, "--rollback").exit_code == 0
+    assert rows_of(engine) == {}
+
+
+def test_rollback_takes_back_what_reconcile_replaced_and_not_what_was_changed_before(
+    engine: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(root, "--user", "alice").exit_code == 0
+    execute(engine, "UPDATE vector_documents SET text = 'own' WHERE metadata->>'original_id' = 'doc-2'")
+    vectors, documents = to_documents(30, 1)
+    documents["doc-1"]["text"] = "edited"
+    vectors["doc-2"] = vectors["doc-3"] = [1.0] * DIMENSION
+    write_store(root, "alice", "personal_assistant", vectors, documents)
+    assert "3 replaced" in reconcile(root, monkeypatch).output
+    assert rows_of(engine)["alice", "personal_assistant", "doc-1"][1] == "edited"
+    result = run(root, "--rollback", "--user", "alice")
+    assert "alice/personal_assistant: 29 rows removed, 1 kept" in result.output
+    assert [row[1] for place, row in rows_of(engine).items() if place[0] == "alice"] == ["own"]

@@ -126,6 +126,34 @@ def test_a_write_reaches_both_and_leaves_nothing_pending(
 
 
 @pytest.mark.usefixtures("quiet")
+def test_a_store_that_is_closed_gives_back_what_it_claimed_and_did_not_begin(
+    engine: sa.Engine, settings: Settings, sides: tuple[PgVectorStore, VectorStore]
+) -> None:
+    dual: Any = get_vector_store(settings)
+    with engine.begin() as connection:
+        dual.upsert([record(f"w{i:04d}") for i in range(250)], connection=connection)
+    upsert, begun, closed = dual._other.upsert, threading.Event(), threading.Event()
+
+    def wait_and_upsert(records: Sequence[Record]) -> int:
+        begun.set()
+        assert closed.wait(30)
+        return int(upsert(records))
+
+    dual._other.upsert = wait_and_upsert
+    with ThreadPoolExecutor(1) as other:
+        draining = other.submit(dual._try_to_drain, None)
+        assert begun.wait(30)
+        dual.close()
+        closed.set()
+        draining.result(30)
+    assert execute(engine, "SELECT count(*), count(claimed_by), count(claimed_until) FROM vector_outbox") == [
+        (150, 0, 0)
+    ]
+    assert drain(Outbox(engine, TARGET, SCOPE), *sides) == (150, None)
+    assert len(assert_identical(sides, [f"w{i:04d}" for i in range(250)])) == 250
+
+
+@pytest.mark.usefixtures("quiet")
 def test_what_the_other_store_could_not_get_is_brought_later_in_order(
     engine: sa.Engine, settings: Settings, pinecone: PineconeEmulator, sides: tuple[PgVectorStore, VectorStore]
 ) -> None:

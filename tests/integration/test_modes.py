@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import subprocess
 import sys
 import threading
@@ -21,11 +22,11 @@ from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.stores.composites.breaker import Breaker
 from amprenta_vectors.stores.composites.fallback import FallbackStore
-from amprenta_vectors.stores.composites.hybrid import HybridStore
+from amprenta_vectors.stores.composites.hybrid import CALLS_AT_ONCE, HybridStore
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_pinecone_store
 from amprenta_vectors.stores.pgvector import PgVectorStore
-from amprenta_vectors.stores.protocol import Record, VectorStore
+from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
 
 DIMENSION = 8
 VECTORS = np.random.default_rng(7).standard_normal((40, DIMENSION), dtype=np.float32)
@@ -128,6 +129,36 @@ def test_one_call_at_a_time_tries_a_breaker_that_is_half_open() -> None:
     assert [breaker.allows(), breaker.allows()] == [True, True]
 
 
+def test_a_call_that_is_stopped_while_it_tries_leaves_the_next_one_to_try() -> None:
+    now = [0.0]
+    breaker = Breaker(failures=1, open_seconds=1.0, clock=lambda: now[0])
+    breaker.failed()
+    now[0] = 2.0
+
+    def stopped(*_: Any, **__: Any) -> list[Hit]:
+        raise KeyboardInterrupt
+
+    primary, secondary = Side("primary", stopped), Side("secondary", answering)
+    store = FallbackStore(primary, secondary, timeout_seconds=5, breaker=breaker)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        keys(store)
+    primary.query = answering
+    assert keys(store) == ["k"]
+    assert breaker.state == "closed"
+    store.close()
+
+
+def test_a_call_that_tells_nothing_does_not_end_the_try_of_another() -> None:
+    breaker = Breaker(failures=1, open_seconds=0.0)
+    breaker.failed()
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(breaker.allows).result()
+        breaker.released()
+        assert not breaker.allows()
+        other.submit(breaker.released).result()
+    assert breaker.allows()
+
+
 def test_a_question_that_is_wrong_is_refused_and_no_failure(sides: tuple[VectorStore, PgVectorStore]) -> None:
     store = FallbackStore(*sides, timeout_seconds=5, breaker=Breaker(failures=1))
     with pytest.raises(FilterError):
@@ -222,6 +253,50 @@ def test_a_side_that_does_not_answer_in_time_has_failed(
     assert caplog.text.count("pinecone failed, pgvector answers alone: pinecone gave no answer") == 2
 
 
+class Side:
+    """A store of one record whose ``query`` is what a test makes of it."""
+
+    distance = "cosine"
+
+    def __init__(self, name: str, query: Callable[..., Any]) -> None:
+        self.name = name
+        self.query = query
+
+    def close(self) -> None:
+        pass
+
+
+def answering(*_: Any, **__: Any) -> list[Hit]:
+    return [Hit("k", 1.0)]
+
+
+def failing(*_: Any, **__: Any) -> list[Hit]:
+    raise RuntimeError("a text that was asked for")
+
+
+def test_calls_that_hang_on_one_side_leave_the_other_its_threads(caplog: pytest.LogCaptureFixture) -> None:
+    ended = threading.Event()
+    hanging = Side("hanging", lambda *_, **__: ended.wait(60))
+    store = HybridStore(hanging, Side("healthy", answering), join="union", timeout_seconds=0.05)  # type: ignore[arg-type]
+    for _ in range(CALLS_AT_ONCE + 2):
+        assert keys(store) == ["k"]
+    assert caplog.text.count("hanging failed, healthy answers alone") == CALLS_AT_ONCE + 2
+    ended.set()
+    store.close()
+
+
+def test_an_error_of_another_library_leaves_a_union_its_other_side_and_is_not_quoted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken, healthy = Side("broken", failing), Side("healthy", answering)
+    for sides in ((broken, healthy), (healthy, broken)):
+        store = HybridStore(*sides, join="union", timeout_seconds=5)  # type: ignore[arg-type]
+        assert keys(store) == ["k"]
+        store.close()
+    assert caplog.text.count("broken failed, healthy answers alone: RuntimeError") == 2
+    assert "a text" not in caplog.text
+
+
 def test_a_call_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
     """In a process of its own, which is killed where it does not end by itself."""
     program = """
@@ -256,6 +331,19 @@ def test_calls_wait_for_a_free_thread_and_errors_are_their_callers() -> None:
         futures[2].result(5)
     assert max(most) == 2
     pool.close()
+
+
+def test_a_pool_closes_though_a_thread_takes_the_last_call_meanwhile() -> None:
+    class Taken(queue.SimpleQueue[Any]):
+        def empty(self) -> bool:
+            return False
+
+    pool = DaemonPool(2, "closing")
+    pool._waiting = Taken()
+    closing = threading.Thread(target=pool.close, daemon=True)
+    closing.start()
+    closing.join(5)
+    assert not closing.is_alive()
 
 
 def test_scores_of_two_distances_are_not_joined(emulator: Callable[..., PineconeEmulator], engine: sa.Engine) -> None:

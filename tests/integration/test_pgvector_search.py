@@ -21,8 +21,10 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import ConfigError, FilterError, TimedOut, TransientError
 from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.factory import open_pgvector_store
 from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.search import Searcher
 
 DIMENSION = 8
 ROWS = 4000
@@ -216,6 +218,34 @@ def test_a_query_past_its_time_is_an_error_not_a_short_answer(rows: sa.Engine, u
     with pytest.raises(TimedOut):
         from_settings.query(QUERY, top_k=10_000, exact=True)
     from_settings.close()
+
+
+def test_the_first_query_does_not_wait_for_an_index_that_is_rebuilt_longer_than_its_time(rows: sa.Engine) -> None:
+    store = open_store(rows, query_timeout_seconds=0.2)
+    with rows.begin() as other:
+        other.execute(sa.text(f"REINDEX INDEX {INDEX}"))
+        with pytest.raises(TimedOut, match="statement timeout"):
+            DaemonPool(1, "waiting").submit(store.query, QUERY).result(10)
+    assert len(store.query(QUERY)) == 10
+
+
+def test_a_query_that_is_repeated_has_for_it_what_is_left_of_its_time(
+    rows: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+    ask = Searcher._ask
+
+    def slow(self: Searcher, message: str, values: Any) -> Any:
+        limits.append(values["timeout_ms"])
+        found = ask(self, message, values)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(Searcher, "_ask", slow)
+    assert len(open_store(rows, "b", query_timeout_seconds=60).query(QUERY, top_k=100)) < 100
+    first, second = limits
+    assert first == 60_000
+    assert second <= first - 50
 
 
 def test_true_and_one_are_two_filters_whichever_was_asked_first(engine: sa.Engine) -> None:

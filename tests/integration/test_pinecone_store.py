@@ -20,7 +20,9 @@ from amprenta_vectors.errors import (
     RowError,
     SchemaMismatch,
     SourceError,
+    SourceNotFound,
 )
+from amprenta_vectors.sandbox.pinecone.faults import Fault
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.sources.pinecone_client import PineconeIndex
 from amprenta_vectors.stores.pgvector import PgVectorStore
@@ -231,6 +233,20 @@ def test_both_stores_refuse_the_same_with_the_same_error(
             call(store)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+def test_a_deletion_goes_on_where_its_namespace_was_made_anew_meanwhile(
+    emulator: Start, random: np.random.Generator
+) -> None:
+    running = emulator()
+    store = open_store(running)
+    store.upsert([Record(key, vector) for key, vector in zip("ab", unit(random, 2), strict=True)])
+    running.faults.set("delete", Fault(status=404, times=2))
+    store.delete(["a"])
+    assert list(store.fetch(["a", "b"])) == ["b"]
+    running.faults.set("delete", Fault(status=404))
+    with pytest.raises(SourceNotFound):
+        store.delete(["b"])
 
 
 def test_what_the_service_refuses_is_an_error_of_ours(emulator: Start, random: np.random.Generator) -> None:

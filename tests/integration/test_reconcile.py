@@ -32,6 +32,7 @@ from backfill_tools import (
     to_job,
     to_vectors,
 )
+from click.testing import CliRunner
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.job import Job
@@ -39,6 +40,7 @@ from amprenta_vectors.backfill.reconcile import DryRun, Prospect
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.run import Summary
 from amprenta_vectors.batch import Vectors
+from amprenta_vectors.cli import main
 from amprenta_vectors.ddl.gate import check_finished
 from amprenta_vectors.embedders.protocol import Model
 from amprenta_vectors.errors import RunConflict, SchemaMismatch
@@ -246,6 +248,32 @@ def test_records_that_cannot_be_written_are_not_gone(engine: sa.Engine) -> None:
     summary = reconcile(engine, source, delete=True, max_bad_share=1.0)
     assert summary.errors == {"zero_under_cosine": 1}
     assert stored(engine) == expected(IDS, VECTORS)
+
+
+def test_what_a_pass_set_aside_is_for_the_next_pass_and_no_retry(
+    upgraded_url: str, engine: sa.Engine, emulator: StartEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinecone = emulator()
+    pinecone.load("", IDS, VECTORS)
+    filled(engine, open_pinecone(pinecone))
+    pinecone.load("", IDS[:1], VECTORS[:1] * 0)
+    assert figures(reconcile(engine, open_pinecone(pinecone))) == (39, 0, 0, {"zero_under_cosine": 1})
+    pinecone.load("", IDS[:1], OTHER[:1])
+    # It would find the row filled, and call it settled.
+    retried = CliRunner().invoke(main, ["retry-failed"], env=environment(upgraded_url, pinecone))
+    assert "amprenta-vectors reconcile, whose next pass takes it again" in retried.output
+    refreshed: list[str] = []
+
+    def refresh(_: sa.Engine, table: VectorTable) -> str:
+        refreshed.append(table.name)
+        return "not the owner"
+
+    monkeypatch.setattr("amprenta_vectors.cli.reconcile.refresh_stats", refresh)
+    passed = CliRunner().invoke(main, ["reconcile"], env=environment(upgraded_url, pinecone))
+    assert (passed.exit_code, refreshed) == (0, ["rag_chunks"]), passed.output
+    assert "39 rows equal, 1 written, of them 1 replaced" in passed.output
+    assert "notice: not the owner" in passed.output
+    assert stored(engine)[IDS[0]] == on_the_wire(OTHER[0])
 
 
 def test_halfvec_rows_are_known_again(engine: sa.Engine) -> None:

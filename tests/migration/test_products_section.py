@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from migrating import Database
 from systems import PRODUCTS
 
 from amprenta_vectors.errors import SchemaMismatch, ServerUnsuitable
+from amprenta_vectors.integrations.products import to_filter
+from amprenta_vectors.stores.factory import open_pgvector_store
 
 INDEXES = {
-    "idx_products_category_brand_stock": "btree (category, brand, stock) WHERE active",
+    "idx_products_category_brand_stock": "btree (category, brand, stock)",
     "idx_products_embedding_hnsw": "hnsw (embedding vector_cosine_ops) WITH (m='16', ef_construction='64')",
     "idx_products_embedding_update": "btree (last_embedding_update) WHERE (embedding IS NOT NULL)",
     "idx_products_stale_embeddings": "btree (updated_at, last_embedding_update) WHERE active",
@@ -132,6 +135,47 @@ def test_a_rare_category_is_found_whole_through_the_index(products: Database) ->
     rare = "'[1,0,0,0]', similarity_threshold => -1, max_results => 100, category_filter => 'rare'"
     assert len(names(products, rare)) == 100
     assert len(names(products, "'[1,0,0,0]', similarity_threshold => -1, max_results => 200")) == 200
+
+
+def test_a_category_far_from_the_question_is_found_though_the_index_scan_gives_up_before_it(
+    products: Database,
+) -> None:
+    products.execute("""
+        INSERT INTO products (name, category, embedding)
+        SELECT n, CASE WHEN n % 10 = 0 THEN 'garden' ELSE 'near' END,
+            ARRAY[CASE WHEN n % 10 = 0 THEN -1 ELSE 1 END, sin(n) / 9, cos(n) / 9, 0]::vector
+        FROM generate_series(1, 4000) n
+    """)
+    products.execute("ANALYZE products")
+    # With the server's own 20,000 it would take ten times as many products; of so few the index is not used unasked.
+    for setting in ("hnsw.max_scan_tuples = 100", "enable_seqscan = off", "enable_sort = off"):
+        products.execute(f"ALTER FUNCTION find_similar_products SET {setting}")
+    garden = "'[1,0,0,0]', similarity_threshold => -1, category_filter => 'garden'"
+    assert len(names(products, garden)) == 10
+    assert len(names(products, f"{garden}, max_results => 1000")) == 400
+    assert len(names(products, f"{garden}, max_results => NULL")) == 400
+    assert names(products, garden.replace("-1", "0.9")) == []
+
+
+def test_a_search_with_filters_reads_few_products_by_the_index_that_is_there_for_it(products: Database) -> None:
+    products.execute("""
+        INSERT INTO products (name, category, brand, embedding)
+        SELECT n, 'c' || n % 500, 'b' || n % 7, ARRAY[1, sin(n), cos(n), 0]::vector FROM generate_series(1, 3000) n
+    """)
+    products.execute("ANALYZE products")
+    settings = PRODUCTS.settings(products).model_copy(update={"table": "products"})
+    with closing(open_pgvector_store(settings)) as store:
+        plan = store.explain([1, 0, 0, 0], filter=to_filter("c7", "b0"))
+        assert (plan.index, "by index idx_products_category_brand_stock" in plan.why) == (None, True)
+        products.execute("DROP INDEX idx_products_category_brand_stock")
+        plan = store.explain([1, 0, 0, 0], filter=to_filter("c7", "b0"))
+    assert (plan.index, plan.why.startswith("reading the whole table for about")) == (None, True)
+
+
+def test_a_zero_vector_is_similar_to_nothing(products: Database) -> None:
+    products.execute("UPDATE products SET embedding = '[0,0,0,0]' WHERE name IN ('laptop', 'mouse')")
+    assert names(products, "'[1,0,0,0]', -1") == ["tablet"]
+    assert names(products, "'[0,0,0,0]', -1") == []
 
 
 def test_two_products_are_compared_and_one_without_an_embedding_with_none(products: Database) -> None:

@@ -8,6 +8,7 @@ from systems import DIMENSION, SYSTEMS, System
 from test_offline import assert_says, psql, run, state, statements, twin, write  # noqa: F401 - a fixture among them
 from test_products_section import FOREIGN
 
+from amprenta_vectors.ddl.catalogue import MADE
 from amprenta_vectors.errors import AmprentaError
 
 
@@ -27,6 +28,35 @@ def up(system: System) -> str:
 def down(system: System) -> str:
     """The downgrade as a script."""
     return write("-n", system.section, "downgrade", "head:base")
+
+
+@pytest.mark.parametrize("by_script", [False, True], ids=["commands", "script"])
+@pytest.mark.parametrize(
+    ("section", "revision", "index", "key"),
+    [
+        ("alembic", "rag_0002", "idx_rag_chunks_embedding", "USING hnsw (embedding vector_cosine_ops)"),
+        ("documents", "documents_0002", "uq_vector_documents_user_collection_id", "(id)"),
+        ("documents", "documents_0003", "idx_vector_documents_embedding_hnsw", "(id)"),
+        ("products", "products_0002", "idx_products_stale_embeddings", "(updated_at)"),
+        ("products", "products_0003", "idx_products_embedding_hnsw", "(id)"),
+    ],
+)
+def test_what_a_failed_build_of_the_next_revision_left_goes_with_a_downgrade(
+    db: Database, section: str, revision: str, index: str, key: str, by_script: bool
+) -> None:
+    system = SYSTEMS[section]
+    system.adopt(db)
+    system.upgrade(db, revision)
+    system.fill(db)
+    db.execute(f"CREATE INDEX {index}_building ON {system.table} {key}")
+    db.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(:name)", name=f"{index}_building")
+    db.execute(f"CREATE INDEX {index} ON {system.table} {key}")
+    db.execute(f"COMMENT ON INDEX {index} IS '{MADE}'")
+    if by_script:
+        run(db, write("-n", section, "downgrade", f"{revision}:base"))
+    else:
+        system.downgrade(db)
+    assert (db.index_is_valid(f"{index}_building"), db.index_is_valid(index)) == (None, None)
 
 
 @pytest.mark.parametrize("adopted", [False, True], ids=["made", "adopted"])

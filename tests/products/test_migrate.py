@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 from catalogue import ABSENT, PRODUCTS, UNMATCHED, database_like, rows
-from click.testing import Result
+from click.testing import CliRunner, Result
 
+from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.cli import main
+from amprenta_vectors.cli.options import key_map_for, open_table
+from amprenta_vectors.cli.products_state import look_at_both
 from amprenta_vectors.config import Settings
+from amprenta_vectors.integrations.products import product_settings
 from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.sandbox.embedding_servers import OllamaServer
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+from amprenta_vectors.sources.protocol import Source
 
 Run = Callable[..., Result]
 
@@ -30,6 +39,15 @@ collection = chromadb.PersistentClient(sys.argv[1]).get_collection("products_all
 found = collection.get(include=["embeddings"])
 print(json.dumps({key: [float(value) for value in vector] for key, vector in zip(found["ids"], found["embeddings"])}))
 """
+AS_BEGUN = """
+    DELETE FROM migration_progress;
+    UPDATE products SET embedding = NULL;
+    UPDATE migration_run
+    SET state = 'running', planned_at = NULL, planned_keys = 0, finished_at = NULL, plan_owner = NULL
+    WHERE id = (SELECT max(id) FROM migration_run WHERE source_kind = 'chroma')
+"""
+"""As a kill leaves the last run from Chroma before its first batch is stored, some time later."""
+OF_CHROMA_ALONE = "DELETE FROM products WHERE embedding_text_hash IS NOT NULL; "
 
 
 def state(engine: sa.Engine) -> dict[str, Any]:
@@ -131,7 +149,9 @@ def test_a_product_by_its_id_is_embedded_anew_and_no_other_is_touched(
     }
 
 
-def test_force_embeds_every_product_from_its_text(run: Run, migrated_url: str, migrated_engine: sa.Engine) -> None:
+def test_force_embeds_every_product_from_its_text_and_names_what_compares_them(
+    run: Run, system: dict[str, str], migrated_url: str, migrated_engine: sa.Engine
+) -> None:
     rows(
         migrated_engine, "UPDATE products SET description = 'boils water', name = 'a kettle', brand = '', category = ''"
     )
@@ -139,6 +159,21 @@ def test_force_embeds_every_product_from_its_text(run: Run, migrated_url: str, m
     assert result.exit_code == 0, result.output
     assert f"Successfully migrated: {PRODUCTS}\nSkipped: 0\n" in result.output
     assert len({row.embedding for row in state(migrated_engine).values()}) == 1
+    command = "AMPRENTA_TABLE=products AMPRENTA_EMBEDDER=wordllama amprenta-vectors verify --source rows"
+    assert command in result.output
+    variables = {**system, "DATABASE_URL": migrated_url, "AMPRENTA_TABLE": "products"}
+    verified = CliRunner().invoke(main, shlex.split(command)[3:], env=variables)
+    assert verified.exit_code == 0, verified.output
+
+
+def test_backfill_of_rows_with_force_embeds_what_came_from_chroma_and_keeps_the_hash_of_its_text(
+    system: dict[str, str], migrated_url: str, migrated_engine: sa.Engine
+) -> None:
+    variables = {**system, "DATABASE_URL": migrated_url, "AMPRENTA_TABLE": "products"}
+    command = ["backfill", "--source", "rows", "--force", "--no-verify"]
+    result = CliRunner().invoke(main, command, env=variables, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert rows(migrated_engine, "SELECT count(embedding_text_hash) FROM products") == [(PRODUCTS,)]
 
 
 def test_without_verification_nothing_is_compared_and_json_has_one_object_with_the_figures(run: Run) -> None:
@@ -153,13 +188,7 @@ def test_without_verification_nothing_is_compared_and_json_has_one_object_with_t
 def test_a_run_that_was_begun_is_said_and_gone_on_with_by_resume(
     run: Run, migrated_url: str, migrated_engine: sa.Engine
 ) -> None:
-    """As a kill leaves it before the first batch is stored."""
-    rows(
-        migrated_engine,
-        "DELETE FROM migration_progress; UPDATE products SET embedding = NULL; "
-        "UPDATE migration_run SET state = 'running', planned_at = NULL, planned_keys = 0, finished_at = NULL "
-        "WHERE source_kind = 'chroma'",
-    )
+    rows(migrated_engine, AS_BEGUN)
     refused = run("migrate", set={"DATABASE_URL": migrated_url})
     assert refused.exit_code == 2
     assert "run 1 into products.embedding is unfinished" in refused.output
@@ -168,6 +197,91 @@ def test_a_run_that_was_begun_is_said_and_gone_on_with_by_resume(
     assert f"run 1 finished: {PRODUCTS - ABSENT} rows written" in resumed.output
     assert f"Successfully migrated: {PRODUCTS}\n" in resumed.output
     assert rows(migrated_engine, "SELECT count(embedding) FROM products") == [(PRODUCTS,)]
+
+
+def test_interrupted_it_names_its_own_command_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    monkeypatch.setattr("amprenta_vectors.cli.products.stop_on_signal", lambda: nullcontext(stopped))
+    result = run("migrate")
+    assert result.exit_code == 130
+    assert re.findall("go on with: (.*)", result.output) == ["amprenta-vectors products migrate --resume"]
+
+
+def test_resume_after_a_run_that_finished_moves_and_embeds_what_came_since(
+    run: Run, migrated_url: str, migrated_engine: sa.Engine
+) -> None:
+    rows(
+        migrated_engine,
+        "UPDATE products SET embedding = NULL WHERE id IN "
+        "((SELECT id FROM products WHERE embedding_text_hash IS NULL LIMIT 30) "
+        "UNION ALL (SELECT id FROM products WHERE embedding_text_hash IS NOT NULL LIMIT 1))",
+    )
+    result = run("migrate", "--resume", "--no-verify", set={"DATABASE_URL": migrated_url})
+    assert "run 3 finished: 30 rows written" in result.output
+    assert f"Successfully migrated: 31\nSkipped: {PRODUCTS - 31}\n" in result.output
+    assert rows(migrated_engine, "SELECT count(*) FROM products WHERE embedding IS NULL") == [(0,)]
+
+
+def test_a_run_that_embedded_beside_it_is_gone_on_with_where_nothing_is_to_be_embedded_any_more(
+    run: Run, migrated_url: str, migrated_engine: sa.Engine
+) -> None:
+    rows(migrated_engine, OF_CHROMA_ALONE + AS_BEGUN)
+    result = run("migrate", "--resume", "--no-verify", set={"DATABASE_URL": migrated_url})
+    assert f"run 1 finished: {PRODUCTS - ABSENT} rows written" in result.output, result.output
+
+
+def test_a_run_that_moved_all_there_was_is_gone_on_with_where_a_product_came_since(
+    run: Run, migrated_url: str, migrated_engine: sa.Engine
+) -> None:
+    rows(migrated_engine, OF_CHROMA_ALONE + "UPDATE products SET embedding = NULL")
+    run("migrate", "--no-verify", set={"DATABASE_URL": migrated_url})
+    rows(migrated_engine, AS_BEGUN)
+    rows(
+        migrated_engine, "INSERT INTO products (id, name, price) VALUES (:id, 'an electric kettle', 3)", id=uuid.uuid4()
+    )
+    result = run("migrate", "--resume", "--no-verify", set={"DATABASE_URL": migrated_url})
+    assert f"run 3 finished: {PRODUCTS - ABSENT} rows written" in result.output, result.output
+    assert "run 4 finished: 1 rows written" in result.output
+
+
+def test_a_product_whose_vector_in_chroma_cannot_be_stored_is_embedded_from_its_text(
+    run: Run, migrated_url: str, migrated_engine: sa.Engine
+) -> None:
+    rows(
+        migrated_engine,
+        OF_CHROMA_ALONE + "UPDATE products SET embedding = NULL;"
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE data_exception USING MESSAGE = 'not this one'; END $$; "
+        "CREATE TRIGGER refuse BEFORE UPDATE ON products FOR EACH ROW WHEN (NEW.stock = -1 AND "
+        "NEW.embedding_text_hash IS NULL AND NEW.embedding IS NOT NULL) EXECUTE FUNCTION refuse();"
+        "UPDATE products SET stock = -1 WHERE id = (SELECT min(id::text)::uuid FROM products)",
+    )
+    result = run("migrate", "--no-verify", set={"DATABASE_URL": migrated_url})
+    assert f"run 3 finished: {PRODUCTS - ABSENT - 1} rows written" in result.output
+    assert "run 4 finished: 1 rows written" in result.output
+    assert rows(migrated_engine, "SELECT count(*) FROM products WHERE embedding IS NULL") == [(0,)]
+
+
+def test_two_records_of_one_product_are_one_product_though_they_stand_on_two_pages(
+    products_url: str, engine: sa.Engine
+) -> None:
+    ids = [row.id for row in rows(engine, "SELECT id::text FROM products ORDER BY id LIMIT 3")]
+
+    class TwoPages:
+        def iter_keys(self) -> Iterator[tuple[list[str], None]]:
+            yield ids, None
+            yield [ids[0].upper(), *(str(uuid.uuid4()) for _ in range(7))], None
+
+        def fetch(self, keys: list[str]) -> VectorBatch:
+            return VectorBatch(source_keys=keys, vectors=np.ones((len(keys), 256), np.float32))
+
+    with engine.connect() as connection:
+        table = open_table(product_settings(database_url=products_url), connection)
+    state = look_at_both(engine, table, cast(Source, TwoPages()), key_map_for(engine, table, {}, "chroma"))
+    assert (state.records, state.in_chroma, state.to_move, state.absent) == (11, 3, 3, PRODUCTS - 3)
+    # Of those that are no product's only the first are kept.
+    assert (state.unmatched, len(state.shown)) == (7, 5)
 
 
 @pytest.mark.parametrize(

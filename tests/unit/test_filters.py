@@ -169,3 +169,14 @@ def test_a_filter_too_deep_for_a_parser_is_refused() -> None:
         nested = {"$and": [nested]}
     with pytest.raises(FilterError, match="deeper than 100"):
         parse_filter(nested)
+
+
+def test_a_string_that_hides_itself_is_read_as_the_string_it_is() -> None:
+    class Hidden(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            return "***"
+
+    for write in (lambda value: value, lambda value: {"$ne": value}, lambda value: {"$in": [value]}):
+        assert repr(parse_filter({"f": write(Hidden("a"))})) == repr(parse_filter({"f": write("a")}))

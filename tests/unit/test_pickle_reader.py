@@ -141,6 +141,23 @@ MALICIOUS: dict[str, tuple[Callable[[str], bytes], str]] = {
         lambda spy: b"}" + b"(" * 200_000 + b"t" * 200_000 + b"Ns.",
         "more than 16 tuples in one another",
     ),
+    "tuples in one another by places with zeros before them": (
+        lambda spy: b"()" + (b"p" + b"0" * 30 + b"1\ng1\n\x85") * 199_999 + b"d.",
+        "no sound pickle: place 000",
+    ),
+    "tuples in one another by taking places with zeros before them": (
+        lambda spy: b"()" + (b"p1\ng" + b"0" * 30 + b"1\n\x85") * 199_999 + b"d.",
+        "no sound pickle: place 000",
+    ),
+    "bytes added to an array's own": (
+        lambda spy: (
+            b"\x80\x05cnumpy._core.numeric\n_frombuffer\n(\x96"
+            + struct.pack("<Q", 4)
+            + b"\0" * 4
+            + b"q\x01cnumpy\ndtype\n(X\x02\0\0\0f4tRK\x01\x85X\x01\0\0\0CtRh\x01(K\x01e."
+        ),
+        "no sound pickle",
+    ),
     "a memo numbered in two ways": (lambda spy: b")q\x01\x94.", "numbers its memo in two ways"),
     "an empty file": (lambda spy: b"", "truncated"),
 }

@@ -7,7 +7,10 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,12 @@ from test_simple_store import DOCUMENTS, FIELDS, HAS_IDS, HAVE_IDS, IDS, ROWS, T
 
 from amprenta_vectors.errors import ConfigError, RowError, SourceError
 from amprenta_vectors.sources.metadata_cipher import MetadataCipher
+from amprenta_vectors.sources.simple_backup import back_up
+from amprenta_vectors.sources.simple_folder import COMMITTED, NEXT, locked
 from amprenta_vectors.sources.simple_store import LegacyRecord, read_store
 from amprenta_vectors.stores.protocol import Record
 from amprenta_vectors.stores.simple import SimpleStore
-from amprenta_vectors.stores.simple_files import COMMITTED, NEXT, SimpleFiles
+from amprenta_vectors.stores.simple_files import SimpleFiles
 
 KEY = Fernet.generate_key().decode()
 NEW = LegacyRecord(np.array([7, 8.25], np.float32), "δέλτα", {"page": 4, "tags": ["x", "y"]})
@@ -128,6 +133,48 @@ def test_what_is_encrypted_stays_so_and_what_is_added_is_encrypted_likewise(way:
         assert found[place] == old[place]
 
 
+def tokens_of(value: Any) -> list[bool]:
+    """Of each text or value of metadata, whether it is a token; ids are what they are."""
+    if isinstance(value, dict):
+        return [is_token for name, held in value.items() if name != "id" for is_token in tokens_of(held)]
+    if isinstance(value, list):
+        return [is_token for held in value for is_token in tokens_of(held)]
+    return [is_sealed(value)] if isinstance(value, str) else []
+
+
+PARTLY: dict[str, Any] = {
+    "not the first": {**PLAIN, "b": {**PLAIN["b"], "text": sealed("beta")}},
+    "one of the first's metadata": {**PLAIN, "a": {"text": "alpha", "metadata": {"page": 1, "mail": sealed("x")}}},
+    "a list": [{"id": "a", "content": "alpha"}, {"id": "b", "content": "beta"}, {"id": "c", "content": sealed("c")}],
+    "texts apart": {"ids": IDS, "texts": [TEXTS[0], sealed(TEXTS[1]), TEXTS[2]], "metadatas": FIELDS},
+    "flat": [{"id": n, "content": sealed(t) if n == "c" else t} for n, t in zip(IDS, TEXTS, strict=True)],
+}
+
+
+@pytest.mark.parametrize("way", PARTLY)
+def test_where_anything_is_encrypted_all_that_is_added_is(way: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "store", VECTORS["dict of lists"][0], PARTLY[way])
+    files = SimpleFiles(folder, KEY)
+    new = LegacyRecord(NEW.vector, NEW.text, {"page": 4, "tags": ["x"], "mail": "y", "deep": {"z": 1}})
+    files.change((), [("new", new)])
+    assert holds(folder, KEY)["new"] == as_held(new)
+    found = json.loads((folder / "metadata.json").read_bytes())
+    if "texts" in found:
+        found = {name: held[-1] for name, held in found.items() if name != "ids"}
+    tokens = tokens_of(found[-1] if isinstance(found, list) else found.get("new", found))
+    assert tokens == [True] * 4
+
+
+def test_a_store_that_was_emptied_is_written_encrypted_where_there_is_a_key(tmp_path: Path) -> None:
+    for key in (KEY, None):
+        folder = write(tmp_path / str(key), VECTORS["dict of lists"][0], PLAIN)
+        files = SimpleFiles(folder, key)
+        files.change(set(IDS), [])
+        files.change((), [("new", NEW)])
+        assert holds(folder, key) == {"new": as_held(NEW)}
+        assert ("δέλτα" in (folder / "metadata.json").read_text()) is (key is None)
+
+
 def test_a_new_store_is_encrypted_where_there_is_a_key(tmp_path: Path) -> None:
     for key, readable in ((KEY, False), (None, True)):
         folder = tmp_path / str(readable)
@@ -206,6 +253,35 @@ def test_a_process_killed_at_any_step_leaves_both_files_as_they_were_or_as_meant
             break
     # Killed before the change, killed after it, and not killed.
     assert {(True, 0), (True, 1), (False, 1)} == set(outcomes)
+
+
+def test_a_change_between_its_two_replacements_is_read_and_copied_as_made(tmp_path: Path) -> None:
+    folder = write(tmp_path / "root" / "u" / "store", VECTORS["one array"][0], DOCUMENTS["columns"][0])
+    swapped = write(folder / COMMITTED, np.array(ROWS)[::-1], {"texts": TEXTS[::-1], "metadatas": FIELDS, "ids": IDS})
+    (swapped / "vectors.pkl").replace(folder / "vectors.pkl")
+    store = read_store(folder, None)
+    found = [(record.vector.tolist(), record.text) for record in store.records.values()]
+    assert found == list(zip(ROWS[::-1], TEXTS[::-1], strict=True))
+    copy, _ = back_up(tmp_path / "root", folder, datetime.now(UTC))
+    assert (copy / "metadata.json").read_bytes() == (folder / COMMITTED / "metadata.json").read_bytes()
+    assert (folder / COMMITTED).exists()
+
+
+def test_a_reader_waits_for_a_writer_and_a_backup_too(tmp_path: Path) -> None:
+    folder = write(tmp_path / "root" / "u" / "store", VECTORS["one array"][0], DOCUMENTS["columns"][0])
+    done: list[str] = []
+    work: list[Callable[[], object]] = [
+        lambda: read_store(folder, None),
+        lambda: back_up(tmp_path / "root", folder, datetime.now(UTC)),
+    ]
+    for each in work:
+        with locked(folder, alone=True):
+            thread = Thread(target=lambda each=each: done.append(str(each())))
+            thread.start()
+            thread.join(0.1)
+            assert not done
+        thread.join()
+        assert done.pop()
 
 
 def test_writers_wait_for_each_other(tmp_path: Path) -> None:

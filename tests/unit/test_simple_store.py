@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ import numpy as np
 import pytest
 from cryptography.fernet import Fernet
 
+from amprenta_vectors.batch import Reason
 from amprenta_vectors.errors import AmprentaError, ConfigError, CredentialsRefused, SourceError, SourceNotFound
+from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
 from amprenta_vectors.sources.pickle_reader import PickleRefused
+from amprenta_vectors.sources.simple import PREFIX, SimpleOrigin
+from amprenta_vectors.sources.simple_backup import back_up
 from amprenta_vectors.sources.simple_store import LegacyStore, read_store
 
 IDS = ["a", "b", "c"]
@@ -181,3 +187,85 @@ def test_bad_files_are_errors_that_name_the_file_and_what_to_do(tmp_path: Path) 
         assert str(folder) in raised.value.message or "no such key" in name
         assert raised.value.hint
         assert "secret" not in str(raised.value)
+
+
+def test_ids_that_cannot_be_written_down_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    vectors, documents = good()
+    odd = {"half \ud800": ROWS[0], "nul \0": ROWS[1]}
+    documents = {**documents, **{name: {"text": "x"} for name in odd}}
+    store = read_store(write(tmp_path, {**vectors, **odd}, documents), None)
+    assert list(store.records) == IDS
+    assert set(store.unpaired) == {"half \\ud800", "nul \\0"}
+
+
+def test_an_encrypted_value_that_is_no_text_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    vectors, documents = good()
+    key = Fernet.generate_key()
+    documents = {**documents, "a": {"text": Fernet(key).encrypt(b"\xff\xfe").decode()}}
+    with pytest.raises(SourceError, match=r"metadata\.json has something encrypted in it that is no text"):
+        read_store(write(tmp_path, vectors, documents), key.decode())
+
+
+def test_one_list_in_many_places_is_one_array(tmp_path: Path) -> None:
+    ids = [str(n) for n in range(1000)]
+    row = [0.5] * 100
+    folder = write(tmp_path, dict.fromkeys(ids, row), {i: {"text": "x"} for i in ids})
+    store = read_store(folder, None)
+    assert len(store.records) == 1000
+    assert len({id(record.vector) for record in store.records.values()}) == 1
+
+
+def test_a_text_with_half_of_a_character_is_set_aside(tmp_path: Path) -> None:
+    vectors, documents = good()
+    documents = {**documents, "a": {"text": "\ud800"}, "b": {"text": "x", "metadata": {"y": "\ud800"}}}
+    write(tmp_path / "alice" / f"{PREFIX}x", vectors, documents)
+    origin = SimpleOrigin(tmp_path, Fernet.generate_key().decode())
+    batch = origin.open(VECTOR_DOCUMENTS.with_columns(dimension=2), "alice/x", with_metadata=True).fetch(IDS)
+    assert batch.source_keys == ["c"]
+    assert [(row.key, row.reason) for row in batch.rejected] == [("a", Reason.UNREADABLE), ("b", Reason.UNREADABLE)]
+
+
+def test_a_user_whose_folder_cannot_be_listed_is_a_store_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user in ("alice", "bob", "carol"):
+        write(tmp_path / user / f"{PREFIX}x", *good())
+    (tmp_path / "a file").write_text("")
+    scandir, opened = os.scandir, os.open
+
+    def closed(path: Any, name: str) -> None:
+        if Path(path).name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    def scan(path: Any) -> Any:
+        closed(path, "bob")
+        return scandir(path)
+
+    def open_folder(path: Any, *arguments: Any) -> int:
+        closed(Path(path).parent, "carol")
+        return opened(path, *arguments)
+
+    # Permissions hold for everybody but root, as whom tests may run.
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(os, "open", open_folder)
+    origin = SimpleOrigin(tmp_path, None)
+    assert origin.namespaces() == {"alice/x": 3, "bob/*": 0, "carol/x": 0}
+    with pytest.raises(SourceError, match=r"bob cannot be listed: Permission denied"):
+        origin.store("bob/*")
+    with pytest.raises(SourceError, match=r"carol cannot be read.*: Permission denied"):
+        origin.store("carol/x")
+
+
+def test_nobody_may_read_a_backup_who_may_not_read_the_files(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    folder = write(root / "alice" / f"{PREFIX}x", *good())
+    folder.parent.chmod(0o750)
+    folder.chmod(0o700)
+    (folder / "metadata.json").chmod(0o600)
+    before = os.umask(0o022)
+    try:
+        copy, _ = back_up(root, folder, datetime.now(UTC))
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (copy.parent.parent, copy.parent, copy, copy / "metadata.json")]
+    assert modes == [0o700, 0o750, 0o700, 0o600]

@@ -20,6 +20,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Keep the values under retired names."""
+    # Of an upgrade that failed at the next revision.
+    op.drop_plain_index("uq_vector_documents_user_collection_id")
+    op.drop_plain_index("idx_vector_documents_user_collection")
     op.drop_kept_column("vector_documents", "embedding_text_hash")
     op.drop_kept_column("vector_documents", "embedding_hash")
     op.drop_kept_column("vector_documents", "embedding")

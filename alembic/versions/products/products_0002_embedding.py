@@ -23,6 +23,10 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Keep the values under retired names."""
+    # Of an upgrade that failed at the next revision.
+    op.drop_plain_index("idx_products_stale_embeddings")
+    op.drop_plain_index("idx_products_embedding_update")
+    op.drop_plain_index("idx_products_category_brand_stock")
     op.drop_kept_column("products", "embedding_text_hash")
     op.drop_kept_column("products", "embedding_hash")
     op.drop_kept_column("products", "embedding_version")

@@ -12,9 +12,8 @@ depends_on = None
 
 def upgrade() -> None:
     """Build them concurrently."""
-    op.create_plain_index(
-        "idx_products_category_brand_stock", "products", ["category", "brand", "stock"], where="active"
-    )
+    # Of inactive products too: a search asks for what is not inactive, and PostgreSQL does not conclude "active".
+    op.create_plain_index("idx_products_category_brand_stock", "products", ["category", "brand", "stock"])
     op.create_plain_index(
         "idx_products_embedding_update", "products", ["last_embedding_update"], where="embedding IS NOT NULL"
     )
@@ -26,6 +25,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them concurrently."""
+    # Of an upgrade that failed at the next revision.
+    op.drop_vector_index("idx_products_embedding_hnsw")
     op.drop_plain_index("idx_products_stale_embeddings")
     op.drop_plain_index("idx_products_embedding_update")
     op.drop_plain_index("idx_products_category_brand_stock")

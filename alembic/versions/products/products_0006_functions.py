@@ -29,16 +29,16 @@ def upgrade() -> None:
             id uuid, name text, brand text, category text, price numeric, stock integer, similarity double precision
         )
         """,
-        # Without an iterative scan, a filter or more than 40 results would leave out products that match.
+        # An iterative scan of the index gives up where what matches is far from the question; what it cut short is
+        # asked again by a distance that no index is ordered by. Of a zero vector it is NaN, which is above all.
         """
         LANGUAGE sql STABLE PARALLEL SAFE
         SET search_path = pg_catalog, pg_temp
         SET hnsw.iterative_scan = strict_order
         BEGIN ATOMIC
-            SELECT n.id, n.name, n.brand, n.category, n.price, n.stock, n.similarity
-            FROM (
+            WITH matching AS NOT MATERIALIZED (
                 SELECT p.id, p.name::text, p.brand::text, p.category::text, p.price::numeric, p.stock::integer,
-                    1 - (p.embedding <=> query_embedding) AS similarity
+                    p.embedding <=> query_embedding AS distance
                 FROM products p
                 WHERE p.active AND p.embedding IS NOT NULL
                     AND (category_filter IS NULL OR p.category::text = category_filter)
@@ -46,11 +46,21 @@ def upgrade() -> None:
                     AND (min_price IS NULL OR p.price >= min_price)
                     AND (max_price IS NULL OR p.price <= max_price)
                     AND (NOT in_stock_only OR p.stock > 0)
-                ORDER BY p.embedding <=> query_embedding
-                LIMIT max_results
-            ) AS n
-            WHERE n.similarity >= similarity_threshold
-            ORDER BY n.similarity DESC;
+            ), by_index AS MATERIALIZED (
+                SELECT * FROM matching m ORDER BY m.distance LIMIT max_results
+            ), enough AS MATERIALIZED (
+                SELECT count(*) >= max_results AS found FROM by_index
+            ), nearest AS (
+                SELECT * FROM by_index WHERE (SELECT e.found FROM enough e)
+                UNION ALL (
+                    SELECT * FROM matching m WHERE (SELECT e.found FROM enough e) IS NOT TRUE
+                    ORDER BY m.distance + 0 LIMIT max_results
+                )
+            )
+            SELECT n.id, n.name, n.brand, n.category, n.price, n.stock, 1 - n.distance AS similarity
+            FROM nearest n
+            WHERE n.distance <> 'NaN' AND 1 - n.distance >= similarity_threshold
+            ORDER BY n.distance;
         END
         """,
     )

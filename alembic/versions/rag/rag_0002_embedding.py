@@ -21,6 +21,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Keep the values under retired names."""
+    # Of an upgrade that failed at the next revision.
+    op.drop_vector_index("idx_rag_chunks_embedding")
     op.drop_kept_column("rag_chunks", "embedding")
     op.drop_kept_column("rag_chunks", "embedding_model")
     op.drop_kept_column("rag_chunks", "embedding_hash")

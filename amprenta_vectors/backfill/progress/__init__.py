@@ -27,10 +27,12 @@ from amprenta_vectors.backfill.progress.history import (
 from amprenta_vectors.backfill.progress.indexes import all_deferred, defer_index, deferred_indexes, index_built
 from amprenta_vectors.backfill.progress.inserted import (
     count_inserted,
+    record_again,
     recording,
     remove_inserted,
     runs_with_inserted,
     scopes_to_roll_back,
+    still_as_inserted,
 )
 from amprenta_vectors.backfill.progress.orders import (
     Orders,
@@ -76,6 +78,7 @@ from amprenta_vectors.backfill.progress.runs import (
     move,
     note_error,
     others_unfinished,
+    share_run,
     unfinished_run,
     work_left,
 )
@@ -181,6 +184,7 @@ __all__ = [
     "plan_given",
     "plan_retry",
     "read_orders",
+    "record_again",
     "record_event",
     "recording",
     "release",
@@ -199,6 +203,8 @@ __all__ = [
     "settle",
     "settle_gone",
     "settle_pause",
+    "share_run",
+    "still_as_inserted",
     "store_quota",
     "transaction",
     "unfinished_run",

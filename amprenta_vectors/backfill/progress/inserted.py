@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill.states import UNFINISHED
 from amprenta_vectors.batch import Key
-from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
+from amprenta_vectors.schema.expressions import in_scope, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.vector_table import VectorTable
 
 _INSERTED = sa.table(
@@ -38,6 +38,52 @@ def recording(insert: postgresql.Insert, table: VectorTable, run_id: int) -> sa.
     new = sa.select(sa.literal(run_id, sa.BigInteger), written.c.key, written.c.digest).where(written.c.is_new)
     recorded = sa.insert(_INSERTED).from_select(["run_id", "key", "digest"], new).cte("recorded")
     return sa.select(written.c.is_new).add_cte(recorded)
+
+
+def still_as_inserted(
+    connection: Connection, table: VectorTable, scope: Mapping[str, str], keys: Sequence[Key]
+) -> list[tuple[int, Key]]:
+    """The records, by run and key, of those rows that are as they were recorded; the rows are locked by the caller."""
+    runs = runs_with_inserted(connection, table.target, scope)
+    if not runs:
+        return []
+    target = to_clause(table)
+    given, is_given = _given(table, keys)
+    statement = (
+        sa.select(_INSERTED.c.run_id, _INSERTED.c.key)
+        .select_from(given.join(_INSERTED, is_given).join(target, sa.and_(*_is_row_of(table, target, scope))))
+        .where(_INSERTED.c.run_id.in_(runs), _INSERTED.c.digest == _digest(table, target))
+    )
+    return [(run, tuple(key)) for run, key in connection.execute(statement).all()]
+
+
+def record_again(
+    connection: Connection, table: VectorTable, scope: Mapping[str, str], records: Sequence[tuple[int, Key]]
+) -> None:
+    """Record rows that were recorded as they are now, for they were replaced by what may be taken back likewise."""
+    if not records:
+        return
+    target = to_clause(table)
+    given, is_given = _given(table, [key for _, key in records], [run for run, _ in records])
+    statement = (
+        sa.update(_INSERTED)
+        .values(digest=_digest(table, target))
+        .where(is_given, _INSERTED.c.run_id == given.c.run, *_is_row_of(table, target, scope))
+    )
+    connection.execute(statement)
+
+
+def _given(table: VectorTable, keys: Sequence[Key], runs: Sequence[int] = ()) -> tuple[Any, sa.ColumnElement[bool]]:
+    """Keys, with ``runs`` beside them, as rows to join with; and that a record is of one of those keys."""
+    names = [f"key_{position}" for position in range(len(table.key))]
+    arrays = [text_array([key[position] for key in keys]) for position in range(len(table.key))]
+    numbers = sa.cast(sa.literal(list(runs), ARRAY(sa.BigInteger)), ARRAY(sa.BigInteger))
+    given = (
+        sa.func.unnest(*arrays, numbers)
+        .table_valued(*names, sa.column("run", sa.BigInteger), name="given")
+        .render_derived()
+    )
+    return given, _INSERTED.c.key == postgresql.array([given.c[name] for name in names])
 
 
 def runs_with_inserted(connection: Connection, target: str, scope: Mapping[str, str]) -> list[int]:
@@ -79,11 +125,7 @@ def remove_inserted(
     target = to_clause(table)
     found = [
         _INSERTED.c.run_id == run_id,
-        *in_scope(table, target, scope),
-        *(
-            target.c[name] == to_column_value(table, name, part)
-            for name, part in zip(table.key, _parts(table), strict=True)
-        ),
+        *_is_row_of(table, target, scope),
     ]
     removed = connection.execute(sa.delete(target).where(*found, _INSERTED.c.digest == _digest(table, target))).rowcount
     there = sa.exists().select_from(target).where(*found[1:]).correlate(_INSERTED)
@@ -94,6 +136,15 @@ def remove_inserted(
         .all()
     )
     return removed, [tuple(key) for key in kept]
+
+
+def _is_row_of(table: VectorTable, target: sa.TableClause, scope: Mapping[str, str]) -> list[sa.ColumnElement[bool]]:
+    """That a row of the table is the recorded one."""
+    keys = zip(table.key, _parts(table), strict=True)
+    return [
+        *in_scope(table, target, scope),
+        *(target.c[name] == to_column_value(table, name, part) for name, part in keys),
+    ]
 
 
 def _parts(table: VectorTable) -> list[sa.ColumnElement[Any]]:

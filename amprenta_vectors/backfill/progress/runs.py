@@ -82,6 +82,12 @@ def lock_run(connection: Connection, run_id: int) -> Run:
     return to_run(connection.execute(statement, {"id": run_id}).one())
 
 
+def share_run(connection: Connection, run_id: int) -> Run:
+    """The run of that number, which is neither cancelled nor paused before the transaction's end."""
+    statement = sa.text("SELECT * FROM migration_run WHERE id = :id FOR KEY SHARE")
+    return to_run(connection.execute(statement, {"id": run_id}).one())
+
+
 def list_runs(connection: Connection) -> list[Run]:
     """Every run, the newest first."""
     return [to_run(row) for row in connection.execute(sa.text("SELECT * FROM migration_run ORDER BY id DESC"))]

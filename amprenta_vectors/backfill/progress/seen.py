@@ -32,12 +32,17 @@ def forget_seen(connection: Connection, run_id: int) -> None:
 
 
 def list_gone(connection: Connection, run: Run, keys: sa.Select[str]) -> None:
-    """List rows by their ``keys`` as gone at the source, in place of all that were listed as such before."""
+    """List rows by their ``keys`` as gone at the source, in place of all that were listed as such before.
+
+    Once a run, while it is locked: another process of it may have settled some of them already.
+    """
     scope = json.dumps(run.scope)
-    connection.execute(
-        sa.text("DELETE FROM migration_error WHERE run_id = :run_id AND reason = :reason"),
+    listed_already = connection.execute(
+        sa.text("SELECT EXISTS (SELECT 1 FROM migration_error WHERE run_id = :run_id AND reason = :reason)"),
         {"run_id": run.id, "reason": Reason.GONE},
-    )
+    ).scalar_one()
+    if listed_already:
+        return
     connection.execute(
         sa.text("""
             UPDATE migration_error e SET resolved_at = clock_timestamp() FROM migration_run r

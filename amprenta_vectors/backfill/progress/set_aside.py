@@ -165,6 +165,7 @@ def list_set_aside(
 
 
 # A key is the latest run's that set it aside: what that run did with rows that are not there, the next one must do.
+# A reconcile replaces what a run that takes rows again would leave, so that its rows are for the next pass.
 _TO_RETRY = """
     SELECT key, keys_from, replaces FROM (
         SELECT DISTINCT ON (e.key) e.key, r.keys_from, r.replaces
@@ -173,7 +174,7 @@ _TO_RETRY = """
           AND e.resolved_at IS NULL AND (CAST(:reason AS text) IS NULL OR e.reason = :reason)
           AND e.reason NOT IN ('changed_here', 'gone_at_source')
         ORDER BY e.key, e.run_id DESC
-    ) latest
+    ) latest WHERE keys_from <> 'reconcile'
 """
 _KINDS_TO_RETRY = sa.text("SELECT DISTINCT keys_from, replaces FROM (" + _TO_RETRY + ") aside")  # noqa: S608
 _PLAN_RETRY = sa.text(

@@ -30,7 +30,8 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._opened_at: float | None = None
-        self._probing = False
+        self._prober: int | None = None
+        """The thread whose call decides, while it is under way."""
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
@@ -38,36 +39,40 @@ class Breaker:
         with self._lock:
             if self._opened_at is None:
                 return "closed"
-            return "half-open" if self._probing or self._is_due() else "open"
+            return "half-open" if self._prober is not None or self._is_due() else "open"
 
     def allows(self) -> bool:
-        """Whether a call may be made now; one that may be is followed by `succeeded`, `failed` or `released`."""
+        """Whether a call may be made now.
+
+        One that may be is followed by `succeeded`, `failed` or `released`, called by the same thread.
+        """
         with self._lock:
             if self._opened_at is None:
                 return True
-            if self._probing or not self._is_due():
+            if self._prober is not None or not self._is_due():
                 return False
-            self._probing = True
+            self._prober = threading.get_ident()
             return True
 
     def succeeded(self) -> None:
         """A call went well."""
         with self._lock:
-            self._failures, self._opened_at, self._probing = 0, None, False
+            self._failures, self._opened_at, self._prober = 0, None, None
 
     def failed(self) -> bool:
         """A call failed; returns whether the breaker opened by it."""
         with self._lock:
             self._failures += 1
-            opens = self._probing or (self._opened_at is None and self._failures >= self._most)
+            opens = self._prober is not None or (self._opened_at is None and self._failures >= self._most)
             if opens:
-                self._opened_at, self._probing = self._clock(), False
+                self._opened_at, self._prober = self._clock(), None
             return opens
 
     def released(self) -> None:
-        """The call was not made after all, and tells nothing."""
+        """The call was not made after all, and tells nothing; another thread's, which decides, still does."""
         with self._lock:
-            self._probing = False
+            if self._prober == threading.get_ident():
+                self._prober = None
 
     def _is_due(self) -> bool:
         return self._opened_at is not None and self._clock() - self._opened_at >= self._open_seconds

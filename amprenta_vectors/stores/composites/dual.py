@@ -99,7 +99,7 @@ class DualStore:
         self._drain(keys)
 
     def close(self) -> None:
-        """Close both. What is still pending stays in the database."""
+        """Close both. What is still pending stays in the database, where others may bring it at once."""
         self._closing.set()
         self._thread.join(DRAIN_SECONDS * 2)
         self._pgvector.close()
@@ -137,7 +137,14 @@ class DualStore:
         if not self.breaker.allows():
             return None
         try:
-            brought, refusal = drain(self._outbox, self._pgvector, self._other, keys=keys, at_once=keys is not None)
+            brought, refusal = drain(
+                self._outbox,
+                self._pgvector,
+                self._other,
+                keys=keys,
+                at_once=keys is not None,
+                closing=self._closing,
+            )
         except Exception as error:
             log.warning("what %s is to get stays pending: %s", self._other.name, type(error).__name__)
             return None
@@ -160,21 +167,27 @@ def drain(
     *,
     keys: Sequence[str] | None = None,
     at_once: bool = False,
+    closing: threading.Event | None = None,
 ) -> tuple[int, AmprentaError | None]:
     """Bring ``other`` what is pending; returns of how many keys it got the latest, and the last refusal.
 
-    Safe to repeat, and to run beside any other: in whatever order they come, the last of each key is what stays.
+    Once ``closing`` is set nothing more is begun, and what was claimed for it is given back. Safe to repeat, and to run
+    beside any other: in whatever order they come, the last of each key is what stays.
     """
     brought, refusal, again = 0, None, False
     while intents := outbox.claim(CLAIMED_AT_ONCE, keys=keys, at_once=at_once and not again):
         # What is not begun by then is left to its claim, so that none is written after that has run out.
         deadline = time.monotonic() + outbox.claim_seconds * BEGIN_WITHIN
-        for part in _parts(intents):
-            done, error = _bring(outbox, pgvector, other, part)
+        waiting = list(_parts(intents))
+        while waiting and not (closing and closing.is_set()):
+            done, error = _bring(outbox, pgvector, other, waiting.pop(0))
             brought += done
             refusal = error or refusal
             if isinstance(error, AWAY) or time.monotonic() > deadline:
                 break
+        if closing and closing.is_set():
+            outbox.give_back([intent for part in waiting for intent in part])
+            break
         again = True
         if keys is not None or isinstance(refusal, AWAY):
             break

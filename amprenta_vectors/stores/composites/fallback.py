@@ -80,15 +80,13 @@ class FallbackStore:
     def _read(self, call: Callable[[VectorStore], Answer]) -> Answer:
         if not self.breaker.allows():
             return call(self._secondary)
-        running = self._pool.submit(call, self._primary)
         try:
-            answer = running.result(self._timeout_seconds)
+            answer = self._ask_primary(call)
         except CALLERS_FAULT:
             self.breaker.succeeded()
             raise
         except Exception as error:
             # Whatever is wrong with the primary: the secondary is there for it.
-            running.cancel()
             reason = f"no answer in {self._timeout_seconds} s" if isinstance(error, TookTooLong) else repr(error)
             opened = self.breaker.failed()
             log.warning(
@@ -99,5 +97,17 @@ class FallbackStore:
                 reason,
             )
             return call(self._secondary)
+        except BaseException:
+            # Stopped while it waited, by Ctrl-C say: the next call tries the primary.
+            self.breaker.released()
+            raise
         self.breaker.succeeded()
         return answer
+
+    def _ask_primary(self, call: Callable[[VectorStore], Answer]) -> Answer:
+        running = self._pool.submit(call, self._primary)
+        try:
+            return running.result(self._timeout_seconds)
+        except BaseException:
+            running.cancel()
+            raise

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from numpy.typing import ArrayLike
 
-from amprenta_vectors.errors import AmprentaError, ConfigError, TimedOut
+from amprenta_vectors.errors import ConfigError, TimedOut
 from amprenta_vectors.schema.vector_table import Distance
 from amprenta_vectors.stores.composites.fallback import CALLERS_FAULT
 from amprenta_vectors.stores.daemons import DaemonPool
@@ -42,7 +42,8 @@ class HybridStore:
         self._secondary = secondary
         self._join = join
         self._timeout_seconds = timeout_seconds
-        self._pool = DaemonPool(CALLS_AT_ONCE, "hybrid")
+        # One a side: calls that hang on one leave the other its threads.
+        self._pools = tuple(DaemonPool(CALLS_AT_ONCE, f"hybrid-{side}") for side in ("primary", "secondary"))
 
     @property
     def name(self) -> str:
@@ -85,7 +86,8 @@ class HybridStore:
 
     def close(self) -> None:
         """Close both; a call that still hangs is not waited for."""
-        self._pool.close()
+        for pool in self._pools:
+            pool.close()
         self._primary.close()
         self._secondary.close()
 
@@ -101,7 +103,7 @@ class HybridStore:
         """What each side answers; with ``either``, None for one that fails while the other does not."""
         deadline = time.monotonic() + self._timeout_seconds
         sides = (self._primary, self._secondary)
-        running = [self._pool.submit(call, store) for store in sides]
+        running = [pool.submit(call, store) for pool, store in zip(self._pools, sides, strict=True)]
         (first, failure), (second, other_failure) = (
             self._outcome(store, each, deadline) for store, each in zip(sides, running, strict=True)
         )
@@ -110,19 +112,22 @@ class HybridStore:
             if not either or (failure and other_failure) or isinstance(error, CALLERS_FAULT):
                 raise error
             failed, other = sides if failure else sides[::-1]
-            log.warning("%s failed, %s answers alone: %s", failed.name, other.name, error.message)
+            # The type and our own message: another library's may quote the query.
+            reason = getattr(error, "message", type(error).__name__)
+            log.warning("%s failed, %s answers alone: %s", failed.name, other.name, reason)
         return first, second
 
     def _outcome(
         self, store: VectorStore, running: Future[Any], deadline: float
-    ) -> tuple[Any | None, AmprentaError | None]:
+    ) -> tuple[Any | None, Exception | None]:
         try:
             return running.result(max(0.0, deadline - time.monotonic())), None
         except TookTooLong:
             running.cancel()
             took = f"{store.name} gave no answer in {self._timeout_seconds:g} s"
             return None, TimedOut(took, hint="raise VECTOR_TIMEOUT_SECONDS")
-        except AmprentaError as error:
+        except Exception as error:
+            # Whatever is wrong with one side, the other is there for it.
             return None, error
 
     def _joined(self, first: Sequence[Hit], second: Sequence[Hit]) -> list[Hit]:

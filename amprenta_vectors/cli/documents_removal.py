@@ -1,0 +1,134 @@
+"""Whether the old files of a simple vector store may go, and their removal."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.contents import ContentCheck, Contents
+from amprenta_vectors.backfill.progress import Run, RunEvent
+from amprenta_vectors.cli.options import scope_of
+from amprenta_vectors.errors import AmprentaError
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.sources.metadata_cipher import decrypted
+from amprenta_vectors.sources.simple import SimpleOrigin
+from amprenta_vectors.sources.simple_backup import backup_of
+from amprenta_vectors.sources.simple_folder import COMMITTED, FILES, locked
+
+NAMED = 3
+"""Ids that a refusal names."""
+
+
+@dataclass
+class Removal:
+    """One store whose files are to go; ``absent`` is how many of its documents had no row when it was looked at."""
+
+    engine: Engine
+    table: VectorTable
+    origin: SimpleOrigin
+    name: str
+    absent: int = 0
+
+    def why_not(self) -> str | None:
+        """Why the files must stay; None where they need not."""
+        try:
+            with self._holding(alone=False) as folder:
+                why, self.absent = self._judge(folder)
+        except AmprentaError as error:
+            return str(error)
+        return why
+
+    def remove(self) -> str | None:
+        """Delete the files while nobody else can write to them; or why not, where something is otherwise by now."""
+        try:
+            with self._holding(alone=True) as folder:
+                why, absent = self._judge(folder)
+                if why is None and absent > self.absent:
+                    why = f"{absent - self.absent:,} of its rows have gone from the table meanwhile"
+                if why is None:
+                    for file in FILES:
+                        (folder / file).unlink(missing_ok=True)
+        except AmprentaError as error:
+            return str(error)
+        return why
+
+    @contextmanager
+    def _holding(self, *, alone: bool) -> Iterator[Path]:
+        folder = self.origin.folder(self.name)
+        # Read anew, and first, since reading holds the folder itself; the backup tells of a change in between.
+        self.origin.close()
+        self.origin.store(self.name)
+        with locked(folder, alone=alone):
+            yield folder
+
+    def _judge(self, folder: Path) -> tuple[str | None, int]:
+        """Of the store that the origin holds."""
+        verified = self._last_verified(folder)
+        if isinstance(verified, str):
+            return verified, 0
+        run, event = verified
+        if event.detail.get("missing") or event.detail.get("different"):
+            return f"its comparison found differences; {self._bring_over()}", 0
+        if (folder / COMMITTED).exists():
+            return (
+                "a change of its files was made and not finished; reading the store with VECTOR_BACKEND=simple does, "
+                "and then: amprenta-vectors documents migrate --restart",
+                0,
+            )
+        if backup_of(self.origin.root, folder, event.at) is None:
+            return (
+                "no backup from before its comparison is the same as its files: they have changed since, or it was "
+                f"moved away; {self._bring_over()}",
+                0,
+            )
+        found = self._compare(run, event)
+        return self._why_of(found), len(found.absent)
+
+    def _last_verified(self, folder: Path) -> tuple[Run, RunEvent] | str:
+        scope = scope_of(self.table, self.name)
+        with self.engine.connect() as connection:
+            if progress.unfinished_run(connection, self.table.target, scope) is not None:
+                return "its run is unfinished; go on with it: amprenta-vectors documents migrate --resume"
+            verified = progress.last_verified(connection, self.table.target, scope)
+            aside = progress.set_aside_keys(connection, self.table.target, scope)
+        if verified is None:
+            return "it was not moved and verified; do both: amprenta-vectors documents migrate --restart"
+        if verified[0].source != str(folder.resolve()):
+            return f"what was moved and verified is {verified[0].source}, not {folder.resolve()}"
+        if aside:
+            return (
+                f"{len(aside):,} of its documents were set aside; they are nowhere else: "
+                f"AMPRENTA_TABLE={self.table.name} amprenta-vectors errors {verified[0].id}"
+            )
+        return verified
+
+    def _compare(self, run: Run, event: RunEvent) -> Contents:
+        source = self.origin.open(self.table, self.name, with_metadata=True)
+        decrypt = partial(decrypted, cipher=self.origin.cipher)
+        with self.engine.connect() as connection:
+            return ContentCheck(connection, self.table, run.scope, since=event.at, decrypt=decrypt).compare(source)
+
+    def _why_of(self, found: Contents) -> str | None:
+        if found.differs:
+            named = ", ".join(map(repr, found.differs[:NAMED])) + (", …" if len(found.differs) > NAMED else "")
+            return (
+                f"the files have another text or other metadata of {len(found.differs):,} documents than their rows "
+                f"({named}); {self._bring_over()}"
+            )
+        if found.absent and len(found.absent) == len(self.origin.store(self.name).records):
+            return "the table has not one of its documents any longer: amprenta-vectors documents migrate --restart"
+        return None
+
+    def _bring_over(self) -> str:
+        given = f"SIMPLE_STORE_ROOT={shlex.quote(str(self.origin.root))} AMPRENTA_TABLE={self.table.name}"
+        return (
+            f"{given} amprenta-vectors reconcile --namespace {shlex.quote(self.name)} brings over what changed there, "
+            "and amprenta-vectors documents migrate --restart backs up and compares"
+        )
