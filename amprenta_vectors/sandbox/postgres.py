@@ -173,7 +173,7 @@ class EmbeddedPostgres:
             **as_user,
         )
         if done.returncode != 0:
-            reason = (done.stderr or done.stdout).strip()
+            reason = " ".join(said.strip() for said in (done.stderr, done.stdout) if said.strip())
             raise AmprentaError(f"{command} failed: {reason}", hint=f"the server's log is {self.log}")
 
 
