@@ -12,17 +12,20 @@ LOOK_SECONDS = 1.0
 class Gate:
     """Asks ``before_claim`` for a reason to wait, and tells ``on_change`` when there is one, another, or none.
 
-    Both run in a worker's thread, outside any transaction, one worker at a time.
+    ``keep`` is given every reason, and that there is none any more, before anybody is told. All run in a worker's
+    thread, outside any transaction, one worker at a time.
     """
 
     def __init__(
         self,
         before_claim: Callable[[], str | None],
+        keep: Callable[[str | None], None],
         on_change: Callable[[str | None], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._before_claim = before_claim
+        self._keep = keep
         self._on_change = on_change
         self._clock = clock
         self._lock = threading.Lock()
@@ -35,7 +38,10 @@ class Gate:
         with self._lock:
             if self._clock() >= self._next:
                 reason = self._before_claim()
-                # At first also that there is none: a process that died may have left its reason with the run.
+                # At first also that there is none: a process that died may have left its reason with the run. And a
+                # reason every time: the run may have been held, and lost it, between two looks.
+                if reason is not None or reason != self._reason or not self._known:
+                    self._keep(reason)
                 if reason != self._reason or not self._known:
                     self._on_change(reason)
                     self._reason, self._known = reason, True

@@ -107,7 +107,7 @@ class Backfill:
         self._stop = stop
         self._clock = clock
         self._owner = f"{socket.gethostname()[:20]}:{os.getpid()}:{secrets.token_hex(3)}"
-        self._gate = Gate(before_claim, self._throttled)
+        self._gate = Gate(before_claim, self._keep_reason, observer.waiting)
         self._build_index = build_index
         self.control = Control()
         self._over = threading.Event()
@@ -263,13 +263,12 @@ class Backfill:
             on_pause=self._observer.waiting,
         )
 
-    def _throttled(self, reason: str | None) -> None:
-        """Keep and show why claims wait."""
+    def _keep_reason(self, reason: str | None) -> None:
+        """Have the run say why claims wait."""
         with progress.transaction(self._engine) as connection:
             noted = progress.note_throttle(connection, self._seen[0].id, reason)
         if not noted:
             raise Held("the run is to be paused")
-        self._observer.waiting(reason)
 
     def _note(self, event: Event, detail: Mapping[str, object]) -> None:
         with progress.transaction(self._engine) as connection:

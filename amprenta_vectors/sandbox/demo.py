@@ -92,8 +92,8 @@ class Demo(Stage):
         self._export(VECTOR_MODE="shadow", VECTOR_SECONDARY="pgvector")
         for question in QUESTIONS:
             self._do(f"amprenta-vectors sandbox ask {shlex.quote(question)}")
-        self._do("amprenta-vectors compare report")
-        self._note("shadowed", f"{len(QUESTIONS)} questions asked of both")
+        self._do("amprenta-vectors compare report --output reports")
+        self._note("shadowed", f"{len(QUESTIONS)} questions asked of both: reports/shadow.html")
         self._export(VECTOR_MODE="", VECTOR_SECONDARY="")
 
     def _ask_both(self) -> None:

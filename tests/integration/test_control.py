@@ -566,6 +566,28 @@ def test_while_there_is_a_reason_to_wait_nothing_is_claimed_and_the_reason_is_st
     assert [event for event in events_of(engine) if "throttled" in event] == ["throttled", "unthrottled"]
 
 
+def test_a_run_that_was_held_between_two_looks_says_again_why_it_waits(engine: sa.Engine) -> None:
+    reasons, halt = ["the replica lags"], threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        work = Backfill(
+            engine,
+            to_job(engine, stub()),
+            Recorder(),
+            halt,
+            before_claim=lambda: reasons[0] if reasons else None,
+        )
+        running = pool.submit(work.work, work.start("new"))
+        try:
+            reason = "SELECT throttle_reason FROM migration_run"
+            until(lambda: execute(engine, reason) == [("the replica lags",)])
+            # What a pause and a resume do that no process of the run sees.
+            execute(engine, "UPDATE migration_run SET throttle_reason = NULL")
+            until(lambda: execute(engine, reason) == [("the replica lags",)])
+        finally:
+            reasons.clear()
+        assert running.result().counts.written == len(IDS)
+
+
 def test_a_pause_ends_the_wait_and_its_reason(engine: sa.Engine) -> None:
     reasons: list[str] = ["the replica lags"]
     with ThreadPoolExecutor(1) as pool:
