@@ -38,6 +38,7 @@ from amprenta_vectors.cli.options import (
     namespace_options,
     open_database,
     open_table,
+    run_options,
     scope_of,
     source_option,
     stop_on_signal,
@@ -96,13 +97,7 @@ SPARE_CONNECTIONS = 6
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
 @click.option("--defer-index", is_flag=True, help="Drop the ANN index for the load though the column holds values.")
 @rate_options
-@click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path),
-    help="Folder for the report that ends a run.  [env var: AMPRENTA_REPORT; default: reports]",
-)
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="[env var: AMPRENTA_LOG_FORMAT; default: text]")
+@run_options
 @click.pass_context
 def backfill(
     ctx: click.Context,

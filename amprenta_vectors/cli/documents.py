@@ -16,7 +16,7 @@ from amprenta_vectors.backfill.starting import Mode
 from amprenta_vectors.cli.backfill import CLEAN, FAILED, INTERRUPTED, SET_ASIDE, open_ends
 from amprenta_vectors.cli.documents_move import CONFLICT, SHOWN, Move, describe
 from amprenta_vectors.cli.documents_removal import Removal
-from amprenta_vectors.cli.options import open_database, open_table, stop_on_signal
+from amprenta_vectors.cli.options import open_database, open_table, run_options, stop_on_signal
 from amprenta_vectors.cli.readiness import open_throttle
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, SourceNotFound
@@ -60,13 +60,7 @@ def documents() -> None:
     type=float,
     help="Stop a user once more than this share was set aside, 0 to 1.  [env var: AMPRENTA_MAX_BAD_SHARE]",
 )
-@click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path),
-    help="Folder for the report that ends a run.  [env var: AMPRENTA_REPORT; default: reports]",
-)
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="[env var: AMPRENTA_LOG_FORMAT; default: text]")
+@run_options
 def migrate(
     root: Path | None,
     users: tuple[str, ...],

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
@@ -46,6 +47,19 @@ def source_option(command: Command) -> Command:
         help="What the vectors come from; rows: the texts of the table's own rows, embedded.  "
         "[env var: AMPRENTA_SOURCE; default: what usually fills AMPRENTA_TABLE, for most pinecone]",
     )(command)
+
+
+def run_options(command: Command) -> Command:
+    """``--model``, ``--report`` and ``--log-format``: of whose vectors a run is, and what is said of it."""
+    command = click.option(
+        "--log-format", type=click.Choice(["text", "json"]), help="[env var: AMPRENTA_LOG_FORMAT; default: text]"
+    )(command)
+    command = click.option(
+        "--report",
+        type=click.Path(path_type=Path),
+        help="Folder for the report that ends a run.  [env var: AMPRENTA_REPORT; default: reports]",
+    )(command)
+    return click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")(command)
 
 
 def open_database(settings: Settings, connections: int) -> Engine:

@@ -29,7 +29,13 @@ from amprenta_vectors.cli.backfill import CLEAN, FAILED, INTERRUPTED, SET_ASIDE,
 from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.index_text import build_settings, say_plan
 from amprenta_vectors.cli.model_check import declare_model
-from amprenta_vectors.cli.options import choose_namespaces, namespace_options, source_option, stop_on_signal
+from amprenta_vectors.cli.options import (
+    choose_namespaces,
+    namespace_options,
+    run_options,
+    source_option,
+    stop_on_signal,
+)
 from amprenta_vectors.cli.rates import orders_of, rate_options
 from amprenta_vectors.cli.readiness import open_throttle, say_notices
 from amprenta_vectors.cli.report import leave_report
@@ -47,13 +53,7 @@ from amprenta_vectors.sources.protocol import Origin
 @source_option
 @namespace_options
 @rate_options
-@click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path),
-    help="Folder for the report that ends a pass.  [env var: AMPRENTA_REPORT; default: reports]",
-)
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="[env var: AMPRENTA_LOG_FORMAT; default: text]")
+@run_options
 @click.pass_context
 def reconcile(
     ctx: click.Context,
