@@ -11,7 +11,9 @@ from contextlib import closing
 import psycopg2
 import pytest
 from migrating import Database, wait_until
+from systems import DOCUMENTS, PRODUCTS, System
 
+from amprenta_vectors import migrate
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import MIGRATION_LOCK, create_engine, migration_lock
 from amprenta_vectors.ddl import blockers, locking
@@ -98,3 +100,29 @@ def test_a_table_held_for_too_long_is_named_with_what_to_do(adopted: Database, m
     assert "adding rag_chunks.embedding: another session held the table" in str(caught.value)
     adopted.upgrade()
     assert adopted.index_is_valid(INDEX)
+
+
+@pytest.mark.parametrize("system", [DOCUMENTS, PRODUCTS], ids=lambda system: system.section)
+def test_a_live_table_of_another_section_is_upgraded_and_queues_nobody_longer_than_one_try(
+    db: Database, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "LOCK_SECONDS", 1)
+    system.adopt(db)
+    waits = []
+    reader = psycopg2.connect(db.url, options="-c statement_timeout=3s")
+    reader.autocommit = True
+    settings = Settings.load(database_url=db.url)
+    with closing(psycopg2.connect(db.url)) as holder, closing(reader), reader.cursor() as cursor:
+        holder.cursor().execute(f"SELECT 1 FROM {system.table}")
+        upgrade = threading.Thread(target=migrate.upgrade, args=(settings, system.section))
+        upgrade.start()
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            began = time.monotonic()
+            cursor.execute(f"SELECT count(*) FROM {system.table}")
+            waits.append(time.monotonic() - began)
+        assert upgrade.is_alive()
+    upgrade.join()
+    assert db.index_is_valid(system.index)
+    assert max(waits) < 2.5
+    assert max(waits) > 0.5, "the upgrade was never in the way: the test shows nothing"
