@@ -59,7 +59,8 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
     """The server that all tests share; a test that stops a server takes ``own_server``."""
     with tempfile.TemporaryDirectory(prefix="amprenta-test-") as folder:
         server = EmbeddedPostgres(
-            Path(folder, "postgres"), {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
+            Path(folder, "postgres"),
+            {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"},
         )
         server.start()
         yield server
