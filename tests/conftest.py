@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from pytest_postgresql.janitor import DatabaseJanitor
+from databases import janitor
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -93,7 +93,7 @@ def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 @pytest.fixture
 def upgraded_url(postgres_server: EmbeddedPostgres, upgraded_template: str) -> Iterator[str]:
     """The URL of a database at head with `DIMENSION` dimensions, for this test alone."""
-    with janitor(postgres_server, "upgraded", template_dbname=upgraded_template) as database:
+    with janitor(postgres_server, "upgraded", template=upgraded_template) as database:
         yield postgres_server.url(database.dbname)
 
 
@@ -117,7 +117,7 @@ def documents_template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 @pytest.fixture
 def documents_url(postgres_server: EmbeddedPostgres, documents_template: str) -> Iterator[str]:
     """The URL of a database with ``vector_documents`` of `DOCUMENT_DIMENSION` dimensions, for this test alone."""
-    with janitor(postgres_server, "documents", template_dbname=documents_template) as database:
+    with janitor(postgres_server, "documents", template=documents_template) as database:
         yield postgres_server.url(database.dbname)
 
 
@@ -150,17 +150,3 @@ def emulator(tmp_path: Path) -> Iterator[Callable[..., PineconeEmulator]]:
             )
 
         yield start
-
-
-def janitor(
-    server: EmbeddedPostgres, name: str, *, as_template: bool = False, template_dbname: str | None = None
-) -> DatabaseJanitor:
-    """Makes database ``name`` on entering, drops it with whoever is connected on leaving."""
-    return DatabaseJanitor(
-        user="postgres",
-        host=str(server.socket_folder),
-        port=server.port,
-        dbname=name,
-        as_template=as_template,
-        template_dbname=template_dbname,
-    )

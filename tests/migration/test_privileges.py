@@ -13,8 +13,8 @@ import numpy as np
 import psycopg2
 import pytest
 import sqlalchemy as sa
+from databases import janitor
 from migrating import ROOT, Database, wait_until
-from pytest_postgresql.janitor import DatabaseJanitor
 
 from amprenta_vectors.backfill.preflight import check_target
 from amprenta_vectors.backfill.stats_view import refresh_stats
@@ -59,10 +59,7 @@ def inline(role: str) -> list[str]:
 @pytest.fixture
 def app(postgres_server: EmbeddedPostgres) -> Iterator[Database]:
     """Database ``app``, in which nobody may do anything but what is granted, with the table of ``app_owner``."""
-    janitor = DatabaseJanitor(
-        user="postgres", host=str(postgres_server.socket_folder), port=postgres_server.port, dbname="app"
-    )
-    with janitor:
+    with janitor(postgres_server, "app"):
         db = Database(postgres_server.url("app"))
         db.execute("REVOKE ALL ON DATABASE app FROM PUBLIC")
         db.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")

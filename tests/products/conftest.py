@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from catalogue import PRODUCTS, database_like
+from catalogue import PRODUCTS
 from click.testing import CliRunner, Result
+from databases import janitor
 
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
@@ -34,7 +35,7 @@ def chroma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def old_template(postgres_server: EmbeddedPostgres, chroma_folder: Path) -> Iterator[str]:
     """The name of a database with the old application's table, and ``chroma_folder`` filled to go with it."""
-    with database_like(postgres_server, "old_products_template", as_template=True) as template:
+    with janitor(postgres_server, "old_products_template", as_template=True) as template:
         # In a process of its own: one that has written a Chroma cannot open it with other settings.
         command = [sys.executable, "-m", "amprenta_vectors.sandbox.legacy_products"]
         command += ["--folder", str(chroma_folder), "--products", str(PRODUCTS)]
@@ -47,7 +48,7 @@ def old_template(postgres_server: EmbeddedPostgres, chroma_folder: Path) -> Iter
 def products_template(postgres_server: EmbeddedPostgres, old_template: str) -> Iterator[str]:
     """The same after ``alembic -n products upgrade head``."""
     name = "products_template"
-    with database_like(postgres_server, name, template_dbname=old_template) as template:
+    with janitor(postgres_server, name, template=old_template) as template:
         upgrade(Settings.load(database_url=postgres_server.url(template.dbname), vector_dimension=256), "products")
         yield template.dbname
 
@@ -55,7 +56,7 @@ def products_template(postgres_server: EmbeddedPostgres, old_template: str) -> I
 @pytest.fixture
 def products_url(postgres_server: EmbeddedPostgres, products_template: str) -> Iterator[str]:
     """A database of this test's own."""
-    with database_like(postgres_server, "products", template_dbname=products_template) as database:
+    with janitor(postgres_server, "products", template=products_template) as database:
         yield postgres_server.url(database.dbname)
 
 
@@ -97,7 +98,7 @@ def migrated(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[str, Result]]:
     """The name of a database after ``products migrate``, and how that went."""
-    with database_like(postgres_server, "migrated_template", template_dbname=products_template) as template:
+    with janitor(postgres_server, "migrated_template", template=products_template) as template:
         variables = {
             **system,
             "DATABASE_URL": postgres_server.url(template.dbname),
@@ -110,7 +111,7 @@ def migrated(
 @pytest.fixture
 def migrated_url(postgres_server: EmbeddedPostgres, migrated: tuple[str, Result]) -> Iterator[str]:
     """A migrated database of this test's own."""
-    with database_like(postgres_server, "migrated", template_dbname=migrated[0]) as database:
+    with janitor(postgres_server, "migrated", template=migrated[0]) as database:
         yield postgres_server.url(database.dbname)
 
 

@@ -17,8 +17,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from catalogue import ABSENT, PRODUCTS, UNMATCHED, database_like, rows
+from catalogue import ABSENT, PRODUCTS, UNMATCHED, rows
 from click.testing import CliRunner, Result
+from databases import janitor
 
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.cli import main
@@ -338,7 +339,7 @@ def test_an_embedder_that_did_not_make_chromas_vectors_is_refused(
 def test_a_column_of_another_dimension_than_chroma_is_an_error_that_names_both(
     run: Run, postgres_server: EmbeddedPostgres, old_template: str
 ) -> None:
-    with database_like(postgres_server, "wide", template_dbname=old_template) as database:
+    with janitor(postgres_server, "wide", template=old_template) as database:
         url = postgres_server.url(database.dbname)
         upgrade(Settings.load(database_url=url), "products")
         result = run("migrate", set={"DATABASE_URL": url})
@@ -349,7 +350,7 @@ def test_a_column_of_another_dimension_than_chroma_is_an_error_that_names_both(
 def test_before_the_section_is_upgraded_the_command_that_does_it_is_named(
     run: Run, postgres_server: EmbeddedPostgres, old_template: str
 ) -> None:
-    with database_like(postgres_server, "not_upgraded", template_dbname=old_template) as database:
+    with janitor(postgres_server, "not_upgraded", template=old_template) as database:
         result = run("migrate", set={"DATABASE_URL": postgres_server.url(database.dbname)})
     assert result.exit_code == 2
     assert "hint: alembic -n products upgrade head" in result.output

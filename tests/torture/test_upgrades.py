@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
+from databases import janitor
 from fingerprint import fingerprint
 from migrating import Database
-from pytest_postgresql.janitor import DatabaseJanitor
 from systems import DIMENSION, PRODUCTS, RAG, SYSTEMS, System
 
 from amprenta_vectors import migrate
@@ -42,14 +42,7 @@ def clone(postgres_server: EmbeddedPostgres) -> Clone:
 
     @contextmanager
     def made(template: str | None) -> Iterator[Database]:
-        janitor = DatabaseJanitor(
-            user="postgres",
-            host=str(postgres_server.socket_folder),
-            port=postgres_server.port,
-            dbname=f"killed_{next(numbers)}",
-            template_dbname=template,
-        )
-        with janitor as database:
+        with janitor(postgres_server, f"killed_{next(numbers)}", template) as database:
             yield Database(postgres_server.url(database.dbname))
 
     return made
