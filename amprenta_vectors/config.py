@@ -140,6 +140,7 @@ class Settings(ThrottleSettings, RateSettings):
     lease_seconds: float = _ours("lease_seconds", 15.0, gt=0)
     retry_seconds: float = _ours("retry_seconds", 600.0, ge=0)
     drain_seconds: float = _ours("drain_seconds", 10.0, ge=0)
+    poll_seconds: float = _ours("poll_seconds", 0.5, gt=0, le=0.5)
     maintenance_work_mem: str | None = _ours("maintenance_work_mem", None, pattern=r"^\d+ ?(kB|MB|GB|TB)$")
     index_workers: int | None = _ours("index_workers", None, ge=0, le=1024)
     migration_lock_timeout: float = _ours("migration_lock_timeout", 600.0, ge=0)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import sqlalchemy as sa
+from forked import ForkedProcess
 
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.progress import Counts, Run
@@ -38,15 +38,8 @@ ROOT = Path(__file__).parent.parent
 API_KEY = "test-key"
 INDEX_NAME = "test-index"
 LEASE_SECONDS = 2.0
-
-
-def make_brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that have nothing to do look again sooner, so that a test does not wait for them."""
-    monkeypatch.setattr("amprenta_vectors.backfill.worker.IDLE_SECONDS", 0.02)
-    monkeypatch.setattr("amprenta_vectors.backfill.planner.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("amprenta_vectors.backfill.run.TICK_SECONDS", 0.02)
-    monkeypatch.setattr("amprenta_vectors.backfill.index.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("amprenta_vectors.backfill.steering.LOOK_SECONDS", 0.02)
+POLL_SECONDS = 0.02
+"""As the commands are told in `conftest`."""
 
 
 def to_vectors(count: int, dimension: int = 8, seed: int = 0) -> Vectors:
@@ -180,6 +173,8 @@ def to_job(
         batch_size=50,
         workers=2,
         lease_seconds=LEASE_SECONDS,
+        poll_seconds=POLL_SECONDS,
+        longest_wait_seconds=0.2,
         retry_seconds=20.0,
     )
     return replace(job, **changes)
@@ -304,6 +299,7 @@ def environment(url: str, emulator: PineconeEmulator, **more: str) -> dict[str, 
         "PINECONE_CONTROLLER_HOST": emulator.host,
         "PINECONE_GRPC_HOST": emulator.grpc_host,
         "AMPRENTA_LEASE_SECONDS": str(LEASE_SECONDS),
+        "AMPRENTA_POLL_SECONDS": str(POLL_SECONDS),
         "PYTHONUNBUFFERED": "1",
         **more,
     }
@@ -329,7 +325,20 @@ def run_process(variables: Mapping[str, str], *arguments: str, script: str = "ba
     return process.returncode, output
 
 
-def end_process(process: subprocess.Popen[str]) -> None:
+def fork_process(variables: Mapping[str, str], *arguments: str, script: str = "backfill.py") -> ForkedProcess:
+    """A process as `start_process` starts it, but forked from one that has made the imports."""
+    return ForkedProcess(ROOT / "scripts" / script, arguments, variables)
+
+
+def run_forked(variables: Mapping[str, str], *arguments: str, script: str = "backfill.py") -> tuple[int, str]:
+    """The exit code and everything printed."""
+    process = fork_process(variables, *arguments, script=script)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode is not None
+    return process.returncode, output
+
+
+def end_process(process: subprocess.Popen[str] | ForkedProcess) -> None:
     """However it is: running, stopped or gone."""
     if process.poll() is None:
         process.send_signal(signal.SIGKILL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +24,8 @@ DOCUMENT_DIMENSION = 256
 API_KEY = "test-key"
 INDEX_NAME = "test-index"
 OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "EMBEDDING_MODEL")
+POLL_SECONDS = 0.02
+"""How often a backfill looks for work and orders, so that no test waits for it."""
 OUR_PREFIXES = ("POSTGRES_", "PINECONE_", "VECTOR_", "AMPRENTA_", "CHROMA_", "OLLAMA_", "GOOGLE_", "GEMINI_", "SIMPLE_")
 
 
@@ -33,6 +34,7 @@ def _no_project_variables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
     for name in list(os.environ):
         if name in OUR_VARIABLES or name.startswith(OUR_PREFIXES):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("AMPRENTA_POLL_SECONDS", str(POLL_SECONDS))
     # Not into the folder that the tests are started in.
     monkeypatch.setenv("AMPRENTA_REPORT", str(tmp_path_factory.getbasetemp() / "reports"))
 
@@ -130,9 +132,8 @@ def engine(upgraded_url: str) -> Iterator[sa.Engine]:
 
 
 @pytest.fixture
-def emulator(tmp_path: Path) -> Iterator[Callable[..., PineconeEmulator]]:
-    """A function that starts a Pinecone emulator; all are stopped after the test."""
-    numbers = itertools.count()
+def emulator() -> Iterator[Callable[..., PineconeEmulator]]:
+    """A function that starts a Pinecone emulator, in memory unless it is given a file; all end with the test."""
     with ExitStack() as running:
 
         def start(
@@ -140,7 +141,7 @@ def emulator(tmp_path: Path) -> Iterator[Callable[..., PineconeEmulator]]:
         ) -> PineconeEmulator:
             return running.enter_context(
                 PineconeEmulator(
-                    path or tmp_path / f"pinecone-{next(numbers)}.db",
+                    path,
                     name=INDEX_NAME,
                     dimension=dimension,
                     metric=metric,

@@ -13,7 +13,6 @@ from amprenta_vectors.errors import TooManyBadRows
 
 LEAST_KEYS = 2000
 """The share is of what was handled, and of no fewer keys than this: a small run is not stopped by a row or two."""
-LOOK_SECONDS = 1.0
 
 
 class BadShare:
@@ -24,10 +23,19 @@ class BadShare:
     joined before the stop ends by it. One that resumes afterwards counts from 0.
     """
 
-    def __init__(self, engine: Engine, run: Run, most: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        run: Run,
+        most: float,
+        *,
+        look_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._run = run
         self._most = most
+        self._look_seconds = look_seconds
         self._clock = clock
         self._next = clock()
         self._last_stop = 0
@@ -40,11 +48,11 @@ class BadShare:
     def check(self, counts: Counts, *, last: bool = False) -> None:
         """Raises `TooManyBadRows`. As long as ``counts`` give no reason to, nothing is asked of the database.
 
-        At most once a second, but for the ``last`` time.
+        At most once in ``look_seconds``, but for the ``last`` time.
         """
         if counts.quarantined <= self._most * LEAST_KEYS or (self._clock() < self._next and not last):
             return
-        self._next = self._clock() + LOOK_SECONDS
+        self._next = self._clock() + self._look_seconds
         with progress.transaction(self._engine) as connection:
             figures = progress.bad_figures(connection, self._run.id)
             stopped = figures.last_stop != self._last_stop

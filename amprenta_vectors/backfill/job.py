@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from amprenta_vectors.backfill.keys_from import KeysFrom, is_retry, side_of
 from amprenta_vectors.backfill.pace import Ceilings
 from amprenta_vectors.backfill.progress import RunSpec
+from amprenta_vectors.backfill.retry import LONGEST_WAIT_SECONDS
 from amprenta_vectors.schema.keymaps import KeyMap, check_invertible
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.protocol import Source
@@ -33,6 +34,13 @@ class Job:
     limit: int | None = None
     defer_index: bool = False
     drain_seconds: float = 10.0
+    poll_seconds: float = 0.5
+    """How often a thread that has nothing to do looks for work, for orders and for its end. A pause is seen after this
+    at the latest; with the grace for a write, nothing begins later than a second and a half after the order."""
+    longest_wait_seconds: float = LONGEST_WAIT_SECONDS
+    """The bound of the random wait before a step that failed is tried again."""
+    figures_seconds: float = 0.5
+    """How often the figures are shown; whether too many rows are bad is asked half as often."""
     expected_keys: int | None = None
     ceilings: Ceilings = field(default_factory=Ceilings)
     limits: Mapping[str, float] = field(default_factory=dict)

@@ -19,7 +19,6 @@ from amprenta_vectors.backfill.states import RunState
 from amprenta_vectors.errors import LeaseLost, SourceError
 from amprenta_vectors.sources.protocol import TokenRefused
 
-POLL_SECONDS = 1.0
 MOST_PENDING = 200
 """Batches that wait to be claimed, at which the planner lists no further ahead, so that neither the table nor a process
 grows with the source, and a size that batches turn out to need is soon used: at 1000 keys a batch and the 20,000 that
@@ -40,6 +39,7 @@ class Planner:
         *,
         batch_size: Callable[[], int],
         lease_seconds: float,
+        poll_seconds: float,
         retry: Retry,
         stop: threading.Event,
     ) -> None:
@@ -49,6 +49,7 @@ class Planner:
         self._owner = owner
         self._batch_size = batch_size
         self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
         self._retry = retry
         self._stop = stop
         self._refusals = 0
@@ -64,7 +65,7 @@ class Planner:
                 if not self._turn():
                     return
             except Held:
-                self._stop.wait(POLL_SECONDS)
+                self._stop.wait(self._poll_seconds)
 
     def _turn(self) -> bool:
         """Plan what can be planned now; returns whether there may be more."""
@@ -72,7 +73,7 @@ class Planner:
         if plan is None:
             if not self._retry.database("planning", self._unplanned):
                 return False
-            self._stop.wait(POLL_SECONDS)
+            self._stop.wait(self._poll_seconds)
             return True
         try:
             self._extend(plan)
@@ -138,7 +139,7 @@ class Planner:
                 return True
             self._full = self._retry.database("planning", self._many_pending)
             if self._full:
-                self._stop.wait(POLL_SECONDS)
+                self._stop.wait(self._poll_seconds)
         return False
 
     def _many_pending(self) -> bool:

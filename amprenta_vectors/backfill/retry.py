@@ -34,7 +34,7 @@ class Retry:
 
     With ``check``, which is called before each try, it raises `Held` where ``stop`` put an end to them.
 
-    The wait is random below a bound that doubles from 0.2 to 20 s (full jitter,
+    The wait is random below a bound that doubles from 0.2 s to ``longest_wait_seconds`` (full jitter,
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), and at least what the source asked for.
     """
 
@@ -44,11 +44,14 @@ class Retry:
         stop: threading.Event,
         on_wait: Callable[[str | None], None],
         check: Callable[[], None] | None = None,
+        *,
+        longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
         self._seconds = seconds
         self._stop = stop
         self._on_wait = on_wait
         self._check = check
+        self._jitter = wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=longest_wait_seconds)
         self._passed_on: type[TransientError] | tuple[()] = ()
 
     def passing_on(self, kind: type[TransientError]) -> Retry:
@@ -86,7 +89,7 @@ class Retry:
         retrying = Retrying(
             retry=retry_if_exception_type(TransientError) & retry_if_not_exception_type(self._passed_on),
             stop=is_over,
-            wait=_wait,
+            wait=self._wait,
             sleep=sleep_using_event(self._stop),
             before_sleep=say,
             reraise=True,
@@ -112,11 +115,7 @@ class Retry:
 
         return self(attempt)
 
-
-_jitter = wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS)
-
-
-def _wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.retry_after if isinstance(error, RateLimited) and error.retry_after else 0.0
-    return asked + _jitter(state)
+    def _wait(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.retry_after if isinstance(error, RateLimited) and error.retry_after else 0.0
+        return asked + self._jitter(state)

@@ -44,9 +44,6 @@ from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.outbox import Outbox
 
-TICK_SECONDS = 0.5
-FIGURES_SECONDS = 0.5
-
 
 class Observer(Protocol):
     """What a person or a log sees of a run while it goes on. `advanced` and `waiting` are called from any thread."""
@@ -114,7 +111,7 @@ class Backfill:
         """Set when planner and workers have ended, and nothing needs a lease or is worth watching any more."""
         self._left = threading.Event()
         """Set when this process no longer cares what is ordered of the run."""
-        self._retry = Retry(job.retry_seconds, self.control.hold, observer.waiting, self.control.check)
+        self._retry = self._to_retry(self.control.hold, self.control.check)
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._written = 0
@@ -126,7 +123,7 @@ class Backfill:
         A process that comes to resume when its fellows have finished finds the finished run: nothing is read twice.
         Raises `RunConflict`, `NotUpgraded`.
         """
-        retry = Retry(self._job.retry_seconds, self._stop, self._observer.waiting)
+        retry = self._to_retry(self._stop)
         return retry.database("starting", lambda: begin_or_join(self._engine, self._job, self._owner, mode))
 
     def work(self, run: Run) -> Summary:
@@ -140,7 +137,7 @@ class Backfill:
             self._seen = self._retry.database("counting", partial(self._counted, run))
             return self._finish(began, repair=True)
         self._seen = self._retry.database("counting", partial(self._counted, run))
-        share = BadShare(self._engine, run, self._job.most_bad)
+        share = BadShare(self._engine, run, self._job.most_bad, look_seconds=2 * self._job.figures_seconds)
         self._retry.database("counting", share.begin)
         worker = self._worker(run)
         steering = self._steering(run, worker)
@@ -234,20 +231,20 @@ class Backfill:
         """Until they have ended, or ``drain_seconds`` after ``stop`` or a failure of one of them told them to."""
         for thread in threads:
             while thread.is_alive():
-                thread.join(TICK_SECONDS)
+                thread.join(self._job.poll_seconds)
                 if self.control.halt.is_set() and self.control.held_seconds >= self._job.drain_seconds:
                     return
 
     def _wait_while_held(self) -> bool:
         """Until the run may go on; returns whether it does, or this process ends."""
         while self.control.hold.is_set():
-            if self.control.halt.wait(TICK_SECONDS):
+            if self.control.halt.wait(self._job.poll_seconds):
                 return False
         return True
 
     def _heed_stop(self) -> None:
         while not self._left.is_set():
-            if self._stop.wait(TICK_SECONDS):
+            if self._stop.wait(self._job.poll_seconds):
                 self.control.end()
                 return
 
@@ -260,6 +257,7 @@ class Backfill:
             worker,
             self._gate,
             drain_seconds=self._job.drain_seconds,
+            poll_seconds=self._job.poll_seconds,
             on_pause=self._observer.waiting,
         )
 
@@ -273,6 +271,15 @@ class Backfill:
     def _note(self, event: Event, detail: Mapping[str, object]) -> None:
         with progress.transaction(self._engine) as connection:
             progress.record_event(connection, self._seen[0].id, event, detail)
+
+    def _to_retry(self, stop: threading.Event, check: Callable[[], None] | None = None) -> Retry:
+        return Retry(
+            self._job.retry_seconds,
+            stop,
+            self._observer.waiting,
+            check,
+            longest_wait_seconds=self._job.longest_wait_seconds,
+        )
 
     def _planner(self, run: Run) -> Planner:
         job = self._job
@@ -294,6 +301,7 @@ class Backfill:
                 dimension=job.table.dimension,
             ),
             lease_seconds=job.lease_seconds,
+            poll_seconds=job.poll_seconds,
             retry=self._retry,
             stop=self.control.halt,
         )
@@ -311,8 +319,9 @@ class Backfill:
             storage=job.table.storage,
             sparse_dimension=job.table.sparse_dimension,
             lease_seconds=job.lease_seconds,
+            poll_seconds=job.poll_seconds,
             retry=self._retry,
-            write_retry=Retry(job.retry_seconds, self.control.hold, self._observer.waiting, self.control.check_write),
+            write_retry=self._to_retry(self.control.hold, self.control.check_write),
             control=self.control,
             gate=self._gate,
             on_done=self._count,
@@ -371,12 +380,12 @@ class Backfill:
 
     def _tidy(self, meter: LeasedMeter) -> None:
         """Give back read units that this process has reserved and does not want."""
-        while not self._over.wait(TICK_SECONDS):
+        while not self._over.wait(self._job.poll_seconds):
             meter.tidy()
 
     def _show(self, share: BadShare) -> None:
         """Show the figures now and then, and fail where they show too many bad rows."""
-        while not self._over.wait(FIGURES_SECONDS):
+        while not self._over.wait(self._job.figures_seconds):
             self._unless_away(self._look)
             self._unless_away(partial(share.check, self._seen[1]))
 
@@ -416,7 +425,7 @@ class Backfill:
 
     def _finish(self, began: float, *, repair: bool = False) -> Summary:
         """Call the run finished, and build the index where it was the last one into the column."""
-        retry = Retry(self._job.retry_seconds, self._stop, self._observer.waiting)
+        retry = self._to_retry(self._stop)
         gone: Gone | None = None
         try:
             if not repair:
@@ -500,7 +509,7 @@ class Backfill:
                     f"run {run.id} was {state} by somebody else; what it wrote stays",
                     hint="amprenta-vectors status shows it; amprenta-vectors backfill --resume begins a new run",
                 )
-            if self._stop.wait(TICK_SECONDS) or (not self._wait_while_held() and self._stop.is_set()):
+            if self._stop.wait(self._job.poll_seconds) or (not self._wait_while_held() and self._stop.is_set()):
                 raise Held("the run is held")
 
     def _has_work(self) -> bool:

@@ -16,12 +16,9 @@ from amprenta_vectors.backfill.states import RunState
 from amprenta_vectors.backfill.worker import Worker
 from amprenta_vectors.db import is_transient
 
-LOOK_SECONDS = 0.5
-"""A pause is seen after this at the latest; with the grace for a write, nothing begins a second and a half later."""
-
 
 class Steering:
-    """Reads a run's orders twice a second and brings ``control`` in line with them.
+    """Reads a run's orders every ``poll_seconds`` and brings ``control`` in line with them.
 
     Batches that are still in hand ``drain_seconds`` after a hold are given back. ``on_pause`` is told what to say while
     the run is paused, and None once it goes on.
@@ -37,6 +34,7 @@ class Steering:
         gate: Gate,
         *,
         drain_seconds: float,
+        poll_seconds: float,
         on_pause: Callable[[str | None], None],
     ) -> None:
         self._engine = engine
@@ -46,13 +44,14 @@ class Steering:
         self._worker = worker
         self._gate = gate
         self._drain_seconds = drain_seconds
+        self._poll_seconds = poll_seconds
         self._on_pause = on_pause
         self._paused = False
         self._drained = False
 
     def run(self, over: threading.Event) -> None:
         """Obey until ``over`` is set. Where the database is away, a turn is left out: nothing can be ordered then."""
-        while not over.wait(LOOK_SECONDS):
+        while not over.wait(self._poll_seconds):
             try:
                 self.obey()
             except DBAPIError as error:

@@ -29,8 +29,6 @@ from amprenta_vectors.schema.vector_table import Storage
 from amprenta_vectors.sources.protocol import Source
 from amprenta_vectors.stores.outbox import Outbox
 
-IDLE_SECONDS = 0.5
-
 # Not waiting for the disk is safe here: a crash of the server takes a batch's rows and its `done` together, and the
 # batch is done again. That the run is finished is committed in full, and with it all that came before.
 _TRANSACTION = sa.text("""
@@ -76,6 +74,7 @@ class Worker:
         storage: Storage,
         sparse_dimension: int | None = None,
         lease_seconds: float,
+        poll_seconds: float,
         retry: Retry,
         write_retry: Retry,
         control: Control,
@@ -92,6 +91,7 @@ class Worker:
         self._storage: Storage = storage
         self._sparse_dimension = sparse_dimension
         self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
         self._retry = retry
         self._write_retry = write_retry
         self._control = control
@@ -113,7 +113,7 @@ class Worker:
             except Held:
                 busy = False
             if not (busy or self._nothing_left.is_set()):
-                self._control.halt.wait(IDLE_SECONDS)
+                self._control.halt.wait(self._poll_seconds)
 
     def _is_wanted(self, number: int) -> bool:
         return self._control.may_begin and number < self._control.limits.get("workers", number + 1)

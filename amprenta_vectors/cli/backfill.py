@@ -233,6 +233,7 @@ def open_job(
         lease_seconds=settings.lease_seconds,
         retry_seconds=settings.retry_seconds,
         drain_seconds=settings.drain_seconds,
+        poll_seconds=settings.poll_seconds,
         ceilings=ceilings_of(settings),
         limit=limit,
         defer_index=defer_index,

@@ -14,7 +14,6 @@ from backfill_tools import (
     environment,
     execute,
     expected,
-    make_brisk,
     on_the_wire,
     open_pinecone,
     run_job,
@@ -33,11 +32,6 @@ from amprenta_vectors.schema.registry import RAG_CHUNKS
 StartEmulator = Callable[..., PineconeEmulator]
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["grpc", "rest"])
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @TRANSPORTS

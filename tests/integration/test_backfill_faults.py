@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +19,16 @@ from backfill_tools import (
     environment,
     execute,
     expected,
-    make_brisk,
+    fork_process,
     open_pinecone,
     run_job,
-    start_process,
     stored,
     to_ids,
     to_job,
     to_vectors,
     writes_per_key,
 )
+from forked import ForkedProcess
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import retry as retry_module
@@ -49,7 +48,6 @@ IDS, VECTORS = to_ids(200), to_vectors(200)
 def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     from pinecone._internal.http_client import get_budget_registry
 
-    make_brisk(monkeypatch)
     monkeypatch.setattr("pinecone._internal.http_client._retry_sleep", lambda seconds: None)
     # The client stops retrying against a host after a burst of failures, and every test here is on the same host.
     get_budget_registry()._reset()
@@ -78,8 +76,8 @@ FAULTS = {
     "500": Fault(status=500, probability=0.5),
     "reset": Fault(reset=True, probability=0.5),
     "truncated": Fault(truncate=True, probability=0.5),
-    "late": Fault(latency=0.2),
-    "stall": Fault(stall=0.2),
+    "late": Fault(latency=0.05),
+    "stall": Fault(stall=0.05),
 }
 
 
@@ -174,9 +172,10 @@ def test_time_that_runs_out_ends_the_process_with_what_to_type_and_keeps_the_run
 
 def test_the_wait_is_never_shorter_than_the_source_asked_for() -> None:
     error = RateLimited("slow down", retry_after=7.0)
+    retry = Retry(600.0, threading.Event(), lambda _: None)
     for attempt in range(1, 20):
         state = SimpleNamespace(outcome=SimpleNamespace(exception=lambda: error), attempt_number=attempt)
-        wait = retry_module._wait(state)  # type: ignore[arg-type]
+        wait = retry._wait(state)  # type: ignore[arg-type]
         assert 7.0 <= wait <= 7.0 + retry_module.LONGEST_WAIT_SECONDS
 
 
@@ -237,7 +236,7 @@ def test_postgresql_crashing_midway_is_waited_for(
             crashed.wait(30)
 
     source.before_fetch = slowly
-    job = to_job(own_engine, source, keys_from=keys_from, batch_size=10, lease_seconds=60.0)
+    job = to_job(own_engine, source, keys_from=keys_from, batch_size=10)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_job, own_engine, job, observer=observer)
         assert crash.wait(30)
@@ -306,12 +305,11 @@ def test_what_goes_beside_the_work_outlives_a_database_that_is_away(
         calls.set()
         raise DBAPIError("", None, psycopg2.OperationalError("server closed the connection"))
 
-    monkeypatch.setattr("amprenta_vectors.backfill.run.FIGURES_SECONDS", 0.01)
     monkeypatch.setattr(progress, "renew", lost)
     monkeypatch.setattr(progress, "count", counting_fails_from_the_second(progress.count, lost))
     source = stub()
     source.before_fetch = lambda keys: time.sleep(0.2)
-    job = to_job(engine, source, lease_seconds=0.4)
+    job = to_job(engine, source, lease_seconds=0.4, figures_seconds=0.01)
     summary = run_job(engine, job)
     assert calls.is_set()
     assert summary.run.state in {"running", "finished"}
@@ -349,13 +347,13 @@ def test_a_failure_of_one_thread_ends_all_of_them(engine: sa.Engine, monkeypatch
 
 
 @pytest.fixture
-def launch(upgraded_url: str, pinecone: PineconeEmulator) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
+def launch(upgraded_url: str, pinecone: PineconeEmulator) -> Iterator[Callable[..., ForkedProcess]]:
+    processes: list[ForkedProcess] = []
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str) -> ForkedProcess:
         options = ("--keys-from", "source", "--resume", "--batch-size", "10", "--workers", "2", "--no-verify")
         variables = environment(upgraded_url, pinecone, AMPRENTA_LEASE_SECONDS="600")
-        processes.append(start_process(variables, *options, *arguments))
+        processes.append(fork_process(variables, *options, *arguments))
         return processes[-1]
 
     yield start
@@ -363,7 +361,7 @@ def launch(upgraded_url: str, pinecone: PineconeEmulator) -> Iterator[Callable[.
         end_process(process)
 
 
-def ends(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ends(process: ForkedProcess) -> tuple[int, str]:
     output, _ = process.communicate(timeout=60)
     return process.returncode, output
 
@@ -373,7 +371,7 @@ def ends(process: subprocess.Popen[str]) -> tuple[int, str]:
 def test_a_signal_ends_a_process_with_130_and_nothing_claimed(
     engine: sa.Engine,
     pinecone: PineconeEmulator,
-    launch: Callable[..., subprocess.Popen[str]],
+    launch: Callable[..., ForkedProcess],
     number: signal.Signals,
     fault: Fault,
 ) -> None:
@@ -387,13 +385,15 @@ def test_a_signal_ends_a_process_with_130_and_nothing_claimed(
     assert "--resume" in output
     assert execute(engine, "SELECT count(*) FROM migration_progress WHERE status = 'running'") == [(0,)]
     pinecone.faults.clear()
+    # The silence that the source asked for is over.
+    execute(engine, "DELETE FROM migration_quota")
     # With a lease of ten minutes, anything left claimed would be waited for.
     assert ends(launch())[0] == 0
     all_once(engine)
 
 
 def test_the_script_exits_with_2_when_its_key_is_refused_midway(
-    engine: sa.Engine, pinecone: PineconeEmulator, launch: Callable[..., subprocess.Popen[str]]
+    engine: sa.Engine, pinecone: PineconeEmulator, launch: Callable[..., ForkedProcess]
 ) -> None:
     count_writes(engine)
     pinecone.faults.set("fetch", Fault(latency=0.2))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from backfill_tools import StubSource, execute, make_brisk, on_the_wire, run_job, to_job, to_vectors
+from backfill_tools import StubSource, execute, on_the_wire, run_job, to_job, to_vectors
 
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.retry import Retry
@@ -20,11 +20,6 @@ from amprenta_vectors.schema.keymaps import Numbered
 from amprenta_vectors.schema.vector_table import VectorTable
 
 VECTORS = to_vectors(40)
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 def differences(engine: sa.Engine, job: Job) -> list[Difference]:

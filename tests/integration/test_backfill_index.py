@@ -18,9 +18,8 @@ from backfill_tools import (
     environment,
     execute,
     expected,
-    make_brisk,
+    run_forked,
     run_job,
-    run_process,
     stored,
     to_ids,
     to_job,
@@ -41,11 +40,6 @@ from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 IDS, VECTORS = to_ids(100), to_vectors(100)
 NAME = "idx_rag_chunks_embedding"
 NEVER = threading.Event()
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture
@@ -350,7 +344,7 @@ def test_what_a_build_takes_is_said_at_the_end_of_a_run(
     pinecone = emulator()
     pinecone.load("", IDS, VECTORS)
     variables = environment(upgraded_url, pinecone, AMPRENTA_INDEX_WORKERS="0")
-    code, output = run_process(variables, "--keys-from", "source", "--no-verify", "--log-format", "json")
+    code, output = run_forked(variables, "--keys-from", "source", "--no-verify", "--log-format", "json")
     assert code == 0, output
     events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     (plan,) = [event for event in events if event["event"] == "index"]

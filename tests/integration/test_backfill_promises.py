@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from backfill_tools import (
+    POLL_SECONDS,
     Recorder,
     StubSource,
     add_rows,
@@ -25,16 +25,16 @@ from backfill_tools import (
     environment,
     execute,
     expected,
-    make_brisk,
+    fork_process,
     on_the_wire,
     run_job,
-    start_process,
     stored,
     to_ids,
     to_job,
     to_vectors,
     writes_per_key,
 )
+from forked import ForkedProcess
 from sqlalchemy.exc import OperationalError
 
 from amprenta_vectors.backfill import progress
@@ -55,11 +55,6 @@ IDS, VECTORS = to_ids(200), to_vectors(200)
 GATE = 42
 """The advisory lock that a write of the row `HELD` waits for."""
 HELD = IDS[70]
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture
@@ -222,13 +217,13 @@ def pinecone(emulator: StartEmulator) -> PineconeEmulator:
 
 
 @pytest.fixture
-def launch(upgraded_url: str, pinecone: PineconeEmulator) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def launch(upgraded_url: str, pinecone: PineconeEmulator) -> Iterator[Callable[..., ForkedProcess]]:
     """A function that starts a process of the run; none is left behind."""
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[ForkedProcess] = []
 
-    def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, **variables: str) -> ForkedProcess:
         options = ("--keys-from", "source", "--resume", "--batch-size", "20", "--no-verify", *arguments)
-        processes.append(start_process(environment(upgraded_url, pinecone, **variables), *options))
+        processes.append(fork_process(environment(upgraded_url, pinecone, **variables), *options))
         return processes[-1]
 
     yield start
@@ -236,7 +231,7 @@ def launch(upgraded_url: str, pinecone: PineconeEmulator) -> Iterator[Callable[.
         end_process(process)
 
 
-def ends(process: subprocess.Popen[str], code: int = 0) -> str:
+def ends(process: ForkedProcess, code: int = 0) -> str:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     return output
@@ -244,11 +239,11 @@ def ends(process: subprocess.Popen[str], code: int = 0) -> str:
 
 @pytest.mark.parametrize("gated", GATED)
 def test_a_process_killed_while_it_writes_loses_nothing_and_writes_nothing_twice(
-    engine: sa.Engine, launch: Callable[..., subprocess.Popen[str]], gated: str
+    engine: sa.Engine, launch: Callable[..., ForkedProcess], gated: str
 ) -> None:
     count_writes(engine)
     with gate(engine, gated) as open_gate:
-        process = launch()
+        process = launch(AMPRENTA_LEASE_SECONDS="0.5")
         wait_until(engine, WAITING, 1)
         process.kill()
         process.wait()
@@ -261,11 +256,11 @@ def test_a_process_killed_while_it_writes_loses_nothing_and_writes_nothing_twice
 
 @pytest.mark.parametrize("gated", GATED)
 def test_a_process_stopped_inside_its_write_holds_nobody_up_and_overwrites_nothing(
-    engine: sa.Engine, launch: Callable[..., subprocess.Popen[str]], gated: str
+    engine: sa.Engine, launch: Callable[..., ForkedProcess], gated: str
 ) -> None:
     count_writes(engine)
     with gate(engine, gated) as open_gate:
-        first = launch("--workers", "1")
+        first = launch("--workers", "1", AMPRENTA_LEASE_SECONDS="0.5")
         wait_until(engine, WAITING, 1)
         first.send_signal(signal.SIGSTOP)
         open_gate()
@@ -302,17 +297,19 @@ def test_a_process_stopped_elsewhere_holds_nobody_up(engine: sa.Engine) -> None:
 
 
 def test_three_processes_share_a_run(
-    engine: sa.Engine, pinecone: PineconeEmulator, launch: Callable[..., subprocess.Popen[str]]
+    engine: sa.Engine, pinecone: PineconeEmulator, launch: Callable[..., ForkedProcess]
 ) -> None:
     count_writes(engine)
-    # Slow enough that all three have begun before the first is done.
-    pinecone.faults.set("fetch", Fault(latency=0.3))
-    outputs = [ends(process) for process in [launch("--workers", "1", "--batch-size", "10") for _ in range(3)]]
+    # Slow until each of the three has a batch.
+    pinecone.faults.set("fetch", Fault(latency=1.0))
+    processes = [launch("--workers", "1", "--batch-size", "10") for _ in range(3)]
+    wait_until(engine, "SELECT count(DISTINCT owner) FROM migration_progress", 3)
+    pinecone.faults.clear()
+    outputs = [ends(process) for process in processes]
     assert stored(engine) == expected(IDS, VECTORS)
     assert writes_per_key(engine) == dict.fromkeys(IDS, 1)
     assert all("200 rows written" in output for output in outputs)
     assert execute(engine, "SELECT count(*) FROM migration_run WHERE source IS NOT NULL") == [(1,)]
-    assert execute(engine, "SELECT count(DISTINCT owner) FROM migration_progress")[0][0] >= 2
 
 
 def test_several_workers_of_several_processes_share_a_run_in_one_second(engine: sa.Engine) -> None:
@@ -333,21 +330,33 @@ def attempts(engine: sa.Engine) -> int:
     return largest
 
 
+RENEWED_SECONDS = 1.5
+"""A lease that is short to wait for, and long enough that a busy machine renews it in time."""
+
+
+def outlive_lease(engine: sa.Engine, key: str) -> None:
+    """Wait until the batch that ``key`` is in would be another's, had its lease not been renewed."""
+    lease = "SELECT lease_expires_at FROM migration_progress WHERE status = 'running' AND :key = ANY(keys)"
+    ((first,),) = execute(engine, lease, key=key)
+    while execute(engine, "SELECT now() > :first", first=first) == [(False,)]:
+        time.sleep(0.05)
+
+
 def test_a_lease_is_renewed_while_the_source_takes_its_time(engine: sa.Engine) -> None:
     slow, quick = stub(), stub()
-    slow.before_fetch = lambda keys: time.sleep(1.0)
+    slow.before_fetch = lambda keys: outlive_lease(engine, keys[0])
     with ThreadPoolExecutor(2) as pool:
-        jobs = [to_job(engine, source, lease_seconds=0.4) for source in (slow, quick)]
+        jobs = [to_job(engine, source, lease_seconds=RENEWED_SECONDS) for source in (slow, quick)]
         assert all(pool.map(lambda job: run_job(engine, job, "resume"), jobs))
     assert attempts(engine) == 1
 
 
 def test_a_lease_is_renewed_while_rows_are_being_written(engine: sa.Engine) -> None:
     with gate(engine) as open_gate, ThreadPoolExecutor(2) as pool:
-        jobs = [to_job(engine, stub(), lease_seconds=0.4, batch_size=20) for _ in range(2)]
+        jobs = [to_job(engine, stub(), lease_seconds=RENEWED_SECONDS, batch_size=20) for _ in range(2)]
         runs = [pool.submit(run_job, engine, job, "resume") for job in jobs]
         wait_until(engine, "SELECT count(*) FROM migration_progress WHERE status <> 'done'", 1)
-        time.sleep(1.0)
+        outlive_lease(engine, HELD)
         open_gate()
         assert [run.result().run.state for run in runs] == ["finished", "finished"]
     assert attempts(engine) == 1
@@ -548,7 +557,15 @@ def to_planner(engine: sa.Engine, run: progress.Run, job: Job, owner: str = "pla
     if job.keys_from == "table":
         keys = EmptyRows(engine, job.table, job.scope, job.key_map)  # type: ignore[assignment]
     return Planner(
-        engine, run, keys, owner, batch_size=lambda: job.batch_size, lease_seconds=60.0, retry=retry, stop=stop
+        engine,
+        run,
+        keys,
+        owner,
+        batch_size=lambda: job.batch_size,
+        lease_seconds=60.0,
+        poll_seconds=POLL_SECONDS,
+        retry=retry,
+        stop=stop,
     )
 
 

@@ -18,11 +18,10 @@ from backfill_tools import (
     errors_of,
     execute,
     expected,
-    make_brisk,
     open_pinecone,
     refuse,
+    run_forked,
     run_job,
-    run_process,
     stored,
     to_ids,
     to_job,
@@ -37,11 +36,6 @@ from amprenta_vectors.sandbox.strange import strange_unstorable, to_columns
 
 StartEmulator = Callable[..., PineconeEmulator]
 IDS, VECTORS = to_ids(60), to_vectors(60)
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 def stub(**records: Any) -> StubSource:
@@ -209,13 +203,13 @@ def test_the_script_exits_with_3_and_a_later_run_mends_what_was_set_aside(
     add_rows(engine, IDS)
     refuse(engine, [IDS[0]])
     variables = environment(upgraded_url, pinecone)
-    code, output = run_process(variables)
+    code, output = run_forked(variables)
     assert code == 3, output
     assert "set aside: 1 missing_at_source" in output
     assert "set aside: 1 write_refused" in output
     pinecone.load("", IDS[-1:], VECTORS[-1:])
     execute(engine, "DROP FUNCTION refuse CASCADE")
-    code, output = run_process(variables)
+    code, output = run_forked(variables)
     assert code == 0, output
     assert stored(engine) == expected(IDS, VECTORS)
     assert execute(engine, "SELECT count(*) FROM migration_error WHERE resolved_at IS NULL") == [(0,)]

@@ -16,7 +16,6 @@ from backfill_tools import (
     errors_of,
     execute,
     expected,
-    make_brisk,
     open_pinecone,
     refuse,
     run_job,
@@ -37,11 +36,6 @@ from amprenta_vectors.sources import pinecone_wire as wire
 StartEmulator = Callable[..., PineconeEmulator]
 IDS, VECTORS = to_ids(1000), to_vectors(1000)
 TRANSPORTS = pytest.mark.parametrize("transport", ["grpc", "rest"])
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 def stub(ids: Sequence[str] = IDS) -> StubSource:
@@ -253,16 +247,12 @@ def failing(share: float, number: int = 6000) -> StubSource:
     return source
 
 
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.run.FIGURES_SECONDS", 0.02)
-    monkeypatch.setattr("amprenta_vectors.backfill.bad_share.LOOK_SECONDS", 0.02)
+WATCHED: dict[str, Any] = {"max_bad_share": 0.05, "figures_seconds": 0.02}
 
 
-@pytest.mark.usefixtures("watched")
 def test_too_large_a_share_of_bad_rows_stops_the_run_and_says_of_which_kinds(engine: sa.Engine) -> None:
     with pytest.raises(TooManyBadRows) as caught:
-        run_job(engine, to_job(engine, failing(0.2), max_bad_share=0.05))
+        run_job(engine, to_job(engine, failing(0.2), **WATCHED))
     assert "not_finite" in caught.value.message
     assert "5 %" in caught.value.message
     assert "backfill --resume" in caught.value.hint
@@ -275,10 +265,9 @@ def test_too_large_a_share_of_bad_rows_stops_the_run_and_says_of_which_kinds(eng
     assert 500 <= done < 6000
 
 
-@pytest.mark.usefixtures("watched")
 def test_a_run_that_was_stopped_for_its_bad_rows_goes_on_once_the_source_is_mended(engine: sa.Engine) -> None:
     with pytest.raises(TooManyBadRows):
-        run_job(engine, to_job(engine, failing(0.2), max_bad_share=0.05))
+        run_job(engine, to_job(engine, failing(0.2), **WATCHED))
     ids, vectors = to_ids(6000), to_vectors(6000)
     mended = StubSource({key: [vector] for key, vector in zip(ids, vectors, strict=True)}, page=1000)
     summary = run_job(engine, to_job(engine, mended, max_bad_share=0.05), "resume")
@@ -286,7 +275,6 @@ def test_a_run_that_was_stopped_for_its_bad_rows_goes_on_once_the_source_is_mend
     assert summary.counts.written + summary.counts.quarantined == 6000
 
 
-@pytest.mark.usefixtures("watched")
 def test_one_process_that_finds_too_many_bad_rows_stops_the_others(engine: sa.Engine) -> None:
     from amprenta_vectors.backfill.bad_share import BadShare
     from amprenta_vectors.backfill.progress import count
@@ -300,7 +288,7 @@ def test_one_process_that_finds_too_many_bad_rows_stops_the_others(engine: sa.En
         from amprenta_vectors.backfill import progress
 
         run = progress.load_run(connection, 1)
-    early, late = BadShare(engine, run, 0.05), BadShare(engine, run, 0.05)
+    early, late = (BadShare(engine, run, 0.05, look_seconds=1.0) for _ in range(2))
     late.begin()
     # One that took note of the stops before there was any ends; one that joined after it counts anew.
     with pytest.raises(TooManyBadRows, match="another process"):
@@ -308,7 +296,6 @@ def test_one_process_that_finds_too_many_bad_rows_stops_the_others(engine: sa.En
     late.check(counts)
 
 
-@pytest.mark.usefixtures("watched")
 def test_keys_that_are_missing_at_the_source_stop_no_run(engine: sa.Engine) -> None:
     ids = to_ids(6000)
     add_rows(engine, ids)
@@ -318,19 +305,16 @@ def test_keys_that_are_missing_at_the_source_stop_no_run(engine: sa.Engine) -> N
     assert summary.errors == {"missing_at_source": 3000, "not_finite": 120}
 
 
-@pytest.mark.usefixtures("watched")
 def test_a_small_run_is_not_stopped_by_a_few_bad_rows(engine: sa.Engine) -> None:
     summary = run_job(engine, to_job(engine, failing(0.25, 200), max_bad_share=0.05, batch_size=10))
     assert summary.errors == {"not_finite": 50}
 
 
-@pytest.mark.usefixtures("watched")
 def test_a_share_of_0_stops_at_any_bad_row(engine: sa.Engine) -> None:
     with pytest.raises(TooManyBadRows):
         run_job(engine, to_job(engine, failing(0.05, 1000), max_bad_share=0.0, batch_size=10))
 
 
-@pytest.mark.usefixtures("watched")
 def test_the_figures_are_asked_for_only_where_there_is_reason_to(engine: sa.Engine) -> None:
     with counted(engine, "\n            WITH stop") as statements:
         run_job(engine, to_job(engine, failing(0.02, 2000), max_bad_share=0.05))

@@ -12,7 +12,6 @@ from backfill_tools import (
     count_writes,
     execute,
     expected,
-    make_brisk,
     open_pinecone,
     run_job,
     stored,
@@ -34,7 +33,6 @@ IDS, VECTORS = to_ids(COUNT), to_vectors(COUNT)
 
 @pytest.fixture(autouse=True)
 def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
     monkeypatch.setattr("amprenta_vectors.backfill.sizing.LOOK_SECONDS", 0.0)
 
 

@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from backfill_tools import errors_of, execute, expected, make_brisk, run_job, stored, to_ids, to_job, to_vectors
+from backfill_tools import errors_of, execute, expected, run_job, stored, to_ids, to_job, to_vectors
 from chroma_tools import COLLECTION, ChromaServer, fill, own_client
 
 from amprenta_vectors.batch import Reason
@@ -236,7 +236,6 @@ def test_a_token_whose_record_is_gone_or_was_added_again_is_refused(
 def test_a_backfill_whose_source_loses_and_gains_records_has_all_that_stayed(
     folder: Path, engine: sa.Engine, opened: Callable[..., ChromaSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_brisk(monkeypatch)
     monkeypatch.setattr(chroma, "PAGE", 20)
     ids, vectors = to_ids(200), to_vectors(200)
     fill(folder, ids, vectors)
@@ -369,7 +368,6 @@ def test_a_server_that_goes_away_midway_is_waited_for(
     opened: Callable[..., ChromaSource],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make_brisk(monkeypatch)
     monkeypatch.setattr(chroma, "PAGE", 20)
     ids, vectors = to_ids(200), to_vectors(200)
     server.kill()
@@ -456,9 +454,7 @@ def test_ids_find_their_products_by_the_stated_rule_and_the_others_are_listed(
     engine: sa.Engine,
     products: LookUp,
     opened: Callable[..., ChromaSource],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make_brisk(monkeypatch)
     elsewhere = str(uuid5(UUID(int=7), "of no row"))
     unmatched = [*UNMATCHED, f"product_{elsewhere}"]
     ids = [*SPELLED, *unmatched, f"again_{UUIDS[0]}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,8 @@ from backfill_tools import (
     environment,
     execute,
     expected,
-    make_brisk,
+    fork_process,
     run_job,
-    start_process,
     stored,
     to_ids,
     to_job,
@@ -29,6 +27,7 @@ from backfill_tools import (
     writes_per_key,
 )
 from click.testing import CliRunner, Result
+from forked import ForkedProcess
 
 from amprenta_vectors.backfill import orders, progress
 from amprenta_vectors.backfill.progress import Event
@@ -38,13 +37,8 @@ from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 
 IDS, VECTORS = to_ids(200), to_vectors(200)
-Launch = Callable[..., subprocess.Popen[str]]
+Launch = Callable[..., ForkedProcess]
 Command = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture
@@ -57,12 +51,12 @@ def pinecone(emulator: Callable[..., PineconeEmulator]) -> PineconeEmulator:
 @pytest.fixture
 def launch(upgraded_url: str, pinecone: PineconeEmulator) -> Iterator[Launch]:
     """Starts a backfill in a process of its own."""
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[ForkedProcess] = []
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, **variables: str) -> ForkedProcess:
         options = ("--keys-from", "source", "--resume", "--batch-size", "5", "--workers", "2", "--no-verify")
-        variables = environment(upgraded_url, pinecone, AMPRENTA_LEASE_SECONDS="600")
-        processes.append(start_process(variables, *options, *arguments))
+        variables = environment(upgraded_url, pinecone, AMPRENTA_LEASE_SECONDS="600", **variables)
+        processes.append(fork_process(variables, *options, *arguments))
         return processes[-1]
 
     yield start
@@ -91,7 +85,7 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def ends(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ends(process: ForkedProcess) -> tuple[int, str]:
     output, _ = process.communicate(timeout=60)
     return process.returncode, output
 
@@ -146,7 +140,8 @@ def test_within_two_seconds_of_a_pause_nothing_is_claimed_called_or_written(
 ) -> None:
     count_writes(engine)
     pinecone.faults.set("fetch", fault)
-    processes = [launch(), launch()]
+    # Of processes that look as seldom as they may.
+    processes = [launch(AMPRENTA_POLL_SECONDS="0.5") for _ in range(2)]
     until(lambda: pinecone.calls["fetch"] >= 8 and len(owners_of(engine)) == 2)
     ordered = time.monotonic()
     paused = command("pause")
@@ -155,7 +150,7 @@ def test_within_two_seconds_of_a_pause_nothing_is_claimed_called_or_written(
     assert (state_of(engine), held(engine)) == ("paused", 0)
     time.sleep(max(0.0, ordered + 2.0 - time.monotonic()))
     before = seen_of(engine, pinecone)
-    watched_until = time.monotonic() + 1.5
+    watched_until = time.monotonic() + 1.0
     while time.monotonic() < watched_until:
         assert writing(engine) == 0
         time.sleep(0.02)
@@ -184,7 +179,7 @@ def test_a_process_that_joins_a_paused_run_waits_until_it_is_resumed(
     before = seen_of(engine, pinecone)[2], pinecone.calls["fetch"], pinecone.calls["list"]
     second = launch()
     until(lambda: len(owners_of(engine)) == 2)
-    time.sleep(0.7)
+    time.sleep(0.3)
     assert second.poll() is None
     assert (len(stored(engine)), pinecone.calls["fetch"], pinecone.calls["list"]) == before
     assert state_of(engine) == "paused"
@@ -212,7 +207,8 @@ def test_a_pause_waits_for_the_lease_of_a_process_that_was_killed(
     engine: sa.Engine, pinecone: PineconeEmulator, upgraded_url: str, command: Command
 ) -> None:
     pinecone.faults.set("fetch", Fault(latency=30.0))
-    process = start_process(environment(upgraded_url, pinecone), "--keys-from", "source", "--resume", "--no-verify")
+    options = ("--keys-from", "source", "--resume", "--no-verify")
+    process = fork_process(environment(upgraded_url, pinecone, AMPRENTA_LEASE_SECONDS="1"), *options)
     try:
         until(lambda: pinecone.calls["fetch"] >= 1)
         process.send_signal(signal.SIGKILL)
@@ -331,13 +327,13 @@ def test_a_signal_ends_a_process_whose_source_hangs_within_the_time_to_drain(
 ) -> None:
     count_writes(engine)
     pinecone.faults.set("fetch", Fault(stall=25.0))
-    process = launch("--drain-seconds", "1")
+    process = launch("--drain-seconds", "0.3")
     until(lambda: pinecone.calls["fetch"] >= 2)
     began = time.monotonic()
     process.send_signal(number)
     code, output = ends(process)
     assert code == 130, output
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 20.0
     assert held(engine) == 0
     pinecone.faults.clear()
     # With a lease of ten minutes, anything left claimed would be waited for.
@@ -433,14 +429,14 @@ def test_the_number_of_workers_follows_the_limit_while_they_work(engine: sa.Engi
             progress.change_limits(connection, 1, changes, clear=workers is None)
 
     source.before_fetch = count
+    work = Backfill(engine, to_job(engine, source, batch_size=1, workers=4), Recorder(), threading.Event())
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run_job, engine, to_job(engine, source, batch_size=1, workers=4))
+        running = pool.submit(work.work, work.start("new"))
         until(lambda: most == 4)
         limit(1)
-        time.sleep(0.5)
-        most = 0
-        until(lambda: most > 0)
-        time.sleep(0.5)
+        until(lambda: work.control.limits == {"workers": 1} and at_work <= 1)
+        most, before = 0, len(source.fetched)
+        until(lambda: len(source.fetched) >= before + 10)
         assert most == 1
         limit(None)
         until(lambda: most >= 3)

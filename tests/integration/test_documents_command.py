@@ -13,7 +13,7 @@ from uuid import uuid5
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from backfill_tools import execute, make_brisk, run_process
+from backfill_tools import execute, run_process
 from click.testing import CliRunner, Result
 from cryptography.fernet import Fernet
 
@@ -37,7 +37,6 @@ def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.En
     upgrade(Settings.load(database_url=database_url, vector_dimension=DIMENSION), "documents")
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("VECTOR_STORE_ENCRYPTION_KEY", KEY)
-    make_brisk(monkeypatch)
     engine = create_engine(Settings.load(database_url=database_url))
     yield engine
     engine.dispose()

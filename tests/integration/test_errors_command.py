@@ -17,7 +17,6 @@ from backfill_tools import (
     environment,
     execute,
     expected,
-    make_brisk,
     refuse,
     stored,
     to_ids,
@@ -30,11 +29,6 @@ from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 
 IDS, VECTORS = to_ids(40), to_vectors(40)
 BAD = [IDS[3], IDS[4], IDS[30]]
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture

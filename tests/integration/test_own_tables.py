@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from backfill_tools import API_KEY, INDEX_NAME, execute, make_brisk, on_the_wire, to_vectors
+from backfill_tools import API_KEY, INDEX_NAME, execute, on_the_wire, to_vectors
 from click.testing import CliRunner, Result
 
 from amprenta_vectors.cli import main
@@ -28,11 +28,6 @@ UUIDS = [str(uuid.UUID(int=number * 0x1234567890ABCDEF1234567)) for number in ra
 NUMBERS = [str(number * 1_000_000_007) for number in range(30)]
 NAMES = [f"chunk-{number:03d}" for number in range(30)]
 NAMESPACE_UUID = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import sqlalchemy as sa
-from backfill_tools import Recorder, StubSource, execute, make_brisk, run_job, stored, to_ids, to_job, to_vectors
+from backfill_tools import POLL_SECONDS, Recorder, StubSource, execute, run_job, stored, to_ids, to_job, to_vectors
 
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.planner import Planner
@@ -17,11 +17,6 @@ from amprenta_vectors.backfill.run import Backfill
 from amprenta_vectors.errors import TransientError
 
 COUNT = 300
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 class Listed(StubSource):
@@ -60,6 +55,7 @@ def open_planner(engine: sa.Engine, job: Job, batch_size: Callable[[], int] | No
         "planner",
         batch_size=batch_size or (lambda: job.batch_size),
         lease_seconds=60.0,
+        poll_seconds=POLL_SECONDS,
         retry=Retry(5.0, stop, lambda _: None),
         stop=stop,
     )

@@ -14,9 +14,8 @@ from backfill_tools import (
     errors_of,
     execute,
     expected,
-    make_brisk,
+    run_forked,
     run_job,
-    run_process,
     stored,
     to_ids,
     to_job,
@@ -34,11 +33,6 @@ from amprenta_vectors.schema.registry import RAG_CHUNKS
 
 IDS, VECTORS = to_ids(60), to_vectors(60)
 ROLE = "amprenta_filler"
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture
@@ -286,10 +280,10 @@ def test_notices_are_shown_by_a_dry_run_and_by_a_run_in_words_and_in_json(
     pinecone = emulator()
     pinecone.load("", IDS, VECTORS)
     variables = environment(upgraded_url, pinecone, AMPRENTA_MAX_WAL_MB_PER_SECOND="1000")
-    code, output = run_process(variables, "--dry-run")
+    code, output = run_forked(variables, "--dry-run")
     assert code == 0, output
     assert "notice: trigger a_touch runs touch()" in output
-    code, output = run_process(variables, "--resume", "--no-verify", "--log-format", "json")
+    code, output = run_forked(variables, "--resume", "--no-verify", "--log-format", "json")
     events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     notices = [event["text"] for event in events if event["event"] == "notice"]
     assert [notice.split()[1] for notice in notices if notice.startswith("trigger")] == ["a_touch", "d_embedding"]

@@ -19,11 +19,10 @@ from backfill_tools import (
     environment,
     execute,
     expected,
-    make_brisk,
+    fork_process,
     open_pinecone,
+    run_forked,
     run_job,
-    run_process,
-    start_process,
     stored,
     to_ids,
     to_job,
@@ -46,11 +45,6 @@ StartEmulator = Callable[..., PineconeEmulator]
 IDS, VECTORS = to_ids(2000), to_vectors(2000)
 LISTING, FETCHING = 20, 200
 """What all of them cost, where nothing is asked for twice."""
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture
@@ -102,7 +96,7 @@ def test_four_processes_under_refusals_stay_below_the_ceiling_and_finish_once_it
     variables = environment(upgraded_url, pinecone, AMPRENTA_BATCH_SIZE="40", AMPRENTA_WORKERS="2")
     variables["AMPRENTA_MAX_READ_UNITS"] = str(ceiling)
     arguments = ("--resume", "--keys-from", "source", "--no-verify")
-    processes = [start_process(variables, *arguments) for _ in range(4)]
+    processes = [fork_process(variables, *arguments) for _ in range(4)]
     ended = [(*process.communicate(timeout=60), process.returncode) for process in processes]
     assert [code for _, _, code in ended] == [1] * 4
     assert pinecone.calls.read_units <= reserved(engine) <= ceiling
@@ -110,7 +104,7 @@ def test_four_processes_under_refusals_stay_below_the_ceiling_and_finish_once_it
     assert all(f"of {ceiling} read units" in output and "--max-read-units" in output for output, *_ in ended)
 
     pinecone.faults.clear()
-    code, output = run_process(variables, *arguments, "--max-read-units", "1000")
+    code, output = run_forked(variables, *arguments, "--max-read-units", "1000")
     assert code == 0, output
     assert stored(engine) == expected(IDS, VECTORS)
     assert writes_per_key(engine) == dict.fromkeys(IDS, 1)
@@ -129,14 +123,14 @@ def test_what_a_killed_process_had_reserved_is_never_spent_twice(
     variables["AMPRENTA_MAX_READ_UNITS"] = str(ceiling)
     arguments = ("--resume", "--keys-from", "source", "--no-verify")
     for kill_at in (30, 60, 90):
-        process = start_process(variables, *arguments)
+        process = fork_process(variables, *arguments)
         try:
             wait_until(partial(has_cost, pinecone, kill_at))
             process.send_signal(signal.SIGKILL)
         finally:
             end_process(process)
         assert pinecone.calls.read_units <= reserved(engine) <= ceiling
-    code, output = run_process(variables, *arguments)
+    code, output = run_forked(variables, *arguments)
     assert code == 1, output
     assert pinecone.calls.read_units <= reserved(engine) <= ceiling
 
@@ -273,7 +267,7 @@ def test_the_comparison_at_the_end_of_a_run_is_counted_and_limited_too(
 ) -> None:
     variables = environment(upgraded_url, pinecone, AMPRENTA_BATCH_SIZE="100")
     ceiling = str(LISTING + FETCHING + 30)
-    code, output = run_process(variables, "--keys-from", "source", "--max-read-units", ceiling)
+    code, output = run_forked(variables, "--keys-from", "source", "--max-read-units", ceiling)
     assert code == 1
     assert "is finished" in output
     assert "amprenta-vectors verify" in output
@@ -368,7 +362,7 @@ def test_an_option_holds_for_the_run_and_all_its_processes(
 ) -> None:
     variables = environment(upgraded_url, pinecone)
     options = ("--list-per-second", "off", "--fetch-per-second", "40", "--max-read-units", "900")
-    code, output = run_process(variables, "--keys-from", "source", "--no-verify", *options)
+    code, output = run_forked(variables, "--keys-from", "source", "--no-verify", *options)
     assert code == 0, output
     limits = {"list_per_second": 0, "fetch_per_second": 40.0, "max_read_units": 900}
     assert execute(engine, "SELECT limits FROM migration_run") == [(limits,)]

@@ -23,7 +23,6 @@ from backfill_tools import (
     errors_of,
     execute,
     expected,
-    make_brisk,
     on_the_wire,
     open_pinecone,
     run_job,
@@ -58,11 +57,6 @@ from amprenta_vectors.stores.protocol import Record
 StartEmulator = Callable[..., PineconeEmulator]
 IDS, VECTORS = to_ids(40), to_vectors(40)
 OTHER = to_vectors(40, seed=1)
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 def stub(vectors: Vectors = VECTORS, **changes: Any) -> StubSource:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from backfill_tools import StubSource, execute, make_brisk, run_job, stored, to_ids, to_job, to_vectors
+from backfill_tools import StubSource, execute, run_job, stored, to_ids, to_job, to_vectors
 
 from amprenta_vectors.backfill import gone, orders
 from amprenta_vectors.backfill.control import Held
@@ -20,11 +20,6 @@ from amprenta_vectors.errors import RunConflict
 IDS, VECTORS = to_ids(40), to_vectors(40)
 GONE = IDS[:5]
 UNFINISHED = "SELECT id FROM migration_run WHERE state IN ('running', 'paused')"
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 def stub(*without: str) -> StubSource:

@@ -15,7 +15,6 @@ from backfill_tools import (
     errors_of,
     execute,
     expected,
-    make_brisk,
     on_the_wire,
     run_job,
     stored,
@@ -62,11 +61,6 @@ class Embedder:
     def embed(self, texts: Sequence[str]) -> Vectors:
         self.texts += texts
         return np.concatenate([to_vectors(1, seed=to_bigint(hash_text(text)) % 2**32) for text in texts])
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture

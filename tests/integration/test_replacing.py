@@ -16,7 +16,6 @@ from backfill_tools import (
     count_writes,
     execute,
     expected,
-    make_brisk,
     run_job,
     stored,
     to_ids,
@@ -37,11 +36,6 @@ from amprenta_vectors.stores.protocol import Record
 
 IDS = to_ids(60)
 OLD, NEW = to_vectors(60), to_vectors(120)[60:]
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture

@@ -17,10 +17,9 @@ from backfill_tools import (
     end_process,
     environment,
     execute,
-    make_brisk,
+    fork_process,
+    run_forked,
     run_job,
-    run_process,
-    start_process,
     to_ids,
     to_job,
     to_vectors,
@@ -62,7 +61,7 @@ def index(emulator: StartEmulator) -> PineconeEmulator:
 def run_with_waits(engine: sa.Engine, index: PineconeEmulator, variables: dict[str, str]) -> str:
     """A run from another process that is throttled and paused on its way; what it printed."""
     index.faults.set("fetch", Fault(latency=0.15))
-    process = start_process(variables, "--keys-from", "source", "--batch-size", "20", "--workers", "1")
+    process = fork_process(variables, "--keys-from", "source", "--batch-size", "20", "--workers", "1")
     try:
         wait_for(engine, "SELECT count(*) > 1 FROM migration_progress WHERE status = 'done'")
         with engine.begin() as connection:
@@ -187,9 +186,8 @@ def end_early(engine: sa.Engine) -> None:
 
 
 def test_a_report_of_a_run_that_has_not_ended_says_so_and_how_to_cancel_it(
-    engine: sa.Engine, upgraded_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine, upgraded_url: str, tmp_path: Path
 ) -> None:
-    make_brisk(monkeypatch)
     end_early(engine)
     arguments = ["report", "1", "--output", str(tmp_path / "here")]
     result = CliRunner().invoke(main, arguments, env={"DATABASE_URL": upgraded_url})
@@ -204,9 +202,8 @@ def test_a_report_of_a_run_that_has_not_ended_says_so_and_how_to_cancel_it(
 
 
 def test_a_cancelled_run_leaves_a_report_and_one_that_was_never_begun_leaves_none(
-    engine: sa.Engine, upgraded_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine, upgraded_url: str, tmp_path: Path
 ) -> None:
-    make_brisk(monkeypatch)
     end_early(engine)
     execute(
         engine,
@@ -255,7 +252,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning_and_never_a_failed_run(
     index.load("", IDS[:20], VECTORS[:20])
     (tmp_path / "file").write_text("")
     variables = environment(upgraded_url, index)
-    code, output = run_process(variables, "--keys-from", "source", "--report", str(tmp_path / "file" / "reports"))
+    code, output = run_forked(variables, "--keys-from", "source", "--report", str(tmp_path / "file" / "reports"))
     assert code == 0, output
     assert "warning: no report was written" in output
     assert "amprenta-vectors report 1 --output FOLDER" in output

@@ -20,10 +20,9 @@ from backfill_tools import (
     end_process,
     errors_of,
     execute,
-    make_brisk,
+    fork_process,
+    run_forked,
     run_job,
-    run_process,
-    start_process,
     to_job,
 )
 from click.testing import CliRunner, Result
@@ -59,11 +58,6 @@ dimension = 256
 source = "rows"
 text_columns = ["title", "body"]
 """
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +151,7 @@ def test_a_killed_run_over_rows_goes_on_and_writes_each_row_once(articles: dict[
         "AMPRENTA_BATCH_SECONDS": "off",
     }
     options = ("--resume", "--batch-size", "3", "--workers", "1")
-    process = start_process(environment, *options)
+    process = fork_process(environment, *options)
     try:
         while not writes(engine):
             assert process.poll() is None
@@ -167,7 +161,7 @@ def test_a_killed_run_over_rows_goes_on_and_writes_each_row_once(articles: dict[
     finally:
         end_process(process)
     assert 0 < len(writes(engine)) < ROWS - len(WITHOUT_TEXT)
-    code, output = run_process(environment, "--resume", "--batch-size", "3")
+    code, output = run_forked(environment, "--resume", "--batch-size", "3")
     assert code == 3, output
     assert writes(engine) == dict.fromkeys(set(range(1, ROWS + 1)) - WITHOUT_TEXT, 1)
 

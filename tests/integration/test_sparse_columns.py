@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from backfill_tools import API_KEY, INDEX_NAME, execute, make_brisk, on_the_wire, to_vectors
+from backfill_tools import API_KEY, INDEX_NAME, execute, on_the_wire, to_vectors
 from click.testing import CliRunner, Result
 
 from amprenta_vectors.backfill.encoding import sparse_bytes
@@ -28,11 +28,6 @@ MADE = {
     "filled": {"indices": [1], "values": [1.0]},
 }
 KEPT = {"plain": "{1:-1.25,4:0.5,100:3}/100", "zeros": "{7:2}/100", "nothing": "{}/100"}
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 @pytest.fixture(params=["grpc", "rest"])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from backfill_tools import ROOT, StubSource, end_process, execute, make_brisk, run_job, to_ids, to_job, to_vectors
+from backfill_tools import ROOT, StubSource, end_process, execute, run_job, to_ids, to_job, to_vectors
 from click.testing import CliRunner, Result
 
 from amprenta_vectors.backfill import progress
@@ -36,7 +36,6 @@ WATCHING = """
 
 @pytest.fixture(autouse=True)
 def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
     monkeypatch.setattr("amprenta_vectors.cli.live.LINE_SECONDS", 0.1)
 
 

@@ -20,8 +20,7 @@ from backfill_tools import (
     environment,
     execute,
     expected,
-    make_brisk,
-    run_process,
+    run_forked,
     stored,
     to_ids,
     to_job,
@@ -483,7 +482,6 @@ RUN = "SELECT throttle_reason, state FROM migration_run"
 def test_a_run_that_waits_says_why_and_goes_on_by_itself(
     engine: sa.Engine, upgraded_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_brisk(monkeypatch)
     monkeypatch.setattr("amprenta_vectors.backfill.gate.LOOK_SECONDS", 0.02)
     execute(engine, "CREATE TABLE verdict AS SELECT NULL::text AS said")
     source, recorder = StubSource({key: [vector] for key, vector in zip(IDS, VECTORS, strict=True)}), Recorder()
@@ -529,7 +527,7 @@ def test_a_faulty_query_ends_the_command_before_anything_is_done(
     pinecone = emulator()
     pinecone.load("", IDS, VECTORS)
     variables = environment(upgraded_url, pinecone, AMPRENTA_THROTTLE_SQL="SELECT nonsense")
-    code, output = run_process(variables, "--resume")
+    code, output = run_forked(variables, "--resume")
     assert code == 2, output
     assert "AMPRENTA_THROTTLE_SQL fails" in output
     assert execute(engine, "SELECT count(*) FROM migration_run WHERE source IS NOT NULL") == [(0,)]

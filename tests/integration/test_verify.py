@@ -19,10 +19,9 @@ from backfill_tools import (
     StubSource,
     environment,
     execute,
-    make_brisk,
     open_pinecone,
+    run_forked,
     run_job,
-    run_process,
     to_ids,
     to_job,
     to_vectors,
@@ -39,11 +38,6 @@ from amprenta_vectors.sources.protocol import TokenRefused
 
 StartEmulator = Callable[..., PineconeEmulator]
 IDS, VECTORS = to_ids(100), to_vectors(100)
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_brisk(monkeypatch)
 
 
 def stub(**records: Any) -> StubSource:
@@ -251,5 +245,5 @@ def test_the_command_exits_with_1_on_any_difference_and_lists_it(
     )
     assert done.returncode == 1, done.stderr
     assert [json.loads(line)["key"] for line in listed.read_text().splitlines()] == [IDS[5]]
-    code, output = run_process(environment(upgraded_url, pinecone), "--keys-from", "source")
+    code, output = run_forked(environment(upgraded_url, pinecone), "--keys-from", "source")
     assert (code, "every vector is equal" in output) == (0, True), output

@@ -29,6 +29,7 @@ class HttpServer(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 128
+    timeout = 0.5
 
     def __init__(
         self,
@@ -53,17 +54,26 @@ class HttpServer(ThreadingHTTPServer):
         self.sleep = sleep
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="pinecone-http", daemon=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="pinecone-http", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Stop listening and hang up, as the end of a process would: clients keep connections open for long."""
-        self.shutdown()
+        self._stopped.set()
+        with suppress(
+            OSError
+        ):  # where the system knows no such thing of a socket that listens, its time-out ends the wait
+            self.socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self.server_close()
         with self._lock:
             for connection in self._connections:
                 _hang_up(connection)
+
+    def _serve(self) -> None:
+        while not self._stopped.is_set():
+            self.handle_request()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Remember the connection, to hang up when the server stops."""
