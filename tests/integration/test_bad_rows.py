@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -241,18 +241,29 @@ def failing(share: float, number: int = 6000) -> StubSource:
     every = round(1 / share)
     ids, vectors = to_ids(number), to_vectors(number)
     vectors[::every] = np.nan
-    source = StubSource({key: [vector] for key, vector in zip(ids, vectors, strict=True)}, page=1000)
-    pause = threading.Event()
-    source.before_fetch = lambda keys: pause.wait(0.03) and None
+    return StubSource({key: [vector] for key, vector in zip(ids, vectors, strict=True)}, page=1000)
+
+
+def pausing(engine: sa.Engine, source: StubSource, after: int = 3000) -> StubSource:
+    """The same source, which gives no more than so many records before the run was stopped."""
+
+    def pause(keys: Sequence[str]) -> None:
+        deadline = time.monotonic() + 60.0
+        while len(source.fetched) >= after and not execute(engine, STOPPED):
+            assert time.monotonic() < deadline, "the run is not stopped"
+            time.sleep(0.02)
+
+    source.before_fetch = pause
     return source
 
 
+STOPPED = "SELECT 1 FROM migration_event WHERE event = 'stopped'"
 WATCHED: dict[str, Any] = {"max_bad_share": 0.05, "figures_seconds": 0.02}
 
 
 def test_too_large_a_share_of_bad_rows_stops_the_run_and_says_of_which_kinds(engine: sa.Engine) -> None:
     with pytest.raises(TooManyBadRows) as caught:
-        run_job(engine, to_job(engine, failing(0.2), **WATCHED))
+        run_job(engine, to_job(engine, pausing(engine, failing(0.2)), **WATCHED))
     assert "not_finite" in caught.value.message
     assert "5 %" in caught.value.message
     assert "backfill --resume" in caught.value.hint
@@ -267,7 +278,7 @@ def test_too_large_a_share_of_bad_rows_stops_the_run_and_says_of_which_kinds(eng
 
 def test_a_run_that_was_stopped_for_its_bad_rows_goes_on_once_the_source_is_mended(engine: sa.Engine) -> None:
     with pytest.raises(TooManyBadRows):
-        run_job(engine, to_job(engine, failing(0.2), **WATCHED))
+        run_job(engine, to_job(engine, pausing(engine, failing(0.2)), **WATCHED))
     ids, vectors = to_ids(6000), to_vectors(6000)
     mended = StubSource({key: [vector] for key, vector in zip(ids, vectors, strict=True)}, page=1000)
     summary = run_job(engine, to_job(engine, mended, max_bad_share=0.05), "resume")
@@ -301,7 +312,7 @@ def test_keys_that_are_missing_at_the_source_stop_no_run(engine: sa.Engine) -> N
     add_rows(engine, ids)
     source = failing(0.02)
     source.records = {key: vectors for number, (key, vectors) in enumerate(source.records.items()) if number % 2 == 0}
-    summary = run_job(engine, to_job(engine, source, keys_from="table", batch_size=100, max_bad_share=0.05))
+    summary = run_job(engine, to_job(engine, source, keys_from="table", batch_size=500, max_bad_share=0.05))
     assert summary.errors == {"missing_at_source": 3000, "not_finite": 120}
 
 

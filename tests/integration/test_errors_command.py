@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from backfill_tools import (
+    ROOT,
     add_rows,
     end_process,
     environment,
@@ -23,6 +22,7 @@ from backfill_tools import (
     to_vectors,
 )
 from click.testing import CliRunner, Result
+from forked import ForkedProcess
 
 from amprenta_vectors.cli import main
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
@@ -188,7 +188,9 @@ def test_a_retry_that_was_killed_is_gone_on_with(
 ) -> None:
     accept(engine)
     pinecone.faults.set("fetch", Fault(latency=30.0))
-    process = subprocess.Popen([sys.executable, "-m", "amprenta_vectors", "retry-failed"], env=variables)
+    process = ForkedProcess(
+        ROOT / "amprenta_vectors" / "__main__.py", ("retry-failed",), variables | {"AMPRENTA_LEASE_SECONDS": "0.5"}
+    )
     try:
         claimed = "SELECT count(*) FROM migration_progress WHERE run_id = 2 AND attempt > 0"
         while process.poll() is None and execute(engine, claimed) == [(0,)]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg2
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
+from conftest import janitor
 
 from amprenta_vectors.backfill.index_plan import BuildPlan, Shape, plan_build
 from amprenta_vectors.cli import main
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 
@@ -22,10 +25,37 @@ INSERT = sa.text("""
 """)
 
 
+@pytest.fixture(scope="module")
+def indexed_template(postgres_server: EmbeddedPostgres, upgraded_template: str) -> Iterator[str]:
+    """The name of a database at head whose 3000 rows are indexed; made once."""
+    with janitor(postgres_server, "indexed_template", as_template=True, template_dbname=upgraded_template) as template:
+        template.load(load_rows)
+        yield template.dbname
+
+
+def load_rows(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
+    """Fill the database that each test clones; its index is built over the rows, which is faster than row by row."""
+    engine = sa.create_engine(
+        sa.URL.create("postgresql", user, database=dbname, query={"host": host, "port": str(port)})
+    )
+    with engine.begin() as connection:
+        (definition,) = connection.scalars(sa.text("SELECT pg_get_indexdef('idx_rag_chunks_embedding'::regclass)"))
+        connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding"))
+        connection.execute(sa.text("SELECT setseed(0.5)"))
+        connection.execute(INSERT)
+        connection.exec_driver_sql(definition)
+    engine.dispose()
+
+
+@pytest.fixture
+def upgraded_url(postgres_server: EmbeddedPostgres, indexed_template: str) -> Iterator[str]:
+    with janitor(postgres_server, "indexed", template_dbname=indexed_template) as database:
+        yield postgres_server.url(database.dbname)
+
+
 @pytest.fixture
 def rows(engine: sa.Engine) -> sa.Engine:
-    with engine.begin() as connection:
-        connection.execute(INSERT)
+    """3000 rows and their index."""
     return engine
 
 
@@ -131,7 +161,6 @@ def plain(engine: sa.Engine) -> sa.Engine:
     """The same rows without any index of their vectors."""
     with engine.begin() as connection:
         connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding"))
-        connection.execute(INSERT)
     return engine
 
 
