@@ -32,6 +32,7 @@ from backfill_tools import (
     to_vectors,
 )
 from click.testing import CliRunner
+from forked import ForkedProcess
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.job import Job
@@ -432,22 +433,32 @@ def test_a_backfill_that_is_unfinished_or_queued_comes_first(engine: sa.Engine) 
         reconcile(engine, stub())
 
 
-def run_command(url: str, pinecone: PineconeEmulator, *arguments: str, **more: str) -> tuple[int, str]:
-    process = start_command(url, pinecone, *arguments, **more)
+def start_command(url: str, pinecone: PineconeEmulator, *arguments: str, **more: str) -> ForkedProcess:
+    module = ROOT / "amprenta_vectors" / "__main__.py"
+    return ForkedProcess(module, ("reconcile", *arguments), environment(url, pinecone, **more))
+
+
+def run_command(url: str, pinecone: PineconeEmulator, *arguments: str) -> tuple[int | None, str]:
+    process = start_command(url, pinecone, *arguments)
     output, _ = process.communicate(timeout=120)
     return process.returncode, output
 
 
-def start_command(url: str, pinecone: PineconeEmulator, *arguments: str, **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "amprenta_vectors", "reconcile", *arguments],
-        env=environment(url, pinecone, **more),
+def type_command(url: str, pinecone: PineconeEmulator, *arguments: str) -> tuple[int, str]:
+    """As a person does it: an interpreter of its own."""
+    command = [sys.executable, "-m", "amprenta_vectors", "reconcile", *arguments]
+    done = subprocess.run(
+        command,
+        env=environment(url, pinecone),
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        check=False,
+        timeout=120,
     )
+    return done.returncode, done.stdout
 
 
 @pytest.mark.parametrize(("number", "ending"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
@@ -463,7 +474,7 @@ def test_a_pass_that_is_killed_or_interrupted_goes_on_by_the_same_command(
     with pinecone_index(pinecone) as index:
         index.delete(ids=ids[500:])
     slow = {"AMPRENTA_FETCH_PER_SECOND": "4", "AMPRENTA_BATCH_SIZE": "100", "AMPRENTA_WORKERS": "1"}
-    process = start_command(upgraded_url, pinecone, "--delete", **slow)
+    process = start_command(upgraded_url, pinecone, "--delete", AMPRENTA_LEASE_SECONDS="0.5", **slow)
     written = "SELECT coalesce(sum(rows_replaced), 0)::int FROM migration_progress"
     try:
         while process.poll() is None and not execute(engine, written)[0][0]:
@@ -492,7 +503,7 @@ def test_the_command_says_what_it_did_and_what_it_would_do(
         index.delete(ids=[IDS[9]])
     runs = execute(engine, "SELECT count(*) FROM migration_run")
     counts = "37 rows equal, 2 written, of them 1 replaced"
-    code, output = run_command(upgraded_url, pinecone, "--dry-run", "--delete")
+    code, output = type_command(upgraded_url, pinecone, "--dry-run", "--delete")
     assert code == 3, output
     assert f"dry run, nothing was changed: {counts}" in output
     assert "gone at the source: 1 rows, 1 deleted" in output

@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from backfill_tools import (
     LEASE_SECONDS,
+    POLL_SECONDS,
     Recorder,
     StubSource,
     end_process,
@@ -149,6 +150,8 @@ def test_a_killed_run_over_rows_goes_on_and_writes_each_row_once(articles: dict[
         **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
         "AMPRENTA_REPORT": os.environ["AMPRENTA_REPORT"],
         "AMPRENTA_BATCH_SECONDS": "off",
+        "AMPRENTA_LEASE_SECONDS": "0.5",
+        "AMPRENTA_POLL_SECONDS": str(POLL_SECONDS),
     }
     options = ("--resume", "--batch-size", "3", "--workers", "1")
     process = fork_process(environment, *options)
