@@ -33,10 +33,13 @@ from amprenta_vectors.backfill import orders, progress
 from amprenta_vectors.backfill.progress import Event
 from amprenta_vectors.backfill.run import Backfill
 from amprenta_vectors.cli import main
-from amprenta_vectors.errors import RunConflict
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError, RunConflict
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 
 IDS, VECTORS = to_ids(200), to_vectors(200)
+SELDOM_SECONDS = 0.5
+"""As seldom as a process may look for orders."""
 Launch = Callable[..., ForkedProcess]
 Command = Callable[..., Result]
 
@@ -140,8 +143,7 @@ def test_within_two_seconds_of_a_pause_nothing_is_claimed_called_or_written(
 ) -> None:
     count_writes(engine)
     pinecone.faults.set("fetch", fault)
-    # Of processes that look as seldom as they may.
-    processes = [launch(AMPRENTA_POLL_SECONDS="0.5") for _ in range(2)]
+    processes = [launch(AMPRENTA_POLL_SECONDS=str(SELDOM_SECONDS)) for _ in range(2)]
     until(lambda: pinecone.calls["fetch"] >= 8 and len(owners_of(engine)) == 2)
     ordered = time.monotonic()
     paused = command("pause")
@@ -164,6 +166,12 @@ def test_within_two_seconds_of_a_pause_nothing_is_claimed_called_or_written(
         assert code == 0, output
         assert "waiting: run 1 is paused; amprenta-vectors resume 1" in output
     all_once(engine)
+
+
+def test_a_process_may_not_look_for_orders_more_seldom_than_a_pause_promises() -> None:
+    assert Settings.load(poll_seconds=SELDOM_SECONDS).poll_seconds == SELDOM_SECONDS
+    with pytest.raises(ConfigError, match="AMPRENTA_POLL_SECONDS"):
+        Settings.load(poll_seconds=SELDOM_SECONDS + 0.01)
 
 
 def test_a_process_that_joins_a_paused_run_waits_until_it_is_resumed(
