@@ -13,6 +13,7 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 import sqlalchemy as sa
+from databases import janitor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from poolers import pooled
@@ -20,6 +21,7 @@ from poolers import pooled
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import ConfigError, FilterError, TimedOut, TransientError
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.factory import open_pgvector_store
@@ -37,11 +39,27 @@ OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg
 Sent = list[str]
 
 
+@pytest.fixture(scope="module")
+def rows_template(postgres_server: EmbeddedPostgres, upgraded_template: str) -> Iterator[str]:
+    """`ROWS` rows in scope ``a`` and a few in ``b``; every tenth has no vector, every tenth a zero vector."""
+    with janitor(postgres_server, "rows_template", upgraded_template, as_template=True) as template:
+        engine = sa.create_engine(driven(postgres_server.url(template.dbname)))
+        fill(engine, "a", ROWS)
+        fill(engine, "b", 40)
+        engine.dispose()
+        yield template.dbname
+
+
+@pytest.fixture
+def upgraded_url(postgres_server: EmbeddedPostgres, rows_template: str) -> Iterator[str]:
+    """The URL of a database with those rows, for this test alone."""
+    with janitor(postgres_server, "rows", rows_template) as database:
+        yield postgres_server.url(database.dbname)
+
+
 @pytest.fixture
 def rows(engine: sa.Engine) -> sa.Engine:
-    """`ROWS` rows in scope ``a`` and a few in ``b``; every tenth has no vector, every tenth a zero vector."""
-    fill(engine, "a", ROWS)
-    fill(engine, "b", 40)
+    """An engine on the rows of ``rows_template``."""
     return engine
 
 
@@ -221,11 +239,11 @@ def test_a_query_past_its_time_is_an_error_not_a_short_answer(rows: sa.Engine, u
 
 
 def test_the_first_query_does_not_wait_for_an_index_that_is_rebuilt_longer_than_its_time(rows: sa.Engine) -> None:
-    store = open_store(rows, query_timeout_seconds=0.2)
+    store = open_store(rows, query_timeout_seconds=1.0)
     with rows.begin() as other:
         other.execute(sa.text(f"REINDEX INDEX {INDEX}"))
         with pytest.raises(TimedOut, match="statement timeout"):
-            DaemonPool(1, "waiting").submit(store.query, QUERY).result(10)
+            DaemonPool(1, "waiting").submit(store.query, QUERY).result(60)
     assert len(store.query(QUERY)) == 10
 
 
@@ -249,12 +267,14 @@ def test_a_query_that_is_repeated_has_for_it_what_is_left_of_its_time(
 
 
 def test_true_and_one_are_two_filters_whichever_was_asked_first(engine: sa.Engine) -> None:
-    fill(engine, "a", 3)
+    fill(engine, "c", 3)
     with engine.begin() as connection:
         for key, value in (("k000000", "1"), ("k000001", "true"), ("k000002", '"1"')):
-            statement = "UPDATE rag_chunks SET metadata = CAST(:metadata AS jsonb) WHERE chunk_id = :key"
+            statement = (
+                "UPDATE rag_chunks SET metadata = CAST(:metadata AS jsonb) WHERE namespace = 'c' AND chunk_id = :key"
+            )
             connection.execute(sa.text(statement), {"metadata": '{"f": ' + value + "}", "key": key})
-    store = open_store(engine)
+    store = open_store(engine, "c")
     for _ in range(2):
         found = [[hit.key for hit in store.query(QUERY, filter={"f": value})] for value in (True, 1, 1.0, "1")]
         assert found == [["k000001"], ["k000000"], ["k000000"], ["k000002"]]

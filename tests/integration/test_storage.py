@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from click.testing import CliRunner
+from databases import janitor
 from numpy.typing import NDArray
 
 from amprenta_vectors.backfill.index_plan import Shape, plan_build
@@ -20,6 +21,7 @@ from amprenta_vectors.cli import main
 from amprenta_vectors.ddl import CreateVectorIndexOp
 from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
 from amprenta_vectors.sandbox.corpus import read_corpus
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores import pgvector
 from amprenta_vectors.stores.pgvector import PgVectorStore
@@ -30,6 +32,8 @@ RECALL = 0.97
 FILTERS: dict[str, int] = {"half": 2, "twentieth": 20, "rare": 200}
 BENT = "-c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off -c enable_indexonlyscan=off"
 """A planner that uses the vector index wherever it can."""
+
+DRIVER = "postgresql+psycopg2"
 
 Vectors = NDArray[np.float32]
 
@@ -87,9 +91,20 @@ class Filled:
         return (units @ (query / np.linalg.norm(query))).astype(np.float64)
 
 
-@pytest.fixture(params=KINDS, ids=str)
-def filled(request: pytest.FixtureRequest, engine: sa.Engine, texts: Vectors) -> Iterator[Filled]:
-    kind: Kind = request.param
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def filled(
+    request: pytest.FixtureRequest, postgres_server: EmbeddedPostgres, upgraded_template: str, texts: Vectors
+) -> Iterator[Filled]:
+    """A table with that kind of index, which is built once and only read."""
+    with janitor(postgres_server, "kinds", upgraded_template) as database:
+        engine = sa.create_engine(sa.make_url(postgres_server.url(database.dbname)).set(drivername=DRIVER))
+        made = fill(engine, texts, request.param)
+        engine.dispose()
+        yield made
+        made.engine.dispose()
+
+
+def fill(engine: sa.Engine, texts: Vectors, kind: Kind) -> Filled:
     count = (ROWS + OTHERS) // (1 if kind.joined == 1 else 6)
     last = len(texts) - kind.joined + 1
     vectors = np.concatenate([texts[first : last + first] for first in range(kind.joined)], axis=1)
@@ -101,8 +116,7 @@ def filled(request: pytest.FixtureRequest, engine: sa.Engine, texts: Vectors) ->
     make(engine, table, rows, own)
     build(engine, table, kind)
     bent = sa.create_engine(engine.url, connect_args={"options": BENT})
-    yield Filled(bent, table, rows[:own], queries, kind)
-    bent.dispose()
+    return Filled(bent, table, rows[:own], queries, kind)
 
 
 def make(engine: sa.Engine, table: VectorTable, rows: Vectors, own: int) -> None:
