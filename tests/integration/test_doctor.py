@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from backfill_tools import execute
 from click.testing import CliRunner
+from databases import janitor
 
 from amprenta_vectors import doctor
 from amprenta_vectors.cli import main
@@ -34,7 +35,7 @@ class Patient:
     """A database with rows in which an application searches, and what the doctor says of it."""
 
     def __init__(self, engine: sa.Engine, url: str) -> None:
-        self.engine = engine
+        self.engine, self.url = engine, url
         self.settings: dict[str, Any] = {"database_url": url, "vector_backend": "pgvector"}
 
     def execute(self, *statements: str) -> None:
@@ -59,12 +60,27 @@ class Patient:
         assert self.findings(check) == []
 
 
+@pytest.fixture(scope="module")
+def filled_template(postgres_server: EmbeddedPostgres, upgraded_template: str) -> Iterator[str]:
+    """The name of a database with 500 rows and no run that is left unfinished."""
+    with janitor(postgres_server, "filled_template", upgraded_template, as_template=True) as template:
+        url = postgres_server.url(template.dbname)
+        engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg2"))
+        Patient(engine, url).execute("UPDATE migration_run SET state = 'cancelled'", FILL.format(rows=500))
+        engine.dispose()
+        yield template.dbname
+
+
 @pytest.fixture
-def patient(engine: sa.Engine, upgraded_url: str) -> Patient:
-    made = Patient(engine, upgraded_url)
-    made.execute("UPDATE migration_run SET state = 'cancelled'", FILL.format(rows=500))
-    made.execute("VACUUM (ANALYZE) rag_chunks")
-    return made
+def patient(postgres_server: EmbeddedPostgres, filled_template: str) -> Iterator[Patient]:
+    with janitor(postgres_server, "upgraded", filled_template) as database:
+        url = postgres_server.url(database.dbname)
+        engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg2"))
+        made = Patient(engine, url)
+        # In this database itself: the counters of the server do not come along with a template.
+        made.execute("VACUUM (ANALYZE) rag_chunks")
+        yield made
+        engine.dispose()
 
 
 @pytest.fixture
@@ -73,22 +89,22 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.indexes, "WORTH_AN_INDEX", 100)
 
 
-def command(url: str, *arguments: str, **more: str) -> Any:
-    environment = {"DATABASE_URL": url, "VECTOR_BACKEND": "pgvector", **more}
+def command(patient: Patient, *arguments: str, **more: str) -> Any:
+    environment = {"DATABASE_URL": patient.url, "VECTOR_BACKEND": "pgvector", **more}
     return CliRunner().invoke(main, ["doctor", *arguments], env=environment, catch_exceptions=False)
 
 
-def test_a_sound_database_has_no_serious_finding_and_exits_0(patient: Patient, upgraded_url: str) -> None:
-    done = command(upgraded_url)
+def test_a_sound_database_has_no_serious_finding_and_exits_0(patient: Patient) -> None:
+    done = command(patient)
     assert done.exit_code == 0, done.output
     assert done.output.splitlines()[-1].startswith("0 serious, ")
-    said = json.loads(command(upgraded_url, "--json").output)
+    said = json.loads(command(patient, "--json").output)
     assert said["serious"] == 0
     assert {finding["check"] for finding in said["findings"]} == {"versions", "sizes"}
 
 
-def test_one_serious_finding_exits_1_and_stands_first(patient: Patient, upgraded_url: str) -> None:
-    done = command(upgraded_url, VECTOR_SECONDARY="pinecone")
+def test_one_serious_finding_exits_1_and_stands_first(patient: Patient) -> None:
+    done = command(patient, VECTOR_SECONDARY="pinecone")
     assert done.exit_code == 1
     assert done.output.startswith("serious  mode: VECTOR_SECONDARY is 'pinecone'")
     assert "         mend: unset VECTOR_SECONDARY" in done.output
@@ -178,7 +194,7 @@ def test_an_index_that_may_be_being_built_is_a_note(patient: Patient) -> None:
 
 @pytest.mark.usefixtures("many")
 def test_no_index_is_serious_for_many_rows_and_advice_for_few(
-    patient: Patient, monkeypatch: pytest.MonkeyPatch, upgraded_url: str
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patient.execute(f"DROP INDEX {INDEX}")
     found = patient.finding("missing index")
@@ -186,7 +202,7 @@ def test_no_index_is_serious_for_many_rows_and_advice_for_few(
     assert "each search reads all rows, about 500" in found.found
     monkeypatch.setattr(doctor.indexes, "WORTH_AN_INDEX", 10_000)
     assert patient.finding("missing index").severity == "advice"
-    built = CliRunner().invoke(main, ["index", "build"], env={"DATABASE_URL": upgraded_url})
+    built = CliRunner().invoke(main, ["index", "build"], env={"DATABASE_URL": patient.url})
     assert built.exit_code == 0, built.output
     assert patient.findings("missing index") == []
 
@@ -208,7 +224,7 @@ def test_an_index_serves_by_what_it_holds(patient: Patient, key: str, serves: bo
 
 
 @pytest.mark.usefixtures("many")
-def test_an_index_of_another_distance_or_of_some_rows_serves_no_search(patient: Patient, upgraded_url: str) -> None:
+def test_an_index_of_another_distance_or_of_some_rows_serves_no_search(patient: Patient) -> None:
     patient.execute(
         f"DROP INDEX {INDEX}",
         "CREATE INDEX by_l2 ON rag_chunks USING hnsw (embedding vector_l2_ops)",
@@ -218,14 +234,14 @@ def test_an_index_of_another_distance_or_of_some_rows_serves_no_search(patient: 
     assert found.severity == "serious"
     assert "public.by_l2 (vector_l2_ops), public.partly (vector_cosine_ops, partial) does not serve" in found.found
     assert found.mend == "amprenta-vectors index build; DROP INDEX CONCURRENTLY public.by_l2"
-    built = CliRunner().invoke(main, ["index", "build"], env={"DATABASE_URL": upgraded_url})
+    built = CliRunner().invoke(main, ["index", "build"], env={"DATABASE_URL": patient.url})
     assert built.exit_code == 0, built.output
     assert patient.findings("missing index") == []
 
 
 @pytest.mark.usefixtures("many")
-def test_an_index_that_was_put_off_and_that_no_run_will_build_is_serious(patient: Patient, upgraded_url: str) -> None:
-    assert CliRunner().invoke(main, ["index", "drop"], env={"DATABASE_URL": upgraded_url}).exit_code == 0
+def test_an_index_that_was_put_off_and_that_no_run_will_build_is_serious(patient: Patient) -> None:
+    assert CliRunner().invoke(main, ["index", "drop"], env={"DATABASE_URL": patient.url}).exit_code == 0
     found = patient.finding("missing index")
     assert (found.severity, found.mend) == ("serious", "amprenta-vectors index build")
     assert f"index {INDEX} was put off for a load; no run is left to build it" in found.found
@@ -237,8 +253,11 @@ def test_an_index_that_was_put_off_and_that_no_run_will_build_is_serious(patient
 def test_each_partition_needs_an_index_of_its_own(patient: Patient, tmp_path: Path) -> None:
     patient.execute(
         "CREATE TABLE parts (id text NOT NULL, embedding vector(8), PRIMARY KEY (id)) PARTITION BY HASH (id)",
-        "CREATE TABLE part_0 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 0)",
-        "CREATE TABLE part_1 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
+        # Nobody analyses them before it is found that nobody has.
+        "CREATE TABLE part_0 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 0) "
+        "WITH (autovacuum_enabled = off)",
+        "CREATE TABLE part_1 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 1) "
+        "WITH (autovacuum_enabled = off)",
         "CREATE INDEX ON part_0 USING hnsw (embedding vector_cosine_ops)",
         "INSERT INTO parts SELECT chunk_id, embedding FROM rag_chunks",
     )
@@ -298,14 +317,18 @@ def test_a_table_that_was_never_analysed_is_advice(engine: sa.Engine, upgraded_u
 
 
 def test_a_cache_that_is_too_small_is_advice(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = EmbeddedPostgres(server_folder, {"fsync": "off", "shared_buffers": "1MB", "max_connections": "20"})
+    settings = {"fsync": "off", "autovacuum": "off", "shared_buffers": "1MB", "max_connections": "20"}
+    small = EmbeddedPostgres(server_folder, settings)
     small.start()
     try:
         upgrade(Settings.load(database_url=small.url(), vector_dimension=8))
         monkeypatch.setattr(doctor.upkeep, "LEAST_BLOCKS", 1000)
         engine = sa.create_engine(small.url().replace("postgresql:", "postgresql+psycopg2:"))
         ill = Patient(engine, small.url())
-        ill.execute(FILL.format(rows=5000), *["SELECT sum(length(content)) FROM rag_chunks"] * 20)
+        ill.execute(
+            "INSERT INTO rag_chunks (chunk_id, content) SELECT n, repeat('text ', 200) FROM generate_series(1, 3000) n",
+            *["SELECT sum(length(content)) FROM rag_chunks"] * 20,
+        )
         found = ill.findings("cache hits")
         engine.dispose()
     finally:
@@ -474,12 +497,10 @@ def role(patient: Patient) -> Iterator[str]:
     patient.execute("DROP OWNED BY visitor", "DROP ROLE visitor")
 
 
-def test_a_check_that_this_role_may_not_make_is_said_and_the_others_are_made(
-    patient: Patient, role: str, upgraded_url: str
-) -> None:
+def test_a_check_that_this_role_may_not_make_is_said_and_the_others_are_made(patient: Patient, role: str) -> None:
     begin_run(patient)
     patient.execute(f"GRANT SELECT ON migration_run, migration_index, migration_progress, migration_error TO {role}")
-    patient.settings["database_url"] = upgraded_url.replace("//postgres@", f"//{role}@")
+    patient.settings["database_url"] = patient.url.replace("//postgres@", f"//{role}@")
     found = {finding.check: finding for finding in patient.findings()}
     assert "this check could not be made" in found["rows without embedding"].found
     assert found["rows without embedding"].severity == "advice"
@@ -487,17 +508,17 @@ def test_a_check_that_this_role_may_not_make_is_said_and_the_others_are_made(
     assert found["unfinished runs"].severity == "serious"
 
 
-def test_a_role_that_may_only_read_can_make_every_check(patient: Patient, role: str, upgraded_url: str) -> None:
+def test_a_role_that_may_only_read_can_make_every_check(patient: Patient, role: str) -> None:
     patient.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-    patient.settings["database_url"] = upgraded_url.replace("//postgres@", f"//{role}@")
+    patient.settings["database_url"] = patient.url.replace("//postgres@", f"//{role}@")
     assert {finding.check for finding in patient.findings()} == {"versions", "sizes"}
 
 
-def test_rows_that_row_security_hides_are_serious(patient: Patient, role: str, upgraded_url: str) -> None:
+def test_rows_that_row_security_hides_are_serious(patient: Patient, role: str) -> None:
     patient.execute(
         f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}", "ALTER TABLE rag_chunks ENABLE ROW LEVEL SECURITY"
     )
-    patient.settings["database_url"] = upgraded_url.replace("//postgres@", f"//{role}@")
+    patient.settings["database_url"] = patient.url.replace("//postgres@", f"//{role}@")
     assert patient.finding("visible rows").severity == "serious"
 
 
