@@ -64,9 +64,11 @@ class ChromaServer:
 
     def start(self) -> None:
         """Wait until it listens."""
-        program = str(Path(sys.executable).with_name("chroma"))
+        # What the program ``chroma`` calls, without the client, telemetry and models that it imports before.
+        program = "import sys, chromadb_rust_bindings; chromadb_rust_bindings.cli(['chroma', *sys.argv[1:]])"
+        options = ["--path", str(self._path), "--host", "127.0.0.1", "--port", str(self.port)]
         self._process = subprocess.Popen(
-            [program, "run", "--path", str(self._path), "--host", "127.0.0.1", "--port", str(self.port)],
+            [sys.executable, "-c", program, "run", *options],
             cwd=self._path.parent,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

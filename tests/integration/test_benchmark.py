@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.comparison import compare_stores, perturbed
@@ -49,8 +51,7 @@ def records(rows: int = 400) -> list[Record]:
 def test_rows_as_near_as_the_last_count_as_found(settings: Settings) -> None:
     pgvector, pinecone = open_pgvector_store(settings), open_pinecone_store(settings)
     pgvector.upsert(records())
-    for record in reversed(records()):
-        pinecone.upsert([record])
+    pinecone.upsert(records()[::-1])
     queries = perturbed(pgvector.sample(30), seed=1)
     report = compare_stores({"pinecone": pinecone, "pgvector": pgvector}, pgvector, queries, top_k=10)
     assert [store.recall for store in report.stores] == [1.0, 1.0]
@@ -94,24 +95,32 @@ def test_perturbed_vectors_are_near_and_repeatable() -> None:
 
 
 @pytest.mark.parametrize("options", [["--use-db-vectors"], ["--seed", "3"]])
-def test_the_script_prints_a_table_or_json(settings: Settings, variables: dict[str, str], options: list[str]) -> None:
+def test_the_command_prints_a_table_or_json(settings: Settings, variables: dict[str, str], options: list[str]) -> None:
     scoped = Settings.load(**{name.lower(): value for name, value in variables.items()}, pinecone_namespace="other")
     for store in (open_pgvector_store(scoped), open_pinecone_store(scoped)):
         store.upsert(records())
         store.close()
-    command = [sys.executable, str(SCRIPT), "--queries", "20", "--top-k", "5", "--namespace", "other", *options]
-    environment = os.environ | variables
-    text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    title, _, header, pinecone, pgvector = text.splitlines()
+    command = ["--queries", "20", "--top-k", "5", "--namespace", "other", *options]
+
+    def run(*more: str) -> Any:
+        return CliRunner().invoke(main, ["benchmark", *command, *more], env=variables)
+
+    title, _, header, pinecone, pgvector = run().stdout.splitlines()
     assert title.startswith("20 queries, overlap@5 ")
     assert header.split() == ["store", "recall@5", "p50", "ms", "p95", "ms", "p99", "ms", "queries/s", "hits"]
     assert pinecone.split()[:2] == ["pinecone", "1.000"]
     assert pgvector.split()[:2] == ["pgvector", "1.000"]
     assert len({len(line) for line in (header, pinecone, pgvector)}) == 1
-    refused = subprocess.run([*command, "--namespace", "empty"], env=environment, capture_output=True, text=True)
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 2)
+    refused = run("--namespace", "empty")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 2)
     assert "nothing to compare" in refused.stderr
-    output = subprocess.run([*command, "--format", "json"], env=environment, capture_output=True, text=True, check=True)
-    report = json.loads(output.stdout)
+    report = json.loads(run("--format", "json").stdout)
     assert [store["name"] for store in report["stores"]] == ["pinecone", "pgvector"]
     assert (report["queries"], report["top_k"]) == (20, 5)
+
+
+def test_the_script_is_the_command(variables: dict[str, str]) -> None:
+    command = [sys.executable, str(SCRIPT), "--queries", "20"]
+    refused = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "nothing to compare" in refused.stderr

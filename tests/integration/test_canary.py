@@ -95,10 +95,11 @@ def test_the_applications_comparisons_and_pending_writes_are_left_as_they_are(
         statement = "INSERT INTO vector_outbox (target, scope, key, operation) VALUES (:target, :scope, 'k0', 'delete')"
         connection.execute(sa.text(statement), {"target": "rag_chunks.embedding", "scope": '{"namespace": ""}'})
     ticks = iter([0.0, 1.0])
+    monkeypatch.setattr("amprenta_vectors.stores.composites.dual.DRAIN_SECONDS", 0.02)
 
     def clock() -> float:
-        # As long as a drain of an application waits before it looks.
-        time.sleep(1.2)
+        # Longer than a drain of an application would wait before it looks.
+        time.sleep(0.2)
         return next(ticks, 2.0)
 
     song = sing(Settings.load(), np.ones(8, np.float32), top_k=3, clock=clock)

@@ -6,23 +6,34 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
+from databases import janitor
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import DimensionMismatch, NotUpgraded, SchemaMismatch
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.catalogue import columns_to_fill, resolve_table
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import VectorTable
 
 
+@pytest.fixture(scope="module")
+def vector_engine(postgres_server: EmbeddedPostgres) -> Iterator[sa.Engine]:
+    """An engine on a database with pgvector and nothing else."""
+    with janitor(postgres_server, "with_vector") as database:
+        engine = create_engine(Settings.load(database_url=postgres_server.url(database.dbname)))
+        with engine.begin() as connection:
+            connection.execute(sa.text("CREATE EXTENSION vector"))
+        yield engine
+        engine.dispose()
+
+
 @pytest.fixture
-def connection(database_url: str) -> Iterator[Connection]:
-    engine = create_engine(Settings.load(database_url=database_url))
-    with engine.connect() as connection:
-        connection.execute(sa.text("CREATE EXTENSION vector"))
+def connection(vector_engine: sa.Engine) -> Iterator[Connection]:
+    """A transaction that is rolled back, and with it all that the test made."""
+    with vector_engine.connect() as connection:
         yield connection
-    engine.dispose()
 
 
 def test_a_table_made_here_is_read_whole(engine: sa.Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -10,29 +11,42 @@ import sqlalchemy as sa
 from backfill_tools import execute, expected, to_vectors
 from chroma_tools import COLLECTION, fill
 from click.testing import CliRunner, Result
+from databases import janitor
 
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.migrate import upgrade
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 UUIDS = [str(uuid5(UUID(int=7), str(number))) for number in range(40)]
 IDS = [f"product_{key}" for key in UUIDS]
 VECTORS = to_vectors(40)
 
 
+@pytest.fixture(scope="module")
+def products_template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database with forty products and no embedding."""
+    with janitor(postgres_server, "forty_products", as_template=True) as template:
+        settings = Settings.load(database_url=postgres_server.url(template.dbname), vector_dimension=8)
+        upgrade(settings, "products")
+        engine = create_engine(settings)
+        insert = "INSERT INTO products (id, name) SELECT unnest(CAST(:keys AS uuid[])), 'a product'"
+        execute(engine, insert, keys=UUIDS)
+        engine.dispose()
+        yield template.dbname
+
+
 @pytest.fixture
-def folder(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where Chroma is to lie; the database has forty products and no embedding."""
-    variables = {"DATABASE_URL": database_url, "AMPRENTA_TABLE": "products", "CHROMA_PATH": str(tmp_path / "vector_db")}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    upgrade(Settings.load(vector_dimension=8), "products")
-    engine = create_engine(Settings.load())
-    for key in UUIDS:
-        execute(engine, "INSERT INTO products (id, name) VALUES (CAST(:key AS uuid), 'a product')", key=key)
-    engine.dispose()
-    return tmp_path / "vector_db"
+def folder(
+    tmp_path: Path, postgres_server: EmbeddedPostgres, products_template: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Where Chroma is to lie; the database is one of ``products_template``."""
+    with janitor(postgres_server, "products", products_template) as database:
+        monkeypatch.setenv("DATABASE_URL", postgres_server.url(database.dbname))
+        monkeypatch.setenv("AMPRENTA_TABLE", "products")
+        monkeypatch.setenv("CHROMA_PATH", str(tmp_path / "vector_db"))
+        yield tmp_path / "vector_db"
 
 
 def run(*arguments: str) -> Result:

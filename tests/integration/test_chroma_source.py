@@ -47,8 +47,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[ChromaServer]:
+    """A server on the folder, which a test fills before it starts it."""
     running = ChromaServer(folder)
-    running.start()
     yield running
     running.kill()
 
@@ -133,7 +133,6 @@ def test_vectors_keep_every_bit_where_chroma_keeps_them_whole(
 def test_folder_and_server_give_the_same_bytes_at_every_reading(
     folder: Path, server: ChromaServer, opened: Callable[..., ChromaSource]
 ) -> None:
-    server.kill()
     ids = to_ids(1500)
     fill(folder, ids, to_vectors(1500, 32))
     first = by_key(opened(folder, with_metadata=False), ids)
@@ -157,7 +156,6 @@ def test_several_threads_share_a_source(
     folder: Path, server: ChromaServer, opened: Callable[..., ChromaSource]
 ) -> None:
     ids = to_ids(400)
-    server.kill()
     fill(folder, ids, to_vectors(400))
     for place in (folder, server):
         if place is server:
@@ -370,7 +368,6 @@ def test_a_server_that_goes_away_midway_is_waited_for(
 ) -> None:
     monkeypatch.setattr(chroma, "PAGE", 20)
     ids, vectors = to_ids(200), to_vectors(200)
-    server.kill()
     fill(folder, ids, vectors, space="l2")
     server.start()
     source = opened(server)
@@ -429,8 +426,7 @@ def products(engine: sa.Engine) -> LookUp:
     """Forty products, and the key map that finds them."""
     execute(engine, "CREATE TABLE IF NOT EXISTS products (id uuid PRIMARY KEY, name text)")
     execute(engine, "ALTER TABLE products ADD COLUMN IF NOT EXISTS embedding vector(8)")
-    for key in UUIDS:
-        execute(engine, "INSERT INTO products (id, name) VALUES (CAST(:key AS uuid), 'a product')", key=key)
+    execute(engine, "INSERT INTO products (id, name) SELECT unnest(CAST(:keys AS uuid[])), 'a product'", keys=UUIDS)
     with engine.connect() as connection:
         key_map = open_key_map(resolve_table(connection, PRODUCTS), {}, engine)
     assert isinstance(key_map, LookUp)

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from backfill_tools import execute, run_process
 from click.testing import CliRunner, Result
 from cryptography.fernet import Fernet
+from databases import janitor
 
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.cli import main
@@ -23,6 +24,7 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import SourceError
 from amprenta_vectors.migrate import upgrade
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
 from amprenta_vectors.sources.metadata_cipher import MetadataCipher, decrypted
 from amprenta_vectors.sources.simple import SimpleSource
@@ -31,10 +33,25 @@ KEY = Fernet.generate_key().decode()
 DIMENSION = 8
 
 
+@pytest.fixture(scope="module")
+def small_template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database with the documents' section in it, of short vectors."""
+    with janitor(postgres_server, "small_documents_template", as_template=True) as template:
+        url = postgres_server.url(template.dbname)
+        upgrade(Settings.load(database_url=url, vector_dimension=DIMENSION), "documents")
+        yield template.dbname
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres, small_template: str) -> Iterator[str]:
+    """The URL of a database with the documents' section in it."""
+    with janitor(postgres_server, "small_documents", small_template) as database:
+        yield postgres_server.url(database.dbname)
+
+
 @pytest.fixture
 def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.Engine]:
-    """A database with the documents' section in it."""
-    upgrade(Settings.load(database_url=database_url, vector_dimension=DIMENSION), "documents")
+    """An engine on the database that the environment names."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("VECTOR_STORE_ENCRYPTION_KEY", KEY)
     engine = create_engine(Settings.load(database_url=database_url))
