@@ -84,10 +84,14 @@ def embed_corpus(folder: Path, limit: int | None = None) -> Corpus:
 
 
 def _iter_modules(library: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(library.rglob("*.py")):
-        parts = path.relative_to(library).with_suffix("").parts
+    paths: list[Path] = []
+    for folder, folders, files in os.walk(library):
         # No module lies in site-packages, lib-dynload or config-3.13-x86_64-linux-gnu: they are no identifiers.
-        if all(part.isidentifier() for part in parts) and not _TEST_FOLDERS.intersection(parts):
+        folders[:] = [name for name in folders if name.isidentifier() and name not in _TEST_FOLDERS]
+        paths += [Path(folder, name) for name in files if name.endswith(".py") and name[:-3].isidentifier()]
+    for path in sorted(paths):
+        parts = path.relative_to(library).with_suffix("").parts
+        if parts[-1] not in _TEST_FOLDERS:
             yield ".".join(parts).removesuffix(".__init__"), path
 
 
@@ -110,7 +114,7 @@ def _iter_chunks(module: str, path: Path) -> Iterator[Chunk]:
 
 
 def _iter_definitions(parent: ast.AST, scope: str, what: str) -> Iterator[tuple[str, _Definition, list[str]]]:
-    for node in ast.iter_child_nodes(parent):
+    for node in _iter_statements(parent):
         if isinstance(node, _Definition):
             is_class = isinstance(node, ast.ClassDef)
             tags = ["class" if is_class else what]
@@ -122,6 +126,12 @@ def _iter_definitions(parent: ast.AST, scope: str, what: str) -> Iterator[tuple[
             yield from _iter_definitions(node, f"{scope}{node.name}.", "method" if is_class else "function")
         else:
             yield from _iter_definitions(node, scope, what)
+
+
+def _iter_statements(parent: ast.AST) -> Iterator[ast.AST]:
+    """The statements within one, in their order: no expression, of which a tree mostly consists, holds a definition."""
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+        yield from getattr(parent, field, ())
 
 
 def _split(module: str, name: str, kind: _Kind, text: str | None, line: int, tags: list[str]) -> Iterator[Chunk]:
