@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from databases import janitor
+from hypothesis import settings
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -23,6 +24,10 @@ DOCUMENT_DIMENSION = 256
 """That of the embedder which needs no network."""
 API_KEY = "test-key"
 INDEX_NAME = "test-index"
+# The same examples at every run; ``--hypothesis-profile default`` has others each time.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
+
 OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "EMBEDDING_MODEL")
 POLL_SECONDS = 0.02
 """How often a backfill looks for work and orders, so that no test waits for it."""
@@ -37,6 +42,12 @@ def _no_project_variables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
     monkeypatch.setenv("AMPRENTA_POLL_SECONDS", str(POLL_SECONDS))
     # Not into the folder that the tests are started in.
     monkeypatch.setenv("AMPRENTA_REPORT", str(tmp_path_factory.getbasetemp() / "reports"))
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report that ends every run has no plot, which takes longer than the run; tests of reports override this."""
+    monkeypatch.setattr("amprenta_vectors.backfill.report_page.draw_rate", lambda *_: "")
 
 
 @pytest.fixture

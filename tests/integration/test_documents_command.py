@@ -13,7 +13,7 @@ from uuid import uuid5
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from backfill_tools import execute, run_process
+from backfill_tools import execute, run_forked, run_process
 from click.testing import CliRunner, Result
 from cryptography.fernet import Fernet
 from databases import janitor
@@ -347,8 +347,8 @@ def test_a_run_that_stopped_midway_is_cancelled_and_taken_back(
 
 
 def test_the_scripts_are_the_command(root: Path) -> None:
-    for script in ("migrate_simple_store.py", "migrate_to_pgvector.py"):
-        code, said = run_process(os.environ, "--help", script=script)
+    for run_it, script in ((run_process, "migrate_simple_store.py"), (run_forked, "migrate_to_pgvector.py")):
+        code, said = run_it(os.environ, "--help", script=script)
         assert code == 0
         assert script in said
         assert "--rollback" in said

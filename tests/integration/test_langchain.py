@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from databases import janitor
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.vectorstores import VectorStore
@@ -17,11 +19,40 @@ from amprenta_vectors.errors import ConfigError, FilterError
 from amprenta_vectors.integrations.assistant import get_document_store
 from amprenta_vectors.integrations.langchain import AmprentaVectorStore
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.stores.factory import get_vector_store
 
 DOCUMENT_DIMENSION = 256
 
 DIMENSION = 8
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def shared(
+    postgres_server: EmbeddedPostgres, upgraded_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """A database and an index for all tests, which each uses a namespace of."""
+    path = tmp_path_factory.mktemp("langchain") / "pinecone.db"
+    with (
+        janitor(postgres_server, "langchain", upgraded_template) as database,
+        PineconeEmulator(path, name="test-index", dimension=DIMENSION, metric="cosine", api_key="test-key") as pinecone,
+    ):
+        yield {
+            "database_url": postgres_server.url(database.dbname),
+            "pinecone_api_key": "test-key",
+            "pinecone_index_name": "test-index",
+            "pinecone_controller_host": pinecone.host,
+        }
+
+
+@pytest.fixture(scope="module")
+def documents(postgres_server: EmbeddedPostgres, documents_template: str) -> Iterator[str]:
+    """The URL of a database for the documents of all tests, which each is a user of."""
+    with janitor(postgres_server, "langchain_documents", documents_template) as database:
+        yield postgres_server.url(database.dbname)
 
 
 class Standard(VectorStoreIntegrationTests):
@@ -33,14 +64,10 @@ class Standard(VectorStoreIntegrationTests):
         return DeterministicFakeEmbedding(size=DIMENSION)
 
     @pytest.fixture
-    def settings(self, upgraded_url: str, emulator: Callable[..., PineconeEmulator]) -> Settings:
+    def settings(self, shared: dict[str, Any]) -> Settings:
+        """A namespace of the test's own, in which nothing is yet."""
         return Settings.load(
-            database_url=upgraded_url,
-            pinecone_api_key="test-key",
-            pinecone_index_name="test-index",
-            pinecone_controller_host=emulator().host,
-            vector_backend=self.backend,
-            **self.mode,
+            **shared, pinecone_namespace=f"test-{next(NUMBERS)}", vector_backend=self.backend, **self.mode
         )
 
     @pytest.fixture
@@ -115,10 +142,10 @@ class StandardOfDocuments(VectorStoreIntegrationTests):
     ) -> Iterator[VectorStore]:
         monkeypatch.setenv("SIMPLE_STORE_ROOT", str(tmp_path))
         if "pgvector" in self.variables.values():
-            monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("documents_url"))
+            monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("documents"))
         for name, value in self.variables.items():
             monkeypatch.setenv(name, value)
-        store = get_document_store(embedding_model=self.get_embeddings(), user_id="alice")
+        store = get_document_store(embedding_model=self.get_embeddings(), user_id=f"user-{next(NUMBERS)}")
         yield store
         store.close()
 

@@ -50,6 +50,11 @@ def wait_for(engine: sa.Engine, statement: str) -> None:
 
 
 @pytest.fixture
+def _no_plots() -> None:
+    """The pages of these tests have their plots."""
+
+
+@pytest.fixture
 def index(emulator: StartEmulator) -> PineconeEmulator:
     """200 records and one that is set aside, its key being a script."""
     started = emulator()

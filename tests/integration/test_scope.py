@@ -176,7 +176,7 @@ def test_no_public_method_reads_or_writes_rows_of_another_scope(kind: type, open
             answer = case(world, where)
             if method not in WRITING:
                 assert_tells_nothing(world, method, answer)
-            assert world.foreign() == before, method
+        assert world.foreign() == before, method
 
 
 def test_a_row_is_not_taken_over_by_writing_its_key_where_keys_are_unique_beyond_a_scope(open_world: Open) -> None:
