@@ -18,6 +18,8 @@ from amprenta_vectors.errors import AmprentaError
 LOCK_SECONDS = 2
 """How long one try waits for its lock, and so the longest that other statements queue behind it."""
 GIVE_UP_SECONDS = 300
+FIRST_PAUSE_SECONDS = 0.5
+"""The longest pause after the first try; it doubles with every further one, up to ten seconds."""
 
 _IN_USE = "2BP01"
 _LOCK_NOT_HAD = {"55P03", "40P01"}
@@ -55,7 +57,7 @@ def try_for_lock(connection: Connection, what: str, attempt: Callable[[], Result
     retrying = Retrying(
         retry=retry_if_exception(_lock_not_had),
         stop=stop_after_delay(GIVE_UP_SECONDS),
-        wait=wait_random_exponential(multiplier=0.5, max=10),
+        wait=wait_random_exponential(multiplier=FIRST_PAUSE_SECONDS, max=10),
         reraise=True,
     )
     with naming_blockers(connection, what) as blockers:
