@@ -1,24 +1,73 @@
-"""A database to migrate, in three ways: Alembic's own command line, in process, and by hand."""
+"""A database to migrate, by a command line, in process and by hand; empty, or as migrations left it before."""
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from migrating import ROOT, Database
+from databases import janitor
+from migrating import ROOT, Database, adopt
+from typed import type_in, type_in_many
+
+from amprenta_vectors.ddl import blockers, locking
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 Completed = subprocess.CompletedProcess[str]
+Prepare = Callable[..., object]
+Template = Callable[..., str]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the mark that only the tests of this folder bear."""
+    config.addinivalue_line("markers", "prepared(function, *arguments): ``db`` is a copy of what function(db, …) made")
+
+
+@pytest.fixture(scope="session")
+def template(postgres_server: EmbeddedPostgres) -> Iterator[Template]:
+    """A function that returns the name of a database as a function leaves an empty one, which it does once."""
+    names: dict[tuple[object, ...], str] = {}
+    with ExitStack() as templates:
+
+        def named(prepare: Prepare, *arguments: object) -> str:
+            key = (prepare, *arguments)
+            if key not in names:
+                name = f"prepared_{len(names)}"
+                templates.enter_context(janitor(postgres_server, name, as_template=True))
+                prepare(Database(postgres_server.url(name)), *arguments)
+                names[key] = name
+            return names[key]
+
+        yield named
 
 
 @pytest.fixture
-def db(database_url: str) -> Database:
-    """An empty database."""
-    return Database(database_url)
+def clone(postgres_server: EmbeddedPostgres, template: Template) -> Iterator[Callable[..., Database]]:
+    """A function that makes a database for this test alone, empty or as ``prepare(db, *arguments)`` leaves one."""
+    numbers = itertools.count()
+    with ExitStack() as databases:
+
+        def make(prepare: Prepare | None = None, *arguments: object) -> Database:
+            like = None if prepare is None else template(prepare, *arguments)
+            name = f"clone_{next(numbers)}"
+            databases.enter_context(janitor(postgres_server, name, like))
+            return Database(postgres_server.url(name))
+
+        yield make
+
+
+@pytest.fixture
+def db(request: pytest.FixtureRequest, clone: Callable[..., Database]) -> Database:
+    """An empty database, or the one that the test's mark ``prepared`` describes."""
+    mark = request.node.get_closest_marker("prepared")
+    return clone(*mark.args) if mark else clone()
 
 
 @pytest.fixture
@@ -46,15 +95,29 @@ def start(db: Database) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture
-def alembic(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Completed]:
-    """A function that runs Alembic's own command line on ``db`` to its end."""
+def typed(db: Database) -> Callable[..., Completed]:
+    """A function that runs what a user would type as ``python -m …`` on ``db``, in this process."""
 
-    def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> Completed:
-        process = start("alembic", *arguments, cwd=cwd, **variables)
-        out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    def run(*command: str, cwd: Path = ROOT, **variables: str) -> Completed:
+        return type_in(*command, environment={**os.environ, "DATABASE_URL": db.url, **variables}, cwd=cwd)
 
     return run
+
+
+@pytest.fixture
+def at_once(db: Database) -> Callable[..., list[Completed]]:
+    """A function that runs what a user would type in so many processes at once, to their end."""
+
+    def run(number: int, *command: str) -> list[Completed]:
+        return type_in_many(number, *command, environment={**os.environ, "DATABASE_URL": db.url})
+
+    return run
+
+
+@pytest.fixture
+def alembic(typed: Callable[..., Completed]) -> Callable[..., Completed]:
+    """A function that runs Alembic's own command line on ``db``, in this process."""
+    return partial(typed, "alembic")
 
 
 @pytest.fixture
@@ -66,8 +129,7 @@ def as_role(db: Database) -> Iterator[Callable[[str], Database]]:
         db.execute(f"CREATE ROLE {name} LOGIN")
         names.append(name)
         db.execute(f"GRANT USAGE, CREATE ON SCHEMA public TO {name}")
-        url = sa.engine.make_url(db.url).set(username=name)
-        return Database(url.render_as_string(hide_password=False))
+        return Database(db.url, role=name)
 
     yield make
     for name in names:
@@ -78,13 +140,25 @@ def as_role(db: Database) -> Iterator[Callable[[str], Database]]:
 @pytest.fixture
 def adopted(db: Database) -> Database:
     """A database whose application made rag_chunks itself: one namespace, a foreign column, 100 rows."""
-    db.execute("""
-        CREATE TABLE rag_chunks (
-            chunk_id text PRIMARY KEY, document_id integer NOT NULL DEFAULT 7, content text,
-            updated_at timestamptz NOT NULL DEFAULT now()
-        )
-    """)
-    db.execute(
-        "INSERT INTO rag_chunks (chunk_id, content) SELECT 'chunk-' || n, 'text ' || n FROM generate_series(1, 100) n"
-    )
+    adopt(db)
     return db
+
+
+@pytest.fixture
+def brief_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short DDL tries for three tenths of a second, often, and soon looks who is in its way."""
+    monkeypatch.setattr(locking, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(locking, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(blockers, "LOOK_SECONDS", 0.05)
+
+
+@pytest.fixture
+def give_up_when_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Short DDL gives up where it would after 300 seconds as soon as it was seen who is in its way."""
+    caplog.set_level(logging.INFO)
+
+    def stop_after_delay(seconds: float) -> Callable[[object], bool]:
+        assert seconds == locking.GIVE_UP_SECONDS
+        return lambda _: "waiting for pid" in caplog.text
+
+    monkeypatch.setattr(locking, "stop_after_delay", stop_after_delay)

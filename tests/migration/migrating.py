@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from amprenta_vectors import migrate
@@ -17,20 +19,41 @@ ROOT = Path(__file__).parents[2]
 
 def wait_until(holds: Callable[[], object]) -> None:
     """Wait for what another thread or process does; the test fails where it does not come."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
+@contextmanager
+def settings_at(beginning: str | tuple[str, ...], *settings: str) -> Iterator[list[tuple[str, ...]]]:
+    """What ``settings`` are in a session each time that this process runs a statement of such a ``beginning`` in it."""
+    found: list[tuple[str, ...]] = []
+
+    def look(connection: sa.Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.lstrip().startswith(beginning):
+            with connection.connection.cursor() as cursor:
+                cursor.execute("SELECT " + ", ".join(f"current_setting('{name}')" for name in settings))
+                found.append(cursor.fetchone())
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", look)
+    try:
+        yield found
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", look)
+
+
 class Database:
     """Statements by hand, upgrades and downgrades in process, and what the catalogue says."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, *, role: str | None = None) -> None:
+        parsed = sa.engine.make_url(url).set(drivername="postgresql+psycopg2")
+        # What a test sets for its role holds from the next session on.
+        pool: dict[str, Any] = {"poolclass": sa.NullPool} if role else {"pool_pre_ping": True}
         self.engine = sa.create_engine(
-            url.replace("postgresql:", "postgresql+psycopg2:"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+            parsed.set(username=role or parsed.username), isolation_level="AUTOCOMMIT", **pool
         )
+        self.url = self.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     def execute(self, statement: str, **values: Any) -> Any:
         """Run one statement; returns its rows, None where it has none."""
@@ -49,6 +72,14 @@ class Database:
     def downgrade(self, revision: str = "base", *, purge: bool = False, **settings: Any) -> None:
         """Downgrade in process."""
         migrate.downgrade(Settings.load(database_url=self.url, **settings), revision=revision, purge=purge)
+
+    def waits(self) -> set[tuple[Any, ...]]:
+        """Who waits for a lock in this database, and since when: a second try is another wait."""
+        waiting = """
+            SELECT l.pid, l.waitstart FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+            WHERE a.datname = current_database() AND NOT l.granted AND l.waitstart IS NOT NULL
+        """
+        return {tuple(row) for row in self.execute(waiting)}
 
     def columns(self, table: str) -> dict[str, str]:
         """The type of every column of a table; empty where there is none."""
@@ -89,3 +120,32 @@ class Database:
                 ORDER BY 1, 2, 3
             """)
         )
+
+
+def prepared(prepare: Callable[..., object], *arguments: object) -> pytest.MarkDecorator:
+    """Mark a test whose ``db`` is as ``prepare(db, *arguments)`` leaves an empty one, which is done once a session."""
+    return pytest.mark.prepared.with_args(prepare, *arguments)
+
+
+def adopt(db: Database) -> None:
+    """Make rag_chunks as an application does: one namespace, a column of its own, 100 rows."""
+    db.execute("""
+        CREATE TABLE rag_chunks (
+            chunk_id text PRIMARY KEY, document_id integer NOT NULL DEFAULT 7, content text,
+            updated_at timestamptz NOT NULL DEFAULT now()
+        )
+    """)
+    db.execute(
+        "INSERT INTO rag_chunks (chunk_id, content) SELECT 'chunk-' || n, 'text ' || n FROM generate_series(1, 100) n"
+    )
+
+
+def at(db: Database, revision: str = "head", dimension: int | None = None) -> None:
+    """Upgrade an empty database (for `prepared`)."""
+    db.upgrade(revision, vector_dimension=dimension)
+
+
+def adopted_at(db: Database, revision: str = "head", dimension: int | None = None) -> None:
+    """Upgrade the database of `adopt` (for `prepared`)."""
+    adopt(db)
+    db.upgrade(revision, vector_dimension=dimension)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
-from migrating import Database
+from migrating import Database, at, prepared
 
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes
 from amprenta_vectors.config import Settings
@@ -19,6 +19,7 @@ from amprenta_vectors.schema.registry import RAG_CHUNKS
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
 CLEAN = "No new upgrade operations detected."
+AT_HEAD = prepared(at, "head", 8)
 
 
 @pytest.fixture
@@ -43,10 +44,10 @@ def test_after_an_upgrade_nothing_is_left_to_do(db: Database, check: Callable[[]
     assert CLEAN in check()
 
 
+@AT_HEAD
 def test_foreign_tables_columns_indexes_and_extensions_are_not_ours_to_compare(
     db: Database, check: Callable[[], str]
 ) -> None:
-    db.upgrade(vector_dimension=8)
     db.execute("CREATE TABLE invoices (id serial PRIMARY KEY, total numeric, place point, seen vector(3))")
     db.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
     db.execute("CREATE TABLE amprenta_version_products (version_num varchar(32) PRIMARY KEY)")
@@ -84,8 +85,8 @@ def test_an_index_that_was_there_under_another_name_serves(db: Database, check: 
     assert CLEAN in check()
 
 
+@AT_HEAD
 def test_an_index_is_not_missing_while_a_backfill_defers_it(db: Database, check: Callable[[], str]) -> None:
-    db.upgrade(vector_dimension=8)
     engine = create_engine(Settings.load(database_url=db.url))
     with engine.connect() as connection:
         table = resolve_table(connection, RAG_CHUNKS)
@@ -96,6 +97,7 @@ def test_an_index_is_not_missing_while_a_backfill_defers_it(db: Database, check:
     engine.dispose()
 
 
+@AT_HEAD
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -109,15 +111,14 @@ def test_an_index_is_not_missing_while_a_backfill_defers_it(db: Database, check:
     ],
 )
 def test_what_is_ours_and_was_changed_is_said(db: Database, check: Callable[[], str], damage: str, said: str) -> None:
-    db.upgrade(vector_dimension=8)
     db.execute(damage)
     said_by_check = check()
     assert CLEAN not in said_by_check
     assert said in said_by_check
 
 
+@AT_HEAD
 def test_a_table_of_the_metadata_is_all_that_the_revisions_make(db: Database) -> None:
-    db.upgrade(vector_dimension=8)
     with db.engine.connect() as connection:
         ours = tables.comparison(connection)["target_metadata"].tables
         inspector = sa.inspect(connection)

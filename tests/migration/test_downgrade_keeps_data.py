@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psycopg2
 import pytest
-from migrating import Database
+from migrating import Database, adopted_at, at, prepared, settings_at
 
 from amprenta_vectors.ddl.catalogue import has_value
 from amprenta_vectors.errors import AmprentaError, SchemaMismatch
@@ -26,38 +26,35 @@ def fill(db: Database) -> list[Any]:
     keys = [row[0] for row in db.execute("SELECT chunk_id FROM rag_chunks ORDER BY chunk_id")]
     patterns = random.integers(0, 2**32, (len(keys), DIMENSION), dtype=np.uint32).view(np.float32)
     patterns[~np.isfinite(patterns)] = -0.0
-    for key, vector in zip(keys, patterns, strict=True):
-        db.execute(
-            "UPDATE rag_chunks SET embedding = CAST(:vector AS vector), embedding_model = 'm', "
-            "updated_at = now() - interval '1 day' WHERE chunk_id = :key",
-            key=key,
-            vector=str([float(value) for value in vector]),
-        )
+    db.execute(
+        "UPDATE rag_chunks SET embedding = CAST(filled.vector AS vector), embedding_model = 'm', "
+        "updated_at = now() - interval '1 day' "
+        "FROM unnest(CAST(:keys AS text[]), CAST(:vectors AS text[])) AS filled (key, vector) WHERE chunk_id = key",
+        keys=keys,
+        vectors=[str([float(value) for value in vector]) for vector in patterns],
+    )
     return list(db.execute(BITS))
 
 
-@pytest.fixture
-def filled(adopted: Database) -> Database:
-    """An adopted table at head, every row with an embedding."""
-    adopted.upgrade(vector_dimension=DIMENSION)
-    fill(adopted)
-    return adopted
+def fill_adopted(db: Database) -> None:
+    """Make an adopted table at head, every row with an embedding."""
+    adopted_at(db, dimension=DIMENSION)
+    fill(db)
 
 
-@pytest.fixture
-def made(db: Database) -> Database:
-    """A table made here, with rows and embeddings."""
-    db.upgrade(vector_dimension=DIMENSION)
+def fill_made(db: Database) -> None:
+    """Make a table by the revisions, with rows and embeddings."""
+    at(db, dimension=DIMENSION)
     db.execute("INSERT INTO rag_chunks (chunk_id) SELECT 'chunk-' || n FROM generate_series(1, 20) n")
     fill(db)
-    return db
 
 
-@pytest.mark.parametrize("table", ["filled", "made"])
-def test_down_and_up_again_brings_back_every_embedding_bit_for_bit(
-    request: pytest.FixtureRequest, alembic: Alembic, table: str
-) -> None:
-    db: Database = request.getfixturevalue(table)
+FILLED = prepared(fill_adopted)
+MADE = prepared(fill_made)
+
+
+@pytest.mark.parametrize("_", [pytest.param("filled", marks=FILLED), pytest.param("made", marks=MADE)])
+def test_down_and_up_again_brings_back_every_embedding_bit_for_bit(db: Database, alembic: Alembic, _: str) -> None:
     before, schema = db.execute(BITS), db.catalogue()
     down = alembic("downgrade", "base")
     assert down.returncode == 0, down.stderr
@@ -70,28 +67,30 @@ def test_down_and_up_again_brings_back_every_embedding_bit_for_bit(
     assert db.catalogue() == schema
 
 
-def test_rows_changed_meanwhile_are_null_and_counted(filled: Database, alembic: Alembic) -> None:
-    before = filled.execute(BITS)
-    filled.downgrade()
-    filled.execute("UPDATE rag_chunks SET content = 'new', updated_at = now() WHERE chunk_id IN ('chunk-3', 'chunk-5')")
-    filled.execute("INSERT INTO rag_chunks (chunk_id) VALUES ('chunk-new')")
-    filled.execute("DELETE FROM rag_chunks WHERE chunk_id = 'chunk-9'")
+@FILLED
+def test_rows_changed_meanwhile_are_null_and_counted(db: Database, alembic: Alembic) -> None:
+    before = db.execute(BITS)
+    db.downgrade()
+    db.execute("UPDATE rag_chunks SET content = 'new', updated_at = now() WHERE chunk_id IN ('chunk-3', 'chunk-5')")
+    db.execute("INSERT INTO rag_chunks (chunk_id) VALUES ('chunk-new')")
+    db.execute("DELETE FROM rag_chunks WHERE chunk_id = 'chunk-9'")
     up = alembic("upgrade", "head")
     assert up.returncode == 0, up.stderr
     assert "rag_chunks.embedding: its values are back; 2 rows changed meanwhile and are NULL again" in up.stderr
     changed = {"chunk-3", "chunk-5"}
     expected = [(key, None, None) if key in changed else (key, *rest) for key, *rest in before if key != "chunk-9"]
-    assert filled.execute(BITS) == sorted([*expected, ("chunk-new", None, None)])
+    assert db.execute(BITS) == sorted([*expected, ("chunk-new", None, None)])
 
 
-def test_a_transaction_begun_before_the_downgrade_that_writes_after_it_counts_as_a_change(filled: Database) -> None:
-    with psycopg2.connect(filled.url) as writer, writer.cursor() as cursor:
+@FILLED
+def test_a_transaction_begun_before_the_downgrade_that_writes_after_it_counts_as_a_change(db: Database) -> None:
+    with psycopg2.connect(db.url) as writer, writer.cursor() as cursor:
         cursor.execute("SELECT now()")
-        filled.downgrade()
+        db.downgrade()
         cursor.execute("UPDATE rag_chunks SET content = 'new', updated_at = now() WHERE chunk_id = 'chunk-3'")
         writer.commit()
-    filled.upgrade()
-    assert filled.execute("SELECT chunk_id FROM rag_chunks WHERE embedding IS NULL") == [("chunk-3",)]
+    db.upgrade()
+    assert db.execute("SELECT chunk_id FROM rag_chunks WHERE embedding IS NULL") == [("chunk-3",)]
 
 
 @pytest.mark.parametrize("type_", [None, "text", "date", "bigint"])
@@ -110,56 +109,58 @@ def test_without_a_timestamp_of_changes_the_values_come_back_with_a_warning(
     assert adopted.scalar("SELECT count(embedding) FROM rag_chunks") == 100
 
 
-def test_the_roles_own_time_limit_does_not_end_the_taking_back(filled: Database) -> None:
-    filled.downgrade()
-    filled.execute("UPDATE rag_chunks SET updated_at = now() WHERE chunk_id IN ('chunk-1', 'chunk-2', 'chunk-3')")
-    filled.execute(
-        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ "
-        "BEGIN PERFORM pg_sleep(0.2); RETURN new; END $$"
-    )
-    filled.execute("CREATE TRIGGER dawdle BEFORE UPDATE ON rag_chunks FOR EACH ROW EXECUTE FUNCTION dawdle()")
-    filled.execute(f"ALTER DATABASE {filled.scalar('SELECT current_database()')} SET statement_timeout = '400ms'")
-    filled.upgrade()
-    assert filled.scalar("SELECT count(embedding) FROM rag_chunks") == 97
+@FILLED
+def test_the_roles_own_time_limit_does_not_end_the_taking_back(db: Database) -> None:
+    db.downgrade()
+    db.execute("UPDATE rag_chunks SET updated_at = now() WHERE chunk_id IN ('chunk-1', 'chunk-2', 'chunk-3')")
+    db.execute(f"ALTER DATABASE {db.scalar('SELECT current_database()')} SET statement_timeout = '45s'")
+    with settings_at("UPDATE rag_chunks", "statement_timeout") as limits:
+        db.upgrade()
+    assert set(limits) == {("0",)}
+    assert db.scalar("SELECT count(embedding) FROM rag_chunks") == 97
 
 
-def test_the_old_applications_inserts_work_after_a_downgrade_from_not_null(filled: Database) -> None:
-    filled.execute("ALTER TABLE rag_chunks ALTER embedding SET NOT NULL, ALTER embedding_model SET NOT NULL")
-    before = filled.execute(BITS)
-    filled.downgrade()
-    filled.execute("INSERT INTO rag_chunks (chunk_id) VALUES ('a new one')")
-    filled.upgrade()
-    assert [row for row in filled.execute(BITS) if row[0] != "a new one"] == before
+@FILLED
+def test_the_old_applications_inserts_work_after_a_downgrade_from_not_null(db: Database) -> None:
+    db.execute("ALTER TABLE rag_chunks ALTER embedding SET NOT NULL, ALTER embedding_model SET NOT NULL")
+    before = db.execute(BITS)
+    db.downgrade()
+    db.execute("INSERT INTO rag_chunks (chunk_id) VALUES ('a new one')")
+    db.upgrade()
+    assert [row for row in db.execute(BITS) if row[0] != "a new one"] == before
 
 
+@FILLED
 @pytest.mark.parametrize("validity", ["", " NOT VALID"], ids=["validated", "not valid"])
 def test_a_check_that_says_not_null_is_dropped_as_not_null_is_and_said(
-    filled: Database, caplog: pytest.LogCaptureFixture, validity: str
+    db: Database, caplog: pytest.LogCaptureFixture, validity: str
 ) -> None:
-    filled.execute(f"ALTER TABLE rag_chunks ADD CONSTRAINT filled CHECK (embedding IS NOT NULL){validity}")
-    filled.execute("ALTER TABLE rag_chunks ADD CONSTRAINT short CHECK (embedding IS NULL OR chunk_id <> 'x')")
-    before = filled.execute(BITS)
-    filled.downgrade()
+    db.execute(f"ALTER TABLE rag_chunks ADD CONSTRAINT filled CHECK (embedding IS NOT NULL){validity}")
+    db.execute("ALTER TABLE rag_chunks ADD CONSTRAINT short CHECK (embedding IS NULL OR chunk_id <> 'x')")
+    before = db.execute(BITS)
+    db.downgrade()
     assert "rag_chunks.embedding: CHECK constraint filled, which forbids NULL, is dropped" in caplog.text
-    filled.execute("INSERT INTO rag_chunks (chunk_id) VALUES ('a new one')")
-    assert filled.execute("SELECT conname FROM pg_constraint WHERE conname IN ('filled', 'short')") == [("short",)]
-    filled.upgrade()
-    assert [row for row in filled.execute(BITS) if row[0] != "a new one"] == before
+    db.execute("INSERT INTO rag_chunks (chunk_id) VALUES ('a new one')")
+    assert db.execute("SELECT conname FROM pg_constraint WHERE conname IN ('filled', 'short')") == [("short",)]
+    db.upgrade()
+    assert [row for row in db.execute(BITS) if row[0] != "a new one"] == before
 
 
+@FILLED
 def test_a_downgrade_that_cannot_see_when_others_began_says_what_to_grant(
-    filled: Database, as_role: Callable[..., Database], caplog: pytest.LogCaptureFixture
+    db: Database, as_role: Callable[..., Database], caplog: pytest.LogCaptureFixture
 ) -> None:
     migrator = as_role("blind_migrator")
-    for (table,) in filled.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 2200"):
-        filled.execute(f"ALTER TABLE {table} OWNER TO blind_migrator")
-    with psycopg2.connect(filled.url) as writer:
+    for (table,) in db.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 2200"):
+        db.execute(f"ALTER TABLE {table} OWNER TO blind_migrator")
+    db.engine.dispose()  # its idle session would be another that is hidden
+    with psycopg2.connect(db.url) as writer:
         writer.cursor().execute("SELECT now()")
         migrator.downgrade("rag_0001")
         assert "GRANT pg_read_all_stats TO blind_migrator" in caplog.text
         migrator.upgrade()
         caplog.clear()
-        filled.execute("GRANT pg_read_all_stats TO blind_migrator")
+        db.execute("GRANT pg_read_all_stats TO blind_migrator")
         migrator.downgrade("rag_0001")
     assert "GRANT" not in caplog.text
 
@@ -203,6 +204,7 @@ def test_the_record_of_runs_outlives_a_downgrade(db: Database) -> None:
     assert runs == [(1, "cancelled", "remember me"), (2, "planned", None)]
 
 
+@MADE
 @pytest.mark.parametrize(
     "command",
     [
@@ -211,32 +213,31 @@ def test_the_record_of_runs_outlives_a_downgrade(db: Database) -> None:
     ],
     ids=["alembic", "amprenta-vectors"],
 )
-def test_purging_says_how_much_goes_then_drops_it(
-    made: Database, start: Callable[..., subprocess.Popen[str]], command: tuple[str, ...]
-) -> None:
-    process = start(*command)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "rag_chunks.embedding: dropping 20 values" in err
-    assert "rag_chunks: dropping 20 rows" in err
-    assert {row[0] for row in made.catalogue()} == {"amprenta_version_rag", "amprenta_version_rag_pkc", "plpgsql"}
+def test_purging_says_how_much_goes_then_drops_it(db: Database, typed: Alembic, command: tuple[str, ...]) -> None:
+    done = typed(*command)
+    assert done.returncode == 0, done.stderr
+    assert "rag_chunks.embedding: dropping 20 values" in done.stderr
+    assert "rag_chunks: dropping 20 rows" in done.stderr
+    assert {row[0] for row in db.catalogue()} == {"amprenta_version_rag", "amprenta_version_rag_pkc", "plpgsql"}
 
 
-def test_a_purge_drops_the_embeddings_of_an_adopted_table_and_nothing_else_of_it(filled: Database) -> None:
-    filled.downgrade(purge=True)
-    assert set(filled.columns("rag_chunks")) == {"chunk_id", "document_id", "content", "updated_at"}
-    assert filled.scalar("SELECT count(content) FROM rag_chunks") == 100
+@FILLED
+def test_a_purge_drops_the_embeddings_of_an_adopted_table_and_nothing_else_of_it(db: Database) -> None:
+    db.downgrade(purge=True)
+    assert set(db.columns("rag_chunks")) == {"chunk_id", "document_id", "content", "updated_at"}
+    assert db.scalar("SELECT count(content) FROM rag_chunks") == 100
 
 
-def test_a_view_on_the_embedding_survives_and_is_named_when_it_stands_in_the_way_of_a_purge(filled: Database) -> None:
-    filled.execute("CREATE VIEW theirs AS SELECT chunk_id, embedding FROM rag_chunks")
+@FILLED
+def test_a_view_on_the_embedding_survives_and_is_named_when_it_stands_in_the_way_of_a_purge(db: Database) -> None:
+    db.execute("CREATE VIEW theirs AS SELECT chunk_id, embedding FROM rag_chunks")
     with pytest.raises(AmprentaError, match="something of yours depends on it"):
-        filled.downgrade(purge=True)
-    assert filled.scalar("SELECT count(embedding) FROM theirs") == 100
-    filled.downgrade()
-    assert filled.scalar("SELECT count(embedding) FROM theirs") == 100
-    filled.upgrade()
-    assert filled.scalar("SELECT count(embedding) FROM rag_chunks") == 100
+        db.downgrade(purge=True)
+    assert db.scalar("SELECT count(embedding) FROM theirs") == 100
+    db.downgrade()
+    assert db.scalar("SELECT count(embedding) FROM theirs") == 100
+    db.upgrade()
+    assert db.scalar("SELECT count(embedding) FROM rag_chunks") == 100
 
 
 def test_a_view_on_empty_things_of_ours_survives_a_downgrade(db: Database) -> None:
@@ -250,21 +251,23 @@ def test_a_view_on_empty_things_of_ours_survives_a_downgrade(db: Database) -> No
     assert db.catalogue() == schema
 
 
-def test_something_foreign_under_the_retired_name_is_named_and_left(filled: Database) -> None:
-    filled.execute("ALTER TABLE rag_chunks ADD COLUMN embedding_retired text DEFAULT 'theirs'")
+@FILLED
+def test_something_foreign_under_the_retired_name_is_named_and_left(db: Database) -> None:
+    db.execute("ALTER TABLE rag_chunks ADD COLUMN embedding_retired text DEFAULT 'theirs'")
     with pytest.raises(SchemaMismatch, match=r"column rag_chunks\.embedding_retired is in the way"):
-        filled.downgrade()
-    assert filled.scalar("SELECT count(embedding) FROM rag_chunks WHERE embedding_retired = 'theirs'") == 100
+        db.downgrade()
+    assert db.scalar("SELECT count(embedding) FROM rag_chunks WHERE embedding_retired = 'theirs'") == 100
 
 
-def test_a_foreign_table_under_the_retired_name_is_named_and_left(made: Database) -> None:
-    made.execute("CREATE TABLE rag_chunks_retired (theirs text)")
+@MADE
+def test_a_foreign_table_under_the_retired_name_is_named_and_left(db: Database) -> None:
+    db.execute("CREATE TABLE rag_chunks_retired (theirs text)")
     with pytest.raises(SchemaMismatch, match="table rag_chunks_retired is in the way"):
-        made.downgrade()
-    made.execute("ALTER TABLE rag_chunks_retired RENAME TO theirs")
-    made.downgrade()
-    made.upgrade()
-    assert made.scalar("SELECT count(embedding) FROM rag_chunks") == 20
+        db.downgrade()
+    db.execute("ALTER TABLE rag_chunks_retired RENAME TO theirs")
+    db.downgrade()
+    db.upgrade()
+    assert db.scalar("SELECT count(embedding) FROM rag_chunks") == 20
 
 
 def test_no_value_can_be_written_unseen_while_the_downgrade_looks_for_values(
@@ -276,7 +279,7 @@ def test_no_value_can_be_written_unseen_while_the_downgrade_looks_for_values(
         found = has_value(*arguments)
         with (
             pytest.raises(psycopg2.errors.UndefinedColumn),
-            psycopg2.connect(adopted.url, options="-c statement_timeout=5s") as writer,
+            psycopg2.connect(adopted.url, options="-c statement_timeout=60s") as writer,
         ):
             writer.cursor().execute("UPDATE rag_chunks SET embedding = '[1,2,3]' WHERE chunk_id = 'chunk-1'")
         return found
@@ -309,14 +312,13 @@ def test_20000_rows_come_back_but_for_those_that_changed(db: Database, alembic: 
         UPDATE rag_chunks SET updated_at = now() - interval '1 day', embedding_model = 'm',
             embedding = CAST(ARRAY[random(), random(), random(), random()] AS vector)
     """)
-    db.upgrade()
     kept = "SELECT md5(string_agg(chunk_id || embedding || embedding_model, ',' ORDER BY chunk_id)) FROM rag_chunks "
     unchanged = kept + "WHERE chunk_id NOT LIKE '%77'"
     before = db.scalar(unchanged)
     assert alembic("downgrade", "base").returncode == 0
     changed = "UPDATE rag_chunks SET content = 'new', updated_at = now() WHERE chunk_id LIKE '%77' RETURNING 1"
     assert len(db.execute(changed)) == 200
-    up = alembic("upgrade", "head")
+    up = alembic("upgrade", "rag_0002")
     assert up.returncode == 0, up.stderr
     assert "rag_chunks.embedding: its values are back; 200 rows changed meanwhile and are NULL again" in up.stderr
     assert db.scalar(unchanged) == before

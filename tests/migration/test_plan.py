@@ -18,7 +18,7 @@ from amprenta_vectors.db import create_engine, migration_lock
 from amprenta_vectors.ddl.plan import RevisionPlan, Step
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, SchemaMismatch
 
-Start = Callable[..., subprocess.Popen[str]]
+Typed = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def planned(db: Database, revision: str = "head", **settings: object) -> dict[str, RevisionPlan]:
@@ -32,11 +32,10 @@ def actions(plan: RevisionPlan) -> list[str]:
     return [step.action for step in plan.steps]
 
 
-def test_an_empty_database_is_told_everything_and_left_empty(db: Database, start: Start) -> None:
+def test_an_empty_database_is_told_everything_and_left_empty(db: Database, typed: Typed) -> None:
     before = fingerprint(db)
-    process = start("amprenta_vectors", "db", "plan")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    done = typed("amprenta_vectors", "db", "plan")
+    assert done.returncode == 0, done.stderr
     for line in (
         "core_0001  Enable pgvector and make the tables that record backfills.",
         "  - enable extension vector",
@@ -47,16 +46,15 @@ def test_an_empty_database_is_told_everything_and_left_empty(db: Database, start
         "  - build index idx_rag_chunks_embedding (hnsw)",
         "  - queue a backfill of rag_chunks.embedding, unless one is unfinished",
     ):
-        assert line in out.splitlines()
+        assert line in done.stdout.splitlines()
     assert fingerprint(db) == before
 
 
-def test_an_adopted_table_is_told_with_its_size_and_who_will_wait(adopted: Database, start: Start) -> None:
+def test_an_adopted_table_is_told_with_its_size_and_who_will_wait(adopted: Database, typed: Typed) -> None:
     adopted.execute("ANALYZE rag_chunks")
     before = fingerprint(adopted)
-    process = start("amprenta_vectors", "db", "plan", VECTOR_DIMENSION="8")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    done = typed("amprenta_vectors", "db", "plan", VECTOR_DIMENSION="8")
+    assert done.returncode == 0, done.stderr
     for line in (
         "  - rag_chunks exists: adopted as it is",
         "  - add column embedding vector(8)",
@@ -64,9 +62,9 @@ def test_an_adopted_table_is_told_with_its_size_and_who_will_wait(adopted: Datab
         "      lock: SHARE UPDATE EXCLUSIVE on rag_chunks; nobody waits; concurrent: scans the table twice, and waits "
         "for every transaction that is open",
     ):
-        assert line in out.splitlines()
-    assert "    rag_chunks: about 100 rows, 0." in out
-    assert "asked for 2 s at a time" in out
+        assert line in done.stdout.splitlines()
+    assert "    rag_chunks: about 100 rows, 0." in done.stdout
+    assert "asked for 2 s at a time" in done.stdout
     assert fingerprint(adopted) == before
 
 
@@ -122,10 +120,9 @@ def test_what_is_there_is_told_as_adopted(adopted: Database) -> None:
     assert actions(plans["rag_0003"]) == ["index theirs does the same as idx_rag_chunks_embedding: used instead"]
 
 
-def test_at_head_there_is_nothing_to_do(upgraded_url: str, start: Start) -> None:
-    process = start("amprenta_vectors", "db", "plan", DATABASE_URL=upgraded_url)
-    out, _ = process.communicate(timeout=60)
-    assert (process.returncode, out) == (0, "nothing to do: the schema is there already\n")
+def test_at_head_there_is_nothing_to_do(upgraded_url: str, typed: Typed) -> None:
+    done = typed("amprenta_vectors", "db", "plan", DATABASE_URL=upgraded_url)
+    assert (done.returncode, done.stdout) == (0, "nothing to do: the schema is there already\n")
 
 
 def test_a_plan_stops_at_the_revision_asked_for_and_an_unknown_one_is_refused(adopted: Database) -> None:

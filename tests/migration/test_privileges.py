@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import psycopg2
 import pytest
-import sqlalchemy as sa
 from databases import janitor
 from migrating import ROOT, Database, wait_until
 
@@ -86,7 +85,7 @@ def granted(app: Database) -> Database:
 
 
 def as_role(db: Database, role: str) -> Database:
-    return Database(sa.engine.make_url(db.url).set(username=role).render_as_string(hide_password=False))
+    return Database(db.url, role=role)
 
 
 def check_as_worker(db: Database) -> None:

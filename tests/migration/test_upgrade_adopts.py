@@ -212,11 +212,8 @@ def test_alembic_current_tells_the_revision_also_while_an_upgrade_runs(db: Datab
 
 
 @pytest.mark.parametrize("command", ["upgrade", "downgrade"])
-def test_an_unknown_revision_is_a_usage_error_of_the_packages_own_command(
-    db: Database, start: Callable[..., subprocess.Popen[str]], command: str
-) -> None:
-    process = start("amprenta_vectors", "db", command, "nowhere")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2, err
-    assert "nowhere" in err
-    assert "Traceback" not in err
+def test_an_unknown_revision_is_a_usage_error_of_the_packages_own_command(typed: Alembic, command: str) -> None:
+    done = typed("amprenta_vectors", "db", command, "nowhere")
+    assert done.returncode == 2, done.stderr
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -33,10 +33,8 @@ def url_of(db: Database, **changes: object) -> str:
 
 
 @pytest.mark.parametrize("command", [("alembic", "upgrade", "head"), ("amprenta_vectors", "db", "upgrade")])
-def test_no_database_configured(start: Callable[..., subprocess.Popen[str]], command: tuple[str, ...]) -> None:
-    process = start(*command, DATABASE_URL="")
-    out, err = process.communicate(timeout=60)
-    done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def test_no_database_configured(typed: Alembic, command: tuple[str, ...]) -> None:
+    done = typed(*command, DATABASE_URL="")
     refused(done, "neither DATABASE_URL nor POSTGRES_HOST is set", "export DATABASE_URL=postgresql://")
 
 
