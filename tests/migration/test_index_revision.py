@@ -6,12 +6,13 @@ import logging
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import psycopg2
 import pytest
 import sqlalchemy as sa
-from migrating import Database, wait_until
+from migrating import Database, adopted_at, prepared, settings_at, wait_until
 
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes
 from amprenta_vectors.config import Settings
@@ -25,6 +26,9 @@ BUILD = f"CREATE INDEX CONCURRENTLY {INDEX} ON rag_chunks USING hnsw (embedding 
 BUILDING = "idx_rag_chunks_embedding_building"
 """What the upgrade calls the index until it is complete and marked."""
 OID = "SELECT to_regclass(:name)::oid"
+LIMITS = ("statement_timeout", "lock_timeout")
+AT_0002 = prepared(adopted_at, "rag_0002")
+AT_HEAD = prepared(adopted_at)
 
 
 @contextmanager
@@ -35,14 +39,21 @@ def holding(db: Database, statement: str) -> Iterator[None]:
         yield
 
 
+def build(db: Database) -> None:
+    """Build the index as an administrator does, in a session of its own."""
+    with closing(psycopg2.connect(db.url, application_name="builder")) as builder:
+        builder.autocommit = True
+        builder.cursor().execute(BUILD)
+
+
 def leave_invalid_index(db: Database) -> None:
     """Break a concurrent build off in its midst."""
-    with holding(db, "UPDATE rag_chunks SET content = content"), closing(psycopg2.connect(db.url)) as builder:
-        builder.autocommit = True
-        with builder.cursor() as cursor:
-            cursor.execute("SET statement_timeout = '300ms'")
-            with pytest.raises(psycopg2.errors.QueryCanceled):
-                cursor.execute(BUILD)
+    with holding(db, "UPDATE rag_chunks SET content = content"), ThreadPoolExecutor(1) as pool:
+        building = pool.submit(build, db)
+        wait_until(lambda: db.index_is_valid(INDEX) is False)
+        db.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE application_name = 'builder'")
+        with pytest.raises(psycopg2.errors.QueryCanceled):
+            building.result()
     assert db.index_is_valid(INDEX) is False
 
 
@@ -54,153 +65,147 @@ def put_off(engine: sa.Engine) -> VectorTable:
     return table
 
 
-def test_an_invalid_leftover_is_rebuilt(adopted: Database, caplog: pytest.LogCaptureFixture) -> None:
-    adopted.upgrade("rag_0002")
-    leave_invalid_index(adopted)
-    adopted.upgrade()
-    assert adopted.index_is_valid(INDEX)
+@AT_0002
+def test_an_invalid_leftover_is_rebuilt(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    leave_invalid_index(db)
+    db.upgrade()
+    assert db.index_is_valid(INDEX)
     assert f"{INDEX} is invalid, left by an interrupted build: rebuilding it" in caplog.text
 
 
+@AT_0002
 def test_an_upgrade_killed_during_the_build_leaves_an_index_that_the_next_one_finishes_as_its_own(
-    adopted: Database, start: Callable[..., subprocess.Popen[str]]
+    db: Database, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    adopted.upgrade("rag_0002")
-    with holding(adopted, "UPDATE rag_chunks SET content = content"):
+    with holding(db, "UPDATE rag_chunks SET content = content"):
         killed = start("alembic", "upgrade", "head")
-        wait_until(lambda: adopted.index_is_valid(BUILDING) is False)
-        built = adopted.scalar(OID, name=BUILDING)
+        wait_until(lambda: db.index_is_valid(BUILDING) is False)
+        built = db.scalar(OID, name=BUILDING)
         killed.kill()
         killed.wait()
     # PostgreSQL does not notice that its client is gone before the build is done.
-    wait_until(lambda: adopted.index_is_valid(BUILDING))
-    adopted.upgrade()
-    assert adopted.scalar(OID, name=INDEX) == built
-    assert adopted.index_is_valid(BUILDING) is None
-    adopted.downgrade("rag_0002")
-    assert adopted.index_is_valid(INDEX) is None
+    wait_until(lambda: db.index_is_valid(BUILDING))
+    db.upgrade()
+    assert db.scalar(OID, name=INDEX) == built
+    assert db.index_is_valid(BUILDING) is None
+    db.downgrade("rag_0002")
+    assert db.index_is_valid(INDEX) is None
 
 
-def test_an_index_that_another_session_builds_is_waited_for(adopted: Database) -> None:
-    adopted.upgrade("rag_0002")
-
-    def build() -> None:
-        with closing(psycopg2.connect(adopted.url)) as builder:
-            builder.autocommit = True
-            builder.cursor().execute(BUILD)
-
-    builder = threading.Thread(target=build)
-    upgrade = threading.Thread(target=adopted.upgrade, args=("rag_0003",))
-    with holding(adopted, "UPDATE rag_chunks SET content = content"):
+@AT_0002
+def test_an_index_that_another_session_builds_is_waited_for(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    builder = threading.Thread(target=build, args=(db,))
+    upgrade = threading.Thread(target=db.upgrade, args=("rag_0003",))
+    with caplog.at_level(logging.INFO), holding(db, "UPDATE rag_chunks SET content = content"):
         builder.start()
-        wait_until(lambda: adopted.index_is_valid(INDEX) is False)
-        built = adopted.scalar(OID, name=INDEX)
+        wait_until(lambda: db.index_is_valid(INDEX) is False)
+        built = db.scalar(OID, name=INDEX)
         upgrade.start()
-        upgrade.join(1.5)
+        wait_until(lambda: f"{INDEX} is being built by pid" in caplog.text)
         assert upgrade.is_alive()
     builder.join()
     upgrade.join()
-    assert adopted.index_is_valid(INDEX)
-    assert adopted.scalar(OID, name=INDEX) == built
+    assert db.index_is_valid(INDEX)
+    assert db.scalar(OID, name=INDEX) == built
 
 
-def test_writers_go_on_while_the_index_is_built(adopted: Database) -> None:
-    adopted.upgrade("rag_0002")
-    upgrade = threading.Thread(target=adopted.upgrade, args=("rag_0003",))
-    with holding(adopted, "UPDATE rag_chunks SET content = content WHERE chunk_id = 'chunk-1'"):
+@AT_0002
+def test_writers_go_on_while_the_index_is_built(db: Database) -> None:
+    upgrade = threading.Thread(target=db.upgrade, args=("rag_0003",))
+    with holding(db, "UPDATE rag_chunks SET content = content WHERE chunk_id = 'chunk-1'"):
         upgrade.start()
-        wait_until(lambda: adopted.index_is_valid(BUILDING) is False)
-        with closing(psycopg2.connect(adopted.url)) as writer, writer.cursor() as cursor:
-            cursor.execute("SET statement_timeout = '2s'")
+        wait_until(lambda: db.index_is_valid(BUILDING) is False)
+        with closing(psycopg2.connect(db.url)) as writer, writer.cursor() as cursor:
+            cursor.execute("SET statement_timeout = '60s'")
             cursor.execute("UPDATE rag_chunks SET content = 'new' WHERE chunk_id = 'chunk-2'")
             writer.commit()
     upgrade.join()
-    assert adopted.index_is_valid(INDEX)
+    assert db.index_is_valid(INDEX)
 
 
-def test_the_roles_own_time_limits_do_not_end_the_build(adopted: Database) -> None:
-    adopted.upgrade("rag_0002")
-    name = adopted.scalar("SELECT current_database()")
-    adopted.execute(f"ALTER DATABASE {name} SET statement_timeout = '500ms'")
-    adopted.execute(f"ALTER DATABASE {name} SET lock_timeout = '500ms'")
-    upgrade = threading.Thread(target=adopted.upgrade, args=("rag_0003",))
-    with holding(adopted, "UPDATE rag_chunks SET content = content"):
-        upgrade.start()
-        upgrade.join(1.5)
-        assert upgrade.is_alive()
-    upgrade.join()
-    assert adopted.index_is_valid(INDEX)
+@AT_0002
+def test_the_roles_own_time_limits_do_not_end_the_build(db: Database) -> None:
+    name = db.scalar("SELECT current_database()")
+    for limit in LIMITS:
+        db.execute(f"ALTER DATABASE {name} SET {limit} = '45s'")
+    upgrade = threading.Thread(target=db.upgrade, args=("rag_0003",))
+    with (
+        settings_at("CREATE INDEX CONCURRENTLY", *LIMITS) as unlimited,
+        settings_at("UPDATE amprenta_version_rag", *LIMITS) as restored,
+    ):
+        with holding(db, "UPDATE rag_chunks SET content = content"):
+            upgrade.start()
+            wait_until(lambda: db.index_is_valid(BUILDING) is False and db.waits())
+            assert upgrade.is_alive()
+        upgrade.join()
+    assert (unlimited, restored) == ([("0", "0")], [("45s", "45s")])
+    assert db.index_is_valid(INDEX)
 
 
+@AT_HEAD
 def test_an_index_whose_building_a_backfill_put_off_is_not_built_by_the_upgrade(
-    adopted: Database, caplog: pytest.LogCaptureFixture
+    db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    adopted.upgrade()
-    engine = create_engine(Settings.load(database_url=adopted.url))
+    engine = create_engine(Settings.load(database_url=db.url))
     table = put_off(engine)
-    adopted.execute("UPDATE amprenta_version_rag SET version_num = 'rag_0002'")
+    db.execute("UPDATE amprenta_version_rag SET version_num = 'rag_0002'")
     with caplog.at_level(logging.INFO, "amprenta_vectors.ddl"):
-        adopted.upgrade()
-    assert adopted.index_is_valid(INDEX) is None
+        db.upgrade()
+    assert db.index_is_valid(INDEX) is None
     assert f"{INDEX}: a backfill deferred it and will build it" in caplog.text
     assert build_deferred(engine, table, threading.Event()) == [INDEX]
-    assert adopted.index_is_valid(INDEX)
+    assert db.index_is_valid(INDEX)
 
 
-def test_a_downgrade_drops_an_index_that_was_put_off_and_built_again(adopted: Database) -> None:
-    adopted.upgrade()
-    engine = create_engine(Settings.load(database_url=adopted.url))
+@AT_HEAD
+def test_a_downgrade_drops_an_index_that_was_put_off_and_built_again(db: Database) -> None:
+    engine = create_engine(Settings.load(database_url=db.url))
     build_deferred(engine, put_off(engine), threading.Event())
-    adopted.downgrade("rag_0002")
-    assert adopted.index_is_valid(INDEX) is None
+    db.downgrade("rag_0002")
+    assert db.index_is_valid(INDEX) is None
 
 
-def test_a_downgrade_forgets_an_index_that_is_put_off(adopted: Database) -> None:
-    adopted.upgrade()
-    put_off(create_engine(Settings.load(database_url=adopted.url)))
-    adopted.downgrade("rag_0002")
-    assert adopted.scalar("SELECT count(*) FROM migration_index") == 0
-    adopted.upgrade()
-    assert adopted.index_is_valid(INDEX)
+@AT_HEAD
+def test_a_downgrade_forgets_an_index_that_is_put_off(db: Database) -> None:
+    put_off(create_engine(Settings.load(database_url=db.url)))
+    db.downgrade("rag_0002")
+    assert db.scalar("SELECT count(*) FROM migration_index") == 0
+    db.upgrade()
+    assert db.index_is_valid(INDEX)
 
 
-def test_an_index_of_that_name_that_was_there_is_kept_and_not_marked_as_ours(adopted: Database) -> None:
-    adopted.upgrade("rag_0002")
-    adopted.execute(BUILD)
-    built = adopted.scalar(OID, name=INDEX)
-    adopted.upgrade()
-    assert adopted.scalar("SELECT obj_description(to_regclass(:name))", name=INDEX) is None
-    adopted.downgrade("rag_0002")
-    assert adopted.scalar(OID, name=INDEX) == built
+@AT_0002
+def test_an_index_of_that_name_that_was_there_is_kept_and_not_marked_as_ours(db: Database) -> None:
+    db.execute(BUILD)
+    built = db.scalar(OID, name=INDEX)
+    db.upgrade()
+    assert db.scalar("SELECT obj_description(to_regclass(:name))", name=INDEX) is None
+    db.downgrade("rag_0002")
+    assert db.scalar(OID, name=INDEX) == built
 
 
+@AT_0002
 def test_an_index_that_another_role_builds_is_waited_for_although_its_progress_is_hidden(
-    adopted: Database, as_role: Callable[..., Database], caplog: pytest.LogCaptureFixture
+    db: Database, as_role: Callable[..., Database], caplog: pytest.LogCaptureFixture
 ) -> None:
-    adopted.upgrade("rag_0002")
-    adopted.execute("CREATE INDEX ON rag_chunks (document_id)")
+    db.execute("CREATE INDEX ON rag_chunks (document_id)")
     migrator = as_role("hidden_migrator")
     for table in ("rag_chunks", "migration_run", "migration_index", "amprenta_version_rag"):
-        adopted.execute(f"ALTER TABLE {table} OWNER TO hidden_migrator")
+        db.execute(f"ALTER TABLE {table} OWNER TO hidden_migrator")
 
-    def build() -> None:
-        with closing(psycopg2.connect(adopted.url)) as builder:
-            builder.autocommit = True
-            builder.cursor().execute(BUILD)
-
-    builder = threading.Thread(target=build)
+    builder = threading.Thread(target=build, args=(db,))
     upgrade = threading.Thread(target=migrator.upgrade, args=("rag_0003",))
-    with caplog.at_level(logging.INFO), holding(adopted, "UPDATE rag_chunks SET content = content"):
+    with caplog.at_level(logging.INFO), holding(db, "UPDATE rag_chunks SET content = content"):
         builder.start()
-        wait_until(lambda: adopted.index_is_valid(INDEX) is False)
-        built = adopted.scalar(OID, name=INDEX)
+        wait_until(lambda: db.index_is_valid(INDEX) is False)
+        built = db.scalar(OID, name=INDEX)
         assert migrator.scalar("SELECT count(index_relid) FROM pg_stat_progress_create_index") == 0
         upgrade.start()
         wait_until(lambda: f"{INDEX} is being built by pid" in caplog.text)
     builder.join()
     upgrade.join()
-    assert adopted.index_is_valid(INDEX)
-    assert adopted.scalar(OID, name=INDEX) == built
+    assert db.index_is_valid(INDEX)
+    assert db.scalar(OID, name=INDEX) == built
 
 
 THEIRS = {
@@ -244,19 +249,19 @@ def test_an_index_that_answers_other_queries_does_not_stand_in_for_ours(adopted:
     assert adopted.index_is_valid("theirs")
 
 
-def test_an_invalid_index_of_theirs_is_neither_used_nor_dropped(adopted: Database) -> None:
-    adopted.upgrade("rag_0002")
-    leave_invalid_index(adopted)
-    adopted.execute(f"ALTER INDEX {INDEX} RENAME TO theirs")
-    adopted.upgrade()
-    assert adopted.index_is_valid(INDEX)
-    assert adopted.index_is_valid("theirs") is False
+@AT_0002
+def test_an_invalid_index_of_theirs_is_neither_used_nor_dropped(db: Database) -> None:
+    leave_invalid_index(db)
+    db.execute(f"ALTER INDEX {INDEX} RENAME TO theirs")
+    db.upgrade()
+    assert db.index_is_valid(INDEX)
+    assert db.index_is_valid("theirs") is False
 
 
-def test_a_long_transaction_delays_the_build_and_is_named(adopted: Database, caplog: pytest.LogCaptureFixture) -> None:
-    adopted.upgrade("rag_0002")
-    upgrade = threading.Thread(target=adopted.upgrade, args=("rag_0003",))
-    with closing(psycopg2.connect(adopted.url, application_name="nightly report")) as report, caplog.at_level("INFO"):
+@AT_0002
+def test_a_long_transaction_delays_the_build_and_is_named(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    upgrade = threading.Thread(target=db.upgrade, args=("rag_0003",))
+    with closing(psycopg2.connect(db.url, application_name="nightly report")) as report, caplog.at_level("INFO"):
         report.set_session(isolation_level="REPEATABLE READ")
         with report.cursor() as cursor:
             cursor.execute("SELECT 'a secret', pg_sleep(0.1) FROM rag_chunks LIMIT 1")
@@ -265,17 +270,15 @@ def test_a_long_transaction_delays_the_build_and_is_named(adopted: Database, cap
             wait_until(lambda: named + "nightly report, idle in transaction, transaction open for" in caplog.text)
             assert upgrade.is_alive()
     upgrade.join()
-    assert adopted.index_is_valid(INDEX)
+    assert db.index_is_valid(INDEX)
     assert "a secret" not in caplog.text
 
 
-def test_a_long_transaction_delays_the_dropping_and_is_named(
-    adopted: Database, caplog: pytest.LogCaptureFixture
-) -> None:
-    adopted.upgrade()
-    downgrade = threading.Thread(target=adopted.downgrade, args=("rag_0002",))
-    with holding(adopted, "UPDATE rag_chunks SET content = content"), caplog.at_level(logging.INFO):
+@AT_HEAD
+def test_a_long_transaction_delays_the_dropping_and_is_named(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    downgrade = threading.Thread(target=db.downgrade, args=("rag_0002",))
+    with holding(db, "UPDATE rag_chunks SET content = content"), caplog.at_level(logging.INFO):
         downgrade.start()
         wait_until(lambda: f"dropping index {INDEX}: waiting for pid" in caplog.text)
     downgrade.join()
-    assert adopted.index_is_valid(INDEX) is None
+    assert db.index_is_valid(INDEX) is None

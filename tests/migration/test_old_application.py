@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import closing
 
 import psycopg2
-import pytest
-from migrating import Database
+from migrating import Database, settings_at, wait_until
 from old_application import WritingLoad, use
 
 from amprenta_vectors.ddl import locking
@@ -37,12 +35,15 @@ def test_its_statements_work_at_every_revision_on_the_way_up_and_down(adopted: D
 
 
 def test_no_write_fails_or_waits_for_long_while_the_schema_goes_up_down_and_up(
-    adopted: Database, monkeypatch: pytest.MonkeyPatch
+    adopted: Database, brief_tries: None
 ) -> None:
-    monkeypatch.setattr(locking, "LOCK_SECONDS", 1)
     more = "SELECT 'more-' || n, 'text ' || n FROM generate_series(1, 5000) n"
     adopted.execute(f"INSERT INTO rag_chunks (chunk_id, content) {more}")
-    with WritingLoad(adopted, threads=3, limit_seconds=1.5) as load:
+    meanwhile = "FROM rag_chunks WHERE content = 'new' AND updated_at BETWEEN :retired AND :again"
+    with (
+        WritingLoad(adopted, threads=3, limit_seconds=30) as load,
+        settings_at("ALTER TABLE rag_chunks", "lock_timeout") as limits,
+    ):
         adopted.upgrade("rag_0002", vector_dimension=3)
         without = "SELECT chunk_id FROM rag_chunks WHERE embedding IS NULL AND content LIKE 'text%' LIMIT 500"
         for _ in range(15):
@@ -50,12 +51,14 @@ def test_no_write_fails_or_waits_for_long_while_the_schema_goes_up_down_and_up(
         adopted.upgrade()
         adopted.downgrade()
         retired = adopted.scalar("SELECT clock_timestamp()")
-        time.sleep(0.5)
+        changes = f"SELECT count(*) {meanwhile.replace(':again', 'clock_timestamp()')}"
+        wait_until(lambda: adopted.scalar(changes, retired=retired))
         again = adopted.scalar("SELECT clock_timestamp()")
         adopted.upgrade()
+        wait_until(lambda: load.errors or len(load.waits) > 100)
     assert load.errors == []
-    assert len(load.waits) > 100, "hardly anything was written: the test shows nothing"
-    meanwhile = "FROM rag_chunks WHERE content = 'new' AND updated_at BETWEEN :retired AND :again"
+    # What takes the table from everybody asks for it for no longer than one try.
+    assert set(limits) == {("300ms",)}
     changed, stale = adopted.execute(f"SELECT count(*), count(embedding) {meanwhile}", retired=retired, again=again)[0]
     assert changed > 0, "no row changed while its embedding was retired: the test shows nothing"
     assert stale == 0
@@ -63,17 +66,20 @@ def test_no_write_fails_or_waits_for_long_while_the_schema_goes_up_down_and_up(
 
 
 def test_no_write_fails_while_a_reader_holds_the_table_and_the_upgrade_tries_again_and_again(
-    adopted: Database, monkeypatch: pytest.MonkeyPatch
+    adopted: Database, brief_tries: None
 ) -> None:
-    monkeypatch.setattr(locking, "LOCK_SECONDS", 1)
     upgrade = threading.Thread(target=adopted.upgrade)
-    with WritingLoad(adopted, threads=3, limit_seconds=1.5) as load:
+    with (
+        WritingLoad(adopted, threads=3, limit_seconds=30) as load,
+        settings_at("ALTER TABLE rag_chunks ADD", "lock_timeout") as tries,
+    ):
         with closing(psycopg2.connect(adopted.url)) as reader:
             reader.cursor().execute("SELECT FROM rag_chunks LIMIT 1")
             upgrade.start()
-            time.sleep(4)
+            # A write that waited for half a try shows that the upgrade was in the way.
+            wait_until(lambda: load.errors or (len(tries) > 3 and max(load.waits) > locking.LOCK_SECONDS / 2))
             assert "embedding" not in adopted.columns("rag_chunks")
         upgrade.join()
     assert load.errors == []
-    assert max(load.waits) > 0.5, "the upgrade was never in the way: the test shows nothing"
+    assert set(tries) == {("300ms",)}
     assert adopted.index_is_valid("idx_rag_chunks_embedding")

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from migrating import Database, wait_until
+from migrating import Database, adopted_at, wait_until
 from test_operations import ODD, revision
 
 from amprenta_vectors.ddl import take_back
@@ -20,24 +20,33 @@ FUNCTIONS = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'amprenta%'"
 CHANGE = "UPDATE rag_chunks SET content = 'new', updated_at = clock_timestamp() WHERE chunk_id = :key"
 
 
-@pytest.fixture
-def retired(adopted: Database) -> Database:
-    """100 rows whose embeddings a downgrade retired, ten of them changed since."""
-    adopted.upgrade(vector_dimension=3)
-    adopted.execute("UPDATE rag_chunks SET embedding = '[1,2,3]', updated_at = now() - interval '1 day'")
-    adopted.downgrade("rag_0001")
+def retire(db: Database) -> None:
+    """Retire the embeddings of 100 rows by a downgrade, and change ten rows since."""
+    adopted_at(db, "head", 3)
+    db.execute("UPDATE rag_chunks SET embedding = '[1,2,3]', updated_at = now() - interval '1 day'")
+    db.downgrade("rag_0001")
     for number in range(1, 11):
-        adopted.execute(CHANGE, key=f"chunk-{number}")
-    return adopted
+        db.execute(CHANGE, key=f"chunk-{number}")
+
+
+def retire_on_pages(db: Database) -> None:
+    """Do the same to rows of several pages."""
+    retire(db)
+    db.execute("ALTER TABLE rag_chunks ADD padding text DEFAULT repeat('x', 400)")
+    db.execute("VACUUM FULL rag_chunks")
 
 
 @pytest.fixture
-def one_page(retired: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+def retired(clone: Callable[..., Database]) -> Database:
+    """100 rows whose embeddings a downgrade retired, ten of them changed since."""
+    return clone(retire)
+
+
+@pytest.fixture
+def one_page(clone: Callable[..., Database], monkeypatch: pytest.MonkeyPatch) -> Database:
     """The same, in so few pages a statement that the emptying takes several."""
-    retired.execute("ALTER TABLE rag_chunks ADD padding text DEFAULT repeat('x', 400)")
-    retired.execute("VACUUM FULL rag_chunks")
     monkeypatch.setattr(take_back, "PAGES", 1)
-    return retired
+    return clone(retire_on_pages)
 
 
 def stale(db: Database) -> list[Any]:
@@ -59,7 +68,7 @@ def test_nobody_waits_while_changed_rows_are_emptied(one_page: Database) -> None
         cursor.execute("SELECT FROM rag_chunks WHERE chunk_id = 'chunk-10' FOR UPDATE")
         upgrade.start()
         wait_until(lambda: one_page.scalar(TRIGGERS) == 1)
-        with closing(psycopg2.connect(one_page.url, options="-c statement_timeout=1s")) as other:
+        with closing(psycopg2.connect(one_page.url, options="-c statement_timeout=60s")) as other:
             with other.cursor() as writer:
                 writer.execute("SELECT count(*) FROM rag_chunks")
                 writer.execute("UPDATE rag_chunks SET content = content WHERE chunk_id = 'chunk-9'")
@@ -125,15 +134,14 @@ def test_what_a_broken_off_upgrade_leaves_does_not_stand_in_the_old_applications
 
 
 def test_a_row_lock_that_is_never_given_back_is_named_and_the_column_stays_retired(
-    one_page: Database, monkeypatch: pytest.MonkeyPatch
+    one_page: Database, brief_tries: None, give_up_when_named: None
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.ddl.locking.GIVE_UP_SECONDS", 2)
-    monkeypatch.setattr("amprenta_vectors.ddl.blockers.LOOK_SECONDS", 0.05)
     with closing(psycopg2.connect(one_page.url, application_name="hold tight")) as holder:
         holder.cursor().execute("SELECT FROM rag_chunks WHERE chunk_id = 'chunk-10' FOR UPDATE")
         with pytest.raises(AmprentaError, match="application hold tight, idle in transaction") as caught:
             one_page.upgrade()
         assert f"pid {holder.info.backend_pid} (user postgres" in str(caught.value)
+    assert "embedding" not in one_page.columns("rag_chunks")
     one_page.upgrade()
     assert_back(one_page, emptied=10)
 
