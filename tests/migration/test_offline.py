@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from alembic.operations import Operations
 from fingerprint import fingerprint
 from migrating import ROOT, Database, wait_until
 from test_operations import ODD, revision
+from typed import type_in
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine, migration_lock
@@ -53,12 +53,10 @@ def write(*arguments: str, **variables: str) -> str:
 
 
 def typed(*command: str, **variables: str) -> Completed:
-    """Run a module where no variable names a database."""
+    """Run a module, in this process, where no variable names a database."""
     ours = re.compile("(MIGRATION_)?DATABASE_URL|(POSTGRES|VECTOR|AMPRENTA)_.*")
     environment = {name: value for name, value in os.environ.items() if not ours.fullmatch(name)}
-    return subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, env={**environment, **variables}, capture_output=True, text=True
-    )
+    return type_in(*command, environment={**environment, **variables})
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +78,12 @@ def run(db: Database, script: str) -> str:
     done = psql(db, script)
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+def polls(db: Database) -> bool:
+    """Whether a script looks again and again for what another session does."""
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    return bool(db.scalar(sleeping))
 
 
 def state(db: Database) -> list[Any]:
@@ -123,20 +127,35 @@ APPLICATIONS = {
 
 
 @pytest.fixture
-def twin(db: Database, postgres_server: postgres.EmbeddedPostgres) -> Iterator[Database]:
+def twin(clone: Callable[..., Database]) -> Database:
     """A second empty database, for the online command to work on."""
-    postgres_server.create_database("twin")
-    yield Database(postgres_server.url("twin"))
-    db.execute("DROP DATABASE twin WITH (FORCE)")
+    return clone()
+
+
+def pair(clone: Callable[..., Database], application: str) -> tuple[Database, Database]:
+    """Two databases of the same application: one for the script, one for the online command."""
+    offline, online = clone(), clone()
+    for each in (offline, online):
+        for statement in APPLICATIONS[application]:
+            each.execute(statement)
+    return offline, online
 
 
 @pytest.fixture(params=list(APPLICATIONS))
-def both(request: pytest.FixtureRequest, db: Database, twin: Database) -> tuple[Database, Database]:
-    """Two databases of the same application: one for the script, one for the online command."""
-    for each in (db, twin):
-        for statement in APPLICATIONS[request.param]:
-            each.execute(statement)
-    return db, twin
+def both(request: pytest.FixtureRequest, clone: Callable[..., Database]) -> tuple[Database, Database]:
+    """The `pair` of every application."""
+    return pair(clone, request.param)
+
+
+STARTS = [*(("rows", revision) for revision in REVISIONS), *((name, "rag_0001") for name in APPLICATIONS)]
+"""Every revision with an application's rows, every application where its table has just been adopted or made."""
+
+
+@pytest.fixture(params=sorted(set(STARTS)), ids=" ".join)
+def begun(request: pytest.FixtureRequest, clone: Callable[..., Database]) -> tuple[Database, Database, str]:
+    """A `pair`, and the revision that it starts from."""
+    application, revision = request.param
+    return *pair(clone, application), revision
 
 
 def test_the_script_makes_what_the_upgrade_makes_and_a_second_run_changes_nothing(
@@ -149,23 +168,40 @@ def test_the_script_makes_what_the_upgrade_makes_and_a_second_run_changes_nothin
         assert state(offline) == state(online)
 
 
-def test_it_is_interrupted_after_every_statement_and_the_next_run_goes_on(
+def breaks(parts: list[str], *, kinds: bool = True) -> list[int]:
+    """After how many parts to break a script off: after every commit and, unless not wanted, every kind of statement.
+
+    What stands in a transaction is rolled back wherever in it the break is, so one of a kind tells of all.
+    """
+    seen: set[str] = set()
+    places = []
+    for number, part in enumerate(parts, 1):
+        statement = re.sub(r"--.*|(core|rag)_\d+", "", part).strip()[:60]
+        if statement == "COMMIT;" or (kinds and statement not in seen):
+            places.append(number)
+        seen.add(statement)
+    return places
+
+
+def test_it_is_interrupted_after_every_kind_of_statement_and_the_next_run_goes_on(
     both: tuple[Database, Database], up: str
 ) -> None:
     offline, online = both
     online.upgrade(vector_dimension=4)
     parts = statements(up)
     assert len(parts) > 60
-    for number in range(1, len(parts)):
+    # For one application; what the others leave committed is what differs with them.
+    places = breaks(parts, kinds="updated_at" in offline.columns("rag_chunks"))
+    assert len(places) > 12
+    for number in places:
         # psql objects to an \\if that the break leaves open, and the transaction is rolled back.
         assert "ERROR" not in psql(offline, "".join(parts[:number])).stderr
     run(offline, up)
     assert state(offline) == state(online)
 
 
-@pytest.mark.parametrize("revision", REVISIONS)
-def test_it_goes_on_from_every_revision(both: tuple[Database, Database], up: str, revision: str) -> None:
-    offline, online = both
+def test_it_goes_on_from_every_revision(begun: tuple[Database, Database, str], up: str) -> None:
+    offline, online, revision = begun
     offline.upgrade(revision, vector_dimension=4)
     online.upgrade(vector_dimension=4)
     run(offline, up)
@@ -187,7 +223,7 @@ def test_killed_in_the_midst_of_the_build_it_waits_for_what_the_server_still_bui
         process.wait()
         again = threading.Thread(target=run, args=(adopted, up))
         again.start()
-        again.join(1)
+        wait_until(lambda: polls(adopted))
         assert again.is_alive()
     again.join()
     assert adopted.index_is_valid(INDEX)
@@ -331,7 +367,7 @@ def test_the_script_takes_back_what_the_downgrade_takes_back_and_keeps_every_val
     ]
 
 
-def test_the_way_back_and_forth_is_interrupted_after_every_statement(
+def test_the_way_back_and_forth_is_interrupted_after_every_kind_of_statement(
     adopted: Database, twin: Database, up: str, down: str
 ) -> None:
     adopted.upgrade(vector_dimension=4)
@@ -339,7 +375,7 @@ def test_the_way_back_and_forth_is_interrupted_after_every_statement(
     before, values = fingerprint(adopted), adopted.execute(BITS)
     for script in (down, up):
         parts = statements(script)
-        for number in range(1, len(parts)):
+        for number in breaks(parts):
             assert "ERROR" not in psql(adopted, "".join(parts[:number])).stderr
         run(adopted, script)
         assert ("embedding" in adopted.columns("rag_chunks")) == (script is up)
@@ -347,13 +383,13 @@ def test_the_way_back_and_forth_is_interrupted_after_every_statement(
     assert fingerprint(adopted) == before
 
 
-@pytest.mark.parametrize("revision", REVISIONS)
-def test_a_downgrade_goes_on_from_every_revision(both: tuple[Database, Database], down: str, revision: str) -> None:
-    for each in both:
+def test_a_downgrade_goes_on_from_every_revision(begun: tuple[Database, Database, str], down: str) -> None:
+    offline, online, revision = begun
+    for each in (offline, online):
         each.upgrade(revision, vector_dimension=4)
-    run(both[0], down)
-    both[1].downgrade()
-    assert state(both[0]) == state(both[1])
+    run(offline, down)
+    online.downgrade()
+    assert state(offline) == state(online)
 
 
 def test_rows_changed_meanwhile_are_null_and_counted(adopted: Database, up: str, down: str) -> None:
@@ -560,7 +596,7 @@ def test_the_script_waits_for_an_upgrade_that_runs_and_no_longer_than_it_may(db:
         assert not db.columns("migration_run")
         waiting = threading.Thread(target=run, args=(db, up))
         waiting.start()
-        waiting.join(1)
+        wait_until(lambda: polls(db))
         assert waiting.is_alive()
     waiting.join()
     assert db.index_is_valid(INDEX)
@@ -597,7 +633,8 @@ def test_a_table_in_use_and_the_roles_own_time_limits_delay_the_script_only(adop
     with closing(psycopg2.connect(adopted.url)) as holder:
         holder.cursor().execute("SELECT 1 FROM rag_chunks")
         script.start()
-        script.join(4)
+        tries: set[tuple[Any, ...]] = set()
+        wait_until(lambda: tries.update(adopted.waits()) or len(tries) > 1)
         assert script.is_alive()
     script.join()
     assert adopted.index_is_valid(INDEX)
