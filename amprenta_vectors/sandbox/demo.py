@@ -23,6 +23,8 @@ LATENCY_SECONDS = 0.02
 """How far away the demo's Pinecone is; a cloud region answers in about this time."""
 KILL_AT, PAUSE_AT = 0.3, 0.5
 """Shares of the rows that are written by then."""
+BATCH_SIZE, BATCHES = 500, 20
+"""At most so many keys a batch, and at least about so many batches."""
 
 
 class Demo(Stage):
@@ -59,15 +61,19 @@ class Demo(Stage):
 
     def _backfill_with_a_kill_and_a_pause(self) -> None:
         self._title("2. Backfill, killed with SIGKILL partway, resumed, and paused from another terminal")
-        process = self._begin(f"{self._backfill} --keys-from source --batch-size 500")
+        size = max(1, min(BATCH_SIZE, self._count // BATCHES))
+        process = self._begin(f"{self._backfill} --keys-from source --batch-size {size}")
         killed_at = self._kill_at(int(KILL_AT * self._count), process)
         self._note("killed", f"SIGKILL after {killed_at:,} of {self._count:,} rows")
         self._do("amprenta-vectors status")
         began = time.monotonic()
         process = self._begin(f"{self._backfill} --resume", stdout=subprocess.PIPE)
         self._wait_until_written(PAUSE_AT * self._count, process)
+        # However fast the backfill is, something is left of it by the time at which the next command has started.
+        self._set_faults({"fetch": {"status": 503}})
         self._do("amprenta-vectors pause")
         self._note("paused", f"after {self._written():,} rows, from another process, and resumed")
+        self._set_faults({"*": {"latency": LATENCY_SECONDS}})
         self._do("amprenta-vectors resume")
         output, _ = process.communicate()
         click.echo(output, nl=False)
