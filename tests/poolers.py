@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg2
 import pytest
 import sqlalchemy as sa
+
+from amprenta_vectors.sandbox.postgres import command_as
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
@@ -30,8 +31,6 @@ def pooled(database_url: str, pool_size: int = 20) -> Iterator[str]:
     folder_of_socket = Path(str(server.query["host"]))
     # PgBouncer refuses to run as root; the server's own user may enter the folder of its socket.
     owner = pwd.getpwuid(folder_of_socket.stat().st_uid)
-    identity: dict[str, Any] = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": ()}
-    as_user = identity if os.geteuid() == 0 else {}
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="amprenta-test-") as folder:
         Path(folder).chmod(0o755)
@@ -41,8 +40,11 @@ def pooled(database_url: str, pool_size: int = 20) -> Iterator[str]:
             f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
             f"auth_type = any\npool_mode = transaction\ndefault_pool_size = {pool_size}\n"
         )
+        command = [PGBOUNCER, str(ini)]
         process = subprocess.Popen(
-            [PGBOUNCER, str(ini)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **as_user
+            command_as(owner, command) if os.geteuid() == 0 else command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         url = f"postgresql://postgres@127.0.0.1:{port}/{server.database}"
         try:

@@ -13,8 +13,9 @@ import pwd
 import shlex
 import stat
 import subprocess
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,10 @@ from amprenta_vectors.extras import require_extra
 
 _MAJOR_VERSION = 18
 _SYSTEM_USER = "pgserver"
+_BECOME = (
+    "import os, sys; os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1])); "
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
 _LONGEST_SOCKET_PATH = 103
 """``sun_path`` less its NUL: 103 bytes on macOS and the BSDs, 107 on Linux (unix(7))."""
 
@@ -161,21 +166,27 @@ class EmbeddedPostgres:
         os.chown(folder, owner, -1)
 
     def _run(self, command: str, *arguments: str) -> None:
-        as_user: dict[str, Any] = (
-            {"user": self._user, "group": self._user, "extra_groups": []} if self._user is not None else {}
-        )
+        run = [str(_binaries() / command), *arguments]
         done = subprocess.run(  # noqa: S603 - our own binary and arguments, no shell
-            [str(_binaries() / command), *arguments],
+            command_as(pwd.getpwnam(self._user), run) if self._user else run,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
-            **as_user,
         )
         if done.returncode != 0:
             reason = " ".join(said.strip() for said in (done.stderr, done.stdout) if said.strip())
             raise AmprentaError(f"{command} failed: {reason}", hint=f"the server's log is {self.log}")
+
+
+def command_as(user: pwd.struct_passwd, command: Sequence[str]) -> list[str]:
+    """A command line by which root runs ``command``, given by its path, as ``user`` without any other group.
+
+    To start a process as another user, `subprocess` itself forks, where otherwise it uses vfork. The fork handlers of
+    libraries run then, and gRPC's, in a process that serves or calls, can crash the child before it runs anything.
+    """
+    return [sys.executable, "-I", "-S", "-c", _BECOME, str(user.pw_uid), str(user.pw_gid), *command]
 
 
 @cache
