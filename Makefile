@@ -5,8 +5,13 @@ PYTHON ?= python3
 SYSTEM ?= rag_chunks
 BIN := .venv/bin
 READY := .venv/.ready
+# Processes among which the tests are shared out; each starts a PostgreSQL server of its own.
+WORKERS ?= 2
+# long or short: how often `make torture` strikes and how much `make journey` moves
+FORM ?= long
+PYTEST = AMPRENTA_TEST_FORM=$(FORM) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: setup demo test check torture benchmark clean
+.PHONY: setup demo test check torture journey benchmark clean
 
 setup: $(READY)
 
@@ -22,7 +27,7 @@ demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" amprenta-vectors sandbox demo --system $(SYSTEM)
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -30,9 +35,13 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Kills, crashes and storms at random moments; AMPRENTA_TORTURE_SEED=random draws other ones than the last time.
 torture: $(READY)
-	AMPRENTA_TORTURE_KILLS=100 AMPRENTA_TORTURE_UPGRADE_KILLS=50 AMPRENTA_TORTURE_CRASHES=10 AMPRENTA_TORTURE_STALL=30 \
-	  AMPRENTA_TORTURE_WRITER_KILLS=50 $(BIN)/python -m pytest -m torture tests
+	$(PYTEST) -m torture
+
+# The demos, sandboxes and an installed wheel.
+journey: $(READY)
+	$(PYTEST) -m journey
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/budget.py

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from databases import janitor
+from forms import FORM, SEED, SEED_VARIABLE
 from hypothesis import settings
 
 from amprenta_vectors.config import Settings
@@ -32,6 +33,24 @@ OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "EMBEDDING_MODEL")
 POLL_SECONDS = 0.02
 """How often a backfill looks for work and orders, so that no test waits for it."""
 OUR_PREFIXES = ("POSTGRES_", "PINECONE_", "VECTOR_", "AMPRENTA_", "CHROMA_", "OLLAMA_", "GOOGLE_", "GEMINI_", "SIMPLE_")
+KINDS = ("torture", "journey")
+"""Folders whose tests are marked with the folder's name, and run only when asked for by it."""
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what repeats a run of the tests that draw lots."""
+    asked_for = "not torture" not in config.getoption("markexpr")
+    return f"{FORM.name} form, {SEED_VARIABLE}={SEED}" if asked_for else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by folder, so that no file there can be forgotten."""
+    for item in items:
+        for kind in KINDS:
+            if Path(__file__).with_name(kind) in item.path.parents:
+                item.add_marker(kind)
+                item.add_marker(pytest.mark.timeout(FORM.test_seconds))
 
 
 @pytest.fixture(autouse=True)

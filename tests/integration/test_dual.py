@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -31,7 +29,6 @@ from amprenta_vectors.stores.pgvector import PgVectorStore
 from amprenta_vectors.stores.protocol import Record, VectorStore
 
 DIMENSION = 8
-KILLS = int(os.environ.get("AMPRENTA_TORTURE_WRITER_KILLS") or 10)
 TARGET, SCOPE = "rag_chunks.embedding", {"namespace": ""}
 
 
@@ -483,52 +480,57 @@ def test_a_tombstone_is_forgotten_after_a_day(engine: sa.Engine, dual: VectorSto
 
 
 WRITER = """
-import random, sys, time
+import sys
 sys.path.insert(0, sys.argv[1])
 from test_dual import KEYS, record
 from amprenta_vectors import get_vector_store
-chance, store = random.Random(int(sys.argv[2])), get_vector_store()
-print("writing", flush=True)
-while True:
-    key = chance.choice(KEYS)
-    if chance.random() < 0.3:
-        store.delete([key])
-    else:
-        store.upsert([record(key, chance.randrange(10**6))])
+store = get_vector_store()
+store.upsert([record(KEYS[0], 2)]) if sys.argv[2] == "upsert" else store.delete(KEYS[:1])
 """
 
 
-@pytest.mark.torture
-def test_processes_killed_between_the_two_writes_leave_both_alike_once_drained(
+@pytest.mark.parametrize("fault", [Fault(latency=600), Fault(stall=600)], ids=["before", "after"])
+@pytest.mark.parametrize("command", ["upsert", "delete"])
+def test_a_process_killed_before_or_after_its_second_write_leaves_both_alike_once_drained(
     engine: sa.Engine,
     upgraded_url: str,
     pinecone: PineconeEmulator,
     sides: tuple[PgVectorStore, VectorStore],
+    command: str,
+    fault: Fault,
 ) -> None:
+    for side in sides:
+        side.upsert([record(KEYS[0], 1)])
+    pinecone.faults.set(command, fault)
     variables = environment(upgraded_url, pinecone, VECTOR_MODE="dual", VECTOR_SECONDARY="pgvector")
-    pinecone.faults.set("upsert", Fault(latency=0.05))
-    pinecone.faults.set("delete", Fault(latency=0.05))
-    folder = str(Path(__file__).parent)
-    tests = str(Path(__file__).parents[1])
-    variables["PYTHONPATH"] = tests
-    chance, left = random.Random(11), 0
-    for kill in range(KILLS):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, folder, str(kill)], env=variables, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(chance.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        left += pending(engine) > 0
-    assert left > KILLS / 5, "hardly any process was killed between its two writes"
+    tests = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tests), command], env={**variables, "PYTHONPATH": str(tests.parent)}
+    )
+    before = contents(sides[1], KEYS[:1])
+    asked = pinecone.calls[command]
+    wanted = {} if command == "delete" else {KEYS[0]: f"{KEYS[0]} 2"}
+
+    def texts(side: VectorStore) -> dict[str, str | None]:
+        return {key: row.text for key, row in side.fetch(KEYS[:1]).items()}
+
+    try:
+        until(lambda: pinecone.calls[command] > asked, 60)
+        if fault.stall:
+            until(lambda: texts(sides[1]) == wanted, 60)
+    finally:
+        process.kill()
+        process.wait()
+    assert texts(sides[0]) == wanted
+    assert fault.stall or contents(sides[1], KEYS[:1]) == before
+    assert pending(engine) == 1
     pinecone.faults.clear()
-    # The claims of those that died have not run out yet.
+    # The claim of the one that died has not run out yet.
     execute(engine, "UPDATE vector_outbox SET claimed_until = now() WHERE cleared_at IS NULL")
     drain(Outbox(engine, TARGET, SCOPE), *sides, at_once=True)
     assert pending(engine) == 0
-    assert assert_identical(sides, KEYS)
+    assert_identical(sides, KEYS)
+    assert texts(sides[1]) == wanted
 
 
 @pytest.mark.usefixtures("brisk")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+import threading
 from typing import Any
 
 from amprenta_vectors.backfill import progress, sink
@@ -16,15 +16,16 @@ PLACES = ("copy", "commit")
 
 def stop_at(place: str, turn: int) -> None:
     """Stop the whole process when that place is reached the ``turn``-th time."""
-    left = turn
+    left, continued = turn, threading.Event()
+    signal.signal(signal.SIGCONT, lambda *_: continued.set())
 
     def stop() -> None:
         nonlocal left
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
-            # Another thread may take the signal; this one is to go no further before it is stopped too.
-            time.sleep(0.1)
+            # Another thread may take the signal; this one is to go no further before all are stopped and continued.
+            continued.wait()
 
     class Stopping(sink.BatchStream):
         """psycopg2 reads it piece by piece while the server is in COPY."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import sqlalchemy as sa
 from backfill_tools import ROOT, end_process, environment, execute, start_process, to_ids, to_vectors
+from forms import FORM, SEED
 from poolers import pooled
+from portions import WAIT_SECONDS, Portions
 from stopping import PLACES
-from wholeness import SEED, SEED_VARIABLE, assert_whole, watch
+from wholeness import assert_whole, watch
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -26,18 +26,13 @@ from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
-CRASHES = int(os.environ.get("AMPRENTA_TORTURE_CRASHES") or 3)
-STALL_SECONDS = float(os.environ.get("AMPRENTA_TORTURE_STALL") or 3)
-ROWS, PROCESSES = 4_000, 3
-OPTIONS = ("--keys-from", "source", "--resume", "--no-verify", "--batch-size", "100")
-
-pytestmark = pytest.mark.torture
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    print(f"{SEED_VARIABLE}={SEED}")  # noqa: T201 - shown where a test fails, to repeat it
-    return random.Random(SEED)
+PROCESSES = 3
+ROWS, BATCH_SIZE = 4_000, 100
+BATCHES = ROWS // BATCH_SIZE
+TROUBLED = BATCHES * 3 // 4
+"""The batches that are done by the last trouble; those under way then are not the last ones."""
+OPTIONS = ("--keys-from", "source", "--resume", "--no-verify", "--batch-size", str(BATCH_SIZE))
+IDS, VECTORS = to_ids(ROWS), to_vectors(ROWS, seed=SEED)
 
 
 @pytest.fixture
@@ -47,20 +42,8 @@ def pinecone(emulator: Callable[..., PineconeEmulator]) -> PineconeEmulator:
     return pinecone
 
 
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """Those that a test appends are ended after it."""
-    running: list[subprocess.Popen[str]] = []
-    with ExitStack() as stack:
-        stack.callback(lambda: [end_process(process) for process in running])
-        yield running
-
-
-IDS, VECTORS = to_ids(ROWS), to_vectors(ROWS, seed=SEED)
-
-
 def ends(process: subprocess.Popen[str]) -> None:
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0, output
 
 
@@ -69,8 +52,8 @@ def batches_done(engine: sa.Engine) -> int:
     return done
 
 
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -115,20 +98,21 @@ def test_postgresql_crashing_again_and_again_is_waited_for(
     upgrade(settings)
     engine = create_engine(settings)
     watch(engine)
-    pinecone.faults.set("fetch", Fault(latency=0.3))
+    pinecone.faults.set("fetch", Fault(latency=0.02))
+    portions = Portions(pinecone)
     processes += [
         start_process(environment(url, pinecone, AMPRENTA_BATCH_SECONDS="off"), *OPTIONS, "--workers", "1")
         for _ in range(PROCESSES)
     ]
-    for crash in range(CRASHES):
-        share = (crash + 1) / (CRASHES + 1)
-        until(lambda share=share: batches_done(engine) >= share * ROWS / 100 * 0.9)  # type: ignore[misc]
+    for crash in range(1, FORM.crashes + 1):
+        portions.until(lambda crash=crash: batches_done(engine) >= crash * TROUBLED // FORM.crashes)  # type: ignore[misc]
         time.sleep(chance.uniform(0, 0.3))
         own_server.stop("immediate")
         time.sleep(chance.uniform(0, 1.0))
         own_server.start()
         engine.dispose()
-    assert batches_done(engine) < ROWS / 100, "nothing was left to do after the last crash"
+    assert batches_done(engine) < BATCHES, "nothing was left to do after the last crash"
+    portions.lift()
     for process in processes:
         ends(process)
     assert_whole(engine, IDS, VECTORS)
@@ -146,25 +130,30 @@ def test_a_source_in_every_kind_of_trouble_costs_time_and_nothing_else(
 ) -> None:
     watch(engine)
     troubles = [
-        Fault(status=429, retry_after=1.0, probability=0.5),
-        Fault(status=500, probability=0.5),
-        Fault(status=503, probability=0.5),
-        Fault(reset=True, probability=0.5),
-        Fault(truncate=True, probability=0.5),
-        Fault(stall=STALL_SECONDS, times=2),
+        Fault(status=429, retry_after=1.0, times=chance.randint(3, 9)),
+        Fault(status=500, times=chance.randint(3, 9)),
+        Fault(status=503, times=chance.randint(3, 9)),
+        Fault(reset=True, times=chance.randint(3, 9)),
+        Fault(truncate=True, times=chance.randint(3, 9)),
+        Fault(stall=FORM.stall_seconds, times=2),
     ]
     chance.shuffle(troubles)
     variables = environment(upgraded_url, pinecone, AMPRENTA_BATCH_SECONDS="off", PINECONE_TRANSPORT=transport)
     pinecone.faults.set("*", Fault(latency=0.05))
+    # Listing begins at once, and has only this trouble for certain.
+    pinecone.faults.set("list", troubles[0])
+    portions = Portions(pinecone)
     processes += [start_process(variables, *OPTIONS, "--workers", "2") for _ in range(PROCESSES)]
     for number, trouble in enumerate(troubles):
-        share = number / len(troubles) * 0.9
-        until(lambda share=share: batches_done(engine) >= share * ROWS / 100, 180)  # type: ignore[misc]
-        for route in ("list", "fetch"):
+        share = TROUBLED * number // len(troubles)
+        portions.until(lambda share=share: batches_done(engine) >= share)  # type: ignore[misc]
+        for route in ("list", "fetch")[number == 0 :]:
             pinecone.faults.set(route, trouble)
-        time.sleep(chance.uniform(0.5, 1.5))
+        over = portions.met + (trouble.times or 0)
+        portions.until(lambda over=over: portions.met >= over)  # type: ignore[misc]
     for route in ("list", "fetch"):
         pinecone.faults.set(route, Fault(latency=0.02))
+    portions.lift()
     for process in processes:
         ends(process)
     assert_whole(engine, IDS, VECTORS)
@@ -178,17 +167,19 @@ def test_processes_killed_behind_a_pooler_lose_nothing_and_write_nothing_twice(
     chance: random.Random,
 ) -> None:
     watch(engine)
-    pinecone.faults.set("fetch", Fault(latency=0.2))
+    pinecone.faults.set("fetch", Fault(latency=0.02))
+    portions = Portions(pinecone)
     with pooled(upgraded_url) as url:
         variables = environment(url, pinecone, AMPRENTA_BATCH_SECONDS="off")
         processes += [start_process(variables, *OPTIONS, "--workers", "2") for _ in range(PROCESSES)]
-        for kill in range(5):
-            until(lambda kill=kill: batches_done(engine) >= (kill + 1) * 4)  # type: ignore[misc]
+        for kill in range(1, FORM.pooler_kills + 1):
+            portions.until(lambda kill=kill: batches_done(engine) >= kill * BATCHES // 2 // FORM.pooler_kills)  # type: ignore[misc]
             time.sleep(chance.uniform(0, 0.3))
+            assert processes[0].poll() is None, processes[0].communicate()[0]
             end_process(processes.pop(0))
             processes.append(start_process(variables, *OPTIONS, "--workers", "2"))
-        assert batches_done(engine) < ROWS / 100, "nothing was left to do after the last kill"
-        pinecone.faults.clear()
+        assert batches_done(engine) < BATCHES, "nothing was left to do after the last kill"
+        portions.lift()
         for process in processes:
             ends(process)
     assert_whole(engine, IDS, VECTORS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import zlib
 from collections.abc import Sequence
 
@@ -11,10 +9,6 @@ import sqlalchemy as sa
 from backfill_tools import count_writes, execute, expected, stored, writes_per_key
 
 from amprenta_vectors.batch import Vectors
-
-SEED_VARIABLE = "AMPRENTA_TORTURE_SEED"
-SEED = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(10**6))
-"""Printed by every torture, and shown where it fails, so that it can be repeated."""
 
 _KEEP_KEYS = """
 CREATE TABLE keys_of_batch (batch bigint, keys text[]);

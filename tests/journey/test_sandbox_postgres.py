@@ -1,15 +1,18 @@
-"""EmbeddedPostgres, each test with a server of its own."""
+"""EmbeddedPostgres; a test that stops a server, or changes its settings, has one of its own."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 import pytest
 
@@ -45,19 +48,29 @@ def stopped_afterwards(server_folder: Path) -> Iterator[EmbeddedPostgres]:
     server.stop("immediate")
 
 
-def test_pgvector_is_there(own_server: EmbeddedPostgres) -> None:
-    ask(own_server, "CREATE EXTENSION vector")
-    assert ask(own_server, "SELECT '[1,2]'::vector <-> '[1,4]'::vector") == 2
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[EmbeddedPostgres]:
+    """A server with the settings that it has where nothing else is asked for."""
+    with tempfile.TemporaryDirectory(prefix="amprenta-test-") as folder:
+        server = EmbeddedPostgres(Path(folder, "postgres"), {"fsync": "off"})
+        server.start()
+        yield server
+        server.stop("immediate")
 
 
-def test_nothing_listens_on_the_network_and_the_socket_is_private(own_server: EmbeddedPostgres) -> None:
-    assert ask(own_server, "SHOW listen_addresses") == ""
-    assert own_server.socket_folder.stat().st_mode & 0o077 == 0
+def test_pgvector_is_there(shared_server: EmbeddedPostgres) -> None:
+    ask(shared_server, "CREATE EXTENSION vector")
+    assert ask(shared_server, "SELECT '[1,2]'::vector <-> '[1,4]'::vector") == 2
 
 
-def test_settings_reach_the_server_and_there_is_room_for_connections(own_server: EmbeddedPostgres) -> None:
-    assert ask(own_server, "SHOW fsync") == "off"
-    assert ask(own_server, "SHOW max_connections") == "200"
+def test_nothing_listens_on_the_network_and_the_socket_is_private(shared_server: EmbeddedPostgres) -> None:
+    assert ask(shared_server, "SHOW listen_addresses") == ""
+    assert shared_server.socket_folder.stat().st_mode & 0o077 == 0
+
+
+def test_settings_reach_the_server_and_there_is_room_for_connections(shared_server: EmbeddedPostgres) -> None:
+    assert ask(shared_server, "SHOW fsync") == "off"
+    assert ask(shared_server, "SHOW max_connections") == "200"
 
 
 def test_settings_can_be_changed_from_one_start_to_the_next(own_server: EmbeddedPostgres) -> None:
@@ -68,14 +81,14 @@ def test_settings_can_be_changed_from_one_start_to_the_next(own_server: Embedded
     assert ask(changed, "SHOW cluster_name") == 'it\'s "quoted" $HOME'
 
 
-def test_a_database_is_created_once_under_any_name(own_server: EmbeddedPostgres) -> None:
+def test_a_database_is_created_once_under_any_name(shared_server: EmbeddedPostgres) -> None:
     for _ in range(2):
-        own_server.create_database('my "app"/ä?')
-    assert ask(own_server, "SELECT current_database()", 'my "app"/ä?') == 'my "app"/ä?'
+        shared_server.create_database('my "app"/ä?')
+    assert ask(shared_server, "SELECT current_database()", 'my "app"/ä?') == 'my "app"/ä?'
 
 
-def test_the_url_serves_the_package_itself(own_server: EmbeddedPostgres) -> None:
-    engine = create_engine(Settings.load(database_url=own_server.url()))
+def test_the_url_serves_the_package_itself(shared_server: EmbeddedPostgres) -> None:
+    engine = create_engine(Settings.load(database_url=shared_server.url()))
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT current_user").scalar_one() == "postgres"
     engine.dispose()
@@ -131,6 +144,29 @@ def test_a_path_with_spaces_and_quotes_works(server_folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_server_that_root_starts_is_another_users_and_no_process_is_forked_for_it(
+    own_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork in a process in which gRPC is at work may crash."""
+    started: list[set[str]] = []
+
+    class Recorded(subprocess.Popen[str]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            started.append(set(options))
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    own_server.restart()
+    assert len(started) == 2
+    assert not set().union(*started) & {"user", "group", "extra_groups", "preexec_fn"}
+    process = psutil.Process(int((own_server.folder / "postmaster.pid").read_text().split()[0]))
+    owner = pwd.getpwnam("pgserver")
+    assert (set(process.uids()), set(process.gids())) == ({owner.pw_uid}, {owner.pw_gid})
+    status = Path(f"/proc/{process.pid}/status")
+    assert not status.exists() or "Groups:\t \n" in status.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_user_who_is_not_root_needs_no_system_user(server_folder: Path) -> None:
     os.chown(server_folder.parent, nobody := 65534, -1)
     code = (
@@ -145,7 +181,7 @@ def test_a_user_who_is_not_root_needs_no_system_user(server_folder: Path) -> Non
 def test_a_process_that_has_the_old_servers_id_is_neither_the_server_nor_stopped(own_server: EmbeddedPostgres) -> None:
     own_server.stop()
     user = "pgserver" if os.geteuid() == 0 else None
-    with subprocess.Popen(["sleep", "60"], user=user, cwd="/") as bystander:
+    with subprocess.Popen(["sleep", "600"], user=user, cwd="/") as bystander:
         (own_server.folder / "postmaster.pid").write_text(
             f"{bystander.pid}\n{own_server.folder}\n1\n5432\n\n\n\nready\n"
         )

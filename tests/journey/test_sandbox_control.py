@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
 import psycopg2
 import pytest
 from click.testing import CliRunner, Result
+from sandboxes import ROWS, record
 
 from amprenta_vectors.cli.sandbox import sandbox
 from amprenta_vectors.config import Settings
@@ -26,8 +25,6 @@ from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.sandbox import control
 from amprenta_vectors.sandbox.corpus import embed_corpus
 from amprenta_vectors.sources.pinecone_client import open_index
-
-ROWS = 200
 
 
 def command(*arguments: object) -> Result:
@@ -44,20 +41,6 @@ def is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="amprenta-test-") as parent:
-        folder = Path(parent, "it's a sandbox")
-        yield folder
-        control.stop(folder)
-
-
-@pytest.fixture
-def started(folder: Path) -> Path:
-    assert command("start", "--folder", folder, "--rows", ROWS).exit_code == 0
-    return folder
-
-
 def settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The settings of a shell that evaluated what ``env`` printed."""
     printed = command("env", "--folder", folder).output
@@ -67,6 +50,20 @@ def settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         if name != "PWD":
             monkeypatch.setenv(name, value)
     return Settings.load()
+
+
+def test_the_command_starts_a_sandbox_where_there_is_none_and_says_how_to_use_it(
+    server_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = server_folder.with_name("another's sandbox")
+    try:
+        result = command("start", "--folder", folder, "--rows", 20)
+        assert result.exit_code == 0
+        assert "loaded with 20 vectors" in result.output
+        assert f"sandbox env --folder {shlex.quote(str(folder))}" in result.output
+        assert open_index(settings(folder, monkeypatch)).namespaces() == {"": 20}
+    finally:
+        control.stop(folder)
 
 
 def test_env_points_the_package_at_a_database_and_a_full_index(
@@ -121,23 +118,24 @@ def test_what_was_killed_is_started_again(started: Path, monkeypatch: pytest.Mon
     assert open_index(settings(started, monkeypatch)).namespaces() == {"": ROWS}
 
 
-def test_a_process_that_has_the_emulators_old_id_is_not_signalled(started: Path) -> None:
-    command("stop", "--folder", started)
-    state = json.loads((started / "sandbox.json").read_text())
-    with subprocess.Popen(["sleep", "60"]) as bystander:
-        (started / "sandbox.json").write_text(json.dumps({**state, "pid": bystander.pid}))
-        command("stop", "--folder", started)
+def test_a_process_that_has_the_emulators_old_id_is_not_signalled(stopped: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as bystander:
+        record(stopped, pid=bystander.pid)
+        command("stop", "--folder", stopped)
         assert bystander.poll() is None
-        command("start", "--folder", started)
-        assert pid_of(started) != bystander.pid
+        record(stopped, pid=bystander.pid)
+        command("start", "--folder", stopped)
+        assert pid_of(stopped) != bystander.pid
+        assert bystander.poll() is None
         bystander.kill()
 
 
-def test_a_port_that_was_taken_meanwhile_is_named(started: Path) -> None:
-    command("stop", "--folder", started)
-    port = urlsplit(control.env(started)["PINECONE_CONTROLLER_HOST"]).port
-    with socket.create_server(("127.0.0.1", port or 0)), pytest.raises(AmprentaError, match=f"port {port}") as caught:
-        control.start(started)
+def test_a_port_that_was_taken_meanwhile_is_named(stopped: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        record(stopped, host=f"http://127.0.0.1:{port}")
+        with pytest.raises(AmprentaError, match=f"port {port}") as caught:
+            control.start(stopped)
     assert "pinecone.log" in caught.value.hint
 
 
@@ -149,19 +147,7 @@ def test_remove_deletes_everything_and_only_a_sandbox(started: Path, tmp_path: P
     assert not started.exists()
 
 
-def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "precious").touch()
-    with pytest.raises(ConfigError, match="neither empty nor a sandbox"):
-        control.start(tmp_path)
-
-
-def test_another_number_of_rows_is_refused(started: Path) -> None:
+def test_another_number_of_rows_is_refused(stopped: Path) -> None:
     with pytest.raises(ConfigError, match=f"has {ROWS} rows; 300 were asked for") as caught:
-        control.start(started, 300)
+        control.start(stopped, 300)
     assert "--remove" in caught.value.hint
-
-
-def test_env_without_a_sandbox_says_how_to_start_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no sandbox was started") as caught:
-        control.env(tmp_path)
-    assert "sandbox start" in caught.value.hint

@@ -1,0 +1,42 @@
+"""Upgrades and downgrades that are killed at their commits, and finished by the same command."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+
+import pytest
+from fingerprint import fingerprint
+from killing import (  # noqa: F401 - a fixture among them
+    Clone,
+    adopt,
+    clone,
+    contents,
+    finish,
+    live_on,
+    name_of,
+    start,
+    wait_for,
+)
+from systems import SYSTEMS, System
+
+WAY = (("upgrade", "head"), ("downgrade", "base"), ("upgrade", "head"))
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS.keys())
+def test_killed_at_its_commits_the_same_command_finishes_the_work(clone: Clone, system: System) -> None:  # noqa: F811
+    """Each try gets three commits further than the one before would have, so that the last one comes to the end."""
+    with clone(None) as undisturbed:
+        adopt(undisturbed, system)
+        for command, revision in WAY:
+            with clone(name_of(undisturbed)) as db:
+                finish(undisturbed, system, command, revision)
+                for commits in itertools.count(1, 3):
+                    code = wait_for(start(db, system, command, revision, commits=commits))
+                    if code == 0:
+                        break
+                    assert code == -signal.SIGKILL
+                assert commits > 1, "nothing was killed"
+                assert fingerprint(db) == fingerprint(undisturbed), command
+                assert contents(db, system) == contents(undisturbed, system), command
+            live_on(undisturbed, system)
