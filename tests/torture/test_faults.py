@@ -47,6 +47,15 @@ def ends(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, output
 
 
+def begins(process: subprocess.Popen[str]) -> None:
+    """Wait until a process works at the run: one that is only starting does not wait for a database that is away."""
+    assert process.stdout is not None
+    said = []
+    while not (line := process.stdout.readline()).startswith("run "):
+        said.append(line)
+        assert line, said
+
+
 def batches_done(engine: sa.Engine) -> int:
     done: int = execute(engine, "SELECT count(*) FROM migration_progress WHERE status = 'done'")[0][0]
     return done
@@ -104,6 +113,8 @@ def test_postgresql_crashing_again_and_again_is_waited_for(
         start_process(environment(url, pinecone, AMPRENTA_BATCH_SECONDS="off"), *OPTIONS, "--workers", "1")
         for _ in range(PROCESSES)
     ]
+    for process in processes:
+        begins(process)
     for crash in range(1, FORM.crashes + 1):
         portions.until(lambda crash=crash: batches_done(engine) >= crash * TROUBLED // FORM.crashes)  # type: ignore[misc]
         time.sleep(chance.uniform(0, 0.3))
