@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from amprenta_vectors.embedders.wordllama import MODEL, WordLlamaEmbedder
-from amprenta_vectors.sandbox.corpus import CHUNK_CHARACTERS, Chunk, embed_corpus, read_corpus
+from amprenta_vectors.sandbox.corpus import CHUNK_CHARACTERS, Chunk, _iter_chunks, embed_corpus, read_corpus
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,45 @@ def test_a_name_defined_again_has_an_id_of_its_own(chunks: list[Chunk]) -> None:
     by_id = {chunk.id: chunk.text for chunk in chunks}
     assert by_id["threading#Thread.name#source#0"].startswith("def name(self):")
     assert by_id["threading#Thread.name~2#source#0"].startswith("def name(self, name):")
+
+
+def test_a_definition_within_any_statement_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "nested.py"
+    path.write_text("""
+if first:
+    def of_if(): pass
+elif second:
+    def of_elif(): pass
+else:
+    async def of_else(): pass
+try:
+    def of_try(): pass
+except OSError:
+    def of_except(): pass
+else:
+    def of_try_else(): pass
+finally:
+    def of_finally(): pass
+with some as thing:
+    for item in thing:
+        while item:
+            def of_loops(): pass
+match thing:
+    case 1:
+        class Matched:
+            def method(self): pass
+""")
+    assert [chunk.id.split("#")[1] for chunk in _iter_chunks("nested", path)] == [
+        "of_if",
+        "of_elif",
+        "of_else",
+        "of_try",
+        "of_except",
+        "of_try_else",
+        "of_finally",
+        "of_loops",
+        "Matched.method",
+    ]
 
 
 def test_texts_are_what_postgresql_and_cosine_can_hold(chunks: list[Chunk]) -> None:
