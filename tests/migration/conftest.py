@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from databases import janitor
 from migrating import ROOT, Database, adopt
+from tenacity import RetryCallState
 from typed import type_in, type_in_many
 
 from amprenta_vectors.ddl import blockers, locking
@@ -154,11 +155,11 @@ def brief_tries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def give_up_when_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Short DDL gives up where it would after 300 seconds as soon as it was seen who is in its way."""
+    """Short DDL, which gives up after 300 seconds, does so once it was seen who is in its way, or after a minute."""
     caplog.set_level(logging.INFO)
 
-    def stop_after_delay(seconds: float) -> Callable[[object], bool]:
+    def stop_after_delay(seconds: float) -> Callable[[RetryCallState], bool]:
         assert seconds == locking.GIVE_UP_SECONDS
-        return lambda _: "waiting for pid" in caplog.text
+        return lambda tries: "waiting for pid" in caplog.text or (tries.seconds_since_start or 0) > 60
 
     monkeypatch.setattr(locking, "stop_after_delay", stop_after_delay)
