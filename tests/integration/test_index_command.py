@@ -28,7 +28,7 @@ INSERT = sa.text("""
 @pytest.fixture(scope="module")
 def indexed_template(postgres_server: EmbeddedPostgres, upgraded_template: str) -> Iterator[str]:
     """The name of a database at head whose 3000 rows are indexed; made once."""
-    with janitor(postgres_server, "indexed_template", as_template=True, template_dbname=upgraded_template) as template:
+    with janitor(postgres_server, "indexed_template", as_template=True, template=upgraded_template) as template:
         template.load(load_rows)
         yield template.dbname
 
@@ -49,7 +49,7 @@ def load_rows(*, host: str, port: int, user: str, dbname: str, **_: object) -> N
 
 @pytest.fixture
 def upgraded_url(postgres_server: EmbeddedPostgres, indexed_template: str) -> Iterator[str]:
-    with janitor(postgres_server, "indexed", template_dbname=indexed_template) as database:
+    with janitor(postgres_server, "indexed", template=indexed_template) as database:
         yield postgres_server.url(database.dbname)
 
 
