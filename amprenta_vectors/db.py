@@ -173,18 +173,26 @@ def check_connection(engine: sa.Engine) -> None:
 def check_direct(engine: sa.Engine) -> None:
     """Refuse to migrate through a pooler, on which session state and concurrent builds are not safe.
 
-    A pooler answers the start of a session with a process id of its own making; the server itself knows the real one.
     Raises `ConfigError`, also where nothing can be connected to.
     """
     check_connection(engine)
     with engine.connect() as connection:
-        driver: Any = connection.connection.dbapi_connection
-        if driver.info.backend_pid == connection.execute(sa.select(sa.func.pg_backend_pid())).scalar_one():
+        if not is_pooled(connection):
             return
     raise ConfigError(
         "migrations reach PostgreSQL through a connection pooler; they need a direct connection",
         hint="export MIGRATION_DATABASE_URL=postgresql://user:password@host:5432/database",
     )
+
+
+def is_pooled(connection: sa.Connection) -> bool:
+    """Whether a pooler is between this client and PostgreSQL.
+
+    It answers the start of a session with a process id of its own making; the server itself knows the real one.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    real: int = connection.execute(sa.select(sa.func.pg_backend_pid())).scalar_one()
+    return bool(driver.info.backend_pid != real)
 
 
 def check_may_migrate(engine: sa.Engine, version_table: str) -> None:

@@ -1,4 +1,4 @@
-"""PgBouncer in its usual mode, transaction pooling, where it is installed."""
+"""PgBouncer in its usual mode, transaction pooling; where it is not installed, a pooler of the tests' own."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg2
-import pytest
 import sqlalchemy as sa
+from transaction_pooler import alternating
 
 from amprenta_vectors.sandbox.postgres import command_as
 
@@ -26,7 +26,9 @@ PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/s
 def pooled(database_url: str, pool_size: int = 20) -> Iterator[str]:
     """The URL by which the database of ``database_url``, on a Unix socket, is reached through a pooler."""
     if PGBOUNCER is None:
-        pytest.skip("pgbouncer is not installed")
+        with alternating(database_url, pool_size) as url:
+            yield url
+        return
     server = sa.engine.make_url(database_url)
     folder_of_socket = Path(str(server.query["host"]))
     # PgBouncer refuses to run as root; the server's own user may enter the folder of its socket.

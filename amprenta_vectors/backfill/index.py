@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index_plan import BuildSettings, Say, Shape, plan_build
-from amprenta_vectors.db import sqlstate
+from amprenta_vectors.db import is_pooled, sqlstate
 from amprenta_vectors.ddl.index_state import state_of
 from amprenta_vectors.ddl.partitions import is_partitioned
 from amprenta_vectors.errors import SchemaMismatch, TransientError
@@ -104,7 +104,7 @@ def build_deferred(
     settings: BuildSettings = AS_IT_IS,
     say: Say = lambda plan: None,
 ) -> list[str]:
-    """Build what was deferred, concurrently and without time-outs, then ANALYZE; returns the names built.
+    """Build what was deferred, concurrently, then ANALYZE; returns the names built.
 
     ``say`` is told before each build what it will take.
 
@@ -115,8 +115,7 @@ def build_deferred(
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
-            _without_timeouts(connection)
-            settings.apply(connection)
+            _prepare(connection, settings)
             return _build_all(connection, table, stop, say)
         finally:
             # Its time-outs are off, and it would take that along into the pool.
@@ -133,8 +132,7 @@ def rebuild_indexes(
     """Rebuild every ANN index of the column concurrently; the old one serves until the new one is ready."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
-            _without_timeouts(connection)
-            settings.apply(connection)
+            _prepare(connection, settings)
             found = connection.execute(_ANN_INDEXES, {"relation": relation(table), "column": table.embedding}).all()
             for index in found:
                 say(plan_build(connection, table, index.name, Shape.of(index.definition)))
@@ -163,11 +161,27 @@ def _build_all(connection: Connection, table: VectorTable, stop: threading.Event
     return built
 
 
-def _without_timeouts(connection: Connection) -> None:
-    """For the session, because a concurrent build runs in no transaction that could have settings of its own."""
-    for name in ("statement_timeout", "lock_timeout"):
-        if connection.execute(sa.select(sa.func.current_setting(name))).scalar_one() != "0":
-            connection.execute(sa.select(sa.func.set_config(name, "0", False)))
+def _prepare(connection: Connection, settings: BuildSettings) -> None:
+    """Set the session up, because a concurrent build runs in no transaction that could have settings of its own.
+
+    Behind a pooler the session is the next client's too: nothing is set there, and what the build lacks is logged.
+    """
+    limits = [
+        name
+        for name in ("statement_timeout", "lock_timeout")
+        if connection.execute(sa.select(sa.func.current_setting(name))).scalar_one() != "0"
+    ]
+    if is_pooled(connection):
+        if limits or settings != AS_IT_IS:
+            log.warning(
+                "through a connection pooler the index is built with the server's own settings%s; where that does not "
+                "do, amprenta-vectors index build with a DATABASE_URL that is direct",
+                f", {' and '.join(limits)} among them" if limits else "",
+            )
+        return
+    for name in limits:
+        connection.execute(sa.select(sa.func.set_config(name, "0", False)))
+    settings.apply(connection)
 
 
 def _build(connection: Connection, table: VectorTable, index: Any, stop: threading.Event, say: Say) -> None:
