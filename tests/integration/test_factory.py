@@ -14,6 +14,10 @@ import sqlalchemy as sa
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, NotUpgraded, UnknownBackend
+from amprenta_vectors.stores.composites.dual import DualStore
+from amprenta_vectors.stores.composites.fallback import FallbackStore
+from amprenta_vectors.stores.composites.hybrid import HybridStore
+from amprenta_vectors.stores.composites.shadow import ShadowStore
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.pgvector import PgVectorStore
 from amprenta_vectors.stores.pinecone import PineconeStore
@@ -26,6 +30,10 @@ RECORD = Record("k", np.ones(DIMENSION, np.float32), "text", {"a": 1})
 
 APPLICATION = """
 import sys
+from amprenta_vectors.stores.composites.dual import DualStore
+from amprenta_vectors.stores.composites.fallback import FallbackStore
+from amprenta_vectors.stores.composites.hybrid import HybridStore
+from amprenta_vectors.stores.composites.shadow import ShadowStore
 from amprenta_vectors.stores.factory import get_vector_store
 store = get_vector_store()
 hits = store.query([1.0] * 8, filter={"a": 1})
@@ -45,6 +53,32 @@ def test_pgvector_needs_no_pinecone_setting_and_does_not_import_its_package(
     environment |= {"VECTOR_BACKEND": "pgvector", "DATABASE_URL": upgraded_url}
     run = subprocess.run([sys.executable, "-c", APPLICATION], env=environment, capture_output=True, text=True)
     assert run.stdout == "[('k', 'text')]\n", run.stderr
+
+
+MODES = {"dual": DualStore, "fallback": FallbackStore, "hybrid": HybridStore, "shadow": ShadowStore}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_joins_the_stores_that_the_settings_name(
+    engine: sa.Engine, upgraded_url: str, emulator: Callable[..., Any], mode: str
+) -> None:
+    options = {
+        "database_url": upgraded_url,
+        "pinecone_api_key": API_KEY,
+        "pinecone_index_name": "test-index",
+        "pinecone_controller_host": emulator().host,
+    }
+    store = get_vector_store(
+        Settings.load(**options, vector_backend="pgvector", vector_mode=mode, vector_secondary="pinecone")
+    )
+    assert type(store) is MODES[mode]
+    store.upsert([RECORD])
+    store.close()
+    there = [
+        get_vector_store(Settings.load(**options, vector_backend=name)).count() for name in ("pgvector", "pinecone")
+    ]
+    # Dual writes to both; of the others the primary alone is written to.
+    assert there == [1, int(mode == "dual")]
 
 
 def test_the_default_is_pinecone_by_the_environment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 
@@ -38,6 +39,29 @@ def test_the_error_tree_is_drawn_in_full() -> None:
     ]
     assert errors.__doc__ is not None
     assert [name for name in classes if name not in errors.__doc__] == []
+
+
+def test_each_error_ends_a_command_with_the_code_that_the_tree_says() -> None:
+    # One that says no code of its own ends with that of the error which it is a kind of; some never reach a command.
+    said = {name: int(code) for name, code in re.findall(r"(\w+) +exit (\d)", errors.__doc__ or "")}
+    assert {said[name] for name in ("AmprentaError", "ConfigError", "CredentialsRefused", "SourceError")} == {1, 2}
+    for name, kind in vars(errors).items():
+        if inspect.isclass(kind) and issubclass(kind, errors.AmprentaError):
+            expected = next(said[ancestor.__name__] for ancestor in kind.__mro__ if ancestor.__name__ in said)
+            assert kind.exit_code == expected, name
+
+
+@pytest.mark.parametrize("kind", [errors.ConfigError, errors.SourceError], ids=lambda kind: kind.__name__)
+def test_an_error_is_shown_with_its_hint_and_ends_the_command_with_its_code(
+    kind: type[errors.AmprentaError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise kind("expected a, found b", hint="type this")
+
+    monkeypatch.setattr("amprenta_vectors.config.Settings.load", fail)
+    result = CliRunner().invoke(main, ["status"])
+    assert result.exit_code == kind.exit_code
+    assert result.output == "error: expected a, found b\n  hint: type this\n"
 
 
 def _commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

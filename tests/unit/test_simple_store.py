@@ -256,6 +256,26 @@ def test_a_user_whose_folder_cannot_be_listed_is_a_store_that_cannot_be_read(
         origin.store("carol/x")
 
 
+def test_reading_changes_no_file_and_no_folder(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write(root / "alice" / f"{PREFIX}x", *good())
+
+    def content() -> dict[str, tuple[int, int, bytes]]:
+        return {
+            str(path): (path.stat().st_mode, path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+            for path in (root, *root.rglob("*"))
+        }
+
+    before = content()
+    origin = SimpleOrigin(root, Fernet.generate_key().decode())
+    assert origin.namespaces() == {"alice/x": 3}
+    source = origin.open(VECTOR_DOCUMENTS.with_columns(dimension=2), "alice/x", with_metadata=True)
+    keys = [key for page, _ in source.iter_keys() for key in page]
+    assert source.fetch(keys).source_keys == IDS
+    origin.close()
+    assert content() == before
+
+
 def test_nobody_may_read_a_backup_who_may_not_read_the_files(tmp_path: Path) -> None:
     root = tmp_path / "root"
     folder = write(root / "alice" / f"{PREFIX}x", *good())
