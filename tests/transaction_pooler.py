@@ -97,6 +97,8 @@ class TransactionPooler:
         """Serve clients until the process ends."""
         while True:
             client, _ = self._listener.accept()
+            # Else each answer of several messages waits for the client to acknowledge the first, some 40 ms.
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
