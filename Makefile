@@ -5,8 +5,8 @@ PYTHON ?= python3
 SYSTEM ?= rag_chunks
 BIN := .venv/bin
 READY := .venv/.ready
-# Processes among which the tests are shared out; each starts a PostgreSQL server of its own.
-WORKERS ?= 2
+# Processes among which the tests are shared out, which wait more than they work; each has a PostgreSQL server of its own.
+WORKERS ?= 4
 # long or short: how often `make torture` strikes and how much `make journey` moves
 FORM ?= long
 PYTEST = AMPRENTA_TEST_FORM=$(FORM) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

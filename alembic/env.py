@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 import amprenta_vectors.ddl  # noqa: F401 - registers the operations
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import (
-    MIGRATION_LOCK,
     check_direct,
     check_may_migrate,
     check_server,
@@ -25,17 +24,19 @@ from amprenta_vectors.db import (
     server_versions,
     to_error,
 )
-from amprenta_vectors.ddl.offline_script import make_repeatable
 from amprenta_vectors.ddl.options import check_index
 from amprenta_vectors.ddl.programs import programs_of
+from amprenta_vectors.ddl.script import begin_script
+from amprenta_vectors.ddl.settle import settle_first
 from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.migrate import SECTIONS, Section
+from amprenta_vectors.pg.connections import like
 from amprenta_vectors.schema import tables
 
 config = context.config
 log = logging.getLogger("amprenta_vectors.migrate")
 
-ARGUMENTS = {"dimension", "index", "purge"}
+ARGUMENTS = {"adopted", "dimension", "index", "purge"}
 """What ``-x NAME=VALUE`` may name."""
 
 
@@ -44,22 +45,26 @@ def run() -> None:
     arguments = context.get_x_argument(as_dictionary=True)
     if unknown := sorted(arguments.keys() - ARGUMENTS):
         raise ConfigError(
-            f"-x {unknown[0]} is not known", hint="one of: -x dimension=NUMBER, -x index=ivfflat, -x purge=true"
+            f"-x {unknown[0]} is not known",
+            hint="one of: -x dimension=NUMBER, -x index=ivfflat, -x purge=true, -x adopted=TABLE",
         )
     settings = config.attributes.get("settings") or Settings.load()
     options = {
         "dimension": arguments.get("dimension", settings.vector_dimension),
         "index": check_index(arguments.get("index")),
         "purge": arguments.get("purge", config.attributes.get("purge", False)),
+        "adopted": arguments.get("adopted"),
     }
     if context.is_offline_mode():
-        write(settings, options)
+        write(options)
         return
-    engine = create_engine(settings, migrations=True)
+    given: sa.Connection | None = config.attributes.get("connection")
+    engine = like(given.engine) if given is not None else create_engine(of_this_file(settings), migrations=True)
     try:
-        check_direct(engine)
+        if given is None:
+            check_direct(engine)
         comparison = check_suitable(engine)
-        with engine.connect() as connection:
+        with engine.connect() if given is None else nullcontext(given) as connection:
             context.configure(
                 connection=connection,
                 version_table=section().version_table,
@@ -71,7 +76,9 @@ def run() -> None:
             # `alembic current` changes nothing, and is asked just when an upgrade takes long.
             only_reads = context.get_context().opts.get("dont_mutate", False)
             if not only_reads:
+                refuse_new_revision()
                 check_may_migrate(engine, section().version_table)
+                settle_first(context.get_context(), context.script)
             lock = nullcontext() if only_reads else migration_lock(engine, settings.migration_lock_timeout)
             with lock, context.begin_transaction():
                 context.run_migrations()
@@ -81,9 +88,28 @@ def run() -> None:
         engine.dispose()
 
 
-def write(settings: Settings, options: dict[str, Any]) -> None:
-    """Print the revisions as a script for psql; no database is asked, and nothing is printed unless all can be."""
-    script = StringIO()
+def of_this_file(settings: Settings) -> Settings:
+    """Take the database that the ini file names, where a section is mounted in one that does."""
+    url = config.get_main_option("sqlalchemy.url")
+    if url is None or "settings" in config.attributes:
+        return settings
+    named = sa.make_url(url).set(drivername="postgresql")
+    return Settings.load(database_url=named.render_as_string(hide_password=False), migration_database_url=None)
+
+
+def refuse_new_revision() -> None:
+    """Refuse to write a revision of an application's beside those of the package, in which it is mounted."""
+    command: str = getattr(context.get_context()._migrations_fn, "__qualname__", "")
+    if command.startswith("revision.") and config.get_main_option("amprenta_section") is not None:
+        raise ConfigError(
+            "the revisions of this section come with amprenta_vectors; none is written beside them",
+            hint="alembic revision, without -n, writes one of the application's own",
+        )
+
+
+def write(options: dict[str, Any]) -> None:
+    """Print the revisions as SQL, nothing unless all can be; for the database that is at hand, if one is."""
+    script, checks = StringIO(), list[str]()
     context.configure(
         dialect_name="postgresql",
         dialect_opts={"paramstyle": "named"},
@@ -92,11 +118,18 @@ def write(settings: Settings, options: dict[str, Any]) -> None:
         version_table=section().version_table,
         transaction_per_migration=True,
         amprenta_options=options,
+        amprenta_connection=config.attributes.get("script_connection"),
+        amprenta_emit_check=checks.append,
     )
-    make_repeatable(context.get_context(), lock=MIGRATION_LOCK, lock_seconds=settings.migration_lock_timeout)
+    begin_script(context.get_context())
+    beginning = script.tell()
     with context.begin_transaction():
         context.run_migrations()
-    (config.output_buffer or sys.stdout).write(script.getvalue())
+    # All that is taken for granted is checked before anything is changed.
+    written = script.getvalue()
+    (config.output_buffer or sys.stdout).write(
+        written[:beginning] + "".join(f"{check}\n\n" for check in checks) + written[beginning:]
+    )
 
 
 def section() -> Section:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, Opera
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable, TimedOut, TransientError
+from amprenta_vectors.pg.errors import STATEMENT_CANCELLED, sqlstate
 
 COMMAND_SESSION = "amprenta_command"
 """The application_name of this package's commands; an application that uses its stores is ``amprenta_vectors``."""
@@ -264,8 +265,6 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
 
 _TRANSIENT_CLASSES = {"08", "40", "53", "57"}
 _TRANSIENT_STATES = {"55P03", "25P03", "25P04"}
-_STATEMENT_TIMEOUT = "57014"
-"""Also where somebody cancelled the statement; less of it at once is right then too."""
 _ROW_CLASSES = {"21", "22", "23", "44", "54", "P0"}
 
 
@@ -275,11 +274,6 @@ DatabaseError = DBAPIError | psycopg2.Error
 
 def _driver_error(error: DatabaseError) -> BaseException | None:
     return error.orig if isinstance(error, DBAPIError) else error
-
-
-def sqlstate(error: DatabaseError) -> str | None:
-    """The five-character SQLSTATE, None where the connection itself failed."""
-    return getattr(_driver_error(error), "pgcode", None)
 
 
 def is_transient(error: DatabaseError) -> bool:
@@ -309,7 +303,7 @@ def to_error(error: DatabaseError, doing: str) -> AmprentaError:
     # The server's first line only: its DETAIL quotes the row.
     primary = driver.diag.message_primary if isinstance(driver, psycopg2.Error) else None
     reason = primary or str(driver).strip().replace("\n", " ")
-    if sqlstate(error) == _STATEMENT_TIMEOUT:
+    if sqlstate(error) == STATEMENT_CANCELLED:
         return TimedOut(f"{doing}: {reason}")
     if is_transient(error):
         return TransientError(f"{doing}: {reason}")

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.ddl.plan import RevisionPlan, plan_upgrade
+from amprenta_vectors.ddl.script import heads_of
 from amprenta_vectors.errors import ConfigError
 
 
@@ -59,26 +60,48 @@ def alembic_config(settings: Settings, section: str = "alembic") -> Config:
     return config
 
 
-def upgrade(settings: Settings, section: str = "alembic", revision: str = "head", *, sql: bool = False) -> None:
-    """Bring ``section`` to ``revision``, waiting for any other upgrade of this database.
-
-    With ``sql``, no database is touched: what there is to do is printed, for psql.
-    """
+def upgrade(settings: Settings, section: str = "alembic", revision: str = "head") -> None:
+    """Bring ``section`` to ``revision``, waiting for any other upgrade of this database."""
     with _alembic_errors():
-        command.upgrade(alembic_config(settings, section), revision, sql=sql)
+        command.upgrade(alembic_config(settings, section), revision)
 
 
-def downgrade(
-    settings: Settings, section: str = "alembic", revision: str = "base", *, purge: bool = False, sql: bool = False
-) -> None:
-    """Take ``section`` back to ``revision``; what has values is kept unless ``purge``.
-
-    With ``sql``, ``revision`` is a range (``head:base``), and what there is to do is printed, for psql.
-    """
+def downgrade(settings: Settings, section: str = "alembic", revision: str = "base", *, purge: bool = False) -> None:
+    """Take ``section`` back to ``revision``; what has values is kept unless ``purge``."""
     config = alembic_config(settings, section)
     config.attributes["purge"] = purge
     with _alembic_errors():
-        command.downgrade(config, revision, sql=sql)
+        command.downgrade(config, revision)
+
+
+def print_upgrade(settings: Settings, connection: Connection, section: str = "alembic", revision: str = "head") -> None:
+    """Print what brings ``section`` to ``revision``, as SQL for the database as it is; nothing is changed."""
+    config = _for_script(settings, connection, section)
+    start = config.attributes["script_start"]
+    with _alembic_errors():
+        command.upgrade(config, f"{start}:{revision}", sql=True)
+
+
+def print_downgrade(
+    settings: Settings, connection: Connection, section: str = "alembic", revision: str = "base", *, purge: bool = False
+) -> None:
+    """Print what takes ``section`` back to ``revision``, as SQL for the database as it is; nothing is changed."""
+    config = _for_script(settings, connection, section)
+    config.attributes["purge"] = purge
+    start = config.attributes["script_start"]
+    if start == "base":
+        raise ConfigError(
+            f"section {section} is at base: there is nothing to downgrade", hint="amprenta-vectors db current"
+        )
+    with _alembic_errors():
+        command.downgrade(config, f"{start}:{revision}", sql=True)
+
+
+def _for_script(settings: Settings, connection: Connection, section: str) -> Config:
+    config = alembic_config(settings, section)
+    config.attributes["script_connection"] = connection
+    config.attributes["script_start"] = ",".join(heads_of(connection, SECTIONS[section].version_table)) or "base"
+    return config
 
 
 def current(settings: Settings, section: str = "alembic") -> None:

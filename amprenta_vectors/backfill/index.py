@@ -9,16 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import sqlalchemy as sa
-from psycopg2 import sql
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index_plan import BuildSettings, Say, Shape, plan_build
-from amprenta_vectors.db import is_pooled, sqlstate
-from amprenta_vectors.ddl.index_state import state_of
-from amprenta_vectors.ddl.partitions import is_partitioned
+from amprenta_vectors.db import is_pooled
 from amprenta_vectors.errors import SchemaMismatch, TransientError
+from amprenta_vectors.pg.errors import LOCK_NOT_HAD, NOT_ALLOWED, sqlstate
+from amprenta_vectors.pg.indexes import builder_of, index_of
+from amprenta_vectors.pg.names import literal, quoted
+from amprenta_vectors.pg.sessions import LOCK_SECONDS
+from amprenta_vectors.pg.tables import table_of
+from amprenta_vectors.schema.ann_indexes import ann_indexes
 from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -28,28 +31,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 AS_IT_IS = BuildSettings()
 """A build with the server's own settings."""
-LOCK_SECONDS = 2
-"""How long dropping an index waits for its lock, queries of the application waiting behind it."""
-LOCK_NOT_HAD, NOT_ALLOWED = "55P03", "42501"
-"""SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html."""
-
 _DEFER_SETTINGS = sa.text("""
     SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', :lock_timeout, true)
-""")
-
-_ANN_INDEXES = sa.text("""
-    SELECT c.relname AS name, n.nspname AS schema, pg_get_indexdef(i.indexrelid) AS definition,
-           obj_description(i.indexrelid, 'pg_class') AS comment
-    FROM pg_index i
-    JOIN pg_class c ON c.oid = i.indexrelid
-    JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_am am ON am.oid = c.relam
-    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = :column
-    WHERE i.indrelid = to_regclass(:relation) AND am.amname IN ('hnsw', 'ivfflat') AND EXISTS (
-        SELECT 1 FROM pg_depend d
-        WHERE d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum
-    )
-    ORDER BY c.relname
 """)
 
 
@@ -73,8 +56,9 @@ def defer_indexes(engine: Engine, table: VectorTable, *, force: bool = False) ->
     with progress.transaction(engine) as connection:
         progress.serialize_starts(connection, table.target)
         # Of a column without any value, every row is looked at.
-        connection.execute(_DEFER_SETTINGS, {"lock_timeout": f"{LOCK_SECONDS}s"})
-        partitioned = is_partitioned(connection, table.table, table.schema)
+        connection.execute(_DEFER_SETTINGS, {"lock_timeout": f"{LOCK_SECONDS * 1000:.0f}ms"})
+        found = table_of(connection, table.table, table.schema)
+        partitioned = found is not None and found.partitioned
         if force and partitioned:
             raise SchemaMismatch(
                 f"table {table.qualified_name} is partitioned: PostgreSQL could not build its index again concurrently",
@@ -82,11 +66,11 @@ def defer_indexes(engine: Engine, table: VectorTable, *, force: bool = False) ->
             )
         if partitioned or not (force or column_is_empty(connection, table)):
             return []
-        for index in connection.execute(_ANN_INDEXES, {"relation": relation(table), "column": table.embedding}).all():
+        for index in ann_indexes(connection, table):
             try:
                 with connection.begin_nested():
-                    progress.defer_index(connection, table.target, index.name, index.definition, index.comment)
-                    drop = "DROP INDEX " + _quoted(connection, index.schema, index.name)
+                    progress.defer_index(connection, table.target, index.name, index.definition, index.comment or None)
+                    drop = "DROP INDEX " + quoted(index.schema, index.name)
                     connection.exec_driver_sql(drop, execution_options={"no_parameters": True})
             except DBAPIError as error:
                 if sqlstate(error) not in {LOCK_NOT_HAD, NOT_ALLOWED}:
@@ -133,12 +117,10 @@ def rebuild_indexes(
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
             _prepare(connection, settings)
-            found = connection.execute(_ANN_INDEXES, {"relation": relation(table), "column": table.embedding}).all()
+            found = [index for index in ann_indexes(connection, table) if index.table == table.table]
             for index in found:
                 say(plan_build(connection, table, index.name, Shape.of(index.definition)))
-                _execute(
-                    connection, "REINDEX INDEX CONCURRENTLY " + _quoted(connection, index.schema, index.name), stop
-                )
+                _execute(connection, "REINDEX INDEX CONCURRENTLY " + quoted(index.schema, index.name), stop)
             return [index.name for index in found]
         finally:
             connection.invalidate()
@@ -185,22 +167,22 @@ def _prepare(connection: Connection, settings: BuildSettings) -> None:
 
 
 def _build(connection: Connection, table: VectorTable, index: Any, stop: threading.Event, say: Say) -> None:
-    quoted = _quoted(connection, table.schema, index.index_name)
+    name = quoted(table.schema, index.index_name)
     create = index.definition.replace("CREATE INDEX ", "CREATE INDEX CONCURRENTLY IF NOT EXISTS ", 1)
     while True:
-        valid, builder = state_of(connection, index.index_name, table.schema)
-        if valid:
+        found = index_of(connection, index.index_name, table.schema)
+        if found is not None and found.valid:
             break
-        if valid is None:
+        if found is None:
             say(plan_build(connection, table, index.index_name, Shape.of(index.definition)))
             _execute(connection, create, stop)
-        elif builder is None:
-            _execute(connection, "DROP INDEX CONCURRENTLY IF EXISTS " + quoted, stop)
+        elif builder_of(connection, found) is None:
+            _execute(connection, "DROP INDEX CONCURRENTLY IF EXISTS " + name, stop)
         elif stop.wait(POLL_SECONDS):
             raise TransientError(f"index {index.index_name} is still being built by another session")
     if index.comment is not None:
-        statement = "COMMENT ON INDEX " + quoted.replace("%", "%%") + " IS %(comment)s"
-        connection.exec_driver_sql(statement, {"comment": index.comment})
+        statement = f"COMMENT ON INDEX {name} IS {literal(index.comment)}"
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
 def _execute(connection: Connection, statement: str, stop: threading.Event) -> None:
@@ -218,9 +200,3 @@ def _execute(connection: Connection, statement: str, stop: threading.Event) -> N
             if stop.is_set():
                 driver.cancel()
         running.result()
-
-
-def _quoted(connection: Connection, schema: str | None, name: str) -> str:
-    # Not by SQLAlchemy, which doubles a percent sign, also where the statement has no parameters.
-    driver: Any = connection.connection.dbapi_connection
-    return sql.Identifier(*filter(None, (schema, name))).as_string(driver)

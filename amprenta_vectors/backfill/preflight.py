@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl.partitions import is_partitioned
 from amprenta_vectors.errors import SchemaMismatch, ServerUnsuitable
+from amprenta_vectors.pg.tables import table_of
 from amprenta_vectors.schema.catalogue import check_visible, columns_to_fill, relation, relations_of
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -130,7 +130,8 @@ def describe_target(connection: Connection, table: VectorTable, *, insert: bool)
 
 
 def _ownership(connection: Connection, table: VectorTable) -> Iterator[str]:
-    if is_partitioned(connection, table.table, table.schema):
+    found = table_of(connection, table.table, table.schema)
+    if found is not None and found.partitioned:
         yield (
             f"table {table.qualified_name} is partitioned: its ANN index stays in place during the load, and is yours "
             "to drop and build"

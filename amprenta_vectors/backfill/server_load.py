@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.db import COMMAND_SESSION, sqlstate
+from amprenta_vectors.db import COMMAND_SESSION
+from amprenta_vectors.pg.errors import sqlstate
 from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.vector_table import VectorTable
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
+from sqlalchemy.engine import Connection
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import check_connection, create_engine
-from amprenta_vectors.ddl.locking import GIVE_UP_SECONDS, LOCK_SECONDS
 from amprenta_vectors.ddl.plan import RevisionPlan
-from amprenta_vectors.migrate import SECTIONS
+from amprenta_vectors.ddl.steps import Done, Step
+from amprenta_vectors.migrate import SECTIONS, print_downgrade, print_upgrade
 from amprenta_vectors.migrate import current as run_current
 from amprenta_vectors.migrate import downgrade as run_downgrade
 from amprenta_vectors.migrate import plan as run_plan
 from amprenta_vectors.migrate import upgrade as run_upgrade
+from amprenta_vectors.pg.sessions import GIVE_UP_SECONDS, LOCK_SECONDS
 
 _section = click.option(
     "--section",
@@ -24,7 +27,7 @@ _section = click.option(
     show_default=True,
     help="Which system's revisions.",
 )
-_sql = click.option("--sql", is_flag=True, help="Print a script for psql instead; no database is asked.")
+_sql = click.option("--sql", is_flag=True, help="Print the SQL for the database as it is, instead of running it.")
 
 
 @click.group()
@@ -41,7 +44,12 @@ def db() -> None:
 @click.argument("revision", default="head")
 def upgrade(section: str, sql: bool, revision: str) -> None:
     """Bring the schema to REVISION (default: head). Several at once are safe: one works, the others wait."""
-    run_upgrade(Settings.load(), section, revision, sql=sql)
+    settings = Settings.load()
+    if not sql:
+        run_upgrade(settings, section, revision)
+        return
+    with _reading(settings) as connection:
+        print_upgrade(settings, connection, section, revision)
 
 
 @db.command()
@@ -50,11 +58,13 @@ def upgrade(section: str, sql: bool, revision: str) -> None:
 @_sql
 @click.argument("revision", default="base")
 def downgrade(section: str, revision: str, purge: bool, sql: bool) -> None:
-    """Take the schema back to REVISION (default: base). What has values is kept and comes back with an upgrade.
-
-    With --sql, REVISION is a range, from where the script is to begin: head:base.
-    """
-    run_downgrade(Settings.load(), section, revision, purge=purge, sql=sql)
+    """Take the schema back to REVISION (default: base). What has values is kept and comes back with an upgrade."""
+    settings = Settings.load()
+    if not sql:
+        run_downgrade(settings, section, revision, purge=purge)
+        return
+    with _reading(settings) as connection:
+        print_downgrade(settings, connection, section, revision, purge=purge)
 
 
 @db.command()
@@ -70,19 +80,27 @@ def current(section: str) -> None:
 def plan(section: str, revision: str) -> None:
     """Say what an upgrade to REVISION (default: head) would do and lock. Changes nothing; counts values by reading."""
     settings = Settings.load()
-    engine = create_engine(settings, migrations=True)
-    check_connection(engine)
-    with engine.connect().execution_options(postgresql_readonly=True) as connection:
+    with _reading(settings) as connection:
         plans = run_plan(settings, connection, section, revision)
     for each in plans:
         click.echo("\n".join(_described(each)))
     if not plans:
         click.echo("nothing to do: the schema is there already")
-    elif any(step.blocks != "nobody" for each in plans for step in each.steps):
+    elif any(isinstance(step, Step) and step.blocks != "nobody" for each in plans for step in each.steps):
         click.echo(
-            f"A lock that others wait for is asked for {LOCK_SECONDS} s at a time, for up to {GIVE_UP_SECONDS} s: no "
-            f"statement queues behind it for longer than {LOCK_SECONDS} s."
+            f"A lock that others wait for is asked for {LOCK_SECONDS:.0f} s at a time, for up to {GIVE_UP_SECONDS:.0f} "
+            f"s: no statement queues behind it for longer than {LOCK_SECONDS:.0f} s."
         )
+
+
+@contextmanager
+def _reading(settings: Settings) -> Iterator[Connection]:
+    """A connection on which nothing can be changed."""
+    engine = create_engine(settings, migrations=True)
+    check_connection(engine)
+    with engine.connect().execution_options(postgresql_readonly=True) as connection:
+        yield connection
+    engine.dispose()
 
 
 def _described(plan: RevisionPlan) -> Iterator[str]:
@@ -91,6 +109,9 @@ def _described(plan: RevisionPlan) -> Iterator[str]:
         rows = "rows never counted (ANALYZE does)" if table.rows is None else f"about {table.rows:,} rows"
         yield f"    {table.name}: {rows}, {table.bytes / 2**20:,.1f} MB"
     for step in plan.steps:
+        if isinstance(step, Done):
+            yield f"  - {step.found}"
+            continue
         yield f"  - {step.action}"
         if step.lock:
             where = f"{step.lock} on {step.object}" if step.object else step.lock

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import click
+import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy.engine import Engine
@@ -18,10 +19,9 @@ from amprenta_vectors.cli.display import showing_index_progress
 from amprenta_vectors.cli.index_text import build_settings, say_plan
 from amprenta_vectors.cli.options import open_database, open_table, stop_on_signal
 from amprenta_vectors.config import Settings
-from amprenta_vectors.ddl.index_key import index_key
-from amprenta_vectors.ddl.locking import lift_statement_timeout
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, Method
-from amprenta_vectors.ddl.vector_type import VectorType
+from amprenta_vectors.pg.index_keys import index_key
+from amprenta_vectors.pg.types import VectorType
 from amprenta_vectors.schema.vector_table import VectorTable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -128,7 +128,7 @@ def _build_new(
     )
     with engine.connect() as connection:
         given.apply(connection)
-        lift_statement_timeout(connection)
+        connection.execute(sa.select(sa.func.set_config("statement_timeout", "0", True)))
         say_plan(plan_build(connection, table, name, Shape(method, options, key.storage)))
         connection.commit()
         context = MigrationContext.configure(connection, opts={"transactional_ddl": True})

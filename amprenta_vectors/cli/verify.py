@@ -32,8 +32,8 @@ from amprenta_vectors.cli.options import (
 )
 from amprenta_vectors.cli.rates import ceilings_of
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import sqlstate
 from amprenta_vectors.errors import TransientError
+from amprenta_vectors.pg.errors import sqlstate
 from amprenta_vectors.schema.vector_table import SourceKind
 from amprenta_vectors.sources.opening import open_origin
 from amprenta_vectors.sources.protocol import TextSource

@@ -13,7 +13,8 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.compare.queries import Query
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.schema.ann_indexes import DEFAULT_LISTS, ann_indexes, serving
+from amprenta_vectors.pg.indexes import DEFAULT_OPTIONS
+from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.search_settings import SearchSetting
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.comparison import Nearest, nearest_rows
@@ -60,7 +61,7 @@ def choices(connection: Connection, table: VectorTable, top_k: int) -> tuple[Sea
             f"{table.target} has no valid hnsw or ivfflat index to tune", hint="amprenta-vectors index build"
         )
     if "hnsw" not in served.methods:
-        lists = served.lists or DEFAULT_LISTS
+        lists = served.lists or int(DEFAULT_OPTIONS["ivfflat"]["lists"])
         return "probes", [*(value for value in PROBES if value < lists), lists]
     if served.storage == "bit":
         return "oversampling", OVERSAMPLING

@@ -6,19 +6,17 @@
 
 from amprenta_vectors.ddl import autogenerate as _autogenerate  # noqa: F401 - registers itself with Alembic
 from amprenta_vectors.ddl.backfill import CancelBackfillOp, QueueBackfillOp
-from amprenta_vectors.ddl.catalogue import other_sections
+from amprenta_vectors.ddl.columns import AddKeptColumnOp, AddVectorColumnOp, DropColumnOp
 from amprenta_vectors.ddl.extension import CreateVectorExtensionOp, DropVectorExtensionOp
 from amprenta_vectors.ddl.function import CreateFunctionOp, DropFunctionOp
 from amprenta_vectors.ddl.gate import EnsureBackfillFinishedOp
 from amprenta_vectors.ddl.impl import AmprentaPostgresqlImpl
-from amprenta_vectors.ddl.kept_column import AddKeptColumnOp, DropKeptColumnOp
 from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp, DropMaterializedViewOp
 from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp, DropPlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
 from amprenta_vectors.ddl.trigger import CreateTriggerOp, DropTriggerOp
-from amprenta_vectors.ddl.vector_column import AddVectorColumnOp
-from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp
-from amprenta_vectors.ddl.vector_type import VectorType
+from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp, ReplaceVectorIndexOp
+from amprenta_vectors.pg.types import VectorType
 
 __all__ = [
     "AddKeptColumnOp",
@@ -32,8 +30,8 @@ __all__ = [
     "CreateTriggerOp",
     "CreateVectorExtensionOp",
     "CreateVectorIndexOp",
+    "DropColumnOp",
     "DropFunctionOp",
-    "DropKeptColumnOp",
     "DropMaterializedViewOp",
     "DropPlainIndexOp",
     "DropTriggerOp",
@@ -41,7 +39,7 @@ __all__ = [
     "DropVectorIndexOp",
     "EnsureBackfillFinishedOp",
     "QueueBackfillOp",
+    "ReplaceVectorIndexOp",
     "RetireTableOp",
     "VectorType",
-    "other_sections",
 ]

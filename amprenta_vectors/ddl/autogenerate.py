@@ -7,7 +7,7 @@ Alembic's comparison runs as always; what it found is then put into this package
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -16,20 +16,19 @@ from alembic.operations import MigrateOperation, ops
 from alembic.util import DispatchPriority, PriorityDispatchResult
 from sqlalchemy.exc import CompileError
 
-from amprenta_vectors.ddl.catalogue import MADE, RETIRED, building_name, comment_of, table_exists
-from amprenta_vectors.ddl.convert_index import created_index, dropped_index
+from amprenta_vectors.ddl.convert_index import commits, created_index, dropped_index, replaced_by
 from amprenta_vectors.ddl.dimension import ChangeVectorDimensionOp
 from amprenta_vectors.ddl.extension import CreateVectorExtensionOp
-from amprenta_vectors.ddl.index_definition import ANN_METHODS
+from amprenta_vectors.ddl.marks import MADE, building_name, is_retired
 from amprenta_vectors.ddl.options import log
 from amprenta_vectors.ddl.programs import missing
+from amprenta_vectors.ddl.sections import VERSION_TABLE
 from amprenta_vectors.ddl.vector_index import DropVectorIndexOp
+from amprenta_vectors.pg.indexes import ANN_METHODS, index_of
+from amprenta_vectors.pg.tables import table_of
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
-
-VERSION_TABLE = "amprenta_version_"
-"""How the version tables of this package's sections begin."""
 
 _SIZED = re.compile(r"(?:.+\.)?(vector|halfvec|sparsevec)(?:\((\d+)\))?", re.IGNORECASE)
 
@@ -54,7 +53,7 @@ def rewrite(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDis
         first.insert(0, CreateVectorExtensionOp())
     # A revision with a dimension to change refuses before it has done anything.
     first.sort(key=lambda op: not isinstance(op, ChangeVectorDimensionOp))
-    if rest and any(getattr(op, "concurrently", False) for op in (*first, *last)):
+    if rest and any(commits(op) for op in (*first, *last)):
         log.warning(
             "the revision works on an index concurrently, which commits what stands before it: give the index a "
             "revision of its own, so that one that fails can be run again"
@@ -74,8 +73,16 @@ def _rewrite_table(
 ) -> list[MigrateOperation]:
     """What stays of ``table``'s operations; those that must run before or after all others move there."""
     stays: list[MigrateOperation] = []
-    dropped = {op.index_name for op in table.ops if isinstance(op, ops.DropIndexOp)}
-    created = {op.index_name for op in table.ops if isinstance(op, ops.CreateIndexOp)}
+    dropped = {
+        op.index_name: dropped_index(_connection(context), op, concurrently=concurrently) if _is_ann(op) else None
+        for op in table.ops
+        if isinstance(op, ops.DropIndexOp)
+    }
+    created = {
+        op.index_name: created_index(op, concurrently=concurrently) if _is_ann(op) else None
+        for op in table.ops
+        if isinstance(op, ops.CreateIndexOp)
+    }
     for op in table.ops:
         if isinstance(op, ops.AlterColumnOp):
             first += _dimension_changes(context, op)
@@ -83,14 +90,17 @@ def _rewrite_table(
             if op.has_changes():
                 stays.append(op)
         elif isinstance(op, ops.CreateIndexOp) and _is_ann(op):
-            create = created_index(op, concurrently=concurrently)
+            create = created[op.index_name]
+            replaced = replaced_by(create, dropped.get(str(op.index_name)))
             if op.index_name in dropped or str(op.index_name) not in _deferred_indexes(context):
-                (last if create else stays).append(create or op)
+                (last if create else stays).append(replaced or create or op)
         elif isinstance(op, ops.DropIndexOp) and _is_ann(op):
-            drop = dropped_index(_connection(context), op, concurrently=concurrently)
+            drop = dropped[op.index_name]
+            if replaced_by(created.get(op.index_name), drop):
+                continue
             if op.index_name in created or not _is_kept_index(context, op, drop):
                 (first if drop else stays).append(drop or op)
-        elif not _is_kept(op):
+        elif not _is_kept(op) and not _is_our_index(context, op, created):
             stays.append(op)
     return stays
 
@@ -143,11 +153,20 @@ def _is_kept_index(context: AutogenContext, op: ops.DropIndexOp, drop: DropVecto
     column = drop.reverse().column if drop else None
     if column is None or column in table.columns:
         return False
-    return comment_of(_connection(context), str(op.table_name), column, op.schema) == MADE
+    found = table_of(_connection(context), str(op.table_name), op.schema)
+    return found is not None and column in found.columns and found.columns[column].comment == MADE
+
+
+def _is_our_index(context: AutogenContext, op: MigrateOperation, created: Mapping[str | None, object]) -> bool:
+    """Whether ``op`` would drop an ordinary index that an operation of ours made and the model lacks."""
+    if not isinstance(op, ops.DropIndexOp) or op.index_name in created:
+        return False
+    found = index_of(_connection(context), str(op.index_name), op.schema)
+    return found is not None and found.comment == MADE
 
 
 def _is_marked(comment: str | None) -> bool:
-    return comment is not None and (comment == MADE or comment.startswith(RETIRED))
+    return comment is not None and (comment == MADE or is_retired(comment))
 
 
 def _is_ann(op: ops.CreateIndexOp | ops.DropIndexOp) -> bool:
@@ -166,7 +185,7 @@ def _connection(context: AutogenContext) -> sa.Connection:
 def _deferred_indexes(context: AutogenContext) -> set[str]:
     """Indexes that a backfill dropped and will build."""
     connection = _connection(context)
-    if not table_exists(connection, "migration_index"):
+    if table_of(connection, "migration_index") is None:
         return set()
     return set(connection.execute(sa.text("SELECT index_name FROM migration_index WHERE built_at IS NULL")).scalars())
 

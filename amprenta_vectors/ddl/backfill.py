@@ -2,120 +2,160 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
+from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl import offline_backfill
-from amprenta_vectors.ddl.catalogue import connection_of
-from amprenta_vectors.ddl.options import log
-from amprenta_vectors.ddl.plan import Step
-from amprenta_vectors.errors import AmprentaError
+from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact
+from amprenta_vectors.ddl.options import configured_dimension
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.errors import SchemaMismatch
+from amprenta_vectors.pg.names import compose, literal, qualified
+from amprenta_vectors.pg.tables import Column, table_of
 
-DRAIN_SECONDS = 60.0
-_POLL_SECONDS = 0.5
-
-_QUEUE = sa.text("""\
+_NUMBER = sa.text("""
+    SELECT count(*) FROM migration_run WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')
+""")
+_QUEUE = """\
 INSERT INTO migration_run (vector_table, target, state, desired_state)
-SELECT :vector_table, :target, 'planned', 'running'
-WHERE NOT EXISTS (
-    SELECT 1 FROM migration_run
-    WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')
-)""")
+VALUES ({name}, {target}, 'planned', 'running')"""
+_CANCEL = """\
+UPDATE migration_run SET desired_state = 'cancelled', state = 'cancelled', finished_at = clock_timestamp()
+WHERE target = {target} AND state NOT IN ('finished', 'failed', 'cancelled')"""
 
-_CANCEL = sa.text("""\
-UPDATE migration_run
-SET desired_state = 'cancelled', state = 'cancelled', finished_at = clock_timestamp()
-WHERE target = :target AND state NOT IN ('finished', 'failed', 'cancelled')""")
 
-# Of every run, not only those cancelled just now: this may be the second try after the first timed out.
-_HELD = sa.text("""\
-SELECT count(*) FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
-WHERE r.target = :target AND p.status = 'running' AND p.lease_expires_at > clock_timestamp()""")
+def target_of(table: str, column: str, schema: str | None) -> str:
+    """Return how a run names the column that it fills."""
+    return ".".join(part for part in (schema, table, column) if part)
+
+
+@dataclass(frozen=True)
+class UnfinishedRuns(Fact[int]):
+    """How many runs into a column (``table.column``) are queued or have begun and not ended."""
+
+    target: str
+
+    def find(self, connection: Connection) -> int:
+        """Return their number; 0 where there is no record of runs."""
+        if table_of(connection, "migration_run") is None:
+            return 0
+        number: int = connection.execute(_NUMBER, {"target": self.target}).scalar_one()
+        return number
 
 
 @Operations.register_operation("queue_backfill")
 @dataclass
-class QueueBackfillOp(MigrateOperation):
+class QueueBackfillOp(SteppedOp):
     """Record that an embedding column waits to be filled; no source is asked and nothing starts."""
 
-    vector_table: str
-    target: str
+    table: str
+    column: str
+    vector_table: str | None = None
+    schema: str | None = None
 
     @classmethod
-    def queue_backfill(cls, operations: Operations, vector_table: str, target: str) -> None:
-        """Queue a run for ``vector_table``, whose embedding column is ``target`` (``table.column``)."""
-        operations.invoke(cls(vector_table, target))
+    def queue_backfill(
+        cls,
+        operations: Operations,
+        table: str,
+        column: str,
+        *,
+        vector_table: str | None = None,
+        schema: str | None = None,
+    ) -> None:
+        """Queue a run into ``table.column``, unless one is unfinished.
+
+        ``vector_table`` is the table's name in ``amprenta.toml``, where that is another. Raises `SchemaMismatch` where
+        the column is not there.
+        """
+        operations.invoke(cls(table, column, vector_table, schema))
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
-        return CancelBackfillOp(self.vector_table, self.target)
-
-    def plan(self, operations: Operations) -> list[Step]:
-        """What this would do now."""
-        return [Step(f"queue a backfill of {self.target}, unless one is unfinished", lock="ROW EXCLUSIVE")]
+        """Return the operation that undoes this one."""
+        return CancelBackfillOp(self.table, self.column, self.vector_table, self.schema)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("queue_backfill", self.vector_table, self.target)
+        """Return how autogenerate names this operation."""
+        return ("queue_backfill", self.schema, self.table, self.column)
+
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: record a run, unless one is unfinished."""
+        target = target_of(self.table, self.column, self.schema)
+        column = ColumnFact(self.table, self.column, self.schema)
+        dimension = configured_dimension(options)
+        if catalogue.ask(column, Column(f"vector({dimension})" if dimension else "")) is None:
+            catalogue.require_table(self.table, self.schema)
+            raise SchemaMismatch(
+                f"there is no column {target} that a backfill could fill",
+                hint=f"op.add_vector_column({self.table!r}, {self.column!r}, …) in an earlier revision",
+            )
+        fact, name = UnfinishedRuns(target), self.vector_table or self.table
+        if catalogue.ask(fact, 0):
+            return Done(f"a backfill of {target} is queued or has begun")
+        command = "python scripts/backfill.py --resume"
+        if name != "rag_chunks":  # what the command takes where none is named
+            command = f"AMPRENTA_TABLE={name} {command}"
+        statement = compose(_QUEUE, name=literal(name), target=literal(target))
+        return Step(
+            f"queue a backfill of {target}",
+            lambda operations: execute(operations, statement),
+            {fact: 1},
+            object=qualified(self.table, self.schema),
+            said=f"{target}: a backfill is queued; start it with: {command}",
+        )
 
 
 @Operations.register_operation("cancel_backfill")
 @dataclass
-class CancelBackfillOp(MigrateOperation):
-    """Cancel every unfinished run into a column and wait until no worker holds a batch of it."""
+class CancelBackfillOp(SteppedOp):
+    """Cancel every unfinished run into a column; its workers stop with the batch that they have."""
 
-    vector_table: str
-    target: str
+    table: str
+    column: str
+    vector_table: str | None = None
+    schema: str | None = None
 
     @classmethod
-    def cancel_backfill(cls, operations: Operations, vector_table: str, target: str) -> None:
-        """Cancel the runs into ``target``. Raises `AmprentaError` where a worker does not let go in 60 seconds."""
-        operations.invoke(cls(vector_table, target))
+    def cancel_backfill(
+        cls,
+        operations: Operations,
+        table: str,
+        column: str,
+        *,
+        vector_table: str | None = None,
+        schema: str | None = None,
+    ) -> None:
+        """Cancel the runs into ``table.column``; dropping the column waits until no worker holds a batch of one."""
+        operations.invoke(cls(table, column, vector_table, schema))
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
-        return QueueBackfillOp(self.vector_table, self.target)
+        """Return the operation that undoes this one."""
+        return QueueBackfillOp(self.table, self.column, self.vector_table, self.schema)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("cancel_backfill", self.vector_table, self.target)
+        """Return how autogenerate names this operation."""
+        return ("cancel_backfill", self.schema, self.table, self.column)
+
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: cancel what is unfinished."""
+        target = target_of(self.table, self.column, self.schema)
+        fact = UnfinishedRuns(target)
+        unfinished = catalogue.ask(fact, 1)
+        if not unfinished:
+            return Done(f"no backfill of {target} is unfinished")
+        statement = compose(_CANCEL, target=literal(target))
+        return Step(
+            f"cancel {unfinished} backfill run(s) of {target}",
+            lambda operations: execute(operations, statement),
+            {fact: 0},
+            object=qualified(self.table, self.schema),
+            said=f"{target}: {unfinished} backfill run(s) cancelled",
+        )
 
 
-@Operations.implementation_for(QueueBackfillOp)
-def _queue(operations: Operations, op: QueueBackfillOp) -> None:
-    queue = _QUEUE.bindparams(vector_table=op.vector_table, target=op.target)
-    if operations.get_context().as_sql:
-        offline_backfill.queue_backfill(operations, queue)
-        return
-    queued = connection_of(operations).execute(queue)
-    if queued.rowcount:
-        command = "python scripts/backfill.py --resume"
-        if op.vector_table != "rag_chunks":  # what the command takes where none is named
-            command = f"AMPRENTA_TABLE={op.vector_table} {command}"
-        log.info("%s: a backfill is queued; start it with: %s", op.target, command)
-
-
-@Operations.implementation_for(CancelBackfillOp)
-def _cancel(operations: Operations, op: CancelBackfillOp) -> None:
-    """Cancel in a transaction of its own, so that workers see it while this one waits for them."""
-    cancel, held = _CANCEL.bindparams(target=op.target), _HELD.bindparams(target=op.target)
-    if operations.get_context().as_sql:
-        offline_backfill.cancel_backfill(operations, op, cancel, held, DRAIN_SECONDS)
-        return
-    with operations.get_context().autocommit_block():
-        connection = connection_of(operations)
-        cancelled = connection.execute(cancel).rowcount
-        if cancelled:
-            log.info("%s: %d backfill run(s) cancelled", op.target, cancelled)
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while connection.execute(held).scalar_one():
-            if time.monotonic() > deadline:
-                raise AmprentaError(
-                    f"{op.target}: a backfill worker still holds a batch after {DRAIN_SECONDS:.0f} s",
-                    hint="stop the backfill processes, then run the downgrade again",
-                )
-            time.sleep(_POLL_SECONDS)
+for _operation in (QueueBackfillOp, CancelBackfillOp):
+    Operations.implementation_for(_operation)(run)

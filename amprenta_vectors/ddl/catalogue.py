@@ -1,154 +1,313 @@
-"""What the operations ask of the database's catalogue, and how they mark what they made."""
+"""What the operations ask of a database: found in it, foretold by steps, or taken for granted by a script.
+
+A `Fact` names one thing that the catalogue says, and knows how to find it. Operations only ever `Catalogue.ask`, so
+that the same code works on a database, on what a plan makes of one, and where there is none.
+"""
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from alembic.operations import Operations
-from sqlalchemy.dialects.postgresql.base import PGDialect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.errors import AmprentaError
+from amprenta_vectors.errors import SchemaMismatch
+from amprenta_vectors.pg.indexes import Index, index_of, indexes_of
+from amprenta_vectors.pg.names import literal, qualified, quoted
+from amprenta_vectors.pg.sessions import settings
+from amprenta_vectors.pg.tables import Column, Table, has_value, schemas_with, table_names, table_of
 
-MADE = "made by amprenta_vectors"
-"""The comment on what an operation created. Only what bears it is ever dropped."""
-RETIRED = "retired by amprenta_vectors at "
-"""The comment on what a downgrade kept under a retired name, with the moment it did."""
-
-
-def retired_name(name: str) -> str:
-    """The name a column or table is kept under after a downgrade."""
-    return _suffixed(name, "_retired")
+T = TypeVar("T")
 
 
-def building_name(name: str) -> str:
-    """The name that an index has until it is complete and marked as ours."""
-    return _suffixed(name, "_building")
+class Fact(Generic[T]):
+    """One thing that a database says."""
+
+    fleeting: ClassVar[bool] = False
+    """Whether an application may change it at any moment, so that a script, which runs later, decides nothing by it."""
+    costly: ClassVar[bool] = False
+    """Whether finding it may take long, so that one operation does it once, before it locks anything."""
+
+    def find(self, connection: Connection) -> T:
+        """Return it as the database has it."""
+        raise NotImplementedError
+
+    def derive(self, changed: Mapping[Fact[Any], Any]) -> T | None:
+        """Return it as it follows from other facts; raises KeyError where it does not."""
+        raise KeyError(self)
+
+    def guard(self, value: T) -> tuple[str, str] | None:
+        """Return a condition in SQL that holds where it is ``value``, and what is expected in words; None for none."""
+        return None
 
 
-def _suffixed(name: str, suffix: str) -> str:
-    """``name`` with ``suffix``, in at most 63 bytes, PostgreSQL's limit."""
-    return name.encode()[: 63 - len(suffix)].decode(errors="ignore") + suffix
+class Catalogue:
+    """Answers what the operations ask."""
+
+    connection: Connection | None = None
+    """The database that is asked; None where none is."""
+
+    def ask(self, fact: Fact[T], assuming: T) -> T:
+        """Return ``fact``; a script that no database is asked for takes ``assuming`` for granted."""
+        raise NotImplementedError
+
+    def require_table(self, name: str, schema: str | None) -> None:
+        """Raise `SchemaMismatch` where there is no table of that name, with those that are like it."""
+
+    def learn(self, fact: Fact[T], value: T) -> None:
+        """Remember what a failed step taught, and what the database itself does not say."""
+        raise NotImplementedError
 
 
-def connection_of(operations: Operations) -> Connection:
-    """The live connection. Raises `AmprentaError` in offline mode, which needs one to look at what exists."""
-    bind = operations.get_bind() if not operations.get_context().as_sql else None
-    if bind is None:
-        raise AmprentaError(
-            "this revision looks at the database and cannot be written as SQL", hint="alembic upgrade head"
+class Found(Catalogue):
+    """The database at the other end of a connection, asked each time."""
+
+    connection: Connection
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._learnt: dict[Fact[Any], Any] = {}
+
+    def ask(self, fact: Fact[T], assuming: T) -> T:
+        """Return ``fact`` as the database has it now."""
+        if fact in self._learnt:
+            learnt: T = self._learnt[fact]
+            return learnt
+        found = fact.find(self.connection)
+        if fact.costly:
+            self._learnt[fact] = found
+        return found
+
+    def require_table(self, name: str, schema: str | None) -> None:
+        """Raise `SchemaMismatch` where there is no table of that name, with those that are like it."""
+        if table_of(self.connection, name, schema) is None:
+            raise SchemaMismatch(f"there is no table {qualified(name, schema)}", hint=self._instead(name, schema))
+
+    def learn(self, fact: Fact[T], value: T) -> None:
+        """Remember what a failed step taught."""
+        self._learnt[fact] = value
+
+    def _instead(self, name: str, schema: str | None) -> str:
+        if schema is None and (others := schemas_with(self.connection, name)):
+            return f"name its schema in the revision: schema={others[0]!r}"
+        if close := get_close_matches(name, table_names(self.connection, schema), 1):
+            return f"write {close[0]!r} in the revision, if that is meant"
+        return "make it in an earlier revision, or correct its name in this one"
+
+
+class FoundForScript(Found):
+    """The database at the other end of a connection, as far as it will still be so when a script runs."""
+
+    def ask(self, fact: Fact[T], assuming: T) -> T:
+        """Return ``fact`` as the database has it, ``assuming`` where that may change at any moment."""
+        return assuming if fact.fleeting else super().ask(fact, assuming)
+
+
+class Foretold(Catalogue):
+    """What a database will be after steps that were not carried out; shows their effects over another catalogue."""
+
+    def __init__(self, under: Catalogue) -> None:
+        self.connection = under.connection
+        self._under = under
+        self._changed: dict[Fact[Any], Any] = {}
+
+    def ask(self, fact: Fact[T], assuming: T) -> T:
+        """Return ``fact`` as the steps so far leave it."""
+        if fact in self._changed:
+            value: T = self._changed[fact]
+            return value
+        try:
+            return cast(T, fact.derive(self._changed))
+        except KeyError:
+            return self._under.ask(fact, assuming)
+
+    def require_table(self, name: str, schema: str | None) -> None:
+        """Raise `SchemaMismatch` where neither the steps so far nor the database have the table."""
+        if self._changed.get(TableFact(name, schema)) is None:
+            self._under.require_table(name, schema)
+
+    def learn(self, fact: Fact[T], value: T) -> None:
+        """Take the effect of a step."""
+        self._changed[fact] = value
+
+    def apply(self, effects: Mapping[Fact[Any], Any]) -> None:
+        """Take the effects of a step."""
+        self._changed.update(effects)
+
+
+class Assumed(Catalogue):
+    """No database: what each operation takes for granted, and checks of it for the script to begin with."""
+
+    def __init__(self, emit: Callable[[str], object]) -> None:
+        self._emit = emit
+        self._assumed: dict[Fact[Any], Any] = {}
+
+    def ask(self, fact: Fact[T], assuming: T) -> T:
+        """Return what was taken for granted first, and write its check into the script."""
+        if fact not in self._assumed:
+            self._assumed[fact] = assuming
+            if (guard := fact.guard(assuming)) is not None:
+                self._emit(refuse_unless(*guard))
+        value: T = self._assumed[fact]
+        return value
+
+    def learn(self, fact: Fact[T], value: T) -> None:
+        """Take it for granted."""
+        self._assumed[fact] = value
+
+
+def refuse_unless(condition: str, expected: str) -> str:
+    """Return a statement that stops a script where ``condition``, in SQL, does not hold."""
+    return f"""\
+DO $amprenta$ BEGIN
+    IF ({condition}) IS NOT TRUE THEN
+        RAISE EXCEPTION USING MESSAGE = {literal(f"this script is for a database in which {expected}")},
+            HINT = 'print it again, from the database that it is for: amprenta-vectors db upgrade --sql';
+    END IF;
+END $amprenta$"""
+
+
+@dataclass(frozen=True)
+class TableFact(Fact[Table | None]):
+    """A table with all its columns."""
+
+    name: str
+    schema: str | None = None
+
+    def find(self, connection: Connection) -> Table | None:
+        """Return the table; None where there is none."""
+        return table_of(connection, self.name, self.schema)
+
+    def guard(self, value: Table | None) -> tuple[str, str]:
+        """Check that it is there or not, and ours where it is to be."""
+        name, relation = qualified(self.name, self.schema), f"to_regclass({literal(quoted(self.schema, self.name))})"
+        if value is None:
+            return f"{relation} IS NULL", f"there is no {name}"
+        if not value.comment:
+            return f"{relation} IS NOT NULL", f"{name} is there"
+        comment = literal(value.comment)
+        return f"obj_description({relation}, 'pg_class') = {comment}", f"{name} is {value.comment}"
+
+
+@dataclass(frozen=True)
+class ColumnFact(Fact[Column | None]):
+    """A column of a table."""
+
+    table: str
+    column: str
+    schema: str | None = None
+
+    def find(self, connection: Connection) -> Column | None:
+        """Return the column; None where the table, or the column, is not there."""
+        table = table_of(connection, self.table, self.schema)
+        return None if table is None else table.columns.get(self.column)
+
+    def derive(self, changed: Mapping[Fact[Any], Any]) -> Column | None:
+        """Return the column of a table that is foretold."""
+        table: Table | None = changed[TableFact(self.table, self.schema)]
+        return None if table is None else table.columns.get(self.column)
+
+    def guard(self, value: Column | None) -> tuple[str, str]:
+        """Check that it is there or not, of its type where that is known, and ours where it is to be."""
+        name = f"{qualified(self.table, self.schema)}.{qualified(self.column)}"
+        conditions, expected = [], f"{name} is there"
+        if value is not None and value.type:
+            pattern = literal(rf"^(.+\.)?{_escaped(value.type)}$")
+            conditions.append(f"format_type(a.atttypid, a.atttypmod) ~ {pattern}")
+            expected = f"{name} is {value.type}"
+        if value is not None and value.comment:
+            conditions.append(f"col_description(a.attrelid, a.attnum) = {literal(value.comment)}")
+            expected += f", {value.comment}"
+        attribute = " AND ".join(
+            [
+                f"a.attrelid = to_regclass({literal(quoted(self.schema, self.table))})",
+                f"a.attname = {literal(self.column)}",
+                "NOT a.attisdropped",
+                *conditions,
+            ]
         )
-    return bind
+        exists = f"EXISTS (SELECT FROM pg_attribute a WHERE {attribute})"
+        return (exists, expected) if value is not None else (f"NOT {exists}", f"there is no {name}")
 
 
-def commit_step(operations: Operations) -> None:
-    """Commit what was done so far, so that its locks go; what follows must find its way if it is run again."""
-    with operations.get_context().autocommit_block():
-        pass
+@dataclass(frozen=True)
+class HasValue(Fact[bool]):
+    """Whether a table has a row, or a row whose ``column`` is not NULL; may read the whole table."""
+
+    fleeting = True
+    costly = True
+
+    table: str
+    schema: str | None = None
+    column: str | None = None
+
+    def find(self, connection: Connection) -> bool:
+        """Return whether it has, read without a lock that anybody waits for; False where there is no such table."""
+        if table_of(connection, self.table, self.schema) is None:
+            return False
+        with settings(connection, local=True, statement_timeout="0"):
+            return has_value(connection, self.table, self.column, self.schema)
 
 
-def quoted(*parts: str | None) -> str:
-    """``parts`` as a dotted, quoted identifier, as ``to_regclass`` reads it; None parts are left out."""
-    # SQLAlchemy's own quoting doubles percent signs for the driver, which a bound value must not have.
-    return ".".join('"{}"'.format(part.replace('"', '""')) for part in parts if part)
+@dataclass(frozen=True)
+class IsUsed(Fact[bool]):
+    """Whether something of the application's depends on a relation, a column or a function; learnt by trying."""
+
+    fleeting = True
+
+    described: str
+
+    def find(self, connection: Connection) -> bool:
+        """Return False: as long as nobody has tried."""
+        return False
 
 
-def qualified(name: str, schema: str | None = None) -> str:
-    """A name as a person types it: with its schema where one is given, quoted only where it must be."""
-    # Not the driver's own dialect, which doubles percent signs.
-    quote = PGDialect(paramstyle="named").identifier_preparer.quote  # type: ignore[no-untyped-call]
-    return ".".join(quote(part) for part in (schema, name) if part)
+@dataclass(frozen=True)
+class IsPartitioned(Fact[bool]):
+    """Whether the rows of a table lie in partitions."""
+
+    table: str
+    schema: str | None = None
+
+    def find(self, connection: Connection) -> bool:
+        """Return whether they do; False where there is no such table."""
+        table = table_of(connection, self.table, self.schema)
+        return table is not None and table.partitioned
 
 
-def table_exists(connection: Connection, table: str, schema: str | None = None) -> bool:
-    """Whether a relation of that name can be seen."""
-    name = quoted(schema, table)
-    return connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": name}).scalar() is not None
+@dataclass(frozen=True)
+class IndexFact(Fact[Index | None]):
+    """An index by its name."""
+
+    name: str
+    schema: str | None = None
+
+    def find(self, connection: Connection) -> Index | None:
+        """Return the index; None where there is none."""
+        return index_of(connection, self.name, self.schema)
+
+    def guard(self, value: Index | None) -> tuple[str, str]:
+        """Check that it is there or not, and ours where it is to be."""
+        name, relation = qualified(self.name, self.schema), f"to_regclass({literal(quoted(self.schema, self.name))})"
+        if value is None:
+            return f"{relation} IS NULL", f"there is no index {name}"
+        return f"obj_description({relation}, 'pg_class') = {literal(value.comment)}", f"index {name} is {value.comment}"
 
 
-def column_types(connection: Connection, table: str, schema: str | None = None) -> dict[str, str]:
-    """The type of every column of ``table`` as SQL writes it, ``vector(1536)`` for instance; empty without a table."""
-    rows = connection.execute(
-        sa.text("""
-            SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
-            WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped ORDER BY attnum
-        """),
-        {"name": quoted(schema, table)},
-    )
-    return {row[0]: row[1] for row in rows}
+@dataclass(frozen=True)
+class IndexesFact(Fact[Sequence[Index]]):
+    """The indexes of a table."""
+
+    table: str
+    schema: str | None = None
+
+    def find(self, connection: Connection) -> Sequence[Index]:
+        """Return them, those of partitions among them."""
+        return indexes_of(connection, self.table, self.schema)
 
 
-def unique_column_sets(connection: Connection, table: str, schema: str | None = None) -> list[set[str]]:
-    """The key columns of every unique index of ``table`` that ON CONFLICT can name: valid, whole and immediate."""
-    rows = connection.execute(
-        sa.text("""
-            SELECT array_agg(a.attname::text) FROM pg_index i
-            CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
-            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-            WHERE i.indrelid = to_regclass(:name) AND i.indisunique AND i.indisvalid AND i.indimmediate
-              AND i.indpred IS NULL AND i.indexprs IS NULL AND k.position <= i.indnkeyatts
-            GROUP BY i.indexrelid
-        """),
-        {"name": quoted(schema, table)},
-    )
-    return [set(row[0]) for row in rows]
-
-
-def has_value(connection: Connection, table: str, column: str | None = None, schema: str | None = None) -> bool:
-    """Whether ``table`` has a row, or a row whose ``column`` is not NULL."""
-    rows = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).limit(1)
-    if column is not None:
-        rows = rows.where(sa.column(column).is_not(None))
-    return connection.execute(rows).first() is not None
-
-
-def comment_of(connection: Connection, table: str, column: str | None = None, schema: str | None = None) -> str:
-    """The comment on a relation, or on its column; empty where there is none."""
-    name = quoted(schema, table)
-    if column is None:
-        statement = sa.text("SELECT obj_description(to_regclass(:name), 'pg_class')")
-    else:
-        statement = sa.text("""
-            SELECT col_description(attrelid, attnum) FROM pg_attribute
-            WHERE attrelid = to_regclass(:name) AND attname = :column AND NOT attisdropped
-        """).bindparams(column=column)
-    return connection.execute(statement, {"name": name}).scalar() or ""
-
-
-def is_retired(connection: Connection, table: str, column: str | None = None, schema: str | None = None) -> bool:
-    """Whether a downgrade of ours left that table or column; one that merely has such a name is not ours to take."""
-    return comment_of(connection, table, column, schema).startswith(RETIRED)
-
-
-def mark(connection: Connection, described: str) -> None:
-    """Comment that an object was made here, so that a downgrade may drop it; Alembic itself comments tables.
-
-    ``described`` is what stands in COMMENT ON: ``INDEX "name"``.
-    """
-    # Not bound: a driver that leaves binding to the server cannot do it in a COMMENT.
-    execute_as_written(connection, f"COMMENT ON {described} IS '{MADE}'")
-
-
-def execute_as_written(connection: Connection, statement: str) -> None:
-    """Run a statement in which no percent sign or colon stands for a parameter."""
-    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
-
-
-def sqlstate(error: DBAPIError) -> str | None:
-    """The code that PostgreSQL gave the error, whichever driver an application uses."""
-    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-
-
-def other_sections(operations: Operations) -> list[str]:
-    """The version tables of other sections that have revisions in this database."""
-    connection = connection_of(operations)
-    own = operations.get_context().version_table
-    rows = connection.execute(
-        sa.text("""
-            SELECT relname FROM pg_class
-            WHERE relkind = 'r' AND relname ~ '^amprenta_version_' AND relname <> :own AND pg_table_is_visible(oid)
-            ORDER BY relname
-        """),
-        {"own": own},
-    )
-    return [name for (name,) in rows if has_value(connection, name)]
+def _escaped(text: str) -> str:
+    """``text`` as a regular expression of PostgreSQL's that matches it alone."""
+    return "".join(f"\\{each}" if not each.isalnum() and each != "_" and each != " " else each for each in text)

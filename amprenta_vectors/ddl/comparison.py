@@ -9,16 +9,17 @@ from alembic.ddl.impl import ComparisonResult
 from alembic.ddl.postgresql import PostgresqlImpl
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.ddl.catalogue import sqlstate
-from amprenta_vectors.ddl.index_definition import ANN_METHODS, definition_if_built, definition_of
+from amprenta_vectors.ddl.model_index import index_if_built
 from amprenta_vectors.ddl.options import log
 from amprenta_vectors.ddl.render import render_vector_type
+from amprenta_vectors.pg.errors import TYPE_MISMATCH, UNDEFINED_COLUMN, UNDEFINED_OBJECT, sqlstate
+from amprenta_vectors.pg.indexes import ANN_METHODS, index_of
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
 
-_IMPOSSIBLE = frozenset({"42703", "42704", "42804"})
-"""SQLSTATEs of an index that the table as it is cannot have: no such column, no such class, a class of another type."""
+_IMPOSSIBLE = frozenset({UNDEFINED_COLUMN, UNDEFINED_OBJECT, TYPE_MISMATCH})
+"""What an index that the table as it is cannot have: no such column, no such class, a class of another type."""
 
 
 class ComparingImpl(PostgresqlImpl):
@@ -30,10 +31,10 @@ class ComparingImpl(PostgresqlImpl):
             return super().compare_indexes(metadata_index, reflected_index)
         connection, table = self.connection, reflected_index.table
         assert connection is not None and table is not None  # noqa: S101, PT018 - reflection needs both
-        found = definition_of(connection, str(reflected_index.name), table.schema)
+        found = index_of(connection, str(reflected_index.name), table.schema)
         assert found is not None  # noqa: S101 - it was just reflected
         try:
-            differences = found.differences(definition_if_built(connection, metadata_index))
+            differences = found.differences(index_if_built(connection, metadata_index))
         except DBAPIError as error:
             reason = str(error.orig).strip()
             if sqlstate(error) in _IMPOSSIBLE:

@@ -6,14 +6,19 @@ import re
 from typing import Any, Literal, cast
 
 import sqlalchemy as sa
-from alembic.operations import ops
+from alembic.operations import MigrateOperation, ops
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql.elements import Cast, Label
 from sqlalchemy.sql.functions import Function
 
-from amprenta_vectors.ddl.index_definition import definition_of
-from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp
+from amprenta_vectors.ddl.vector_index import (
+    CreateVectorIndexOp,
+    DropVectorIndexOp,
+    ReplaceVectorIndexOp,
+    VectorIndexOp,
+)
+from amprenta_vectors.pg.indexes import index_of
 
 _SAID = frozenset({"using", "ops", "with", "where", "concurrently"})
 _OPCLASS = re.compile(r"(?:vector|halfvec)_(cosine|l2|ip|l1)_ops|bit_hamming_ops")
@@ -53,24 +58,37 @@ def created_index(op: ops.CreateIndexOp, *, concurrently: bool) -> CreateVectorI
 def dropped_index(connection: Connection, op: ops.DropIndexOp, *, concurrently: bool) -> DropVectorIndexOp | None:
     """``op`` in this package's words, with the index as it is to be made again; None for what they cannot say."""
     name, table = str(op.index_name), str(op.table_name)
-    found = definition_of(connection, name, op.schema)
-    column = found.column if found is not None and found.plain else None
+    found = index_of(connection, name, op.schema)
+    indexed = found.indexed if found is not None and not found.unique and not found.includes else None
     opclass = _OPCLASS.fullmatch(found.opclasses[0]) if found is not None else None
-    if found is None or column is None or opclass is None or (column[1] == "bit") != (opclass[1] is None):
+    if found is None or indexed is None or opclass is None or (indexed.cast == "bit") != (opclass[1] is None):
         return None
     reverse = CreateVectorIndexOp(
         name,
         table,
-        column[0],
+        indexed.column,
         method=cast(Any, found.method),
         distance=cast(Any, opclass[1] or "cosine"),
         options={option: int(value) for option, value in found.options},
         where=found.predicate,
-        storage=column[1],
+        storage=indexed.cast,
         schema=op.schema,
         concurrently=concurrently,
     )
-    return DropVectorIndexOp(name, op.schema, adopted=True, concurrently=concurrently, _reverse=reverse)
+    return DropVectorIndexOp(name, op.schema, adopted=True, _reverse=reverse)
+
+
+def replaced_by(create: CreateVectorIndexOp | None, drop: DropVectorIndexOp | None) -> ReplaceVectorIndexOp | None:
+    """Both as one operation; None where either is missing, or the table is made or dropped by the same revision."""
+    if create is None or drop is None or not create.concurrently:
+        return None
+    fields = VectorIndexOp.__dataclass_fields__
+    return ReplaceVectorIndexOp(**{name: getattr(create, name) for name in fields}, _reverse=drop.reverse())
+
+
+def commits(op: MigrateOperation) -> bool:
+    """Whether an operation commits what stands before it in a revision."""
+    return isinstance(op, ReplaceVectorIndexOp) or (isinstance(op, CreateVectorIndexOp) and op.concurrently)
 
 
 def _indexed(key: Any) -> tuple[Any, Literal["halfvec", "bit"] | None]:

@@ -18,7 +18,7 @@ into one of another, and vectors of two models never share a column, so nothing 
 1. Put {column} back to {found} in the model, and add the column {new} beside it, nullable:
        op.add_vector_column({table!r}, {new!r}, {dimension}{storage}{schema})
 2. Let the application write both, and fill the rows that there are:
-       op.queue_backfill(…, {new_target!r})
+       op.queue_backfill({table!r}, {new!r}{schema})
 3. In a revision that is deployed later, refuse until that is done, then index it:
        op.ensure_backfill_finished({table!r}, {new!r}{schema})
        op.create_vector_index('ix_{table}_{new}', {table!r}, {new!r}{schema})
@@ -58,7 +58,6 @@ def _change_vector_dimension(context: AutogenContext, op: ChangeVectorDimensionO
         table=op.table,
         column=op.column,
         new=new,
-        new_target=f"{target}_{dimension}",
         dimension=dimension,
         storage="" if storage == "vector" else f", storage={storage!r}",
         schema="" if op.schema is None else f", schema={op.schema!r}",

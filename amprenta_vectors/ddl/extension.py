@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.ddl import offline
-from amprenta_vectors.ddl.catalogue import MADE, connection_of, mark, other_sections, sqlstate
-from amprenta_vectors.ddl.locking import drop_unless_used
-from amprenta_vectors.ddl.plan import Step
+from amprenta_vectors.ddl.catalogue import Catalogue, Fact, IsUsed
+from amprenta_vectors.ddl.marks import MADE
+from amprenta_vectors.ddl.sections import OtherSections
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
 from amprenta_vectors.errors import ServerUnsuitable
+from amprenta_vectors.pg.errors import FEATURE_NOT_SUPPORTED, FILE_MISSING, IN_USE, NOT_ALLOWED, sqlstate
+from amprenta_vectors.pg.names import literal, qualified
 
-_PRIVILEGE = "42501"
-_NOT_AVAILABLE = {"0A000", "58P01"}
 
-_INSTALLED = sa.text("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+@dataclass(frozen=True)
+class Extension:
+    """pgvector in a database: the schema of its types, and whether an operation enabled it."""
+
+    ours: bool
+    version: str = field(default="", compare=False)
+    schema: str = field(default="public", compare=False)
+    visible: bool = True
+    """Whether its types and operators are found by the search path."""
+
+
+@dataclass(frozen=True)
+class ExtensionFact(Fact[Extension | None]):
+    """pgvector in a database; None where it is not enabled."""
+
+    def find(self, connection: Connection) -> Extension | None:
+        """Return it."""
+        row = connection.execute(
+            sa.text("""
+                SELECT coalesce(obj_description(e.oid, 'pg_extension') = :made, false) AS ours,
+                       e.extversion AS version, n.nspname AS schema, n.nspname = ANY(current_schemas(true)) AS visible
+                FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
+            """),
+            {"made": MADE},
+        ).first()
+        return None if row is None else Extension(**row._mapping)
 
 
 @Operations.register_operation("create_vector_extension")
 @dataclass
-class CreateVectorExtensionOp(MigrateOperation):
+class CreateVectorExtensionOp(SteppedOp):
     """Enable pgvector where it is not yet."""
 
     @classmethod
@@ -35,10 +62,18 @@ class CreateVectorExtensionOp(MigrateOperation):
         """The operation that undoes this one."""
         return DropVectorExtensionOp()
 
-    def plan(self, operations: Operations) -> list[Step]:
-        """What this would do now."""
-        found = connection_of(operations).execute(_INSTALLED).scalar()
-        return [Step(f"extension vector is there ({found})" if found else "enable extension vector")]
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: enable it where it is not. Raises `ServerUnsuitable` where it is out of sight."""
+        fact = ExtensionFact()
+        found = catalogue.ask(fact, None)
+        if found is None:
+            return Step("enable extension vector", _enable, {fact: Extension(ours=True)})
+        if not found.visible:
+            raise ServerUnsuitable(
+                f"extension vector is in schema {found.schema}, which is not on the search path of this role",
+                hint=f'ALTER ROLE CURRENT_USER SET search_path = "$user", public, {qualified(found.schema)}',
+            )
+        return Done(f"extension vector is there ({found.version})")
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -47,7 +82,7 @@ class CreateVectorExtensionOp(MigrateOperation):
 
 @Operations.register_operation("drop_vector_extension")
 @dataclass
-class DropVectorExtensionOp(MigrateOperation):
+class DropVectorExtensionOp(SteppedOp):
     """Remove pgvector where this package enabled it and nothing uses it."""
 
     shared: bool = False
@@ -64,53 +99,52 @@ class DropVectorExtensionOp(MigrateOperation):
         """The operation that undoes this one."""
         return CreateVectorExtensionOp()
 
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: remove ours, unless another section or something else needs it."""
+        fact, used = ExtensionFact(), IsUsed("extension vector")
+        # A script's CREATE EXTENSION finds one that is there, and leaves no mark.
+        found = catalogue.ask(fact, None)
+        if found is None:
+            return Done("extension vector is left as it is")
+        # What a script keeps under retired names needs it.
+        if not found.ours or catalogue.ask(used, True):
+            return Done("extension vector is left: " + ("something needs it" if found.ours else "it was there before"))
+        if self.shared and catalogue.ask(OtherSections(options.get("version_table")), ()):
+            return Done("extension vector is left: another section needs it")
+        return Step(
+            "remove extension vector",
+            lambda operations: execute(operations, "DROP EXTENSION vector RESTRICT"),
+            {fact: None},
+            lock="ACCESS EXCLUSIVE",
+            teaches={IN_USE: (used, True)},
+        )
+
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
         return ("drop_vector_extension",)
 
 
-@Operations.implementation_for(CreateVectorExtensionOp)
-def _create(operations: Operations, operation: CreateVectorExtensionOp) -> None:
+def _enable(operations: Operations) -> None:
     if operations.get_context().as_sql:
-        offline.create_vector_extension(operations)
-        return
-    connection = connection_of(operations)
-    if connection.execute(_INSTALLED).first():
+        execute(operations, "CREATE EXTENSION IF NOT EXISTS vector")
         return
     try:
-        connection.execute(sa.text("CREATE EXTENSION vector"))
+        execute(operations, "CREATE EXTENSION vector")
     except DBAPIError as error:
-        state = sqlstate(error)
-        if state in _NOT_AVAILABLE:
+        if sqlstate(error) in {FEATURE_NOT_SUPPORTED, FILE_MISSING}:
             raise ServerUnsuitable(
                 'extension "vector" is not available on this server',
                 hint="install pgvector for this server (Debian: apt-get install postgresql-NN-pgvector; Docker: "
                 "pgvector/pgvector; Amazon RDS: PostgreSQL 15.2 or newer carries it), then: alembic upgrade head",
             ) from error
-        if state == _PRIVILEGE:
+        if sqlstate(error) == NOT_ALLOWED:
             raise ServerUnsuitable(
                 'this role may not enable extension "vector"',
                 hint="let a superuser (on Amazon RDS: a member of rds_superuser) run: CREATE EXTENSION vector",
             ) from error
         raise
-    mark(connection, "EXTENSION vector")
+    execute(operations, f"COMMENT ON EXTENSION vector IS {literal(MADE)}")
 
 
-@Operations.implementation_for(DropVectorExtensionOp)
-def _drop(operations: Operations, operation: DropVectorExtensionOp) -> None:
-    if operations.get_context().as_sql:
-        offline.drop_vector_extension(operations, operation)
-        return
-    if operation.shared and other_sections(operations):
-        return
-    connection = connection_of(operations)
-    ours = connection.execute(
-        sa.text("""
-            SELECT obj_description(oid, 'pg_extension') = :made FROM pg_extension WHERE extname = 'vector'
-        """),
-        {"made": MADE},
-    ).scalar()
-    if not ours:
-        return
-    drop = sa.text("DROP EXTENSION vector RESTRICT")
-    drop_unless_used(connection, "extension vector", lambda: connection.execute(drop))
+for _operation in (CreateVectorExtensionOp, DropVectorExtensionOp):
+    Operations.implementation_for(_operation)(run)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl import offline_programs
-from amprenta_vectors.ddl.catalogue import MADE, connection_of, execute_as_written, mark, qualified
-from amprenta_vectors.ddl.locking import drop_unless_used
-from amprenta_vectors.ddl.options import log
-from amprenta_vectors.ddl.plan import Step
+from amprenta_vectors.ddl.catalogue import Catalogue, Fact, IsUsed
+from amprenta_vectors.ddl.marks import MADE
 from amprenta_vectors.ddl.privileges import require_create, require_function_ownership
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
 from amprenta_vectors.errors import SchemaMismatch
+from amprenta_vectors.pg.errors import IN_USE
+from amprenta_vectors.pg.names import literal, qualified
 
 LOAD_PGVECTOR = "SELECT '[1]'::vector"
 """Loads its library: before, only a superuser may make a function that SETs one of its parameters."""
 
 _NAMED = sa.text("""
-    SELECT p.oid::regprocedure::text AS signature, p.prorettype::regtype::text AS returns, p.pronargs AS arguments,
+    SELECT p.oid::regprocedure::text AS signature, p.prorettype::regtype::text AS returns,
            coalesce(obj_description(p.oid, 'pg_proc') = :made, false) AS ours
     FROM pg_proc p
     WHERE p.proname = :name AND p.prokind = 'f'
@@ -32,9 +32,43 @@ _NAMED = sa.text("""
 """).bindparams(sa.bindparam("schema", type_=sa.Text), sa.bindparam("quoted", type_=sa.Text), made=MADE)
 
 
+@dataclass(frozen=True)
+class Function:
+    """A function by its signature, with the type that it returns, and whether it was made here."""
+
+    signature: str = field(compare=False)
+    returns: str = field(compare=False)
+    ours: bool
+
+
+@dataclass(frozen=True)
+class FunctionsFact(Fact[tuple[Function, ...]]):
+    """The functions of a name, whatever their arguments."""
+
+    name: str
+    schema: str | None = None
+
+    def find(self, connection: Connection) -> tuple[Function, ...]:
+        """Return them, the oldest first."""
+        named = {"name": self.name, "schema": self.schema, "quoted": qualified(self.schema) if self.schema else None}
+        return tuple(Function(**row._mapping) for row in connection.execute(_NAMED, named))
+
+    def guard(self, value: tuple[Function, ...]) -> tuple[str, str]:
+        """Check that there is none, or that all are ours."""
+        relation = f"FROM pg_proc p WHERE p.proname = {literal(self.name)} AND pg_function_is_visible(p.oid)"
+        if self.schema is not None:
+            relation = relation.replace(
+                "pg_function_is_visible(p.oid)", f"p.pronamespace = {literal(qualified(self.schema))}::regnamespace"
+            )
+        if not value:
+            return f"NOT EXISTS (SELECT {relation})", f"there is no function {self.name}"
+        ours = f"SELECT bool_and(obj_description(p.oid, 'pg_proc') = {literal(MADE)}) {relation}"
+        return ours, f"function {self.name} is {MADE}"
+
+
 @Operations.register_operation("create_function")
 @dataclass
-class CreateFunctionOp(MigrateOperation):
+class CreateFunctionOp(SteppedOp):
     """Make a function, unless there is one of that name that was not made here."""
 
     name: str
@@ -68,19 +102,50 @@ class CreateFunctionOp(MigrateOperation):
         name = qualified(self.name, self.schema)
         return f"CREATE OR REPLACE FUNCTION {name}({self.arguments}) RETURNS {self.returns} {self.definition.strip()}"
 
-    def exists(self, connection: Connection) -> bool:
-        """Whether there is a function of that name."""
-        return bool(_named(connection, self.name, self.schema))
-
     def reverse(self) -> MigrateOperation:
         """The operation that undoes this one."""
         return DropFunctionOp(self.name, self.schema, _reverse=self)
 
-    def plan(self, operations: Operations) -> list[Step]:
-        """What this would do now. Raises `SchemaMismatch` where it would."""
-        if foreign := _foreign(connection_of(operations), self):
-            return [Step(f"function {foreign} exists: used as it is")]
-        return [Step(f"create function {qualified(self.name, self.schema)}")]
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: make or renew it, unless one of that name was not made here."""
+        fact = FunctionsFact(self.name, self.schema)
+        found = catalogue.ask(fact, ())
+        foreign = [each for each in found if not each.ours]
+        if foreign:
+            if self.returns == "trigger" and not any(each.returns == "trigger" for each in foreign):
+                signature = foreign[0].signature
+                raise SchemaMismatch(
+                    f"function {signature} exists and returns {foreign[0].returns}; expected one for a trigger",
+                    hint=f"ALTER FUNCTION {signature} RENAME TO …, then run the upgrade again",
+                )
+            return Done(f"function {foreign[0].signature} was there, not made here: used as it is")
+
+        def create(operations: Operations) -> None:
+            if not operations.get_context().as_sql:
+                connection = operations.get_bind()
+                if connection.execute(sa.text("SELECT to_regtype('vector') IS NOT NULL")).scalar():
+                    execute(operations, LOAD_PGVECTOR)
+            execute(operations, self.statement)
+            # By its name alone where nothing can be asked for its arguments.
+            made = [qualified(self.name, self.schema)]
+            if not operations.get_context().as_sql:
+                made = [each.signature for each in fact.find(operations.get_bind())]
+            for each in made:
+                execute(operations, f"COMMENT ON FUNCTION {each} IS {literal(MADE)}")
+
+        return Step(
+            f"create function {qualified(self.name, self.schema)}",
+            create,
+            {fact: (Function(qualified(self.name, self.schema), self.returns, ours=True),)},
+            last=True,
+            needs=(
+                *(
+                    (lambda connection, each=each: require_function_ownership(connection, each.signature))
+                    for each in found
+                ),
+                lambda connection: require_create(connection, self.schema),
+            ),
+        )
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -89,7 +154,7 @@ class CreateFunctionOp(MigrateOperation):
 
 @Operations.register_operation("drop_function")
 @dataclass
-class DropFunctionOp(MigrateOperation):
+class DropFunctionOp(SteppedOp):
     """Drop a function of ours that nothing uses."""
 
     name: str
@@ -107,61 +172,32 @@ class DropFunctionOp(MigrateOperation):
             raise ValueError(f"drop_function({self.name!r}) is not reversible: its definition is unknown")
         return self._reverse
 
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: drop one of ours, unless something uses it."""
+        fact = FunctionsFact(self.name, self.schema)
+        found = catalogue.ask(fact, (Function(qualified(self.name, self.schema), "", ours=True),))
+        ours = [each for each in found if each.ours]
+        free = [each for each in ours if not catalogue.ask(IsUsed(f"function {each.signature}"), False)]
+        if not free:
+            if ours:
+                return Done(f"function {ours[0].signature}: something of yours depends on it; left as it is")
+            if found:
+                return Done(f"function {found[0].signature} was there before, not made here: left as it is")
+            return Done(f"there is no function {self.name}: nothing to drop")
+        function = free[0]
+        return Step(
+            f"drop function {function.signature}",
+            lambda operations: execute(operations, f"DROP FUNCTION {function.signature} RESTRICT"),
+            {fact: tuple(each for each in found if each is not function)},
+            lock="ACCESS EXCLUSIVE",
+            needs=(lambda connection: require_function_ownership(connection, function.signature),),
+            teaches={IN_USE: (IsUsed(f"function {function.signature}"), True)},
+        )
+
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
         return ("drop_function", self.schema, self.name)
 
 
-@Operations.implementation_for(CreateFunctionOp)
-def _create(operations: Operations, op: CreateFunctionOp) -> None:
-    if operations.get_context().as_sql:
-        offline_programs.create_function(operations, op, LOAD_PGVECTOR)
-        return
-    connection = connection_of(operations)
-    if foreign := _foreign(connection, op):
-        log.info("function %s was there, not made here: used as it is", foreign)
-        return
-    for found in _named(connection, op.name, op.schema):
-        require_function_ownership(connection, found.signature)
-    require_create(connection, op.schema)
-    if connection.execute(sa.text("SELECT to_regtype('vector') IS NOT NULL")).scalar():
-        execute_as_written(connection, LOAD_PGVECTOR)
-    execute_as_written(connection, op.statement)
-    for made in _named(connection, op.name, op.schema):
-        mark(connection, f"FUNCTION {made.signature}")
-
-
-@Operations.implementation_for(DropFunctionOp)
-def _drop(operations: Operations, op: DropFunctionOp) -> None:
-    if operations.get_context().as_sql:
-        offline_programs.drop_function(operations, op)
-        return
-    connection = connection_of(operations)
-    for found in _named(connection, op.name, op.schema):
-        if not found.ours:
-            log.info("function %s was there before, not made here: left as it is", found.signature)
-            continue
-        require_function_ownership(connection, found.signature)
-        drop, what = f"DROP FUNCTION {found.signature} RESTRICT", f"function {found.signature}"
-        if not drop_unless_used(connection, what, partial(execute_as_written, connection, drop)):
-            log.info("%s: something of yours depends on it; left as it is", what)
-
-
-def _named(connection: Connection, name: str, schema: str | None) -> list[Any]:
-    """Functions of that name: signature, type returned, number of arguments, and whether they are ours."""
-    named = {"name": name, "schema": schema, "quoted": qualified(schema) if schema else None}
-    return list(connection.execute(_NAMED, named))
-
-
-def _foreign(connection: Connection, op: CreateFunctionOp) -> str | None:
-    """The signature of a function that was there; None where there is none."""
-    foreign = [found for found in _named(connection, op.name, op.schema) if not found.ours]
-    if not foreign:
-        return None
-    if op.returns == "trigger" and not any(found.returns == "trigger" for found in foreign):
-        signature = foreign[0].signature
-        raise SchemaMismatch(
-            f"function {signature} exists and returns {foreign[0].returns}; expected one for a trigger",
-            hint=f"ALTER FUNCTION {signature} RENAME TO …, then run the upgrade again",
-        )
-    return str(foreign[0].signature)
+for _operation in (CreateFunctionOp, DropFunctionOp):
+    Operations.implementation_for(_operation)(run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,12 @@ from alembic.operations import MigrateOperation, Operations
 from alembic.operations.ops import ModifyTableOps
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl import offline_backfill
-from amprenta_vectors.ddl.catalogue import connection_of, table_exists
+from amprenta_vectors.ddl.backfill import target_of
+from amprenta_vectors.ddl.catalogue import Catalogue, refuse_unless
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
 from amprenta_vectors.errors import NotUpgraded, RunConflict
+from amprenta_vectors.pg.names import compose, literal, qualified
+from amprenta_vectors.pg.tables import table_of
 
 _LIVE_RUNS = sa.text("""\
 SELECT id, state FROM migration_run
@@ -28,9 +31,16 @@ WHERE r.target = :target AND e.resolved_at IS NULL AND e.reason NOT IN ('changed
 GROUP BY e.reason ORDER BY e.reason""")
 
 
+_COMPLETE = """\
+NOT EXISTS ({live})
+    AND NOT EXISTS (SELECT FROM ({aside}) q WHERE q.reason NOT IN ({allowed}))
+    AND (SELECT count(*) FROM {table} WHERE {column} IS NULL) <= (
+        SELECT coalesce(sum(q.rows), 0) FROM ({aside}) q WHERE q.reason IN ({allowed}))"""
+
+
 @Operations.register_operation("ensure_backfill_finished")
 @dataclass
-class EnsureBackfillFinishedOp(MigrateOperation):
+class EnsureBackfillFinishedOp(SteppedOp):
     """Refuse to go on while an embedding column is not complete."""
 
     table: str
@@ -58,24 +68,33 @@ class EnsureBackfillFinishedOp(MigrateOperation):
         """The operation that undoes this one: none, as a downgrade need not be complete."""
         return ModifyTableOps(self.table, [], schema=self.schema)
 
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return nothing to do where the column is complete; raises `RunConflict` where it is not."""
+        target = target_of(self.table, self.column, self.schema)
+        if catalogue.connection is None:
+            return Step(f"check that {target} is complete", self._write_check, last=True)
+        filled = check_finished(catalogue.connection, self.table, self.column, allow=self.allow, schema=self.schema)
+        return Done(f"{target} is complete: {filled:,} rows have a value", qualified(self.table, self.schema))
+
+    def _write_check(self, operations: Operations) -> None:
+        """Write a check that stops a script where the column is not complete."""
+        target = target_of(self.table, self.column, self.schema)
+        condition = compose(
+            _COMPLETE,
+            live=str(_LIVE_RUNS),
+            aside=str(_SET_ASIDE),
+            table=qualified(self.table, self.schema),
+            column=qualified(self.column),
+            allowed=", ".join(map(literal, self.allow)) or "NULL",
+        )
+        execute(operations, refuse_unless(condition.replace(":target", literal(target)), f"{target} is complete"))
+
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
         return ("ensure_backfill_finished", self.schema, self.table, self.column, tuple(self.allow))
 
 
-@Operations.implementation_for(EnsureBackfillFinishedOp)
-def _ensure(operations: Operations, op: EnsureBackfillFinishedOp) -> None:
-    if operations.get_context().as_sql:
-        target = target_of(op.table, op.column, op.schema)
-        live, aside = _LIVE_RUNS.bindparams(target=target), _SET_ASIDE.bindparams(target=target)
-        offline_backfill.ensure_backfill_finished(operations, op, target, live, aside)
-        return
-    check_finished(connection_of(operations), op.table, op.column, allow=op.allow, schema=op.schema)
-
-
-def target_of(table: str, column: str, schema: str | None) -> str:
-    """How a run names the column that it fills."""
-    return ".".join(part for part in (schema, table, column) if part)
+Operations.implementation_for(EnsureBackfillFinishedOp)(run)
 
 
 def check_finished(
@@ -85,8 +104,11 @@ def check_finished(
 
     A NULL is excused by a row set aside for a reason in ``allow``: one each. Raises `NotUpgraded` without the table.
     """
-    if not table_exists(connection, table, schema):
+    found = table_of(connection, table, schema)
+    if found is None:
         raise NotUpgraded(f"table {table} does not exist", hint="alembic upgrade head")
+    if column not in found.columns:
+        raise NotUpgraded(f"table {table} has no column {column}", hint="alembic upgrade head")
     target = target_of(table, column, schema)
     counted = sa.select(sa.func.count(), sa.func.count(sa.column(column))).select_from(sa.table(table, schema=schema))
     rows, filled = connection.execute(counted).one()
@@ -94,7 +116,7 @@ def check_finished(
         return 0
     reasons, live = [], []
     excused = 0
-    if table_exists(connection, "migration_run"):
+    if table_of(connection, "migration_run") is not None:
         live = _live_runs(connection, target)
         aside = _set_aside(connection, target)
         excused = sum(number for reason, number in aside.items() if reason in allow)

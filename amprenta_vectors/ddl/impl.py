@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Table
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.util import OrderedSet
 
 from amprenta_vectors.ddl.comparison import ComparingImpl
@@ -24,13 +25,6 @@ class AmprentaPostgresqlImpl(ComparingImpl):
         super().create_table(table, **options)
 
     def _exec(self, construct: Any, *arguments: Any, **options: Any) -> Any:
-        """Leave the version table to a script that keeps it itself, as `offline_script` makes them.
-
-        Alembic's own statements suit only a database that is exactly at the revision where the script begins.
-        """
-        kept = self.memo.get("version table")
-        if kept is not None and kept in {
-            getattr(getattr(construct, attribute, None), "name", None) for attribute in ("table", "element")
-        }:
-            return None
-        return super()._exec(construct, *arguments, **options)
+        """Leave out the version table of a script for a database that has it: Alembic's would make it at base."""
+        made = isinstance(construct, CreateTable) and construct.element.name == self.memo.get("amprenta_version_table")
+        return None if made else super()._exec(construct, *arguments, **options)

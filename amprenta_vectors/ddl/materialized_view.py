@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl import offline_programs
-from amprenta_vectors.ddl.catalogue import MADE, comment_of, connection_of, execute_as_written, mark, qualified, quoted
-from amprenta_vectors.ddl.locking import drop_unless_used, lift_statement_timeout
-from amprenta_vectors.ddl.options import log
-from amprenta_vectors.ddl.plan import Step
+from amprenta_vectors.ddl.catalogue import Catalogue, IsUsed, TableFact
+from amprenta_vectors.ddl.marks import MADE
 from amprenta_vectors.ddl.privileges import require_create, require_ownership
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
 from amprenta_vectors.errors import SchemaMismatch
+from amprenta_vectors.pg.errors import IN_USE
+from amprenta_vectors.pg.names import literal, qualified
+from amprenta_vectors.pg.sessions import settings
+from amprenta_vectors.pg.tables import Table
 
 
 @Operations.register_operation("create_materialized_view")
 @dataclass
-class CreateMaterializedViewOp(MigrateOperation):
+class CreateMaterializedViewOp(SteppedOp):
     """Make a materialised view, unless there is one of that name."""
 
     name: str
@@ -48,26 +48,42 @@ class CreateMaterializedViewOp(MigrateOperation):
         view = f"CREATE MATERIALIZED VIEW {name} AS {self.query.strip()}"
         return view, f"CREATE UNIQUE INDEX {index} ON {name} ({columns})"
 
-    def exists(self, connection: Connection) -> bool:
-        """Whether there is a materialised view of that name. Raises `SchemaMismatch` where something else has it."""
-        kind, name = kind_of(connection, self.name, self.schema), qualified(self.name, self.schema)
-        if kind not in (None, "m"):
-            raise SchemaMismatch(
-                f"{name} exists and is no materialised view",
-                hint=f"rename it out of the way (ALTER TABLE {name} RENAME TO …), then run the upgrade again",
-            )
-        return kind == "m"
-
     def reverse(self) -> MigrateOperation:
         """The operation that undoes this one."""
         return DropMaterializedViewOp(self.name, self.schema, _reverse=self)
 
-    def plan(self, operations: Operations) -> list[Step]:
-        """What this would do now. Raises `SchemaMismatch` where it would."""
-        name = qualified(self.name, self.schema)
-        if self.exists(connection_of(operations)):
-            return [Step(f"materialised view {name} exists: left as it is")]
-        return [Step(f"create materialised view {name}", duration="scans what it selects from")]
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: make it, unless there is one. Raises `SchemaMismatch` where something else is."""
+        fact, name = TableFact(self.name, self.schema), qualified(self.name, self.schema)
+        found = catalogue.ask(fact, None)
+        if found is not None and found.kind != "m":
+            raise SchemaMismatch(
+                f"{name} exists and is no materialised view",
+                hint=f"rename it out of the way (ALTER TABLE {name} RENAME TO …), then run the upgrade again",
+            )
+        if found is not None:
+            was = "is there" if found.comment == MADE else "was there, not made here: left as it is"
+            return Done(f"materialised view {name} {was}")
+        return Step(
+            f"create materialised view {name}",
+            self._create,
+            {fact: Table(self.name, self.schema, "m", MADE)},
+            duration="scans what it selects from",
+            needs=(lambda connection: require_create(connection, self.schema),),
+        )
+
+    def _create(self, operations: Operations) -> None:
+        statements = (
+            *self.statements,
+            f"COMMENT ON MATERIALIZED VIEW {qualified(self.name, self.schema)} IS {literal(MADE)}",
+        )
+        if operations.get_context().as_sql:
+            for statement in statements:
+                execute(operations, statement)
+            return
+        with settings(operations.get_bind(), local=True, statement_timeout="0"):
+            for statement in statements:
+                execute(operations, statement)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -76,7 +92,7 @@ class CreateMaterializedViewOp(MigrateOperation):
 
 @Operations.register_operation("drop_materialized_view")
 @dataclass
-class DropMaterializedViewOp(MigrateOperation):
+class DropMaterializedViewOp(SteppedOp):
     """Drop a materialised view of ours that nothing uses."""
 
     name: str
@@ -94,48 +110,32 @@ class DropMaterializedViewOp(MigrateOperation):
             raise ValueError(f"drop_materialized_view({self.name!r}) is not reversible: its query is unknown")
         return self._reverse
 
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: drop one of ours, unless something uses it."""
+        fact, name = TableFact(self.name, self.schema), qualified(self.name, self.schema)
+        found = catalogue.ask(fact, Table(self.name, self.schema, "m", MADE))
+        if found is None or found.kind != "m":
+            return Done(f"there is no materialised view {name}: nothing to drop")
+        if found.comment != MADE:
+            return Done(f"materialised view {name} was there before, not made here: left as it is")
+        if catalogue.ask(IsUsed(f"view {name}"), False):
+            return Done(f"materialised view {name}: something of yours depends on it; left as it is")
+        return Step(
+            f"drop materialised view {name}",
+            lambda operations: execute(operations, f"DROP MATERIALIZED VIEW {name} RESTRICT"),
+            {fact: None},
+            table=(self.name, self.schema),
+            object=name,
+            lock="ACCESS EXCLUSIVE",
+            blocks="readers and writers",
+            needs=(lambda connection: require_ownership(connection, self.name, self.schema),),
+            teaches={IN_USE: (IsUsed(f"view {name}"), True)},
+        )
+
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
         return ("drop_materialized_view", self.schema, self.name)
 
 
-@Operations.implementation_for(CreateMaterializedViewOp)
-def _create(operations: Operations, op: CreateMaterializedViewOp) -> None:
-    if operations.get_context().as_sql:
-        offline_programs.create_materialized_view(operations, op)
-        return
-    connection = connection_of(operations)
-    if op.exists(connection):
-        if comment_of(connection, op.name, schema=op.schema) != MADE:
-            log.info("materialised view %s was there, not made here: left as it is", op.name)
-        return
-    require_create(connection, op.schema)
-    lift_statement_timeout(connection)
-    for statement in op.statements:
-        execute_as_written(connection, statement)
-    mark(connection, f"MATERIALIZED VIEW {qualified(op.name, op.schema)}")
-
-
-@Operations.implementation_for(DropMaterializedViewOp)
-def _drop(operations: Operations, op: DropMaterializedViewOp) -> None:
-    if operations.get_context().as_sql:
-        offline_programs.drop_materialized_view(operations, op)
-        return
-    connection, name = connection_of(operations), qualified(op.name, op.schema)
-    if kind_of(connection, op.name, op.schema) != "m":
-        return
-    if comment_of(connection, op.name, schema=op.schema) != MADE:
-        log.info("materialised view %s was there before, not made here: left as it is", op.name)
-        return
-    require_ownership(connection, op.name, op.schema)
-    drop = f"DROP MATERIALIZED VIEW {name} RESTRICT"
-    if not drop_unless_used(connection, f"view {op.name}", lambda: execute_as_written(connection, drop)):
-        log.info("materialised view %s: something of yours depends on it; left as it is", op.name)
-
-
-def kind_of(connection: Connection, name: str, schema: str | None) -> str | None:
-    """The kind of relation that has a name, ``m`` for a materialised view; None where there is none."""
-    kind: str | None = connection.execute(
-        sa.text("SELECT relkind::text FROM pg_class WHERE oid = to_regclass(:name)"), {"name": quoted(schema, name)}
-    ).scalar()
-    return kind
+for _operation in (CreateMaterializedViewOp, DropMaterializedViewOp):
+    Operations.implementation_for(_operation)(run)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl import offline_plain_index
-from amprenta_vectors.ddl.catalogue import building_name, connection_of, mark, qualified, quoted, unique_column_sets
-from amprenta_vectors.ddl.index_state import drop_unfinished, is_valid, made_here, settle, waiting_at_length
-from amprenta_vectors.ddl.options import log
-from amprenta_vectors.ddl.partitions import is_partitioned
-from amprenta_vectors.ddl.plan import Step, present_name
-from amprenta_vectors.ddl.privileges import require_create, require_ownership
+from amprenta_vectors.ddl.catalogue import Catalogue, IndexesFact, IndexFact, IsPartitioned
+from amprenta_vectors.ddl.index_steps import build_step, drop_step
+from amprenta_vectors.ddl.marks import building_name
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, run
 from amprenta_vectors.errors import SchemaMismatch
+from amprenta_vectors.pg.indexes import Index
+from amprenta_vectors.pg.names import qualified
 
 
 @Operations.register_operation("create_plain_index")
 @dataclass
-class CreatePlainIndexOp(MigrateOperation):
+class CreatePlainIndexOp(SteppedOp):
     """Build a btree index concurrently, unless it is there."""
 
     name: str
@@ -34,14 +32,22 @@ class CreatePlainIndexOp(MigrateOperation):
 
     @classmethod
     def create_plain_index(
-        cls, operations: Operations, name: str, table: str, columns: Sequence[str], **options: Any
+        cls,
+        operations: Operations,
+        name: str,
+        table: str,
+        columns: Sequence[str],
+        *,
+        unique: bool = False,
+        where: str | None = None,
+        schema: str | None = None,
     ) -> None:
         """Build index ``name`` on ``columns`` outside any transaction; a valid one of that name is left as it is.
 
         With ``unique``, one on exactly these columns under another name serves as well. ``where`` is the predicate of
         a partial index. An invalid leftover is dropped and rebuilt, one being built is waited for.
         """
-        operations.invoke(cls(name, table, columns, **options))
+        operations.invoke(cls(name, table, columns, unique, where, schema))
 
     @property
     def statement_after_name(self) -> str:
@@ -51,35 +57,63 @@ class CreatePlainIndexOp(MigrateOperation):
         return f"ON {qualified(self.table, self.schema)} ({columns}){where}"
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
+        """Return the operation that undoes this one."""
         return DropPlainIndexOp(self.name, self.schema, _reverse=self)
 
-    def plan(self, operations: Operations) -> list[Step]:
-        """What this would do now."""
-        connection = connection_of(operations)
-        table = qualified(present_name(connection, self.table, self.schema) or self.table, self.schema)
-        if is_valid(connection, self.name, self.schema):
-            return [Step(f"index {self.name} exists: left as it is", table)]
-        if serves_already(connection, self):
-            return [Step(f"another unique index does the same as {self.name}: used instead", table)]
-        return [
-            Step(
-                f"build index {self.name}",
-                table,
-                "SHARE UPDATE EXCLUSIVE",
-                duration="concurrent: scans the table twice, and waits for every transaction that is open",
-            )
-        ]
-
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
+        """Return how autogenerate names this operation."""
         return ("create_plain_index", self.schema, self.table, list(self.columns), self.name)
+
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done next, unless it is there or another does the same."""
+        table = qualified(self.table, self.schema)
+        index = catalogue.ask(IndexFact(self.name, self.schema), None)
+        if index is None:
+            catalogue.require_table(self.table, self.schema)
+            building = catalogue.ask(IndexFact(building_name(self.name), self.schema), None)
+            if building is None:
+                if self.is_served(catalogue.ask(IndexesFact(self.table, self.schema), ())):
+                    return Done(f"another unique index does the same as {self.name}: used instead", table)
+                self._refuse_partitioned(catalogue)
+        return build_step(catalogue, self, "", self._create, concurrently=True) or Done(
+            f"index {self.name} is there: left as it is", table
+        )
+
+    def is_served(self, indexes: Sequence[Index]) -> bool:
+        """Return whether a unique index on exactly these columns is among ``indexes``, whatever its name."""
+        unique = self.unique and self.where is None
+        return unique and any(
+            index.table == self.table and index.unique_columns == frozenset(self.columns) for index in indexes
+        )
+
+    def _refuse_partitioned(self, catalogue: Catalogue) -> None:
+        if not catalogue.ask(IsPartitioned(self.table, self.schema), False):
+            return
+        unique = "UNIQUE " if self.unique else ""
+        raise SchemaMismatch(
+            f"table {qualified(self.table, self.schema)} is partitioned: PostgreSQL cannot build index {self.name} on "
+            "it without locking it",
+            hint=f"CREATE {unique}INDEX {qualified(self.name)} {self.statement_after_name}, when its writers can wait; "
+            "then run this again, which finds it",
+        )
+
+    def _create(self, operations: Operations, name: str) -> None:
+        operations.create_index(
+            name,
+            self.table,
+            list(self.columns),
+            unique=self.unique,
+            schema=self.schema,
+            postgresql_concurrently=True,
+            # Not text(), which would take a colon in it for a parameter.
+            postgresql_where=None if self.where is None else sa.literal_column(self.where),
+        )
 
 
 @Operations.register_operation("drop_plain_index")
 @dataclass
-class DropPlainIndexOp(MigrateOperation):
-    """Drop an index of ours concurrently."""
+class DropPlainIndexOp(SteppedOp):
+    """Drop an ordinary index of ours."""
 
     name: str
     schema: str | None = None
@@ -91,70 +125,19 @@ class DropPlainIndexOp(MigrateOperation):
         operations.invoke(cls(name, schema))
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one. Raises ValueError where the index that was there is not known."""
+        """Return the operation that undoes this one. Raises ValueError where the index that was there is not known."""
         if self._reverse is None:
             raise ValueError(f"drop_plain_index({self.name!r}) is not reversible: the index that was there is unknown")
         return self._reverse
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
+        """Return how autogenerate names this operation."""
         return ("drop_plain_index", self.schema, self.name)
 
-
-@Operations.implementation_for(CreatePlainIndexOp)
-def _create(operations: Operations, op: CreatePlainIndexOp) -> None:
-    if operations.get_context().as_sql:
-        offline_plain_index.create_plain_index(operations, op)
-        return
-    with waiting_at_length(operations, f"building index {op.name}"):
-        if settle(operations, op.name, op.schema) == "valid":
-            return
-        # Named for good only once marked: after a kill at any moment, ours can be told from one that was there.
-        building = building_name(op.name)
-        if settle(operations, building, op.schema) == "absent":
-            if serves_already(connection_of(operations), op):
-                log.info("%s: another unique index does the same and is used instead; a downgrade leaves it", op.name)
-                return
-            _build(operations, op, building)
-        mark(connection_of(operations), f"INDEX {quoted(op.schema, building)}")
-        operations.rename_table(building, op.name, schema=op.schema)  # ALTER TABLE renames indexes as well
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done next."""
+        return drop_step(catalogue, self)
 
 
-def _build(operations: Operations, op: CreatePlainIndexOp, name: str) -> None:
-    connection = connection_of(operations)
-    if is_partitioned(connection, op.table, op.schema):
-        unique = "UNIQUE " if op.unique else ""
-        raise SchemaMismatch(
-            f"table {qualified(op.table, op.schema)} is partitioned: PostgreSQL cannot build index {op.name} on it "
-            "without locking it",
-            hint=f"CREATE {unique}INDEX {qualified(op.name)} {op.statement_after_name}, when its writers can wait; "
-            "then run this again, which finds it",
-        )
-    require_ownership(connection, op.table, op.schema)
-    require_create(connection, op.schema)
-    operations.create_index(
-        name,
-        op.table,
-        list(op.columns),
-        unique=op.unique,
-        schema=op.schema,
-        postgresql_concurrently=True,
-        # Not text(), which would take a colon in it for a parameter.
-        postgresql_where=None if op.where is None else sa.literal_column(op.where),
-    )
-
-
-@Operations.implementation_for(DropPlainIndexOp)
-def _drop(operations: Operations, op: DropPlainIndexOp) -> None:
-    if operations.get_context().as_sql:
-        offline_plain_index.drop_plain_index(operations, op)
-        return
-    drop_unfinished(operations, op.name, op.schema)
-    if made_here(connection_of(operations), op.name, op.schema):
-        with waiting_at_length(operations, f"dropping index {op.name}"):
-            operations.drop_index(op.name, schema=op.schema, if_exists=True, postgresql_concurrently=True)
-
-
-def serves_already(connection: Connection, op: CreatePlainIndexOp) -> bool:
-    """Whether a unique index on exactly these columns is there, whatever its name."""
-    return op.unique and op.where is None and set(op.columns) in unique_column_sets(connection, op.table, op.schema)
+for _operation in (CreatePlainIndexOp, DropPlainIndexOp):
+    Operations.implementation_for(_operation)(run)

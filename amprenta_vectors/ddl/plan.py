@@ -1,15 +1,15 @@
 """What an upgrade would do and which locks it would take, found out without doing it.
 
 The revisions' own ``upgrade`` functions run against an ``op`` that records; each operation then says, from the
-catalogue as it is, what it would come to.
+catalogue as the steps before it leave it, which steps it comes to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
@@ -18,30 +18,10 @@ from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl.catalogue import is_retired, retired_name, table_exists
+from amprenta_vectors.ddl.catalogue import Foretold, Found
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, explain
 from amprenta_vectors.errors import ConfigError
-
-Blocked = Literal["nobody", "writers", "readers and writers", "not known"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that an operation does: on what, under which lock of PostgreSQL's, who waits for it, and how long."""
-
-    action: str
-    object: str = ""
-    lock: str = ""
-    blocks: Blocked = "nobody"
-    duration: str = "instant"
-
-
-@runtime_checkable
-class Planned(Protocol):
-    """An operation that can say beforehand what it will do."""
-
-    def plan(self, operations: Operations) -> list[Step]:
-        """The steps, judged by the database as it is now, of which nothing is changed."""
-        ...
+from amprenta_vectors.pg.tables import table_of
 
 
 @dataclass(frozen=True)
@@ -59,16 +39,8 @@ class RevisionPlan:
 
     revision: str
     title: str
-    steps: list[Step]
+    steps: list[Step | Done]
     tables: list[TableFigures]
-
-
-def present_name(connection: Connection, table: str, schema: str | None) -> str | None:
-    """The name that ``table`` has now: its own or its retired one; None where it is still to be made."""
-    if table_exists(connection, table, schema):
-        return table
-    kept = retired_name(table)
-    return kept if is_retired(connection, kept, schema=schema) else None
 
 
 def plan_upgrade(
@@ -86,11 +58,13 @@ def plan_upgrade(
         pending = list(script.iterate_revisions(revision, heads or "base", implicit_base=True))[::-1]
     except RevisionError as error:
         raise ConfigError(str(error), hint="amprenta-vectors db current") from error
-    plans = []
+    plans, catalogue = [], Foretold(Found(connection))
+    options = {"version_table": version_table, **options}
     for each in pending:
-        with recording(context) as (operations, recorded):
+        with recording(context) as (_, recorded):
             each.module.upgrade()
-            steps = [step for operation in recorded for step in _steps(operations, operation)]
+        found = (step for operation in recorded for step in _steps(catalogue, operation, options))
+        steps = [_as_it_is_now(connection, step) for step in found]
         plans.append(RevisionPlan(each.revision, each.doc, steps, _figures(connection, steps)))
     return plans
 
@@ -105,13 +79,26 @@ def recording(context: MigrationContext) -> Iterator[tuple[Operations, list[Migr
         yield operations, recorded
 
 
-def _steps(operations: Operations, operation: MigrateOperation) -> list[Step]:
-    if isinstance(operation, Planned):
-        return operation.plan(operations)
-    return [Step(type(operation).__name__, lock="not known", blocks="not known", duration="not known")]
+def _steps(catalogue: Foretold, operation: MigrateOperation, options: Mapping[str, Any]) -> Iterator[Step | Done]:
+    if isinstance(operation, SteppedOp):
+        yield from explain(catalogue, operation, options)
+    else:
+        name = type(operation).__name__
+        yield Step(name, lambda _: None, lock="not known", blocks="not known", duration="not known")
 
 
-def _figures(connection: Connection, steps: list[Step]) -> list[TableFigures]:
+def _as_it_is_now(connection: Connection, step: Step | Done) -> Step | Done:
+    """Say how much a step has to do, and that nobody waits for a table that nobody can use yet."""
+    if isinstance(step, Done):
+        return step
+    if step.measured is not None:
+        step = replace(step, action=step.measured(connection))
+    if step.table is not None and table_of(connection, *step.table) is None:
+        step = replace(step, blocks="nobody")
+    return step
+
+
+def _figures(connection: Connection, steps: list[Step | Done]) -> list[TableFigures]:
     statement = sa.text("""
         SELECT :name AS name, CASE WHEN reltuples >= 0 THEN reltuples::bigint END AS rows, pg_table_size(oid) AS bytes
         FROM pg_class WHERE oid = to_regclass(:name) AND relkind IN ('r', 'p')
@@ -119,10 +106,3 @@ def _figures(connection: Connection, steps: list[Step]) -> list[TableFigures]:
     names = dict.fromkeys(step.object for step in steps if step.object)
     found = [connection.execute(statement, {"name": name}).first() for name in names]
     return [TableFigures(row.name, row.rows, row.bytes) for row in found if row is not None]
-
-
-def count(connection: Connection, table: str, schema: str | None, where: sa.ColumnElement[bool] | None = None) -> int:
-    """How many rows ``table`` has, or how many of them meet a condition."""
-    rows = sa.select(sa.func.count()).select_from(sa.table(table, schema=schema))
-    counted: int = connection.execute(rows if where is None else rows.where(where)).scalar_one()
-    return counted

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl.catalogue import qualified, quoted
 from amprenta_vectors.errors import ServerUnsuitable
+from amprenta_vectors.pg.names import qualified, quoted
 
 
 def require_ownership(connection: Connection, table: str, schema: str | None = None) -> None:

@@ -7,9 +7,11 @@ from alembic.operations import MigrateOperation
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl.function import CreateFunctionOp
+from amprenta_vectors.ddl.catalogue import Found
+from amprenta_vectors.ddl.function import CreateFunctionOp, FunctionsFact
 from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp
 from amprenta_vectors.ddl.plan import recording
+from amprenta_vectors.ddl.steps import Step
 from amprenta_vectors.ddl.trigger import CreateTriggerOp
 
 Program = CreateFunctionOp | CreateTriggerOp | CreateMaterializedViewOp
@@ -28,4 +30,14 @@ def programs_of(script: ScriptDirectory) -> list[Program]:
 
 def missing(connection: Connection, programs: list[Program]) -> list[MigrateOperation]:
     """Those whose name nothing in the database has."""
-    return [program for program in programs if not program.exists(connection)]
+    found = Found(connection)
+    return [
+        program
+        for program in programs
+        if isinstance(program.next_step(found, {}), Step) and not _is_ours(found, program)
+    ]
+
+
+def _is_ours(found: Found, program: Program) -> bool:
+    """Whether it is there, made here: a function is renewed by each upgrade."""
+    return isinstance(program, CreateFunctionOp) and bool(found.ask(FunctionsFact(program.name, program.schema), ()))

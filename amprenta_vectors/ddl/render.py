@@ -11,17 +11,16 @@ from alembic.autogenerate import render, renderers
 from alembic.operations import MigrateOperation
 
 from amprenta_vectors.ddl.backfill import CancelBackfillOp, QueueBackfillOp
+from amprenta_vectors.ddl.columns import AddKeptColumnOp, AddVectorColumnOp, DropColumnOp
 from amprenta_vectors.ddl.extension import CreateVectorExtensionOp, DropVectorExtensionOp
 from amprenta_vectors.ddl.function import CreateFunctionOp, DropFunctionOp
 from amprenta_vectors.ddl.gate import EnsureBackfillFinishedOp
-from amprenta_vectors.ddl.kept_column import AddKeptColumnOp, DropKeptColumnOp
 from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp, DropMaterializedViewOp
 from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp, DropPlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
 from amprenta_vectors.ddl.trigger import CreateTriggerOp, DropTriggerOp
-from amprenta_vectors.ddl.vector_column import AddVectorColumnOp
-from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp
-from amprenta_vectors.ddl.vector_type import VectorType
+from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, DropVectorIndexOp, ReplaceVectorIndexOp
+from amprenta_vectors.pg.types import VectorType
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
@@ -34,10 +33,10 @@ _PGVECTOR_TYPES = frozenset({"VECTOR", "HALFVEC", "SPARSEVEC", "BIT"})
 _PLAIN: dict[type[MigrateOperation], str] = {
     CreateVectorExtensionOp: "create_vector_extension",
     DropVectorExtensionOp: "drop_vector_extension",
-    AddVectorColumnOp: "add_vector_column",
-    DropKeptColumnOp: "drop_kept_column",
+    DropColumnOp: "drop_vector_column",
     RetireTableOp: "retire_table",
     CreateVectorIndexOp: "create_vector_index",
+    ReplaceVectorIndexOp: "replace_vector_index",
     DropVectorIndexOp: "drop_vector_index",
     CreatePlainIndexOp: "create_plain_index",
     DropPlainIndexOp: "drop_plain_index",
@@ -89,6 +88,12 @@ def _plain(name: str, context: AutogenContext, op: MigrateOperation) -> str:
 @renderers.dispatch_for(AddKeptColumnOp)
 def _add_kept_column(context: AutogenContext, op: AddKeptColumnOp) -> str:
     return _call(context, "add_kept_column", op, type=render._repr_type(op.type, context))
+
+
+@renderers.dispatch_for(AddVectorColumnOp)
+def _add_vector_column(context: AutogenContext, op: AddVectorColumnOp) -> str:
+    beside = ", ".join(filter(None, (render._render_column(column, context) for column in op.beside)))
+    return _call(context, "add_vector_column", op, beside=f"[{beside}]")
 
 
 @renderers.dispatch_for(AdoptTableOp)

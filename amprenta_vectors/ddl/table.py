@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
 from alembic.operations.ops import CreateTableOp
+from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl import offline
-from amprenta_vectors.ddl.catalogue import (
-    MADE,
-    RETIRED,
-    column_types,
-    comment_of,
-    connection_of,
-    has_value,
-    is_retired,
-    other_sections,
-    qualified,
-    retired_name,
-    table_exists,
-    unique_column_sets,
-)
-from amprenta_vectors.ddl.locking import drop_unless_used, with_short_lock
-from amprenta_vectors.ddl.options import log, purging
-from amprenta_vectors.ddl.plan import Step, count
+from amprenta_vectors.ddl.catalogue import Catalogue, Fact, HasValue, IsUsed, TableFact, refuse_unless
+from amprenta_vectors.ddl.marks import MADE, RETIRED, comment_retired, is_retired, retired_name
+from amprenta_vectors.ddl.options import is_adopted, log, purging
 from amprenta_vectors.ddl.privileges import require_create, require_ownership
+from amprenta_vectors.ddl.sections import OtherSections
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, Taught, execute, run, write_check
 from amprenta_vectors.errors import AmprentaError, SchemaMismatch
+from amprenta_vectors.pg.errors import IN_USE
+from amprenta_vectors.pg.indexes import unique_column_sets
+from amprenta_vectors.pg.names import compose, literal, qualified
+from amprenta_vectors.pg.tables import Column, Table, count_rows, has_value, schemas_with
+from amprenta_vectors.pg.types import spelt
+
+_TYPED = "SELECT pg_typeof(t.{column}) = {type}::regtype FROM (SELECT) one LEFT JOIN {table} t ON false"
+# PostgreSQL looks for the index that the conflict is about, and fails where there is none.
+_ARBITRATED = "INSERT INTO {table} ({keys}) SELECT {keys} FROM {table} WHERE false ON CONFLICT ({keys}) DO NOTHING"
 
 
 @Operations.register_operation("adopt_table")
 @dataclass
-class AdoptTableOp(MigrateOperation):
+class AdoptTableOp(SteppedOp):
     """Adopt a table that exists and make one that does not."""
 
     table: str
@@ -47,14 +44,24 @@ class AdoptTableOp(MigrateOperation):
     schema: str | None = None
 
     @classmethod
-    def adopt_table(cls, operations: Operations, table: str, *elements: sa.schema.SchemaItem, **options: Any) -> None:
+    def adopt_table(
+        cls,
+        operations: Operations,
+        table: str,
+        *elements: sa.schema.SchemaItem,
+        key: Sequence[str] = (),
+        scope: Sequence[str] = (),
+        relies_on: Sequence[str] = (),
+        types: Mapping[str, str] | None = None,
+        schema: str | None = None,
+    ) -> None:
         """Make ``table`` of ``elements`` where it is absent; where it exists, check what is relied on.
 
         Relied on are the columns ``key``, ``relies_on`` and ``types``, which maps some to the type they must have, and
         a unique index on exactly ``key`` with those ``scope`` columns that the table has. Raises `SchemaMismatch`
-        naming what is missing.
+        naming what is missing, or the schema in which a table of that name is hidden from the search path.
         """
-        operations.invoke(cls(table, elements, **options))
+        operations.invoke(cls(table, elements, key, scope, relies_on, types or {}, schema))
 
     @cached_property
     def as_table(self) -> sa.Table:
@@ -70,18 +77,87 @@ class AdoptTableOp(MigrateOperation):
         """The operation that undoes this one."""
         return RetireTableOp(self.table, self.schema, _reverse=self)
 
-    def plan(self, operations: Operations) -> list[Step]:
-        """What this would do now. Raises `SchemaMismatch` where it would."""
-        connection, kept = connection_of(operations), retired_name(self.table)
-        table = qualified(self.table, self.schema)
-        if table_exists(connection, self.table, self.schema):
-            _check(operations, self)
-            return [Step(f"{table} exists: adopted as it is", table)]
-        if is_retired(connection, kept, schema=self.schema):
-            rows = count(connection, kept, self.schema)
-            retired = qualified(kept, self.schema)
-            return [Step(f"take back {table} from {retired}, with {rows:,} rows", retired, "ACCESS EXCLUSIVE")]
-        return [Step(f"create table {table}")]
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: nothing for a table that serves, take a retired one back, or make one."""
+        name, kept = qualified(self.table, self.schema), retired_name(self.table)
+        fact, kept_fact = TableFact(self.table, self.schema), TableFact(kept, self.schema)
+        assumed = Table(self.table, self.schema) if is_adopted(options, self.table) else None
+        if (table := catalogue.ask(fact, assumed)) is not None:
+            if table.comment == MADE:
+                return Done(f"{name} is there", name)
+            if catalogue.connection is None:
+                return Step(f"check that {name} has what is relied on", self._write_check, last=True)
+            self._check(catalogue, table)
+            return Done(f"{name} exists: adopted as it is", name)
+        retired = catalogue.ask(kept_fact, None)
+        if retired is not None and is_retired(retired.comment):
+            return Step(
+                f"take back {name} from {qualified(kept, self.schema)}",
+                lambda operations: _rename(operations, kept, self.table, self.schema, MADE),
+                {kept_fact: None, fact: replace(retired, name=self.table, comment=MADE)},
+                table=(kept, self.schema),
+                object=qualified(kept, self.schema),
+                lock="ACCESS EXCLUSIVE",
+                blocks="nobody",
+                needs=(lambda connection: require_ownership(connection, kept, self.schema),),
+                measured=lambda connection: (
+                    f"take back {name} from {qualified(kept, self.schema)}, with "
+                    f"{count_rows(connection, kept, self.schema):,} rows"
+                ),
+                said=f"{self.table}: taken back from {kept}",
+            )
+        if self.key and self.schema is None and (others := catalogue.ask(HiddenTables(self.table), ())):
+            raise SchemaMismatch(
+                f"table {self.table} is in schema {', '.join(others)}, which is not on the search path; this upgrade "
+                "would make an empty one beside it",
+                hint=f"ALTER ROLE CURRENT_USER SET search_path = {qualified(others[0])}, public",
+            )
+
+        def create(operations: Operations) -> None:
+            operations.create_table(self.table, *self.elements, schema=self.schema, comment=MADE)
+
+        return Step(
+            f"create table {name}",
+            create,
+            {fact: _foretold(self), HasValue(self.table, self.schema): False},
+            needs=(lambda connection: require_create(connection, self.schema),),
+        )
+
+    def _check(self, catalogue: Catalogue, table: Table) -> None:
+        """Raise `SchemaMismatch` where the table lacks what is relied on."""
+        name = qualified(self.table, self.schema)
+        missing = [column for column in self.relied_on if column not in table.columns]
+        if missing:
+            raise SchemaMismatch(
+                f"table {name} exists without the columns relied on: {', '.join(missing)}",
+                hint=f"add them (ALTER TABLE {name} ADD COLUMN …), or rename the table out of the way",
+            )
+        for column, type_ in self.types.items():
+            if table.columns[column].type != type_:
+                raise SchemaMismatch(
+                    f"column {name}.{qualified(column)} is of type {table.columns[column].type}; expected {type_}",
+                    hint=f"rename the table out of the way, or ALTER TABLE {name} ALTER COLUMN {qualified(column)} "
+                    f"TYPE {type_} USING …, then run the upgrade again",
+                )
+        wanted = frozenset(column for column in (*self.scope, *self.key) if column in table.columns)
+        if self.key and wanted not in catalogue.ask(UniqueSets(self.table, self.schema), (wanted,)):
+            listed = ", ".join(map(qualified, (each for each in (*self.scope, *self.key) if each in wanted)))
+            raise SchemaMismatch(
+                f"table {name} exists without a unique index on exactly ({listed})",
+                hint=f"CREATE UNIQUE INDEX CONCURRENTLY ON {name} ({listed})",
+            )
+
+    def _write_check(self, operations: Operations) -> None:
+        """Write statements that fail, changing nothing, where the table lacks what is relied on."""
+        context = operations.get_context()
+        parts = {"table": qualified(self.table, self.schema)}
+        columns = ", ".join(map(qualified, self.relied_on))
+        write_check(context, compose("SELECT {columns} FROM {table} WHERE false", columns=columns, **parts))
+        for column, type_ in self.types.items():
+            typed = compose(_TYPED, column=qualified(column), type=literal(type_), **parts)
+            write_check(context, refuse_unless(typed, f"{self.table}.{column} is {type_}"))
+        if self.key:
+            write_check(context, compose(_ARBITRATED, keys=", ".join(map(qualified, self.key)), **parts))
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -90,7 +166,7 @@ class AdoptTableOp(MigrateOperation):
 
 @Operations.register_operation("retire_table")
 @dataclass
-class RetireTableOp(MigrateOperation):
+class RetireTableOp(SteppedOp):
     """Take a table of ours out of use: kept under a retired name with rows, dropped without."""
 
     table: str
@@ -118,23 +194,64 @@ class RetireTableOp(MigrateOperation):
         """How autogenerate names this operation."""
         return ("retire_table", self.schema, self.table)
 
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: retire the table with its rows, drop it without, leave an adopted one."""
+        name, kept, purge = qualified(self.table, self.schema), retired_name(self.table), purging(options)
+        fact, kept_fact = TableFact(self.table, self.schema), TableFact(kept, self.schema)
+        if self.shared and catalogue.ask(OtherSections(options.get("version_table")), ()):
+            return Done(f"{name} is left: another section needs it")
+        assumed = Table(self.table, self.schema, comment="" if is_adopted(options, self.table) else MADE)
+        if (table := catalogue.ask(fact, assumed)) is None:
+            return Done(f"there is no table {name}: nothing to drop")
+        if table.comment != MADE:
+            return Done(f"{self.table} was adopted, not made here: left as it is")
+        if catalogue.ask(kept_fact, None) is not None:
+            raise SchemaMismatch(
+                f"table {kept} is in the way: {self.table} is to be kept under that name",
+                hint=f"ALTER TABLE {qualified(kept, self.schema)} RENAME TO …, then run the downgrade again",
+            )
+        used = catalogue.ask(IsUsed(f"table {name}"), False)
+        rows = catalogue.ask(HasValue(self.table, self.schema), True)
+        if purge and rows and used:
+            raise AmprentaError(
+                f"{self.table} cannot be dropped: something of yours depends on it",
+                hint="drop that first (psql: \\d+ says what), or downgrade without purging",
+            )
+        shared: dict[str, Any] = {
+            "table": (self.table, self.schema),
+            "object": name,
+            "lock": "ACCESS EXCLUSIVE",
+            "blocks": "readers and writers",
+            "needs": (lambda connection: require_ownership(connection, self.table, self.schema),),
+        }
+        if used or (rows and not purge):
+            without = f"{self.table}: something of yours depends on it; kept as {kept}, without rows"
+            return Step(
+                f"retire table {name} as {kept}",
+                lambda operations: _retire(operations, self.table, kept, self.schema),
+                {fact: None, kept_fact: replace(table, name=kept, comment=RETIRED)},
+                said=f"{self.table}: kept as {kept}" if rows else without,
+                **shared,
+            )
+        return Step(
+            f"drop table {name}",
+            lambda operations: self._drop(operations, purge=purge),
+            {fact: None},
+            teaches={IN_USE: (IsUsed(f"table {name}"), True)},
+            **shared,
+        )
 
-@Operations.implementation_for(AdoptTableOp)
-def _adopt(operations: Operations, op: AdoptTableOp) -> None:
-    if operations.get_context().as_sql:
-        offline.adopt_table(operations, op)
-        return
-    connection = connection_of(operations)
-    kept = retired_name(op.table)
-    if table_exists(connection, op.table, op.schema):
-        _check(operations, op)
-    elif is_retired(connection, kept, schema=op.schema):
-        require_ownership(connection, kept, op.schema)
-        with_short_lock(connection, f"renaming {kept}", lambda: _rename(operations, kept, op.table, op.schema, MADE))
-        log.info("%s: taken back from %s", op.table, kept)
-    else:
-        require_create(connection, op.schema)
-        operations.create_table(op.table, *op.elements, schema=op.schema, comment=MADE)
+    def _drop(self, operations: Operations, *, purge: bool) -> None:
+        """Drop the table, unless a row came into it meanwhile."""
+        if not operations.get_context().as_sql:
+            connection = operations.get_bind()
+            execute(operations, f"LOCK TABLE {qualified(self.table, self.schema)}")
+            if has_value(connection, self.table, schema=self.schema):
+                if not purge:
+                    raise Taught(HasValue(self.table, self.schema), True)
+                rows = count_rows(connection, self.table, self.schema)
+                log.warning("%s: dropping %d rows", self.table, rows)
+        operations.drop_table(self.table, schema=self.schema)
 
 
 def _rename(operations: Operations, old: str, new: str, schema: str | None, comment: str) -> None:
@@ -142,65 +259,43 @@ def _rename(operations: Operations, old: str, new: str, schema: str | None, comm
     operations.create_table_comment(new, comment, schema=schema)
 
 
-def _check(operations: Operations, op: AdoptTableOp) -> None:
-    connection, table = connection_of(operations), qualified(op.table, op.schema)
-    columns = column_types(connection, op.table, op.schema)
-    missing = [name for name in op.relied_on if name not in columns]
-    if missing:
-        raise SchemaMismatch(
-            f"table {table} exists without the columns relied on: {', '.join(missing)}",
-            hint=f"add them (ALTER TABLE {table} ADD COLUMN …), or rename the table out of the way",
-        )
-    for name, type_ in op.types.items():
-        if columns[name] != type_:
-            raise SchemaMismatch(
-                f"column {table}.{qualified(name)} is of type {columns[name]}; expected {type_}",
-                hint=f"rename the table out of the way, or ALTER TABLE {table} ALTER COLUMN {qualified(name)} "
-                f"TYPE {type_} USING …, then run the upgrade again",
-            )
-    wanted = [name for name in (*op.scope, *op.key) if name in columns]
-    if op.key and set(wanted) not in unique_column_sets(connection, op.table, op.schema):
-        listed = ", ".join(map(qualified, wanted))
-        raise SchemaMismatch(
-            f"table {table} exists without a unique index on exactly ({listed})",
-            hint=f"CREATE UNIQUE INDEX CONCURRENTLY ON {table} ({listed})",
-        )
+def _retire(operations: Operations, old: str, kept: str, schema: str | None) -> None:
+    operations.rename_table(old, kept, schema=schema)
+    execute(operations, comment_retired(f"TABLE {qualified(kept, schema)}"))
 
 
-@Operations.implementation_for(RetireTableOp)
-def _retire(operations: Operations, op: RetireTableOp) -> None:
-    """Retire first, look for rows afterwards: under the lock of the renaming none can come any more."""
-    if operations.get_context().as_sql:
-        offline.retire_table(operations, op)
-        return
-    if op.shared and other_sections(operations):
-        return
-    connection, kept = connection_of(operations), retired_name(op.table)
-    if not table_exists(connection, op.table, op.schema):
-        return
-    if comment_of(connection, op.table, schema=op.schema) != MADE:
-        log.info("%s was adopted, not made here: left as it is", op.table)
-        return
-    if table_exists(connection, kept, op.schema):
-        raise SchemaMismatch(
-            f"table {kept} is in the way: {op.table} is to be kept under that name",
-            hint=f"ALTER TABLE {qualified(kept, op.schema)} RENAME TO …, then run the downgrade again",
-        )
-    require_ownership(connection, op.table, op.schema)
-    comment = f"{RETIRED}{connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one().isoformat()}"
-    with_short_lock(connection, f"retiring {op.table}", lambda: _rename(operations, op.table, kept, op.schema, comment))
-    rows = has_value(connection, kept, schema=op.schema)
-    if rows and not purging(operations):
-        log.info("%s: kept as %s", op.table, kept)
-        return
-    if rows:
-        counted = sa.select(sa.func.count()).select_from(sa.table(kept, schema=op.schema))
-        log.warning("%s: dropping %d rows", op.table, connection.execute(counted).scalar_one())
-    if drop_unless_used(connection, op.table, lambda: operations.drop_table(kept, schema=op.schema)):
-        return
-    if rows:
-        raise AmprentaError(
-            f"{op.table} cannot be dropped: something of yours depends on it",
-            hint="drop that first (psql: \\d+ says what), or downgrade without purging",
-        )
-    log.info("%s: something of yours depends on it; kept as %s, without rows", op.table, kept)
+@dataclass(frozen=True)
+class UniqueSets(Fact[tuple[frozenset[str], ...]]):
+    """The columns of every unique index of a table that ON CONFLICT can name."""
+
+    table: str
+    schema: str | None = None
+
+    def find(self, connection: Connection) -> tuple[frozenset[str], ...]:
+        """Return them."""
+        return tuple(unique_column_sets(connection, self.table, self.schema))
+
+
+@dataclass(frozen=True)
+class HiddenTables(Fact[tuple[str, ...]]):
+    """The schemas off the search path that have a table of a name."""
+
+    table: str
+
+    def find(self, connection: Connection) -> tuple[str, ...]:
+        """Return their names."""
+        return tuple(schemas_with(connection, self.table))
+
+
+def _foretold(op: AdoptTableOp) -> Table:
+    """Return the table that ``op`` makes, as the catalogue will have it."""
+    columns = {
+        element.name: Column(spelt(element.type), element.comment or "", not element.nullable)
+        for element in op.elements
+        if isinstance(element, sa.Column)
+    }
+    return Table(op.table, op.schema, comment=MADE, columns=columns)
+
+
+for _operation in (AdoptTableOp, RetireTableOp):
+    Operations.implementation_for(_operation)(run)

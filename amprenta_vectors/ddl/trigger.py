@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,17 +10,45 @@ import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl import offline_programs
-from amprenta_vectors.ddl.catalogue import MADE, connection_of, execute_as_written, mark, qualified, quoted
-from amprenta_vectors.ddl.locking import with_short_lock
-from amprenta_vectors.ddl.options import log
-from amprenta_vectors.ddl.plan import Step, present_name
+from amprenta_vectors.ddl.catalogue import Catalogue, Fact
+from amprenta_vectors.ddl.marks import MADE
 from amprenta_vectors.ddl.privileges import require_ownership
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.pg.names import literal, qualified, quoted
+
+
+@dataclass(frozen=True)
+class TriggerFact(Fact[bool | None]):
+    """Whether a trigger of a table was made here; None where there is none."""
+
+    name: str
+    table: str
+    schema: str | None = None
+
+    def find(self, connection: Connection) -> bool | None:
+        """Return it."""
+        ours: bool | None = connection.execute(
+            sa.text("""
+                SELECT coalesce(obj_description(oid, 'pg_trigger') = :made, false) FROM pg_trigger
+                WHERE tgrelid = to_regclass(:table) AND tgname = :name AND NOT tgisinternal
+            """),
+            {"made": MADE, "table": quoted(self.schema, self.table), "name": self.name},
+        ).scalar()
+        return ours
+
+    def guard(self, value: bool | None) -> tuple[str, str]:
+        """Check that there is none, or that it is ours."""
+        relation = f"to_regclass({literal(quoted(self.schema, self.table))})"
+        found = f"SELECT FROM pg_trigger WHERE tgrelid = {relation} AND tgname = {literal(self.name)}"
+        if value is None:
+            return f"NOT EXISTS ({found})", f"there is no trigger {self.name} on {self.table}"
+        ours = f"obj_description(oid, 'pg_trigger') = {literal(MADE)}"
+        return f"EXISTS ({found} AND {ours})", f"trigger {self.name} on {self.table} is {MADE}"
 
 
 @Operations.register_operation("create_trigger")
 @dataclass
-class CreateTriggerOp(MigrateOperation):
+class CreateTriggerOp(SteppedOp):
     """Make a trigger, unless the table has one of that name."""
 
     name: str
@@ -45,25 +74,33 @@ class CreateTriggerOp(MigrateOperation):
         table = qualified(self.table, self.schema)
         return f"CREATE TRIGGER {qualified(self.name)} {self.events} ON {table} {self.action}"
 
-    def exists(self, connection: Connection) -> bool:
-        """Whether the table has a trigger of that name."""
-        return is_ours(connection, self.name, self.table, self.schema) is not None
-
     def reverse(self) -> MigrateOperation:
         """The operation that undoes this one."""
         return DropTriggerOp(self.name, self.table, self.schema, _reverse=self)
 
-    def plan(self, operations: Operations) -> list[Step]:
-        """What this would do now."""
-        connection = connection_of(operations)
-        present = present_name(connection, self.table, self.schema)
-        table = qualified(present or self.table, self.schema)
-        if is_ours(connection, self.name, self.table, self.schema) is not None:
-            return [Step(f"trigger {self.name} exists: left as it is", table)]
-        blocked = present == self.table
-        return [
-            Step(f"create trigger {self.name}", table, "SHARE ROW EXCLUSIVE", "writers" if blocked else "nobody"),
-        ]
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: make it, unless the table has one of that name."""
+        fact, table = TriggerFact(self.name, self.table, self.schema), qualified(self.table, self.schema)
+        ours = catalogue.ask(fact, None)
+        if ours is not None:
+            was = "is there" if ours else "was there, not made here: left as it is"
+            return Done(f"trigger {self.name} on {self.table} {was}", table)
+        catalogue.require_table(self.table, self.schema)
+
+        def create(operations: Operations) -> None:
+            execute(operations, self.statement)
+            execute(operations, f"COMMENT ON TRIGGER {_on_table(self)} IS {literal(MADE)}")
+
+        return Step(
+            f"create trigger {self.name}",
+            create,
+            {fact: True},
+            table=(self.table, self.schema),
+            object=table,
+            lock="SHARE ROW EXCLUSIVE",
+            blocks="writers",
+            needs=(lambda connection: require_ownership(connection, self.table, self.schema),),
+        )
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
@@ -72,7 +109,7 @@ class CreateTriggerOp(MigrateOperation):
 
 @Operations.register_operation("drop_trigger")
 @dataclass
-class DropTriggerOp(MigrateOperation):
+class DropTriggerOp(SteppedOp):
     """Drop a trigger of ours."""
 
     name: str
@@ -91,55 +128,31 @@ class DropTriggerOp(MigrateOperation):
             raise ValueError(f"drop_trigger({self.name!r}) is not reversible: what it did is unknown")
         return self._reverse
 
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done: drop one of ours."""
+        fact, table = TriggerFact(self.name, self.table, self.schema), qualified(self.table, self.schema)
+        ours = catalogue.ask(fact, True)
+        if not ours:
+            was = "was there before, not made here: left as it is" if ours is False else "is not there: nothing to drop"
+            return Done(f"trigger {self.name} on {self.table} {was}", table)
+        return Step(
+            f"drop trigger {self.name}",
+            lambda operations: execute(operations, f"DROP TRIGGER {_on_table(self)}"),
+            {fact: None},
+            table=(self.table, self.schema),
+            object=table,
+            lock="ACCESS EXCLUSIVE",
+            blocks="readers and writers",
+            needs=(lambda connection: require_ownership(connection, self.table, self.schema),),
+        )
+
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """How autogenerate names this operation."""
         return ("drop_trigger", self.schema, self.table, self.name)
 
 
-@Operations.implementation_for(CreateTriggerOp)
-def _create(operations: Operations, op: CreateTriggerOp) -> None:
-    if operations.get_context().as_sql:
-        offline_programs.create_trigger(operations, op)
-        return
-    connection = connection_of(operations)
-    ours = is_ours(connection, op.name, op.table, op.schema)
-    if ours is None:
-        require_ownership(connection, op.table, op.schema)
-
-        def create() -> None:
-            execute_as_written(connection, op.statement)
-            mark(connection, f"TRIGGER {_on_table(op)}")
-
-        with_short_lock(connection, f"creating trigger {op.name}", create)
-    elif not ours:
-        log.info("trigger %s on %s was there, not made here: left as it is", op.name, op.table)
-
-
-@Operations.implementation_for(DropTriggerOp)
-def _drop(operations: Operations, op: DropTriggerOp) -> None:
-    if operations.get_context().as_sql:
-        offline_programs.drop_trigger(operations, op)
-        return
-    connection = connection_of(operations)
-    ours = is_ours(connection, op.name, op.table, op.schema)
-    if ours:
-        require_ownership(connection, op.table, op.schema)
-        drop = f"DROP TRIGGER {_on_table(op)}"
-        with_short_lock(connection, f"dropping trigger {op.name}", lambda: execute_as_written(connection, drop))
-    elif ours is not None:
-        log.info("trigger %s on %s was there before, not made here: left as it is", op.name, op.table)
-
-
-def is_ours(connection: Connection, name: str, table: str, schema: str | None) -> bool | None:
-    """Whether a trigger was made here; None where there is none."""
-    ours: bool | None = connection.execute(
-        sa.text("""
-            SELECT coalesce(obj_description(oid, 'pg_trigger') = :made, false) FROM pg_trigger
-            WHERE tgrelid = to_regclass(:table) AND tgname = :name AND NOT tgisinternal
-        """),
-        {"made": MADE, "table": quoted(schema, table), "name": name},
-    ).scalar()
-    return ours
+for _operation in (CreateTriggerOp, DropTriggerOp):
+    Operations.implementation_for(_operation)(run)
 
 
 def _on_table(op: CreateTriggerOp | DropTriggerOp) -> str:

@@ -1,8 +1,10 @@
-"""``op.create_vector_index()`` and its reverse: concurrent, repeatable, and never left invalid."""
+"""``op.create_vector_index()``, its reverse, and ``op.replace_vector_index()``: concurrent, and never left invalid."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,39 +12,26 @@ import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl import offline_index
-from amprenta_vectors.ddl.catalogue import (
-    building_name,
-    column_types,
-    connection_of,
-    mark,
-    qualified,
-    quoted,
-    table_exists,
-)
-from amprenta_vectors.ddl.index_key import IndexKey, index_key_of
-from amprenta_vectors.ddl.index_state import (
-    deferred,
-    drop_unfinished,
-    equivalent_indexes,
-    is_valid,
-    made_here,
-    settle,
-    waiting_at_length,
-)
-from amprenta_vectors.ddl.options import configured_index, log
-from amprenta_vectors.ddl.partitions import refuse_partitioned
-from amprenta_vectors.ddl.plan import Step, present_name
-from amprenta_vectors.ddl.privileges import require_create, require_ownership
+from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, Foretold, IndexesFact, IndexFact, IsPartitioned
+from amprenta_vectors.ddl.index_steps import DeferredFact, build_step, drop_index, drop_step, rename, unfinished_step
+from amprenta_vectors.ddl.marks import MADE, building_name
+from amprenta_vectors.ddl.options import configured_dimension, configured_index
+from amprenta_vectors.ddl.privileges import require_ownership
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.errors import SchemaMismatch
+from amprenta_vectors.pg.index_keys import IndexKey, index_key_of
+from amprenta_vectors.pg.indexes import DEFAULT_OPTIONS, STORES_LOOK_SECONDS, Index, builder_of, predicate_as_written
+from amprenta_vectors.pg.names import literal, qualified
+from amprenta_vectors.pg.tables import Column, count_rows
 
 Method = Literal["hnsw", "ivfflat"]
 Distance = Literal["cosine", "l2", "ip", "l1"]
+Coarser = Literal["halfvec", "bit"]
 
 
-@Operations.register_operation("create_vector_index")
 @dataclass
-class CreateVectorIndexOp(MigrateOperation):
-    """Build an ANN index concurrently, unless it is there or its building is deferred by a backfill."""
+class VectorIndexOp(SteppedOp):
+    """An ANN index that is wanted."""
 
     name: str
     table: str
@@ -51,14 +40,88 @@ class CreateVectorIndexOp(MigrateOperation):
     distance: Distance = "cosine"
     options: dict[str, int] = field(default_factory=dict)
     where: str | None = None
-    storage: Literal["halfvec", "bit"] | None = None
+    storage: Coarser | None = None
     schema: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Method and storage in words."""
+        return f" ({', '.join(filter(None, (self.method, self.storage)))})"
+
+    def key(self, catalogue: Catalogue, options: Mapping[str, Any]) -> IndexKey:
+        """Return what is indexed. Raises `SchemaMismatch` for a column that is no vector, or too long."""
+        # A script without a database knows no dimension but the one that it is told.
+        assumed = Column(f"vector({configured_dimension(options) or 1})")
+        column = catalogue.ask(ColumnFact(self.table, self.column, self.schema), assumed)
+        if column is None:
+            catalogue.require_table(self.table, self.schema)
+        found = None if column is None else column.type
+        return index_key_of(self.table, self.column, found, self.distance, self.storage)
+
+    def refuse_partitioned(self, catalogue: Catalogue, key: IndexKey) -> None:
+        """Raise `SchemaMismatch` with the statements that do it where the table is partitioned."""
+        if not catalogue.ask(IsPartitioned(self.table, self.schema), False):
+            return
+        name, index, typed = qualified(self.table, self.schema), qualified(self.name), f"({key.typed})"
+        raise SchemaMismatch(
+            f"table {name} is partitioned: PostgreSQL cannot build index {self.name} on it without locking it",
+            hint=f"CREATE INDEX {index} ON ONLY {name} USING {self.method} {typed}; for each partition: CREATE INDEX "
+            f"CONCURRENTLY name ON partition USING {self.method} {typed}, then ALTER INDEX {index} ATTACH PARTITION "
+            "name; then run this again, which finds it",
+        )
+
+    def create(self, operations: Operations, name: str, key: IndexKey, *, concurrently: bool) -> None:
+        """Build the index under ``name``."""
+        operations.create_index(
+            name,
+            self.table,
+            [self.column if key.is_column else key.of(sa.column(self.column))],
+            schema=self.schema,
+            postgresql_concurrently=concurrently,
+            postgresql_using=self.method,
+            postgresql_ops={self.column: key.opclass},
+            postgresql_with=self._parameters(operations),
+            # Not text(), which would take a colon in it for a parameter.
+            postgresql_where=None if self.where is None else sa.literal_column(self.where),
+        )
+
+    def _parameters(self, operations: Operations) -> dict[str, int]:
+        """Return the storage parameters; lists of 0 follow from the rows there are when it is built."""
+        if self.options.get("lists") != 0:
+            return self.options
+        if operations.get_context().as_sql:
+            return {name: value for name, value in self.options.items() if name != "lists"}
+        connection = operations.get_bind()
+        rows = count_rows(connection, self.table, self.schema, sa.column(self.column).is_not(None))
+        return {**self.options, "lists": suitable_lists(rows)}
+
+
+@Operations.register_operation("create_vector_index")
+@dataclass
+class CreateVectorIndexOp(VectorIndexOp):
+    """Build an ANN index concurrently, unless it is there or its building is deferred by a backfill."""
+
     concurrently: bool = True
     configurable: bool = False
 
     @classmethod
-    def create_vector_index(cls, operations: Operations, name: str, table: str, column: str, **options: Any) -> None:
-        """Build index ``name`` on ``table.column`` outside any transaction.
+    def create_vector_index(
+        cls,
+        operations: Operations,
+        name: str,
+        table: str,
+        column: str,
+        *,
+        method: Method = "hnsw",
+        distance: Distance = "cosine",
+        options: Mapping[str, int] | None = None,
+        where: str | None = None,
+        storage: Coarser | None = None,
+        schema: str | None = None,
+        concurrently: bool = True,
+        configurable: bool = False,
+    ) -> None:
+        """Build index ``name`` on ``table.column`` outside any transaction; one that does the same is used instead.
 
         ``method`` is hnsw or ivfflat; ``options`` its storage parameters (``{"m": 16, "ef_construction": 64}``). The
         operator class follows from ``distance`` and what is indexed: the column; with ``storage="halfvec"`` its cast,
@@ -68,172 +131,242 @@ class CreateVectorIndexOp(MigrateOperation):
         ``configurable``, ``-x index=`` decides method and storage; ``lists`` of an ivfflat index are 0 to follow from
         the number of rows. Raises `SchemaMismatch` for a column that is no vector, or too long for the storage.
         """
-        operations.invoke(cls(name, table, column, **options))
+        given = dict(options or {})
+        op = cls(name, table, column, method, distance, given, where, storage, schema, concurrently, configurable)
+        operations.invoke(op)
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
-        return DropVectorIndexOp(self.name, self.schema, concurrently=self.concurrently, _reverse=self)
-
-    def plan(self, operations: Operations) -> list[Step]:
-        """What this would do now."""
-        self = configured(operations, self)
-        connection = connection_of(operations)
-        present = present_name(connection, self.table, self.schema)
-        table = qualified(present or self.table, self.schema)
-        if deferred(connection, self.name):
-            return [Step(f"index {self.name} is left to the backfill that deferred it", table)]
-        if is_valid(connection, self.name, self.schema):
-            return [Step(f"index {self.name} exists: left as it is", table)]
-        if self.where is None and self.column in column_types(connection, self.table, self.schema):
-            others = equivalent_indexes(connection, self, _key(connection, self))
-            if others and is_valid(connection, others[0], self.schema):
-                return [Step(f"index {others[0]} does the same as {self.name}: used instead", table)]
-        return [
-            Step(
-                f"build index {self.name} ({', '.join(filter(None, (self.method, self.storage)))})",
-                table,
-                "SHARE UPDATE EXCLUSIVE" if self.concurrently else "SHARE",
-                "nobody" if self.concurrently or present != self.table else "writers",
-                "concurrent: scans the table twice, and waits for every transaction that is open"
-                if self.concurrently
-                else "scans the table",
-            )
-        ]
+        """Return the operation that undoes this one."""
+        return DropVectorIndexOp(self.name, self.schema, _reverse=self)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
+        """Return how autogenerate names this operation."""
         return ("create_vector_index", self.schema, self.table, self.column, self.name)
+
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done next, unless it is there, deferred, or another does the same."""
+        wanted, table = configured(options, self), qualified(self.table, self.schema)
+        if catalogue.ask(DeferredFact(self.name), False):
+            return Done(f"index {self.name} is left to the backfill that deferred it", table)
+        key = wanted.key(catalogue, options)
+        index = catalogue.ask(IndexFact(self.name, self.schema), None)
+        if index is None and (other := self._equivalent(catalogue, key)) is not None:
+            if not other.valid:
+                return unfinished_step(catalogue, other, self.schema)
+            building = catalogue.ask(IndexFact(building_name(self.name), self.schema), None)
+            if building is None:
+                return Done(f"index {other.name} does the same as {self.name}: used instead", table)
+        if index is None and self.concurrently:
+            self.refuse_partitioned(catalogue, key)
+        step = build_step(
+            catalogue,
+            wanted,
+            wanted.kind,
+            lambda operations, name: wanted.create(operations, name, key, concurrently=self.concurrently),
+            concurrently=self.concurrently,
+        )
+        return step or Done(f"index {self.name} is there: left as it is", table)
+
+    def _equivalent(self, catalogue: Catalogue, key: IndexKey) -> Index | None:
+        """Return an index under another name that answers the same queries; one being built by others is one."""
+        if self.where is not None:
+            return None
+        found = catalogue.ask(IndexesFact(self.table, self.schema), ())
+        own = (self.name, building_name(self.name))
+        alike = [
+            index
+            for index in found
+            if index.name not in own
+            and index.method == self.method
+            and not index.partial
+            and key.is_of(index)
+            # That of a partition serves a part of the table.
+            and index.table == self.table
+        ]
+        usable = [index for index in alike if index.valid or _is_built_elsewhere(catalogue, index)]
+        return min(usable, key=lambda index: (not index.valid, index.name), default=None)
+
+
+def _is_built_elsewhere(catalogue: Catalogue, index: Index) -> bool:
+    return catalogue.connection is not None and builder_of(catalogue.connection, index) is not None
 
 
 @Operations.register_operation("drop_vector_index")
 @dataclass
-class DropVectorIndexOp(MigrateOperation):
-    """Drop an index of ours concurrently."""
+class DropVectorIndexOp(SteppedOp):
+    """Drop an index of ours."""
 
     name: str
     schema: str | None = None
     adopted: bool = False
-    concurrently: bool = True
     _reverse: CreateVectorIndexOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def drop_vector_index(cls, operations: Operations, name: str, **options: Any) -> None:
-        """Drop index ``name`` if this package made it; forget it where its building is deferred.
+    def drop_vector_index(
+        cls, operations: Operations, name: str, *, schema: str | None = None, adopted: bool = False
+    ) -> None:
+        """Drop index ``name`` if this package made it, under a short lock; forget it where a backfill deferred it.
 
         What an interrupted build of it left is dropped too. With ``adopted=True``, also one that was made otherwise.
-        ``concurrently=False`` is for a table that the same
-        transaction drops.
         """
-        operations.invoke(cls(name, **options))
+        operations.invoke(cls(name, schema, adopted))
 
     def reverse(self) -> CreateVectorIndexOp:
-        """The operation that undoes this one. Raises ValueError where the index that was there is not known."""
+        """Return the operation that undoes this one. Raises ValueError where the index that was there is not known."""
         if self._reverse is None:
             raise ValueError(f"drop_vector_index({self.name!r}) is not reversible: the index that was there is unknown")
         return self._reverse
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
+        """Return how autogenerate names this operation."""
         return ("drop_vector_index", self.schema, self.name)
 
-
-@Operations.implementation_for(CreateVectorIndexOp)
-def _create(operations: Operations, op: CreateVectorIndexOp) -> None:
-    op = configured(operations, op)
-    if operations.get_context().as_sql:
-        offline_index.create_vector_index(operations, op)
-        return
-    connection = connection_of(operations)
-    key = _key(connection, op)
-    if deferred(connection, op.name):
-        log.info("%s: a backfill deferred it and will build it", op.name)
-        return
-    if not op.concurrently:
-        if not table_exists(connection, op.name, op.schema):
-            _build(operations, op, op.name, key)
-            mark(connection, f"INDEX {quoted(op.schema, op.name)}")
-        return
-    with waiting_at_length(operations, f"building index {op.name}"):
-        if settle(operations, op.name, op.schema) == "valid" or _find_equivalent(operations, op, key):
-            return
-        # Named for good only once marked: after a kill at any moment, ours can be told from one that was there.
-        building = building_name(op.name)
-        if settle(operations, building, op.schema) == "absent":
-            _build(operations, op, building, key)
-        mark(connection, f"INDEX {quoted(op.schema, building)}")
-        operations.rename_table(building, op.name, schema=op.schema)  # ALTER TABLE renames indexes as well
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done next."""
+        return drop_step(catalogue, self, adopted=self.adopted)
 
 
-def _build(operations: Operations, op: CreateVectorIndexOp, name: str, key: IndexKey) -> None:
-    if op.concurrently:
-        refuse_partitioned(connection_of(operations), op, key)
-    require_ownership(connection_of(operations), op.table, op.schema)
-    require_create(connection_of(operations), op.schema)
-    operations.create_index(
-        name,
-        op.table,
-        [op.column if key.is_column else key.of(sa.column(op.column))],
-        schema=op.schema,
-        postgresql_concurrently=op.concurrently,
-        postgresql_using=op.method,
-        postgresql_ops={op.column: key.opclass},
-        postgresql_with=_options(connection_of(operations), op),
-        # Not text(), which would take a colon in it for a parameter.
-        postgresql_where=None if op.where is None else sa.literal_column(op.where),
-    )
+@Operations.register_operation("replace_vector_index")
+@dataclass
+class ReplaceVectorIndexOp(VectorIndexOp):
+    """Build an ANN index beside the one of that name, and put it in its place."""
+
+    _reverse: VectorIndexOp | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def replace_vector_index(
+        cls,
+        operations: Operations,
+        name: str,
+        table: str,
+        column: str,
+        *,
+        method: Method = "hnsw",
+        distance: Distance = "cosine",
+        options: Mapping[str, int] | None = None,
+        where: str | None = None,
+        storage: Coarser | None = None,
+        schema: str | None = None,
+    ) -> None:
+        """Make index ``name`` what the arguments say, those of ``create_vector_index``; queries have one all the time.
+
+        The new one is built beside the old one. A minute later, when every running store has looked at the indexes
+        again, it gets the name, and the old one goes. One that is as it is wanted is left.
+        """
+        operations.invoke(cls(name, table, column, method, distance, dict(options or {}), where, storage, schema))
+
+    def reverse(self) -> ReplaceVectorIndexOp:
+        """Return the operation that puts the old one back. Raises ValueError where that is not known."""
+        if self._reverse is None:
+            raise ValueError(f"replace_vector_index({self.name!r}) is not reversible: the index there was is unknown")
+        shared = {name: getattr(self._reverse, name) for name in VectorIndexOp.__dataclass_fields__}
+        return ReplaceVectorIndexOp(**shared, _reverse=self)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """Return how autogenerate names this operation."""
+        return ("replace_vector_index", self.schema, self.table, self.column, self.name)
+
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return what is to be done next: build, wait for the stores, or put in place."""
+        fact, building_fact = (IndexFact(name, self.schema) for name in (self.name, building_name(self.name)))
+        key, table = self.key(catalogue, options), qualified(self.table, self.schema)
+        index, building = (
+            catalogue.ask(fact, Index(self.name, self.table, comment=MADE)),
+            catalogue.ask(building_fact, None),
+        )
+        create = CreateVectorIndexOp(**{name: getattr(self, name) for name in VectorIndexOp.__dataclass_fields__})
+        as_wanted = index is not None and index.valid and self._is(catalogue, index, key)
+        if index is None or as_wanted:
+            # Without an old one, a new one is to be built; with the right one, only what is left beside it is to go.
+            return create.next_step(catalogue, options)
+        if building is not None and building.valid and not self._is(catalogue, building, key):
+            # What the build of another revision left.
+            return drop_index(building, self.schema)
+        if building is None or not building.valid:
+            self.refuse_partitioned(catalogue, key)
+            beside = Foretold(catalogue)
+            beside.learn(fact, None)
+            step = build_step(
+                beside,
+                self,
+                self.kind,
+                lambda operations, name: self.create(operations, name, key, concurrently=True),
+                concurrently=True,
+            )
+            assert step is not None  # noqa: S101 - one of these is always left where the index is not there
+            return step
+        if building.comment != MADE:
+            return Step(
+                f"wait {STORES_LOOK_SECONDS:.0f} s, until every running store has seen the new index",
+                lambda operations: _let_stores_look(operations, building.name, self.schema),
+                {building_fact: Index(building.name, self.table, comment=MADE)},
+                table=(self.table, self.schema),
+                object=table,
+                duration=f"{STORES_LOOK_SECONDS:.0f} s",
+                place="concurrently",
+            )
+
+        def swap(operations: Operations) -> None:
+            operations.drop_index(self.name, schema=self.schema)
+            rename(operations, building.name, self.name, self.schema)
+
+        return Step(
+            f"put the new index {self.name} in place of the old one",
+            swap,
+            {building_fact: None, fact: Index(self.name, self.table, comment=MADE)},
+            table=(self.table, self.schema),
+            object=table,
+            lock="ACCESS EXCLUSIVE",
+            blocks="readers and writers",
+            needs=(lambda connection: require_ownership(connection, self.table, self.schema),),
+        )
+
+    def _is(self, catalogue: Catalogue, index: Index, key: IndexKey) -> bool:
+        """Return whether ``index`` is as it is wanted; predicates are compared as PostgreSQL writes them."""
+        options = {
+            **DEFAULT_OPTIONS[self.method],
+            **{name: str(value) for name, value in self.options.items() if value},
+        }
+        same = index.method == self.method and key.is_of(index) and index.effective_options == options
+        if not same or self.where is None or index.predicate is None:
+            return same and (self.where is None) == (index.predicate is None)
+        return catalogue.ask(PredicateFact(self.table, self.schema, self.where), self.where) == index.predicate
 
 
-def configured(operations: Operations, op: CreateVectorIndexOp) -> CreateVectorIndexOp:
-    """``op`` with the method and storage that ``-x index=`` asks for, where it lets itself be configured."""
-    asked = configured_index(operations) if op.configurable else None
+@dataclass(frozen=True)
+class PredicateFact(Fact[str]):
+    """The predicate of a partial index on a table, as PostgreSQL writes it."""
+
+    table: str
+    schema: str | None
+    where: str
+
+    def find(self, connection: Connection) -> str:
+        """Return it; a table like that one is made for that, and rolled back."""
+        return predicate_as_written(connection, self.where, self.table, self.schema)
+
+
+def _let_stores_look(operations: Operations, name: str, schema: str | None) -> None:
+    """Wait until every running store has seen an index, and mark it as one that was waited for."""
+    if not operations.get_context().as_sql:
+        time.sleep(STORES_LOOK_SECONDS)
+    execute(operations, f"COMMENT ON INDEX {qualified(name, schema)} IS {literal(MADE)}")
+
+
+def configured(options: Mapping[str, Any], op: CreateVectorIndexOp) -> CreateVectorIndexOp:
+    """Return ``op`` with the method and storage that ``-x index=`` asks for, where it lets itself be configured."""
+    asked = configured_index(options) if op.configurable else None
     if asked is None:
         return op
     method, storage = asked
-    options = op.options if method == op.method else {"lists": 0} if method == "ivfflat" else {}
-    return replace(op, method=method, storage=storage or op.storage, options=options)
+    parameters = op.options if method == op.method else {"lists": 0} if method == "ivfflat" else {}
+    return replace(op, method=method, storage=storage or op.storage, options=parameters)
 
 
 def suitable_lists(rows: int) -> int:
-    """A thousandth of the rows up to a million, their square root beyond (pgvector's README)."""
+    """Return a thousandth of the rows up to a million, their square root beyond (pgvector's README)."""
     return max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows))
 
 
-def _options(connection: Connection, op: CreateVectorIndexOp) -> dict[str, int]:
-    if op.options.get("lists") != 0:
-        return op.options
-    counted = sa.select(sa.func.count(sa.column(op.column))).select_from(sa.table(op.table, schema=op.schema))
-    return {**op.options, "lists": suitable_lists(connection.execute(counted).scalar_one())}
-
-
-def _find_equivalent(operations: Operations, op: CreateVectorIndexOp, key: IndexKey) -> bool:
-    """Whether an index under another name serves the same queries; one that is being built is waited for."""
-    if op.where is not None:
-        return False
-    for other in equivalent_indexes(connection_of(operations), op, key):
-        if settle(operations, other, op.schema, ours=False) == "valid":
-            log.info("%s: index %s does the same and is used instead; a downgrade leaves it", op.name, other)
-            return True
-    return False
-
-
-@Operations.implementation_for(DropVectorIndexOp)
-def _drop(operations: Operations, op: DropVectorIndexOp) -> None:
-    if operations.get_context().as_sql:
-        offline_index.drop_vector_index(operations, op)
-        return
-    connection = connection_of(operations)
-    if deferred(connection, op.name):
-        connection.execute(sa.text("DELETE FROM migration_index WHERE index_name = :name"), {"name": op.name})
-    if op.concurrently:
-        drop_unfinished(operations, op.name, op.schema)
-    if not (op.adopted or made_here(connection, op.name, op.schema)):
-        return
-    if not op.concurrently:
-        operations.drop_index(op.name, schema=op.schema, if_exists=True)
-    else:
-        with waiting_at_length(operations, f"dropping index {op.name}"):
-            operations.drop_index(op.name, schema=op.schema, if_exists=True, postgresql_concurrently=True)
-
-
-def _key(connection: Connection, op: CreateVectorIndexOp) -> IndexKey:
-    return index_key_of(connection, op.table, op.column, op.distance, storage=op.storage, schema=op.schema)
+for _operation in (CreateVectorIndexOp, DropVectorIndexOp, ReplaceVectorIndexOp):
+    Operations.implementation_for(_operation)(run)

@@ -12,7 +12,7 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.progress import Run
 from amprenta_vectors.backfill.states import UNFINISHED
 from amprenta_vectors.config import Settings
-from amprenta_vectors.ddl.catalogue import qualified
+from amprenta_vectors.pg.names import qualified
 from amprenta_vectors.schema.vector_table import VectorTable
 
 Severity = Literal["serious", "advice", "note"]

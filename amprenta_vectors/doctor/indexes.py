@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from amprenta_vectors.backfill import progress
-from amprenta_vectors.ddl.catalogue import qualified
-from amprenta_vectors.ddl.index_key import index_key
-from amprenta_vectors.ddl.index_state import state_of
-from amprenta_vectors.ddl.vector_type import VectorType
 from amprenta_vectors.doctor.finding import Finding, Patient, Severity, TableCheck
-from amprenta_vectors.schema.ann_indexes import AnnIndex, ann_indexes
+from amprenta_vectors.pg.index_keys import index_key
+from amprenta_vectors.pg.indexes import Index, builder_of, indexes_on
+from amprenta_vectors.pg.names import qualified
+from amprenta_vectors.pg.types import VectorType
+from amprenta_vectors.schema.ann_indexes import ann_indexes
 
 WORTH_AN_INDEX = 10_000
 """Rows that a search looks through without an index in some milliseconds."""
@@ -33,17 +33,6 @@ _SINCE = sa.text("""
 """)
 
 
-_OTHER_INVALID = sa.text("""
-    SELECT n.nspname AS schema, c.relname AS name, pg_size_pretty(pg_relation_size(c.oid)) AS size
-    FROM pg_index i
-    JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i'
-    JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE i.indrelid = ANY(CAST(:relations AS oid[])) AND NOT i.indisvalid
-      AND NOT i.indexrelid = ANY(CAST(:of_vectors AS oid[]))
-    ORDER BY c.relname
-""")
-
-
 @dataclass(frozen=True)
 class Leaf:
     """What holds rows: the table itself, or a partition. ``rows`` is the server's estimate."""
@@ -56,25 +45,27 @@ class Leaf:
 
 def invalid_indexes(patient: Patient) -> Iterator[Finding]:
     """What an interrupted build left: no search uses it, and every write maintains it."""
-    found = _indexes(patient)
-    for index in found:
-        if not index.valid:
-            served = any(other.serves(patient.table) for other in found if other.leaf == index.leaf)
-            yield _invalid(patient, index.schema, index.name, index.size, needed=not served, useless=served)
-    asked = {"relations": patient.relations, "of_vectors": [index.oid for index in found]}
-    for row in patient.connection.execute(_OTHER_INVALID, asked):
-        yield _invalid(patient, row.schema, row.name, row.size, needed=False, useless=False)
+    of_vectors = _indexes(patient)
+    for index in indexes_on(patient.connection, patient.relations):
+        if index.valid or index.partitioned:
+            continue
+        if index.oid in {each.oid for each in of_vectors}:
+            alike = (other for other in of_vectors if other.table_oid == index.table_oid)
+            served = any(other.serves(patient.table.distance) for other in alike)
+            yield _invalid(patient, index, needed=not served, useless=served)
+        else:
+            yield _invalid(patient, index, needed=False, useless=False)
 
 
-def _invalid(patient: Patient, schema: str, name: str, size: str, *, needed: bool, useless: bool) -> Finding:
-    typed = qualified(name, schema)
-    _, builder = state_of(patient.connection, name, schema)
+def _invalid(patient: Patient, index: Index, *, needed: bool, useless: bool) -> Finding:
+    typed = _typed(index)
+    builder = builder_of(patient.connection, index)
     if builder is not None:
         return Finding("note", f"index {typed} is not valid yet: pid {builder} may be building it")
-    leftover = useless or name.rstrip("0123456789").endswith(_REBUILDING)
+    leftover = useless or index.name.rstrip("0123456789").endswith(_REBUILDING)
     return Finding(
         "serious" if needed else "advice",
-        f"index {typed} ({size}) is not valid, left by an interrupted build: no search uses it",
+        f"index {typed} ({index.size}) is not valid, left by an interrupted build: no search uses it",
         f"{'DROP' if leftover else 'REINDEX'} INDEX CONCURRENTLY {typed}",
     )
 
@@ -83,14 +74,17 @@ def missing_index(patient: Patient) -> Iterator[Finding]:
     """Whether each leaf has an index that searches can use."""
     found = _indexes(patient)
     for leaf in _leaves(patient):
-        of_leaf = [index for index in found if index.leaf == leaf.oid]
+        of_leaf = [index for index in found if index.table_oid == leaf.oid]
         # An invalid one is another check's finding.
-        if any(index.serves(patient.table) or (index.fits(patient.table) and not index.valid) for index in of_leaf):
+        if any(
+            index.serves(patient.table.distance) or (index.fits(patient.table.distance) and not index.valid)
+            for index in of_leaf
+        ):
             continue
         yield _missing(patient, leaf, of_leaf)
 
 
-def _missing(patient: Patient, leaf: Leaf, of_leaf: list[AnnIndex]) -> Finding:
+def _missing(patient: Patient, leaf: Leaf, of_leaf: list[Index]) -> Finding:
     table, build = patient.table, _build(patient, leaf)
     severity: Severity = "serious" if leaf.rows >= WORTH_AN_INDEX else "advice"
     waiting = [row.index_name for row in progress.deferred_indexes(patient.connection, table.target)]
@@ -131,7 +125,7 @@ def unused_index(patient: Patient) -> Iterator[Finding]:
         return
     rows = {leaf.oid: leaf.rows for leaf in _leaves(patient)}
     for index in _indexes(patient):
-        if index.serves(patient.table) and not index.scans and rows[index.leaf] >= WORTH_AN_INDEX:
+        if index.serves(patient.table.distance) and not index.scans and rows[index.table_oid] >= WORTH_AN_INDEX:
             since = patient.connection.execute(_SINCE).scalar()
             yield Finding(
                 "advice",
@@ -146,11 +140,11 @@ def _leaves(patient: Patient) -> list[Leaf]:
     return [Leaf(**row._mapping) for row in rows]
 
 
-def _indexes(patient: Patient) -> list[AnnIndex]:
+def _indexes(patient: Patient) -> list[Index]:
     return ann_indexes(patient.connection, patient.table)
 
 
-def _typed(index: AnnIndex) -> str:
+def _typed(index: Index) -> str:
     """The name as a person types it."""
     return qualified(index.name, index.schema)
 

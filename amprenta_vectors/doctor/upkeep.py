@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from amprenta_vectors.ddl.catalogue import qualified
 from amprenta_vectors.doctor.finding import Finding, Patient, TableCheck
+from amprenta_vectors.pg.names import qualified
 
 DEAD_SHARE, BLOATED_SHARE = 0.2, 0.5
 """Autovacuum begins at a share of 0.2; where half the rows are dead it has not come for long."""

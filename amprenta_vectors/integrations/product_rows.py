@@ -9,7 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.schema.catalogue import columns_of, parse_vector_type
+from amprenta_vectors.pg.types import parse_sized
+from amprenta_vectors.schema.catalogue import columns_of
 from amprenta_vectors.schema.expressions import among, to_clause
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -89,7 +90,7 @@ def filled_by_id(connection: Connection, table: VectorTable, ids: Sequence[str])
 def active_rows(connection: Connection, table: VectorTable, ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
     """The rows of those active products by id: every column but vectors. The table need have none yet, or any more."""
     columns = columns_of(connection, table)
-    names = [name for name, column in columns.items() if parse_vector_type(column.type) is None]
+    names = [name for name, column in columns.items() if parse_sized(column.type) is None]
     target = to_clause(table, *names)
     key = table.key[0]
     typed = table.with_columns(column_types={key: columns[key].type})

@@ -2,81 +2,45 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.errors import DimensionMismatch, NotUpgraded, SchemaMismatch, ServerUnsuitable
+from amprenta_vectors.pg import tables
+from amprenta_vectors.pg.indexes import unique_column_sets
+from amprenta_vectors.pg.names import qualified, quoted
+from amprenta_vectors.pg.tables import Column
+from amprenta_vectors.pg.types import parse_sized
 from amprenta_vectors.schema.vector_table import VectorTable
-
-_COLUMNS = sa.text("""
-    SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull, a.atthasdef OR a.attidentity <> ''
-             OR a.attgenerated <> '' AS has_default, c.oid
-    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    WHERE c.oid = to_regclass(:relation)
-""")
-
-# Indexes that ON CONFLICT can name: an INCLUDEd column is no part of the key, a deferrable one arbitrates nothing.
-_UNIQUE = sa.text("""
-    SELECT array_agg(a.attname::text ORDER BY a.attname) AS columns
-    FROM pg_index i
-    CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k (attnum, position)
-    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-    WHERE i.indrelid = CAST(:oid AS oid) AND i.indisunique AND i.indisvalid AND i.indimmediate
-      AND i.indpred IS NULL AND i.indexprs IS NULL AND k.position <= i.indnkeyatts
-    GROUP BY i.indexrelid
-""")
-
-_TREE = sa.text("""
-    WITH RECURSIVE tree (oid) AS (
-        SELECT to_regclass(:name)::oid
-        UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN tree ON tree.oid = i.inhparent
-    )
-    SELECT oid::bigint FROM tree
-""")
-
-_VECTOR_TYPE = re.compile(r"^(?:.+\.)?(vector|halfvec|sparsevec)\((\d+)\)$")
 
 
 def relation(table: VectorTable) -> str:
-    """The table's name as ``to_regclass`` reads it, quoted."""
-    quote = '"{}"'.format
-    parts = [part.replace('"', '""') for part in (table.schema, table.table) if part]
-    return ".".join(map(quote, parts))
+    """Return the table's name as ``to_regclass`` reads it, quoted."""
+    return quoted(table.schema, table.table)
 
 
 def relations_of(connection: Connection, table: VectorTable) -> list[int]:
-    """The oids of the table and its partitions."""
-    return list(connection.execute(_TREE, {"name": relation(table)}).scalars())
+    """Return the oids of the table and its partitions."""
+    return tables.relations_of(connection, table.table, table.schema)
 
 
 def unique_sets(connection: Connection, table: VectorTable) -> list[list[str]]:
-    """The columns, sorted, of every unique index that an upsert can name."""
-    columns = columns_of(connection, table).values()
-    oid = next((column.oid for column in columns), None)
-    return [row.columns for row in connection.execute(_UNIQUE, {"oid": oid})]
+    """Return the columns, sorted, of every unique index that an upsert can name."""
+    return [sorted(columns) for columns in unique_column_sets(connection, table.table, table.schema)]
 
 
 def unique_index_sql(table: VectorTable) -> str:
-    """The statement that makes the unique index on exactly scope and key."""
-    qualified = _qualified()
+    """Return the statement that makes the unique index on exactly scope and key."""
     listed = ", ".join(map(qualified, table.unique_columns))
     return f"CREATE UNIQUE INDEX CONCURRENTLY ON {qualified(table.table, table.schema)} ({listed})"
 
 
-def parse_vector_type(type_name: str) -> tuple[str, int] | None:
-    """``("vector", 768)`` of ``vector(768)``, wherever the extension is; None for another type or no dimension."""
-    found = _VECTOR_TYPE.match(type_name)
-    return (found[1], int(found[2])) if found else None
-
-
-def columns_of(connection: Connection, table: VectorTable) -> dict[str, Any]:
-    """The table's columns by name, with ``type``, ``attnotnull`` and ``has_default``; empty where it does not exist."""
-    rows = connection.execute(_COLUMNS, {"relation": relation(table)})
-    return {row.attname: row for row in rows}
+def columns_of(connection: Connection, table: VectorTable) -> Mapping[str, Column]:
+    """Return the table's columns by name; empty where it does not exist."""
+    found = tables.table_of(connection, table.table, table.schema)
+    return {} if found is None else found.columns
 
 
 def resolve_table(connection: Connection, table: VectorTable, *, dimension: int | None = None) -> VectorTable:
@@ -140,9 +104,8 @@ def _upgrade_command(table: VectorTable) -> str:
 
 def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:
     """Columns that an INSERT must give a value, and that a backfill has none for."""
-    columns = columns_of(connection, table).values()
-    known = table.column_names
-    return [c.attname for c in columns if c.attnotnull and not c.has_default and c.attname not in known]
+    columns, known = columns_of(connection, table), table.column_names
+    return [name for name, each in columns.items() if each.not_null and not each.default and name not in known]
 
 
 def check_visible(connection: Connection, table: VectorTable) -> None:
@@ -159,9 +122,8 @@ def check_visible(connection: Connection, table: VectorTable) -> None:
 
 
 def _embedding_type(table: VectorTable, type_name: str) -> tuple[str, int]:
-    found = parse_vector_type(type_name)
+    found = parse_sized(type_name)
     if found is None or found[0] == "sparsevec":
-        qualified = _qualified()
         raise SchemaMismatch(
             f"column {table.target} is of type {type_name}; expected vector(n) or halfvec(n)",
             hint=f"rename it out of the way (ALTER TABLE {qualified(table.table, table.schema)} RENAME COLUMN "
@@ -171,14 +133,7 @@ def _embedding_type(table: VectorTable, type_name: str) -> tuple[str, int]:
     return found
 
 
-def _qualified() -> Callable[..., str]:
-    # For messages only: an application that queries need not load Alembic.
-    from amprenta_vectors.ddl.catalogue import qualified
-
-    return qualified
-
-
-def _hash_column(table: VectorTable, name: str | None, columns: dict[str, Any]) -> str | None:
+def _hash_column(table: VectorTable, name: str | None, columns: Mapping[str, Column]) -> str | None:
     """``name`` where it can hold a hash. A table that ships may have a column of that name for something else."""
     if name is None or name not in columns or columns[name].type == "bigint":
         return name if name in columns else None
@@ -190,11 +145,11 @@ def _hash_column(table: VectorTable, name: str | None, columns: dict[str, Any]) 
     )
 
 
-def _sparse_dimension(table: VectorTable, columns: dict[str, Any]) -> int | None:
+def _sparse_dimension(table: VectorTable, columns: Mapping[str, Column]) -> int | None:
     if table.sparse is None:
         return None
     type_name = columns[table.sparse].type
-    if parse_vector_type(type_name) != ("sparsevec", table.sparse_dimension):
+    if parse_sized(type_name) != ("sparsevec", table.sparse_dimension):
         raise SchemaMismatch(
             f"column {table.qualified_name}.{table.sparse} is of type {type_name}; "
             f"expected sparsevec({table.sparse_dimension})",

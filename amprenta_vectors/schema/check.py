@@ -9,42 +9,26 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl.catalogue import qualified
-from amprenta_vectors.ddl.index_key import index_key
-from amprenta_vectors.ddl.vector_type import VectorType
+from amprenta_vectors.pg.index_keys import index_key
+from amprenta_vectors.pg.indexes import indexes_of
+from amprenta_vectors.pg.names import qualified
+from amprenta_vectors.pg.types import TEXTS, VectorType, parse_sized
 from amprenta_vectors.schema.ann_indexes import ann_indexes
 from amprenta_vectors.schema.catalogue import (
     columns_of,
     columns_to_fill,
-    parse_vector_type,
     relation,
     unique_index_sql,
     unique_sets,
 )
 from amprenta_vectors.schema.vector_table import VectorTable
 
-_TEXTS = ("text", "character varying", "character", "bpchar", "citext", "name")
 _DOCUMENTS = ("jsonb", "json", "text")
 _INTEGERS = ("smallint", "integer", "bigint")
 
 _KIND = sa.text("""
     SELECT relkind::text, EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'vector') AS extension
     FROM (SELECT 1) one LEFT JOIN pg_class ON oid = to_regclass(:relation)
-""")
-
-_INDEXES = sa.text("""
-    SELECT c.relname AS name, n.nspname AS schema, i.indisvalid AS valid, i.indpred IS NOT NULL AS partial,
-           a.attname AS column, first.attname AS first
-    FROM pg_index i
-    JOIN pg_class c ON c.oid = i.indexrelid
-    JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_am am ON am.oid = c.relam
-    JOIN pg_attribute a ON a.attrelid = i.indrelid AND (a.attnum = ANY (i.indkey) OR EXISTS (
-        SELECT 1 FROM pg_depend d
-        WHERE d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum
-    ))
-    LEFT JOIN pg_attribute first ON first.attrelid = i.indrelid AND first.attnum = i.indkey[0]
-    WHERE i.indrelid = to_regclass(:relation) AND am.amname NOT IN ('hnsw', 'ivfflat') ORDER BY c.relname
 """)
 
 _DEFERRED = sa.text("SELECT index_name FROM migration_index WHERE target = :target AND built_at IS NULL")
@@ -94,7 +78,7 @@ def _wanted(table: VectorTable) -> Iterator[tuple[str, tuple[str, ...]]]:
     for name in table.key:
         match table.key_rule.kind:
             case "uuid5":
-                yield name, ("uuid", *_TEXTS)
+                yield name, ("uuid", *TEXTS)
             case "numbered" if name == last:
                 yield name, _INTEGERS
             case _:
@@ -102,12 +86,12 @@ def _wanted(table: VectorTable) -> Iterator[tuple[str, tuple[str, ...]]]:
     for other in table.scope:
         yield other, ()
     if table.key_rule.lookup is not None and table.key_rule.lookup not in table.unique_columns:
-        yield table.key_rule.lookup, (*_TEXTS, "uuid", *_INTEGERS)
+        yield table.key_rule.lookup, (*TEXTS, "uuid", *_INTEGERS)
     yield table.embedding, (f"{table.storage}({table.dimension})",)
     if table.sparse is not None:
         yield table.sparse, (f"sparsevec({table.sparse_dimension})",)
     for beside in filter(None, (table.text, table.model)):
-        yield beside, _TEXTS
+        yield beside, TEXTS
     for kept in filter(None, (table.hash, table.text_hash)):
         yield kept, ("bigint",)
     if table.metadata is not None:
@@ -125,7 +109,7 @@ def _of_columns(table: VectorTable, columns: Mapping[str, Any]) -> Iterator[Find
             rename = _alter(table, f"RENAME COLUMN {column} TO {qualified(f'{name}_old')}")
             add = _alter(table, f"ADD COLUMN {column} {to_make}")
             yield Finding(expected, columns[name].type, f"{rename}; {add}")
-        elif name in table.unique_columns and not columns[name].attnotnull:
+        elif name in table.unique_columns and not columns[name].not_null:
             yield Finding(
                 f"column {column} NOT NULL", "NULL is allowed", _alter(table, f"ALTER COLUMN {column} SET NOT NULL")
             )
@@ -133,7 +117,7 @@ def _of_columns(table: VectorTable, columns: Mapping[str, Any]) -> Iterator[Find
 
 def _is_any(actual: str, types: tuple[str, ...]) -> bool:
     """Whether a type is one of ``types``, whatever its length; a vector type, whatever its schema."""
-    vector, wanted = parse_vector_type(actual), parse_vector_type(types[0])
+    vector, wanted = parse_sized(actual), parse_sized(types[0])
     if vector is not None or wanted is not None:
         return vector == wanted
     return actual.split("(")[0].split(".")[-1] in types
@@ -148,9 +132,15 @@ def _of_key(connection: Connection, table: VectorTable, columns: Mapping[str, An
     lookup = table.key_rule.lookup
     if lookup is None or lookup not in columns:
         return
-    rows = connection.execute(_INDEXES, {"relation": relation(table)}).all()
     leading = {lookup, *table.scope}
-    if not any(row.column == lookup and row.first in leading and row.valid and not row.partial for row in rows):
+    if not any(
+        not index.is_ann
+        and index.valid
+        and not index.partial
+        and lookup in index.columns
+        and index.key_columns[0] in leading
+        for index in indexes_of(connection, table.table, table.schema)
+    ):
         listed = ", ".join(map(qualified, (*table.scope, lookup)))
         sql = f"CREATE INDEX CONCURRENTLY ON {_name(table)} ({listed})"
         yield Finding(f"an index on ({listed}), to look rows up by", "none", sql)
@@ -160,10 +150,10 @@ def _of_index(connection: Connection, table: VectorTable) -> Iterator[Finding]:
     """Whether queries are served: by a valid, whole index with the operator class for storage and distance."""
     wanted = index_key(table.embedding, VectorType(table.storage, table.dimension), table.distance)
     rows = ann_indexes(connection, table)
-    if any(row.serves(table) for row in rows):
+    if any(row.serves(table.distance) for row in rows):
         return
     expected = f"an hnsw or ivfflat index on {qualified(table.embedding)} with {wanted.opclass}"
-    broken = next((row for row in rows if row.fits(table) and not row.partial), None)
+    broken = next((row for row in rows if row.fits(table.distance) and not row.partial), None)
     if broken is not None:
         name = qualified(broken.name, broken.schema)
         yield Finding(expected, f"{name}, which is not valid", f"REINDEX INDEX CONCURRENTLY {name}")

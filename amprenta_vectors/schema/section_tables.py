@@ -11,9 +11,10 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl import CreatePlainIndexOp, VectorType
-from amprenta_vectors.ddl.catalogue import MADE, column_types, comment_of, quoted, table_exists
-from amprenta_vectors.ddl.index_key import BIT_OPCLASS, index_key
-from amprenta_vectors.ddl.plain_index import serves_already
+from amprenta_vectors.ddl.marks import MADE
+from amprenta_vectors.pg.index_keys import index_key
+from amprenta_vectors.pg.indexes import Index, index_of, indexes_of
+from amprenta_vectors.pg.tables import Table, table_of
 from amprenta_vectors.schema.registry import PRODUCTS, RAG_CHUNKS, VECTOR_DOCUMENTS
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -21,20 +22,6 @@ ADOPTED = {"adopted": True}
 """The ``info`` of a column that was there before: its owner's affair."""
 
 _MOMENT = sa.TIMESTAMP(timezone=True)
-
-_SERVED = sa.text("""
-    SELECT 1 FROM pg_index i
-    JOIN pg_class c ON c.oid = i.indexrelid
-    JOIN pg_am am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')
-    JOIN pg_opclass o ON o.oid = i.indclass[0] AND o.opcname = ANY(:opclasses)
-    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = :column
-    JOIN pg_depend d ON d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum
-    WHERE i.indrelid = to_regclass(:table) AND i.indisvalid AND i.indpred IS NULL
-""")
-
-_FORBIDS_NULL = sa.text("""
-    SELECT attnotnull FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attname = :column AND NOT attisdropped
-""")
 
 
 @dataclass(frozen=True)
@@ -149,44 +136,43 @@ SECTION_TABLES = {
 def add_section_table(metadata: sa.MetaData, connection: Connection, section: SectionTable) -> None:
     """Add to ``metadata`` all of a table that was made here; of an adopted one, what was added to it."""
     name = section.table.table
-    made = not table_exists(connection, name) or comment_of(connection, name) == MADE
+    found = table_of(connection, name)
+    made = found is None or found.comment == MADE
     table = sa.Table(
         name,
         metadata,
         *(section.own() if made else ()),
-        *_added(connection, section, made),
-        comment=MADE if made else comment_of(connection, name) or None,
+        *_added(found, section, made),
+        comment=MADE if found is None else found.comment or None,
     )
-    _add_vector_index(connection, section, table)
+    indexes = indexes_of(connection, name)
+    _add_vector_index(indexes, section, table)
     for index in section.others:
-        there_before = table_exists(connection, index.name) and comment_of(connection, index.name) != MADE
+        there = index_of(connection, index.name)
         # Of a column that the table lacks there is nothing to compare.
-        if not there_before and not _serves_otherwise(connection, index):
+        if (there is None and not index.is_served(indexes)) or (there is not None and there.comment == MADE):
             sa.Index(index.name, *(_column(table, column) for column in index.columns), unique=index.unique)
 
 
-def _added(connection: Connection, section: SectionTable, made: bool) -> Sequence[sa.Column[Any]]:
-    name = section.table.table
-    types = column_types(connection, name)
-    vector = VectorType.parse(types.get("embedding", "")) or VectorType("vector", section.table.dimension)
-    forbids_null = connection.execute(_FORBIDS_NULL, {"table": quoted(name), "column": "embedding"}).scalar()
+def _added(found: Table | None, section: SectionTable, made: bool) -> Sequence[sa.Column[Any]]:
+    there = {} if found is None else found.columns
+    present = there.get("embedding")
+    vector = VectorType.parse(present.type if present else "") or VectorType("vector", section.table.dimension)
     # Where it was taken back it may be NULL, as rows that changed meanwhile have none.
-    nullable = section.nullable or not made if forbids_null is None else not forbids_null
+    nullable = section.nullable or not made if present is None else not present.not_null
     added = [sa.Column("embedding", vector, nullable=nullable), *section.added()]
     for column in added:
         column.comment = MADE
-        if column.name in types and comment_of(connection, name, column.name) != MADE:
+        if column.name in there and there[column.name].comment != MADE:
             column.info = dict(ADOPTED)
     return added
 
 
-def _add_vector_index(connection: Connection, section: SectionTable, table: sa.Table) -> None:
+def _add_vector_index(indexes: Sequence[Index], section: SectionTable, table: sa.Table) -> None:
     """Which index serves is the operator's choice, as the dimension is; that there is one is ours."""
     column: Any = table.c.embedding
     wanted = index_key("embedding", column.type, "cosine")
-    opclasses = ["vector_cosine_ops", "halfvec_cosine_ops", BIT_OPCLASS]
-    served = {"table": quoted(table.name), "column": "embedding", "opclasses": opclasses}
-    if connection.execute(_SERVED, served).first():
+    if any(index.is_ann and "embedding" in index.columns and index.serves("cosine") for index in indexes):
         return
     sa.Index(
         section.index,
@@ -195,10 +181,6 @@ def _add_vector_index(connection: Connection, section: SectionTable, table: sa.T
         postgresql_with={"m": 16, "ef_construction": 64},
         postgresql_ops={"embedding": wanted.opclass},
     )
-
-
-def _serves_otherwise(connection: Connection, index: CreatePlainIndexOp) -> bool:
-    return not table_exists(connection, index.name) and serves_already(connection, index)
 
 
 def _column(table: sa.Table, name: str) -> sa.Column[Any]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl.catalogue import MADE
+from amprenta_vectors.ddl.marks import MADE
 from amprenta_vectors.schema.section_tables import ADOPTED, SECTION_TABLES, add_section_table
 
 

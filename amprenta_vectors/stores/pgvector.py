@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.db import to_error
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
+from amprenta_vectors.pg.indexes import STORES_LOOK_SECONDS
 from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.catalogue import columns_of, resolve_table
 from amprenta_vectors.schema.search_settings import stored_settings
@@ -46,7 +47,7 @@ from amprenta_vectors.stores.vectors import (
 )
 
 ROWS_PER_STATEMENT = 1000
-LOOK_SECONDS = 60.0
+LOOK_SECONDS = STORES_LOOK_SECONDS
 """After so long a search looks again which index serves: it may have been built or replaced meanwhile."""
 
 _TIME_OUT = sa.text("SELECT set_config('statement_timeout', :timeout_ms, true)")

@@ -13,7 +13,7 @@ from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy.dialects.postgresql import BIT, JSONB, insert
 
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.schema.ann_indexes import IndexStorage
+from amprenta_vectors.pg.types import IndexStorage
 from amprenta_vectors.schema.expressions import among, in_scope, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.vector_table import OPERATORS, VectorTable

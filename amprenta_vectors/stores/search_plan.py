@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from amprenta_vectors.schema.ann_indexes import AnnIndex, IndexMethod, IndexStorage
+from amprenta_vectors.pg.indexes import Index, IndexMethod
+from amprenta_vectors.pg.types import IndexStorage
 from amprenta_vectors.stores.search import Found
 from amprenta_vectors.stores.search_settings import ITERATIVE_SCAN, SearchSettings
 
@@ -40,19 +41,21 @@ def to_search_plan(
     found: Found,
     top_k: int,
     settings: SearchSettings,
-    indexes: Sequence[AnnIndex],
+    indexes: Sequence[Index],
     *,
     exact: bool,
 ) -> SearchPlan:
     """In words what PostgreSQL's ``plan`` and what was ``found`` say; ``indexes`` are those of the column."""
     name = _vector_index_of(plan)
     index = next((each for each in indexes if each.name == name), None)
-    method = None if index is None else index.method
+    method = None if index is None else cast(IndexMethod, index.method)
     return SearchPlan(
         index=name,
         method=method,
         storage=None if index is None else index.storage,
-        why=_reason(plan, found, top_k, exact=exact, indexed=any(each.serves(settings.table) for each in indexes)),
+        why=_reason(
+            plan, found, top_k, exact=exact, indexed=any(each.serves(settings.table.distance) for each in indexes)
+        ),
         rows_estimated=_estimate_of(plan),
         rows_returned=len(found.rows),
         candidates=None if index is None else settings.candidates(top_k),

@@ -310,7 +310,7 @@ def test_a_role_that_may_not_build_the_index_leaves_it_to_one_that_may(
 
 def test_an_index_whose_lock_is_not_had_stays_in_place(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = index(engine)
-    monkeypatch.setattr(index_module, "LOCK_SECONDS", "0.1")
+    monkeypatch.setattr(index_module, "LOCK_SECONDS", 0.1)
     with engine.begin() as reader:
         reader.execute(sa.text("SELECT count(*) FROM rag_chunks"))
         assert defer_indexes(engine, to_job(engine, stub()).table) == []

@@ -18,7 +18,8 @@ from migrating import ROOT, Database, adopt
 from tenacity import RetryCallState
 from typed import type_in, type_in_many
 
-from amprenta_vectors.ddl import blockers, locking
+from amprenta_vectors.ddl import vector_index
+from amprenta_vectors.pg import blockers, sessions
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 Completed = subprocess.CompletedProcess[str]
@@ -145,11 +146,17 @@ def adopted(db: Database) -> Database:
     return db
 
 
+@pytest.fixture(autouse=True)
+def _stores_look_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store runs that a replaced index would have to wait a minute for."""
+    monkeypatch.setattr(vector_index, "STORES_LOOK_SECONDS", 0.05)
+
+
 @pytest.fixture
 def brief_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short DDL tries for three tenths of a second, often, and soon looks who is in its way."""
-    monkeypatch.setattr(locking, "LOCK_SECONDS", 0.3)
-    monkeypatch.setattr(locking, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(sessions, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(sessions, "FIRST_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(blockers, "LOOK_SECONDS", 0.05)
 
 
@@ -159,7 +166,7 @@ def give_up_when_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO)
 
     def stop_after_delay(seconds: float) -> Callable[[RetryCallState], bool]:
-        assert seconds == locking.GIVE_UP_SECONDS
+        assert seconds == sessions.GIVE_UP_SECONDS
         return lambda tries: "waiting for pid" in caplog.text or (tries.seconds_since_start or 0) > 60
 
-    monkeypatch.setattr(locking, "stop_after_delay", stop_after_delay)
+    monkeypatch.setattr(sessions, "stop_after_delay", stop_after_delay)

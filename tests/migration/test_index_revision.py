@@ -70,7 +70,7 @@ def test_an_invalid_leftover_is_rebuilt(db: Database, caplog: pytest.LogCaptureF
     leave_invalid_index(db)
     db.upgrade()
     assert db.index_is_valid(INDEX)
-    assert f"{INDEX} is invalid, left by an interrupted build: rebuilding it" in caplog.text
+    assert f"{INDEX} was invalid, left by an interrupted build: dropped" in caplog.text
 
 
 @AT_0002
@@ -152,7 +152,7 @@ def test_an_index_whose_building_a_backfill_put_off_is_not_built_by_the_upgrade(
     with caplog.at_level(logging.INFO, "amprenta_vectors.ddl"):
         db.upgrade()
     assert db.index_is_valid(INDEX) is None
-    assert f"{INDEX}: a backfill deferred it and will build it" in caplog.text
+    assert f"index {INDEX} is left to the backfill that deferred it" in caplog.text
     assert build_deferred(engine, table, threading.Event()) == [INDEX]
     assert db.index_is_valid(INDEX)
 
@@ -233,7 +233,7 @@ def test_an_index_under_another_name_that_does_the_same_is_used_and_never_droppe
     with caplog.at_level(logging.INFO):
         adopted.upgrade()
     assert adopted.index_is_valid(INDEX) is None
-    assert f"{INDEX}: index theirs does the same and is used instead" in caplog.text
+    assert f"index theirs does the same as {INDEX}: used instead" in caplog.text
     adopted.downgrade()
     assert adopted.scalar(OID, name="theirs") == built
     assert adopted.scalar("SELECT obj_description(to_regclass('theirs'))") is None
@@ -266,7 +266,9 @@ def test_a_long_transaction_delays_the_build_and_is_named(db: Database, caplog: 
         with report.cursor() as cursor:
             cursor.execute("SELECT 'a secret', pg_sleep(0.1) FROM rag_chunks LIMIT 1")
             upgrade.start()
-            named = f"building index {INDEX}: waiting for pid {report.info.backend_pid} (user postgres, application "
+            named = (
+                f"build index {INDEX} (hnsw): waiting for pid {report.info.backend_pid} (user postgres, application "
+            )
             wait_until(lambda: named + "nightly report, idle in transaction, transaction open for" in caplog.text)
             assert upgrade.is_alive()
     upgrade.join()
@@ -279,6 +281,6 @@ def test_a_long_transaction_delays_the_dropping_and_is_named(db: Database, caplo
     downgrade = threading.Thread(target=db.downgrade, args=("rag_0002",))
     with holding(db, "UPDATE rag_chunks SET content = content"), caplog.at_level(logging.INFO):
         downgrade.start()
-        wait_until(lambda: f"dropping index {INDEX}: waiting for pid" in caplog.text)
+        wait_until(lambda: f"drop index {INDEX}: waiting for pid" in caplog.text)
     downgrade.join()
     assert db.index_is_valid(INDEX) is None

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from application import Application
 from migrating import Database
 from pgvector.sqlalchemy import VECTOR
 
 from amprenta_vectors.migrate import migrations_folder
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -149,3 +152,39 @@ def test_a_section_that_there_is_not_is_said(application: Application, alembic: 
     assert done.returncode == 2
     assert "there is no section 'ragg'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_database_that_the_file_names_is_migrated_and_not_another(
+    application: Application, db: Database, alembic: Alembic, postgres_server: EmbeddedPostgres
+) -> None:
+    postgres_server.create_database("named")
+    named = Database(postgres_server.url("named"))
+    url = named.url.replace("postgresql:", "postgresql+psycopg:").replace("%", "%%")
+    text = application.ini.read_text().replace("amprenta_section =", f"sqlalchemy.url = {url}\namprenta_section =")
+    application.ini.write_text(text)
+    done = alembic("-c", str(application.ini), "-n", "amprenta", "upgrade", "head", cwd=application.ini.parent)
+    assert done.returncode == 0, done.stderr
+    assert (bool(named.columns("rag_chunks")), bool(db.columns("rag_chunks"))) == (True, False)
+    named.engine.dispose()
+    db.execute("DROP DATABASE named WITH (FORCE)")
+
+
+def test_a_connection_that_is_handed_on_is_the_one_that_is_used(
+    application: Application, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nowhere")
+    engine = sa.create_engine(db.engine.url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        config = Config(str(application.ini), ini_section="amprenta", attributes={"connection": connection})
+        command.upgrade(config, "head")
+        assert not connection.closed
+    assert db.columns("rag_chunks")["embedding"] == "vector(1536)"
+
+
+def test_no_revision_is_written_beside_those_of_the_package(application: Application, alembic: Alembic) -> None:
+    before = sorted(migrations_folder().rglob("*.py"))
+    typed = ("-c", str(application.ini), "-n", "amprenta", "revision", "--autogenerate", "-m", "x")
+    done = alembic(*typed, cwd=application.ini.parent)
+    assert done.returncode == 2
+    assert "come with amprenta_vectors" in done.stderr
+    assert sorted(migrations_folder().rglob("*.py")) == before

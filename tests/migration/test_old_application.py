@@ -9,7 +9,7 @@ import psycopg2
 from migrating import Database, settings_at, wait_until
 from old_application import WritingLoad, use
 
-from amprenta_vectors.ddl import locking
+from amprenta_vectors.pg import sessions
 
 VALUES = (
     "UPDATE rag_chunks SET embedding = '[1,2,3]', embedding_model = 'm', updated_at = now() - interval '1 day' "
@@ -77,7 +77,7 @@ def test_no_write_fails_while_a_reader_holds_the_table_and_the_upgrade_tries_aga
             reader.cursor().execute("SELECT FROM rag_chunks LIMIT 1")
             upgrade.start()
             # A write that waited for half a try shows that the upgrade was in the way.
-            wait_until(lambda: load.errors or (len(tries) > 3 and max(load.waits) > locking.LOCK_SECONDS / 2))
+            wait_until(lambda: load.errors or (len(tries) > 3 and max(load.waits) > sessions.LOCK_SECONDS / 2))
             assert "embedding" not in adopted.columns("rag_chunks")
         upgrade.join()
     assert load.errors == []

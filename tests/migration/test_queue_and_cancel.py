@@ -8,7 +8,7 @@ import time
 import pytest
 from migrating import Database
 
-from amprenta_vectors.ddl import backfill
+from amprenta_vectors.ddl import leases
 from amprenta_vectors.errors import AmprentaError
 
 
@@ -73,23 +73,24 @@ def test_a_downgrade_waits_for_a_live_lease_and_no_longer(db: Database) -> None:
 
     worker = threading.Thread(target=finish_when_told)
     worker.start()
-    db.downgrade("rag_0003")
+    db.downgrade("rag_0001")
     worker.join()
     assert told.is_set()
+    assert "embedding" not in db.columns("rag_chunks")
 
 
 def test_a_lease_that_has_run_out_is_not_waited_for(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backfill, "DRAIN_SECONDS", 0.0)
+    monkeypatch.setattr(leases, "DRAIN_SECONDS", 0.0)
     db.upgrade()
     hold_a_batch(db, "-1 second")
-    db.downgrade("rag_0003")
+    db.downgrade("rag_0001")
 
 
 def test_a_worker_that_does_not_let_go_stops_the_downgrade_every_time(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backfill, "DRAIN_SECONDS", 0.2)
-    monkeypatch.setattr(backfill, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.05)
     db.upgrade()
     hold_a_batch(db, "1 hour")
     for _ in range(2):

@@ -22,10 +22,12 @@ PAGE = Path(ROOT, "docs/tables.md").read_text()
 DIMENSION = 768
 
 
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
 def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    assert found is not None
-    return found[1]
+    return blocks(language)[0]
 
 
 def test_the_page_leads_from_a_table_to_a_verified_column_and_back(
@@ -61,7 +63,8 @@ def test_the_page_leads_from_a_table_to_a_verified_column_and_back(
     type_in("amprenta-vectors db upgrade core_0001")
 
     application = Application(tmp_path, db.url)
-    (application.folder / "versions" / "app_0002.py").write_text(block("python"))
+    for number, revision in enumerate(blocks("python")):
+        (application.folder / "versions" / f"{number}.py").write_text(revision)
     application.upgrade()
     monkeypatch.chdir(tmp_path)
     Path("amprenta.toml").write_text(block("toml"))

@@ -12,7 +12,7 @@ import pytest
 from migrating import Database, adopted_at, wait_until
 from test_operations import ODD, revision
 
-from amprenta_vectors.ddl import take_back
+from amprenta_vectors.ddl import restore
 from amprenta_vectors.errors import AmprentaError
 
 TRIGGERS = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'amprenta%'"
@@ -45,7 +45,7 @@ def retired(clone: Callable[..., Database]) -> Database:
 @pytest.fixture
 def one_page(clone: Callable[..., Database], monkeypatch: pytest.MonkeyPatch) -> Database:
     """The same, in so few pages a statement that the emptying takes several."""
-    monkeypatch.setattr(take_back, "PAGES", 1)
+    monkeypatch.setattr(restore, "PAGES", 1)
     return clone(retire_on_pages)
 
 
@@ -83,7 +83,7 @@ def test_nobody_waits_while_changed_rows_are_emptied(one_page: Database) -> None
 def test_a_row_that_changes_while_the_column_comes_back_is_null_as_well(
     one_page: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = take_back.try_for_lock
+    original = restore.try_for_lock
     keys = iter(range(20, 30))
 
     def change_one_before(*arguments: Any) -> Any:
@@ -92,25 +92,25 @@ def test_a_row_that_changes_while_the_column_comes_back_is_null_as_well(
             one_page.execute(CHANGE, key=f"chunk-{key}")
         return original(*arguments)
 
-    monkeypatch.setattr(take_back, "try_for_lock", change_one_before)
+    monkeypatch.setattr(restore, "try_for_lock", change_one_before)
     one_page.upgrade()
     changed = one_page.scalar("SELECT count(*) FROM rag_chunks WHERE content = 'new'")
     assert changed > 10, "nothing changed meanwhile: the test shows nothing"
     assert_back(one_page, emptied=changed)
 
 
-@pytest.mark.parametrize("step", ["_create_trigger", "_empty_changed", "drop_trigger"])
+@pytest.mark.parametrize("step", ["_create_trigger", "_empty", "drop_trigger"])
 def test_broken_off_anywhere_nothing_stale_is_seen_and_the_same_command_finishes(
     retired: Database, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    original: Callable[..., Any] = getattr(take_back, step)
+    original: Callable[..., Any] = getattr(restore, step)
 
     def then_fail(*arguments: Any) -> Any:
         original(*arguments)
         raise ZeroDivisionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(take_back, step, then_fail)
+        patched.setattr(restore, step, then_fail)
         with pytest.raises(ZeroDivisionError):
             retired.upgrade()
     assert "embedding" not in retired.columns("rag_chunks")
@@ -123,7 +123,7 @@ def test_what_a_broken_off_upgrade_leaves_does_not_stand_in_the_old_applications
     retired: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(take_back, "_empty_changed", lambda *_: 1 / 0)
+        patched.setattr(restore, "_empty", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             retired.upgrade()
     assert retired.scalar(TRIGGERS) == 1

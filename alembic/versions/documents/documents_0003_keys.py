@@ -20,7 +20,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them concurrently."""
-    # Of an upgrade that failed at the next revision.
-    op.drop_vector_index("idx_vector_documents_embedding_hnsw")
     op.drop_plain_index("uq_vector_documents_user_collection_id")
     op.drop_plain_index("idx_vector_documents_user_collection")

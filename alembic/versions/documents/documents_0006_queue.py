@@ -12,9 +12,9 @@ depends_on = None
 
 def upgrade() -> None:
     """Record that the column waits to be filled; nothing starts and no source is asked."""
-    op.queue_backfill("vector_documents", "vector_documents.embedding")
+    op.queue_backfill("vector_documents", "embedding")
 
 
 def downgrade() -> None:
     """Cancel unfinished runs into the column and wait for their workers."""
-    op.cancel_backfill("vector_documents", "vector_documents.embedding")
+    op.cancel_backfill("vector_documents", "embedding")

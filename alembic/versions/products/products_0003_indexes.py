@@ -25,8 +25,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them concurrently."""
-    # Of an upgrade that failed at the next revision.
-    op.drop_vector_index("idx_products_embedding_hnsw")
     op.drop_plain_index("idx_products_stale_embeddings")
     op.drop_plain_index("idx_products_embedding_update")
     op.drop_plain_index("idx_products_category_brand_stock")

@@ -13,17 +13,21 @@ depends_on = None
 
 def upgrade() -> None:
     """Add the columns, NULL in every row, or take back what a downgrade kept."""
-    op.add_vector_column("rag_chunks", "embedding", 1536, configurable=True)
-    op.add_kept_column("rag_chunks", "embedding_model", sa.Text())
-    op.add_kept_column("rag_chunks", "embedding_hash", sa.BigInteger())
-    op.add_kept_column("rag_chunks", "embedding_text_hash", sa.BigInteger())
+    op.add_vector_column(
+        "rag_chunks",
+        "embedding",
+        1536,
+        configurable=True,
+        beside=[
+            sa.Column("embedding_model", sa.Text),
+            sa.Column("embedding_hash", sa.BigInteger),
+            sa.Column("embedding_text_hash", sa.BigInteger),
+        ],
+    )
 
 
 def downgrade() -> None:
     """Keep the values under retired names."""
-    # Of an upgrade that failed at the next revision.
-    op.drop_vector_index("idx_rag_chunks_embedding")
-    op.drop_kept_column("rag_chunks", "embedding")
-    op.drop_kept_column("rag_chunks", "embedding_model")
-    op.drop_kept_column("rag_chunks", "embedding_hash")
-    op.drop_kept_column("rag_chunks", "embedding_text_hash")
+    op.drop_vector_column(
+        "rag_chunks", "embedding", beside=["embedding_model", "embedding_hash", "embedding_text_hash"]
+    )

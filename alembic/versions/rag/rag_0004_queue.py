@@ -12,9 +12,9 @@ depends_on = None
 
 def upgrade() -> None:
     """Record that the column waits to be filled; nothing starts and no source is asked."""
-    op.queue_backfill("rag_chunks", "rag_chunks.embedding")
+    op.queue_backfill("rag_chunks", "embedding")
 
 
 def downgrade() -> None:
     """Cancel unfinished runs into the column and wait for their workers."""
-    op.cancel_backfill("rag_chunks", "rag_chunks.embedding")
+    op.cancel_backfill("rag_chunks", "embedding")

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import BIT
-from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl.catalogue import column_types, qualified
-from amprenta_vectors.ddl.vector_type import VectorType
 from amprenta_vectors.errors import SchemaMismatch
-
-IndexStorage = Literal["vector", "halfvec", "bit"]
-"""From fine to coarse: four bytes, two bytes or one bit a dimension."""
-
-INDEX_LIMITS: dict[IndexStorage, int] = {"vector": 2000, "halfvec": 4000, "bit": 64_000}
-"""Dimensions that pgvector indexes at most (its README)."""
-
-BIT_OPCLASS = "bit_hamming_ops"
-"""Of signs, whatever the distance: what it finds is re-ranked by the distance itself."""
+from amprenta_vectors.pg.indexes import BIT_OPCLASS, Index
+from amprenta_vectors.pg.names import qualified
+from amprenta_vectors.pg.types import INDEX_LIMITS, IndexStorage, VectorType
 
 
 @dataclass(frozen=True)
@@ -60,6 +51,14 @@ class IndexKey:
         }
         return f"{column if self.is_column else expression[self.storage]} {self.opclass}"
 
+    def is_of(self, index: Index) -> bool:
+        """Return whether ``index`` is on this key, by this distance."""
+        if index.indexed is None or index.includes or index.unique or index.opclasses != (self.opclass,):
+            return False
+        column, cast, dimension = index.indexed
+        wanted = None if self.is_column else self.storage
+        return (column, cast) == (self.column, wanted) and dimension in (None, self.type.dimension)
+
 
 def index_key(column: str, type_: VectorType, distance: str, storage: IndexStorage | None = None) -> IndexKey:
     """The key with ``storage``, or with the finest that pgvector indexes at the column's dimension.
@@ -80,21 +79,12 @@ def index_key(column: str, type_: VectorType, distance: str, storage: IndexStora
     return IndexKey(column, type_, chosen, distance)
 
 
-def index_key_of(
-    connection: Connection,
-    table: str,
-    column: str,
-    distance: str,
-    *,
-    storage: IndexStorage | None = None,
-    schema: str | None = None,
-) -> IndexKey:
-    """`index_key` of a column in the database. Raises `SchemaMismatch` for one that is no vector."""
-    found = column_types(connection, table, schema).get(column, "no column")
-    actual = VectorType.parse(found)
+def index_key_of(table: str, column: str, found: str | None, distance: str, storage: IndexStorage | None) -> IndexKey:
+    """Return the `index_key` of a column of the type that was ``found``. Raises `SchemaMismatch` for no vector."""
+    actual = None if found is None else VectorType.parse(found)
     if actual is None:
         raise SchemaMismatch(
-            f"cannot index {table}.{column}: it is {found}; expected vector(n) or halfvec(n)",
-            hint="alembic upgrade head",
+            f"cannot index {table}.{column}: it is {found or 'no column'}; expected vector(n) or halfvec(n)",
+            hint=f"op.add_vector_column({table!r}, {column!r}, …) in an earlier revision",
         )
     return index_key(column, actual, distance, storage)

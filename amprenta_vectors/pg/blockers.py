@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from amprenta_vectors.ddl.options import log
+from amprenta_vectors.pg.connections import like
+
+log = logging.getLogger("amprenta_vectors.ddl")
 
 LOOK_SECONDS = 0.5
 """How long a statement waits before it is asked for whom."""
@@ -33,7 +37,8 @@ class Blockers:
         self.pids: list[int] = []
         self.said = ""
         self._what = what
-        self._engine = connection.engine
+        # A pool of its own: an asynchronous connection belongs to the event loop that opened it.
+        self._engine = like(connection.engine)
         self._pid = connection.execute(sa.select(sa.func.pg_backend_pid())).scalar_one()
         self._over = threading.Event()
         self._told: dict[int, float] = {}
@@ -43,18 +48,35 @@ class Blockers:
         if self._over.wait(LOOK_SECONDS):
             return
         try:
-            # An open transaction of the watcher's own would be one more that a concurrent build waits for.
-            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                while True:
-                    self._look(connection)
-                    if self._over.wait(LOOK_SECONDS):
-                        return
+            if self._engine.dialect.is_async:
+                asyncio.run(self._watch_asynchronously())
+            else:
+                with self._engine.connect() as connection:
+                    self._watch(connection)
+                self._engine.dispose()
         except SQLAlchemyError as error:
             log.warning("%s: it takes long, and whom it waits for cannot be seen: %s", self._what, error)
 
     def stop(self) -> None:
         """End `watch`."""
         self._over.set()
+
+    async def _watch_asynchronously(self) -> None:
+        # It needs greenlet, which an application without asynchronous connections may not have.
+        from sqlalchemy.ext.asyncio import AsyncEngine
+
+        engine = AsyncEngine(self._engine)
+        async with engine.connect() as connection:
+            await connection.run_sync(self._watch)
+        await engine.dispose()
+
+    def _watch(self, connection: Connection) -> None:
+        # An open transaction of the watcher's own would be one more that a concurrent build waits for.
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        while True:
+            self._look(connection)
+            if self._over.wait(LOOK_SECONDS):
+                return
 
     def _look(self, connection: Connection) -> None:
         found = connection.execute(_BLOCKERS, {"pid": self._pid}).all()

@@ -1,0 +1,128 @@
+"""Tables as the catalogue has them: one query, one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.pg.names import quoted
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its type as SQL writes it (``vector(1536)``), and what else is known of it."""
+
+    type: str
+    comment: str = ""
+    not_null: bool = False
+    default: bool = field(default=False, compare=False)
+    """Whether an INSERT may leave it out although it is NOT NULL: it has a default, or is generated."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A relation with its columns by name; ``kind`` is pg_class's: r a table, p a partitioned one, v a view, …"""
+
+    name: str
+    schema: str | None = None
+    kind: str = "r"
+    comment: str = ""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    oid: int = field(default=0, compare=False)
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether its rows lie in partitions, so that no index of it can be built concurrently."""
+        return self.kind == "p"
+
+
+_TABLE = sa.text("""
+    SELECT c.oid::bigint AS oid, c.relkind::text AS kind, coalesce(obj_description(c.oid, 'pg_class'), '') AS comment,
+           a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
+           a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> '' AS has_default,
+           coalesce(col_description(c.oid, a.attnum), '') AS column_comment
+    FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE c.oid = to_regclass(:name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    ORDER BY a.attnum
+""")
+
+_TREE = sa.text("""
+    WITH RECURSIVE tree (oid) AS (
+        SELECT to_regclass(:name)::oid
+        UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN tree ON tree.oid = i.inhparent
+    )
+    SELECT oid::bigint FROM tree WHERE oid IS NOT NULL
+""")
+
+# Of the longest of the relations that hold rows.
+_PAGES = sa.text("""
+    SELECT coalesce(max(pg_relation_size(CAST(oid AS oid))) / current_setting('block_size')::bigint, 0)
+    FROM unnest(CAST(:oids AS bigint[])) AS tree (oid)
+""")
+
+_ELSEWHERE = sa.text("""
+    SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = :name AND c.relkind IN ('r', 'p') AND n.nspname !~ '^(pg_|information_schema$)'
+      AND NOT pg_table_is_visible(c.oid)
+    ORDER BY 1
+""")
+
+_NAMES = sa.text("""
+    SELECT c.relname FROM pg_class c
+    WHERE c.relkind IN ('r', 'p') AND c.relnamespace = coalesce(to_regnamespace(:schema), to_regnamespace('public'))
+    ORDER BY 1
+""").bindparams(sa.bindparam("schema", type_=sa.Text))
+
+
+def table_of(connection: Connection, name: str, schema: str | None = None) -> Table | None:
+    """Return the table, view or foreign table of that name; None where none can be seen."""
+    rows = connection.execute(_TABLE, {"name": quoted(schema, name)}).all()
+    if not rows:
+        return None
+    columns = {
+        row.column: Column(row.type, row.column_comment, row.not_null, row.has_default)
+        for row in rows
+        if row.column is not None
+    }
+    return Table(name, schema, rows[0].kind, rows[0].comment, columns, rows[0].oid)
+
+
+def relations_of(connection: Connection, name: str, schema: str | None = None) -> list[int]:
+    """Return the oids of a table and of its partitions; empty where there is no such table."""
+    return list(connection.execute(_TREE, {"name": quoted(schema, name)}).scalars())
+
+
+def pages_of(connection: Connection, name: str, schema: str | None = None) -> int:
+    """Return the length of a table in pages, or that of its longest partition."""
+    pages: int = connection.execute(_PAGES, {"oids": relations_of(connection, name, schema)}).scalar_one()
+    return pages
+
+
+def has_value(connection: Connection, table: str, column: str | None = None, schema: str | None = None) -> bool:
+    """Return whether ``table`` has a row, or a row whose ``column`` is not NULL; reads until it finds one."""
+    rows = sa.select(sa.literal(1)).select_from(sa.table(table, schema=schema)).limit(1)
+    if column is not None:
+        rows = rows.where(sa.column(column).is_not(None))
+    return connection.execute(rows).first() is not None
+
+
+def count_rows(
+    connection: Connection, table: str, schema: str | None = None, where: sa.ColumnElement[bool] | None = None
+) -> int:
+    """Return how many rows ``table`` has, or how many of them meet a condition."""
+    rows = sa.select(sa.func.count()).select_from(sa.table(table, schema=schema))
+    counted: int = connection.execute(rows if where is None else rows.where(where)).scalar_one()
+    return counted
+
+
+def schemas_with(connection: Connection, name: str) -> list[str]:
+    """Return the schemas off the search path that have a table of that name."""
+    return list(connection.execute(_ELSEWHERE, {"name": name}).scalars())
+
+
+def table_names(connection: Connection, schema: str | None = None) -> list[str]:
+    """Return the names of the tables in ``schema``, or in ``public``."""
+    return list(connection.execute(_NAMES, {"schema": schema and quoted(schema)}).scalars())

@@ -1,0 +1,228 @@
+"""Operations as steps: what each foretells comes true, and a kill at any commit can be left by either way."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from databases import janitor
+from fingerprint import fingerprint
+from migrating import Database
+from systems import RAG, SYSTEMS, System
+
+from amprenta_vectors.ddl import steps
+from amprenta_vectors.ddl.catalogue import ColumnFact, Fact, TableFact
+from amprenta_vectors.ddl.marks import RETIRED
+from amprenta_vectors.pg.tables import Column, Table
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+
+ROWS = 20
+
+Copy = Callable[[Database], AbstractContextManager[Database]]
+
+
+@pytest.fixture
+def copy_of(postgres_server: EmbeddedPostgres) -> Copy:
+    """A function that copies a database for as long as it is needed."""
+    numbers = itertools.count()
+
+    @contextmanager
+    def copied(db: Database) -> Iterator[Database]:
+        name = db.scalar("SELECT current_database()")
+        with janitor(postgres_server, f"copy_{next(numbers)}", name) as database:
+            yield Database(postgres_server.url(database.dbname))
+
+    return copied
+
+
+def lower_and_revision(system: System) -> list[tuple[str, str]]:
+    """Every revision with the one below it."""
+    return list(zip(["base", *system.revisions], system.revisions, strict=False))
+
+
+def legs(system: System) -> list[tuple[str, str, str]]:
+    """Up, down, up for every revision: which way, to where, and where the other way leads."""
+    return [
+        leg
+        for below, revision in lower_and_revision(system)
+        for leg in (("upgrade", revision, below), ("downgrade", below, revision), ("upgrade", revision, below))
+    ]
+
+
+def go(db: Database, system: System, way: str, revision: str) -> None:
+    getattr(system, way)(db, revision)
+
+
+def live_on(db: Database, system: System) -> None:
+    """What an application does between two migrations: it fills the column that it has, and changes rows."""
+    columns = db.columns(system.table)
+    if not columns:
+        return
+    system.insert(db, 3, first=ROWS + 1)
+    if "embedding_text_hash" in columns:
+        system.fill(db)
+    elif "embedding_retired" in columns:
+        db.execute(f"UPDATE {system.table} SET {system.change} WHERE hashtext(CAST({system.key} AS text)) % 10 = 7")
+
+
+def contents(db: Database, system: System) -> list[Any]:
+    """Every row of every table that matters to a user, whatever it is called at the time."""
+    rows: list[Any] = []
+    for table in (system.table, f"{system.table}_retired"):
+        if db.columns(table):
+            rows += db.execute(f"SELECT to_jsonb(t) - 'updated_at' - 'created_at' FROM {table} t ORDER BY {system.key}")
+    for table in ("migration_run", "migration_run_retired"):
+        if db.columns(table):
+            rows += db.execute(f"SELECT target, state, desired_state FROM {table} ORDER BY id")
+    return rows
+
+
+def without_trace(rows: list[Any]) -> list[Any]:
+    """The same without what nobody sees again: retired values of rows that changed since, and runs that ended."""
+    kept = []
+    for row in rows:
+        document = row[0]
+        if "cancelled" in row:
+            continue
+        if isinstance(document, dict) and "new" in document.values():
+            document = {name: None if name.endswith("_retired") else value for name, value in document.items()}
+        kept.append((document, *row[1:]))
+    return kept
+
+
+def catalogue(db: Database) -> list[Any]:
+    """The fingerprint without the table of revisions, which the first upgrade leaves behind; with what it says."""
+    return [row for row in fingerprint(db) if len(row) == 2 or not str(row[0]).startswith("amprenta_version_")]
+
+
+class Killed(BaseException):
+    """Ends a migration as a kill would, at a commit."""
+
+
+@contextmanager
+def killed_at(number: int) -> Iterator[list[str]]:
+    """Raise at the ``number``-th commit, or statement that commits by itself; yields what came before."""
+    seen: list[str] = []
+
+    def reached(what: str) -> None:
+        seen.append(what)
+        if len(seen) == number:
+            raise Killed
+
+    def commit(connection: sa.Connection) -> None:
+        reached("commit")
+
+    def statement(connection: sa.Connection, cursor: Any, text: str, *_: Any) -> None:
+        alone = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+        # Not what waits for the migration lock, which changes nothing.
+        if alone and not text.lstrip().upper().startswith(("SELECT", "SET")):
+            reached(text)
+
+    sa.event.listen(sa.Engine, "commit", commit)
+    sa.event.listen(sa.Engine, "before_cursor_execute", statement)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(sa.Engine, "commit", commit)
+        sa.event.remove(sa.Engine, "before_cursor_execute", statement)
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        # A minute each: here the section that is the default, the others in `make torture`.
+        pytest.param(system, id=name, marks=() if system is RAG else pytest.mark.torture)
+        for name, system in SYSTEMS.items()
+    ],
+)
+def test_killed_at_any_commit_both_ways_lead_out_as_if_never_disturbed(
+    db: Database, copy_of: Copy, system: System
+) -> None:
+    system.adopt(db, ROWS)
+    db.execute(f"UPDATE {system.table} SET updated_at = now() - interval '2 days'")
+    kills, seen_legs = 0, set[tuple[str, str, str]]()
+    for way, there, back in legs(system):
+        other = "downgrade" if way == "upgrade" else "upgrade"
+        took_back = "_retired" in str(fingerprint(db))
+        with copy_of(db) as before:
+            go(db, system, way, there)
+            if (way, there, back) in seen_legs and not took_back:
+                live_on(db, system)
+                continue
+            seen_legs.add((way, there, back))
+            expected = fingerprint(db), contents(db, system)
+            with copy_of(db) as opposite:
+                go(opposite, system, other, back)
+                returned = catalogue(opposite), without_trace(contents(opposite, system))
+            for number in itertools.count(1):
+                with copy_of(before) as one:
+                    with killed_at(number) as seen:
+                        try:
+                            go(one, system, way, there)
+                        except BaseException:
+                            # What cleans up after the kill finds a connection that is gone.
+                            if len(seen) < number:
+                                raise
+                            kills += 1
+                        else:
+                            break
+                    with copy_of(one) as two:
+                        go(one, system, way, there)
+                        assert (fingerprint(one), contents(one, system)) == expected, (way, there, seen)
+                        go(two, system, other, back)
+                        found = catalogue(two), without_trace(contents(two, system))
+                        assert found == returned, (way, there, "then", other, back, seen)
+        live_on(db, system)
+    assert kills > 3 * len(system.revisions)
+
+
+def comparable(value: Any) -> Any:
+    """A value without what no step can foretell: the moment of a retirement."""
+    if isinstance(value, Table):
+        columns = {name: comparable(column) for name, column in value.columns.items()}
+        return replace(value, comment=_without_moment(value.comment), columns=columns)
+    if isinstance(value, Column):
+        kind = re.sub(r"^\w+\.", "", value.type)
+        return replace(value, comment=_without_moment(value.comment), type=kind)
+    return value
+
+
+def _without_moment(comment: str) -> str:
+    return RETIRED if comment.startswith(RETIRED) else comment
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS.keys())
+@pytest.mark.parametrize("begin", ["adopted", "made here"])
+def test_what_a_step_foretells_is_found_after_it(
+    db: Database, system: System, begin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out, compared = steps._carry_out, []
+
+    def then_compare(operations: Any, step: steps.Step) -> None:
+        carry_out(operations, step)
+        connection = operations.get_bind()
+        for fact, foretold in step.foretells.items():
+            found = fact.find(connection)
+            assert comparable(found) == comparable(foretold), (step.action, fact)
+            compared.append(fact)
+
+    monkeypatch.setattr(steps, "_carry_out", then_compare)
+    if begin == "adopted":
+        system.adopt(db, ROWS)
+    system.upgrade(db)
+    if begin == "made here":
+        system.insert(db, ROWS)
+    system.fill(db)
+    system.downgrade(db)
+    live_on(db, system)
+    system.upgrade(db)
+    system.downgrade(db, purge=True)
+    kinds: set[type[Fact[Any]]] = {type(fact) for fact in compared}
+    assert {TableFact, ColumnFact} < kinds
+    assert len(compared) > 20
