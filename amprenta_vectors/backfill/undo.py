@@ -59,6 +59,6 @@ def _steps(run: Run) -> Iterator[UndoStep]:
     else:
         yield UndoStep(
             "the column, where a revision of your own made it by op.add_vector_column",
-            "op.drop_kept_column in that revision's downgrade, and alembic downgrade",
+            "op.drop_vector_column in that revision's downgrade, and alembic downgrade",
             "every embedding, under a retired name; upgrading again brings them back." + inserted,
         )
