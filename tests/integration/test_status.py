@@ -248,7 +248,18 @@ def test_watching_waits_for_the_index_to_be_built(engine: sa.Engine, upgraded_ur
         while not execute(engine, "SELECT 1 FROM pg_stat_progress_create_index"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(0.5)
+        # Two looks of the watcher at the build: what the first one saw has been shown.
+        looks: list[str] = []
+
+        def look(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+            if "pg_stat_progress_create_index" in statement:
+                looks.append(statement)
+
+        sa.event.listen(sa.Engine, "after_cursor_execute", look)
+        while len(looks) < 2:
+            assert time.monotonic() < deadline + 40
+            time.sleep(0.02)
+        sa.event.remove(sa.Engine, "after_cursor_execute", look)
         assert not watching.done()
         blocker.rollback()
         lines = watching.result(30).output.splitlines()
