@@ -134,7 +134,7 @@ def run(operations: Operations, op: SteppedOp) -> None:
 
 
 MOST_STEPS = 50
-"""Of one operation; more are a step that changes nothing."""
+"""An operation has fewer; one with more has a step that changes nothing."""
 
 
 def _carry_out(operations: Operations, step: Step) -> None:
