@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
 
 _IMPOSSIBLE = frozenset({UNDEFINED_COLUMN, UNDEFINED_OBJECT, TYPE_MISMATCH})
-"""The errors of an index that the table as it is cannot have: no such column, no such class, a class of another type."""
+"""Errors of an index that the table as it is cannot have: no such column or class, a class of another type."""
 
 
 class ComparingImpl(PostgresqlImpl):
