@@ -355,7 +355,8 @@ def test_a_lease_is_renewed_while_rows_are_being_written(engine: sa.Engine) -> N
     with gate(engine) as open_gate, ThreadPoolExecutor(2) as pool:
         jobs = [to_job(engine, stub(), lease_seconds=RENEWED_SECONDS, batch_size=20) for _ in range(2)]
         runs = [pool.submit(run_job, engine, job, "resume") for job in jobs]
-        wait_until(engine, "SELECT count(*) FROM migration_progress WHERE status <> 'done'", 1)
+        held = f"SELECT count(*) FROM migration_progress WHERE status = 'running' AND '{HELD}' = ANY(keys)"
+        wait_until(engine, held, 1)
         outlive_lease(engine, HELD)
         open_gate()
         assert [run.result().run.state for run in runs] == ["finished", "finished"]
