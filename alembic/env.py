@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from io import StringIO
 from logging.config import fileConfig
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import context
+from alembic.migration import MigrationContext
+from alembic.operations.ops import MigrationScript
 from sqlalchemy.exc import DBAPIError
 
 import amprenta_vectors.ddl  # noqa: F401 - registers the operations
@@ -22,21 +25,21 @@ from amprenta_vectors.db import (
     create_engine,
     migration_lock,
     server_versions,
-    to_error,
 )
 from amprenta_vectors.ddl.options import check_index
 from amprenta_vectors.ddl.programs import programs_of
 from amprenta_vectors.ddl.script import begin_script
 from amprenta_vectors.ddl.settle import settle_first
 from amprenta_vectors.errors import AmprentaError, ConfigError
-from amprenta_vectors.migrate import SECTIONS, Section
-from amprenta_vectors.pg.connections import like
+from amprenta_vectors.migrate import SECTIONS, Section, search_adopted
+from amprenta_vectors.pg.connections import extended_path, like
+from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.schema import tables
 
 config = context.config
 log = logging.getLogger("amprenta_vectors.migrate")
 
-ARGUMENTS = {"adopted", "dimension", "index", "purge"}
+ARGUMENTS = {"adopted", "dimension", "index", "purge", "schema"}
 """What ``-x NAME=VALUE`` may name."""
 
 
@@ -46,7 +49,7 @@ def run() -> None:
     if unknown := sorted(arguments.keys() - ARGUMENTS):
         raise ConfigError(
             f"-x {unknown[0]} is not known",
-            hint="one of: -x dimension=NUMBER, -x index=ivfflat, -x purge=true, -x adopted=TABLE",
+            hint="one of: -x dimension=NUMBER, -x index=ivfflat, -x purge=true, -x schema=SCHEMA, -x adopted=TABLE",
         )
     settings = config.attributes.get("settings") or Settings.load()
     options = {
@@ -54,29 +57,32 @@ def run() -> None:
         "index": check_index(arguments.get("index")),
         "purge": arguments.get("purge", config.attributes.get("purge", False)),
         "adopted": arguments.get("adopted"),
+        "schema": arguments.get("schema", config.attributes.get("schema")),
+        "section": section().name,
     }
     if context.is_offline_mode():
         write(options)
         return
-    given: sa.Connection | None = config.attributes.get("connection")
+    given: sa.Connection | sa.Engine | None = config.attributes.get("connection")
     engine = like(given.engine) if given is not None else create_engine(of_this_file(settings), migrations=True)
     try:
         if given is None:
             check_direct(engine)
-        comparison = check_suitable(engine)
-        with engine.connect() if given is None else nullcontext(given) as connection:
+        check_suitable(engine)
+        options["schema"] = search_adopted(engine, section().name, options["schema"])
+        with connected(engine, given, options["schema"]) as connection:
             context.configure(
                 connection=connection,
                 version_table=section().version_table,
-                **comparison,
                 transaction_per_migration=True,
                 amprenta_options=options,
-                amprenta_programs=programs_of(context.script),
+                process_revision_directives=refuse_new_revision,
             )
+            if command() not in {"upgrade", "downgrade", "current", "stamp"}:
+                context.get_context().opts.update(comparing(engine))
             # `alembic current` changes nothing, and is asked just when an upgrade takes long.
             only_reads = context.get_context().opts.get("dont_mutate", False)
             if not only_reads:
-                refuse_new_revision()
                 check_may_migrate(engine, section().version_table)
                 settle_first(context.get_context(), context.script)
             lock = nullcontext() if only_reads else migration_lock(engine, settings.migration_lock_timeout)
@@ -88,6 +94,36 @@ def run() -> None:
         engine.dispose()
 
 
+@contextmanager
+def connected(engine: sa.Engine, given: object, schema: str | None) -> Iterator[sa.Connection]:
+    """The connection to migrate, which finds the section's table in ``schema`` too: the given one, or a new one."""
+    if not isinstance(given, sa.Connection):
+        with engine.connect() as connection:
+            yield connection
+        return
+    if schema is None:
+        yield given
+        return
+    began = given.in_transaction()
+    before, path = given.execute(sa.text(f"SELECT current_setting('search_path'), {extended_path(schema)}")).one()
+    set_search_path(given, path, commit=not began)
+    try:
+        yield given
+    except BaseException:
+        # The application's own transaction, which has failed, takes it back.
+        if not began and not given.invalidated:
+            set_search_path(given, before, commit=True)
+        raise
+    set_search_path(given, before, commit=not began)
+
+
+def set_search_path(connection: sa.Connection, path: str, *, commit: bool) -> None:
+    """Set it for the session; in a transaction of its own where ``commit``, so that Alembic's is still to begin."""
+    connection.execute(sa.select(sa.func.set_config("search_path", path, False)))
+    if commit:
+        connection.commit()
+
+
 def of_this_file(settings: Settings) -> Settings:
     """Take the database that the ini file names, where a section is mounted in one that does."""
     url = config.get_main_option("sqlalchemy.url")
@@ -97,10 +133,15 @@ def of_this_file(settings: Settings) -> Settings:
     return Settings.load(database_url=named.render_as_string(hide_password=False), migration_database_url=None)
 
 
-def refuse_new_revision() -> None:
+def command() -> str:
+    """What Alembic was called for, by the name of its function; another name where it was called otherwise."""
+    name: str = getattr(context.get_context()._migrations_fn, "__qualname__", "")
+    return name.partition(".")[0]
+
+
+def refuse_new_revision(_: MigrationContext, __: object, revisions: list[MigrationScript]) -> None:
     """Refuse to write a revision of an application's beside those of the package, in which it is mounted."""
-    command: str = getattr(context.get_context()._migrations_fn, "__qualname__", "")
-    if command.startswith("revision.") and config.get_main_option("amprenta_section") is not None:
+    if revisions and command() == "revision" and config.get_main_option("amprenta_section") is not None:
         raise ConfigError(
             "the revisions of this section come with amprenta_vectors; none is written beside them",
             hint="alembic revision, without -n, writes one of the application's own",
@@ -122,6 +163,9 @@ def write(options: dict[str, Any]) -> None:
         amprenta_emit_check=checks.append,
     )
     begin_script(context.get_context())
+    if options["schema"] is not None:
+        path = f"SELECT set_config('search_path', {extended_path(options['schema'])}, false)"
+        context.get_context().impl.static_output(f"{path};")
     beginning = script.tell()
     with context.begin_transaction():
         context.run_migrations()
@@ -140,18 +184,20 @@ def section() -> Section:
     return SECTIONS[name]
 
 
-def check_suitable(engine: sa.Engine) -> dict[str, Any]:
-    """Refuse a server that cannot work before anything is changed; warn of one with known faults.
-
-    Returns what autogenerate compares with, as it depends on what the database already had.
-    """
+def check_suitable(engine: sa.Engine) -> None:
+    """Refuse a server that cannot work before anything is changed; warn of one with known faults."""
     # On a connection of its own: one whose transaction has begun would not be committed by Alembic.
     with engine.connect() as connection:
         versions = server_versions(connection)
-        comparison = tables.comparison(connection, section().name)
     for warning in check_server(*versions):
         log.warning(warning)
-    return comparison
+
+
+def comparing(engine: sa.Engine) -> dict[str, Any]:
+    """What autogenerate compares with, as it depends on what the database already had."""
+    with engine.connect() as connection:
+        comparison = tables.comparison(connection, section().name)
+    return {**comparison, "amprenta_programs": programs_of(context.script)}
 
 
 # An application's file, in which a section of ours is mounted, may leave logging to the application.

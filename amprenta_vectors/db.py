@@ -13,11 +13,10 @@ from typing import Any
 import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError, OperationalError
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable, TimedOut, TransientError
-from amprenta_vectors.pg.errors import STATEMENT_CANCELLED, sqlstate
+from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable
 
 COMMAND_SESSION = "amprenta_command"
 """The application_name of this package's commands; an application that uses its stores is ``amprenta_vectors``."""
@@ -261,53 +260,6 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
         finally:
             # The lock goes with its session, and so even where the server is gone.
             connection.invalidate()
-
-
-_TRANSIENT_CLASSES = {"08", "40", "53", "57"}
-_TRANSIENT_STATES = {"55P03", "25P03", "25P04"}
-_ROW_CLASSES = {"21", "22", "23", "44", "54", "P0"}
-
-
-DatabaseError = DBAPIError | psycopg2.Error
-"""A database error as SQLAlchemy wraps it, or as COPY, which SQLAlchemy does not know, raises it."""
-
-
-def _driver_error(error: DatabaseError) -> BaseException | None:
-    return error.orig if isinstance(error, DBAPIError) else error
-
-
-def is_transient(error: DatabaseError) -> bool:
-    """Whether trying again may help: a lost connection, a deadlock, a lock time-out, a restart, a full disk.
-
-    By SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), never by message. psycopg2 gives a
-    dropped or refused connection no SQLSTATE at all, and one that drops while an answer is read no class of its own:
-    that one is a bare ``DatabaseError``.
-    """
-    state = sqlstate(error)
-    if state is None:
-        driver = _driver_error(error)
-        lost = isinstance(driver, psycopg2.OperationalError | psycopg2.InterfaceError)
-        return lost or type(driver) is psycopg2.DatabaseError
-    return state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES
-
-
-def is_row_refusal(error: DatabaseError) -> bool:
-    """Whether a row's own content was refused: a cast, a constraint, a trigger, a size limit."""
-    state = sqlstate(error)
-    return state is not None and state[:2] in _ROW_CLASSES
-
-
-def to_error(error: DatabaseError, doing: str) -> AmprentaError:
-    """A database error as one of ours: transient where trying again may help, else final."""
-    driver = _driver_error(error)
-    # The server's first line only: its DETAIL quotes the row.
-    primary = driver.diag.message_primary if isinstance(driver, psycopg2.Error) else None
-    reason = primary or str(driver).strip().replace("\n", " ")
-    if sqlstate(error) == STATEMENT_CANCELLED:
-        return TimedOut(f"{doing}: {reason}")
-    if is_transient(error):
-        return TransientError(f"{doing}: {reason}")
-    return AmprentaError(f"{doing}: {reason}")
 
 
 def parse_version(text: str) -> tuple[int, ...]:

@@ -11,37 +11,39 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.ddl.plan import RevisionPlan, plan_upgrade
 from amprenta_vectors.ddl.script import heads_of
+from amprenta_vectors.ddl.sections import schema_to_adopt
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.pg.connections import search_also
 
 
 @dataclass(frozen=True)
 class Section:
-    """A named part of ``alembic.ini``: the folders of its revisions and the table that records them."""
+    """A named part of ``alembic.ini``: the folders of its revisions, the table that records them, and its own table."""
 
     name: str
     folders: tuple[str, ...]
     version_table: str
+    table: str
 
 
 SECTIONS = {
     section.name: section
     for section in (
-        Section("alembic", ("core", "rag"), "amprenta_version_rag"),
-        Section("documents", ("core", "documents"), "amprenta_version_documents"),
-        Section("products", ("core", "products"), "amprenta_version_products"),
+        Section("alembic", ("core", "rag"), "amprenta_version_rag", "rag_chunks"),
+        Section("documents", ("core", "documents"), "amprenta_version_documents", "vector_documents"),
+        Section("products", ("core", "products"), "amprenta_version_products", "products"),
     )
 }
 
 
 def migrations_folder() -> Path:
-    """Where the revisions lie: inside the package when it is installed, beside it in a checkout."""
-    installed = Path(__file__).parent / "migrations"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "alembic"
+    """Where the revisions lie: in the package; of a checkout, that is a link to the folder ``alembic``."""
+    return Path(__file__).parent / "migrations"
 
 
 def alembic_config(settings: Settings, section: str = "alembic") -> Config:
@@ -60,10 +62,28 @@ def alembic_config(settings: Settings, section: str = "alembic") -> Config:
     return config
 
 
-def upgrade(settings: Settings, section: str = "alembic", revision: str = "head") -> None:
-    """Bring ``section`` to ``revision``, waiting for any other upgrade of this database."""
+def search_adopted(engine: Engine, section: str, schema: str | None) -> str | None:
+    """Let ``engine`` find the section's table in the schema off the search path that it was or is to be adopted in.
+
+    ``schema`` is what ``-x schema=`` says, None where it is not given. Returns the schema, None for a table on the
+    path. Raises `ConfigError` where it has no such table.
+    """
+    with engine.connect() as connection:
+        found = schema_to_adopt(connection, SECTIONS[section].table, schema)
+    if found is not None:
+        search_also(engine, found)
+    return found
+
+
+def upgrade(settings: Settings, section: str = "alembic", revision: str = "head", *, schema: str | None = None) -> None:
+    """Bring ``section`` to ``revision``, waiting for any other upgrade of this database.
+
+    ``schema`` has the table to adopt, where that is off the search path.
+    """
+    config = alembic_config(settings, section)
+    config.attributes["schema"] = schema
     with _alembic_errors():
-        command.upgrade(alembic_config(settings, section), revision)
+        command.upgrade(config, revision)
 
 
 def downgrade(settings: Settings, section: str = "alembic", revision: str = "base", *, purge: bool = False) -> None:
@@ -74,19 +94,35 @@ def downgrade(settings: Settings, section: str = "alembic", revision: str = "bas
         command.downgrade(config, revision)
 
 
-def print_upgrade(settings: Settings, connection: Connection, section: str = "alembic", revision: str = "head") -> None:
-    """Print what brings ``section`` to ``revision``, as SQL for the database as it is; nothing is changed."""
-    config = _for_script(settings, connection, section)
+def print_upgrade(
+    settings: Settings,
+    connection: Connection,
+    section: str = "alembic",
+    revision: str = "head",
+    *,
+    schema: str | None = None,
+) -> None:
+    """Print what brings ``section`` to ``revision``, as SQL for the database as it is; nothing is changed.
+
+    ``schema``, where given, has the section's table, and ``connection`` finds it there.
+    """
+    config = _for_script(settings, connection, section, schema)
     start = config.attributes["script_start"]
     with _alembic_errors():
         command.upgrade(config, f"{start}:{revision}", sql=True)
 
 
 def print_downgrade(
-    settings: Settings, connection: Connection, section: str = "alembic", revision: str = "base", *, purge: bool = False
+    settings: Settings,
+    connection: Connection,
+    section: str = "alembic",
+    revision: str = "base",
+    *,
+    purge: bool = False,
+    schema: str | None = None,
 ) -> None:
-    """Print what takes ``section`` back to ``revision``, as SQL for the database as it is; nothing is changed."""
-    config = _for_script(settings, connection, section)
+    """Print what takes ``section`` back to ``revision``, as `print_upgrade` does."""
+    config = _for_script(settings, connection, section, schema)
     config.attributes["purge"] = purge
     start = config.attributes["script_start"]
     if start == "base":
@@ -97,8 +133,9 @@ def print_downgrade(
         command.downgrade(config, f"{start}:{revision}", sql=True)
 
 
-def _for_script(settings: Settings, connection: Connection, section: str) -> Config:
+def _for_script(settings: Settings, connection: Connection, section: str, schema: str | None) -> Config:
     config = alembic_config(settings, section)
+    config.attributes["schema"] = schema
     config.attributes["script_connection"] = connection
     config.attributes["script_start"] = ",".join(heads_of(connection, SECTIONS[section].version_table)) or "base"
     return config
@@ -111,11 +148,19 @@ def current(settings: Settings, section: str = "alembic") -> None:
 
 
 def plan(
-    settings: Settings, connection: Connection, section: str = "alembic", revision: str = "head"
+    settings: Settings,
+    connection: Connection,
+    section: str = "alembic",
+    revision: str = "head",
+    *,
+    schema: str | None = None,
 ) -> list[RevisionPlan]:
-    """What an upgrade of ``section`` to ``revision`` would do; nothing is changed and no lock is waited for."""
+    """What an upgrade of ``section`` to ``revision`` would do; nothing is changed and no lock is waited for.
+
+    ``schema``, where given, has the section's table, and ``connection`` finds it there.
+    """
     script = ScriptDirectory.from_config(alembic_config(settings, section))
-    options = {"dimension": settings.vector_dimension}
+    options = {"dimension": settings.vector_dimension, "schema": schema, "section": section}
     version_table = SECTIONS[section].version_table
     return plan_upgrade(connection, script, revision, version_table=version_table, options=options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from hypothesis import settings
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
+from amprenta_vectors.sandbox import postgres
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
@@ -29,6 +31,10 @@ INDEX_NAME = "test-index"
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
+# Another server than that of the wheel: a folder with `postgres`, `initdb` and `pg_ctl`, and pgvector beside them.
+if binaries := os.environ.get("AMPRENTA_TEST_POSTGRES"):
+    postgres.binaries = lambda: Path(binaries)
+
 OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "EMBEDDING_MODEL")
 POLL_SECONDS = 0.02
 """How often a backfill looks for work and orders, so that no test waits for it."""
@@ -37,10 +43,11 @@ KINDS = ("torture", "journey")
 """Folders whose tests are marked with the folder's name, and run only when asked for by it."""
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say what repeats a run of the tests that draw lots."""
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which server is tested on, and what repeats a run of the tests that draw lots."""
+    server = subprocess.run([postgres.binaries() / "postgres", "--version"], capture_output=True, text=True, check=True)
     asked_for = "not torture" not in config.getoption("markexpr")
-    return f"{FORM.name} form, {SEED_VARIABLE}={SEED}" if asked_for else None
+    return server.stdout.strip() + (f", {FORM.name} form, {SEED_VARIABLE}={SEED}" if asked_for else "")
 
 
 @pytest.hookimpl(tryfirst=True)

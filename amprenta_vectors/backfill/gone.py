@@ -25,7 +25,7 @@ from amprenta_vectors.backfill.row_state import Kept, RowStates
 from amprenta_vectors.backfill.sides import as_key, embedded_here
 from amprenta_vectors.backfill.states import RunState
 from amprenta_vectors.batch import Key
-from amprenta_vectors.db import is_row_refusal
+from amprenta_vectors.pg.errors import is_row_refusal
 from amprenta_vectors.schema.expressions import in_scope, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.keymaps import KeyMap, Uuid5
 from amprenta_vectors.schema.vector_table import VectorTable

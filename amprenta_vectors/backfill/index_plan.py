@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.db import is_row_refusal, to_error
 from amprenta_vectors.ddl.vector_index import suitable_lists
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.pg.errors import is_row_refusal, to_error
 from amprenta_vectors.pg.types import IndexStorage
 from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.expressions import to_clause

@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.pace import Kind, Lease, Quota, lend, lower, published, refill
 from amprenta_vectors.backfill.states import RunState
-from amprenta_vectors.db import to_error
 from amprenta_vectors.errors import ReadUnitsSpent
+from amprenta_vectors.pg.errors import to_error
 
 UNLIMITED = Lease(math.inf, math.inf, 0.0)
 

@@ -20,8 +20,8 @@ from tenacity.nap import sleep_using_event
 from tenacity.wait import wait_random_exponential
 
 from amprenta_vectors.backfill.control import Held
-from amprenta_vectors.db import to_error
 from amprenta_vectors.errors import RateLimited, TransientError
+from amprenta_vectors.pg.errors import to_error
 
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 20.0

@@ -38,8 +38,8 @@ from amprenta_vectors.backfill.starting import Mode, begin_or_join
 from amprenta_vectors.backfill.states import RunState
 from amprenta_vectors.backfill.steering import Steering
 from amprenta_vectors.backfill.worker import Worker, Writer
-from amprenta_vectors.db import is_transient
 from amprenta_vectors.errors import RunConflict, TooManyBadRows, TransientError
+from amprenta_vectors.pg.errors import is_transient
 from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.outbox import Outbox

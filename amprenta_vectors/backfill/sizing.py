@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.progress import Timing
-from amprenta_vectors.db import is_transient
+from amprenta_vectors.pg.errors import is_transient
 
 SMALLEST = 100
 """Keys below which no batch is made smaller: what times out then is not the batch's size."""

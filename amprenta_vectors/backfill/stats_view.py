@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.db import to_error
+from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.schema.vector_table import VectorTable
 
 _IS_FILLED = sa.text("SELECT relispopulated FROM pg_class WHERE oid = to_regclass(:view) AND relkind = 'm'")

@@ -14,7 +14,7 @@ from amprenta_vectors.backfill.gate import Gate
 from amprenta_vectors.backfill.progress import Orders
 from amprenta_vectors.backfill.states import RunState
 from amprenta_vectors.backfill.worker import Worker
-from amprenta_vectors.db import is_transient
+from amprenta_vectors.pg.errors import is_transient
 
 
 class Steering:

@@ -12,9 +12,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from amprenta_vectors.backfill.server_load import Observatory, ServerLoad
-from amprenta_vectors.db import to_error
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.pg.errors import sqlstate
+from amprenta_vectors.pg.errors import sqlstate, to_error
 from amprenta_vectors.schema.vector_table import VectorTable
 
 RESUME_AT = 0.8

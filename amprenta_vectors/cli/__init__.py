@@ -57,7 +57,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it raises is said in one message, never as a traceback."""
-        from amprenta_vectors.db import to_error
+        from amprenta_vectors.pg.errors import to_error
 
         try:
             with warnings.catch_warnings():

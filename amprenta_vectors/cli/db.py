@@ -11,9 +11,9 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import check_connection, create_engine
-from amprenta_vectors.ddl.plan import RevisionPlan
+from amprenta_vectors.ddl.plan import RevisionPlan, publications_of
 from amprenta_vectors.ddl.steps import Done, Step
-from amprenta_vectors.migrate import SECTIONS, print_downgrade, print_upgrade
+from amprenta_vectors.migrate import SECTIONS, print_downgrade, print_upgrade, search_adopted
 from amprenta_vectors.migrate import current as run_current
 from amprenta_vectors.migrate import downgrade as run_downgrade
 from amprenta_vectors.migrate import plan as run_plan
@@ -26,6 +26,9 @@ _section = click.option(
     default="alembic",
     show_default=True,
     help="Which system's revisions.",
+)
+_schema = click.option(
+    "--schema", help="Where the section's table is, to be adopted, if the search path does not find it."
 )
 _sql = click.option("--sql", is_flag=True, help="Print the SQL for the database as it is, instead of running it.")
 
@@ -40,16 +43,17 @@ def db() -> None:
 
 @db.command()
 @_section
+@_schema
 @_sql
 @click.argument("revision", default="head")
-def upgrade(section: str, sql: bool, revision: str) -> None:
+def upgrade(section: str, schema: str | None, sql: bool, revision: str) -> None:
     """Bring the schema to REVISION (default: head). Several at once are safe: one works, the others wait."""
     settings = Settings.load()
     if not sql:
-        run_upgrade(settings, section, revision)
+        run_upgrade(settings, section, revision, schema=schema)
         return
-    with _reading(settings) as connection:
-        print_upgrade(settings, connection, section, revision)
+    with _reading(settings, section, schema) as (connection, found):
+        print_upgrade(settings, connection, section, revision, schema=found)
 
 
 @db.command()
@@ -63,8 +67,8 @@ def downgrade(section: str, revision: str, purge: bool, sql: bool) -> None:
     if not sql:
         run_downgrade(settings, section, revision, purge=purge)
         return
-    with _reading(settings) as connection:
-        print_downgrade(settings, connection, section, revision, purge=purge)
+    with _reading(settings, section) as (connection, found):
+        print_downgrade(settings, connection, section, revision, purge=purge, schema=found)
 
 
 @db.command()
@@ -76,12 +80,14 @@ def current(section: str) -> None:
 
 @db.command()
 @_section
+@_schema
 @click.argument("revision", default="head")
-def plan(section: str, revision: str) -> None:
+def plan(section: str, schema: str | None, revision: str) -> None:
     """Say what an upgrade to REVISION (default: head) would do and lock. Changes nothing; counts values by reading."""
     settings = Settings.load()
-    with _reading(settings) as connection:
-        plans = run_plan(settings, connection, section, revision)
+    with _reading(settings, section, schema) as (connection, found):
+        plans = run_plan(settings, connection, section, revision, schema=found)
+        publications = publications_of(connection, plans)
     for each in plans:
         click.echo("\n".join(_described(each)))
     if not plans:
@@ -91,15 +97,22 @@ def plan(section: str, revision: str) -> None:
             f"A lock that others wait for is asked for {LOCK_SECONDS:.0f} s at a time, for up to {GIVE_UP_SECONDS:.0f} "
             f"s: no statement queues behind it for longer than {LOCK_SECONDS:.0f} s."
         )
+    for publication, tables in publications.items():
+        click.echo(
+            f"Publication {publication} carries {', '.join(tables)}: before the upgrade, install pgvector on each "
+            "subscriber's server and run there what this prints, or replication stops at the first embedding: "
+            f"amprenta-vectors db upgrade --section {section} --sql {revision}"
+        )
 
 
 @contextmanager
-def _reading(settings: Settings) -> Iterator[Connection]:
-    """A connection on which nothing can be changed."""
+def _reading(settings: Settings, section: str, schema: str | None = None) -> Iterator[tuple[Connection, str | None]]:
+    """A connection on which nothing can be changed, and the schema in which it finds the section's table."""
     engine = create_engine(settings, migrations=True)
     check_connection(engine)
+    found = search_adopted(engine, section, schema)
     with engine.connect().execution_options(postgresql_readonly=True) as connection:
-        yield connection
+        yield connection, found
     engine.dispose()
 
 

@@ -23,7 +23,7 @@ from amprenta_vectors.backfill.states import UNFINISHED
 from amprenta_vectors.backfill.timeline import Outlook, look_ahead
 from amprenta_vectors.cli.options import stop_on_signal
 from amprenta_vectors.cli.run_text import held_by, to_json, to_pace, to_read_units, to_scope, to_state
-from amprenta_vectors.db import is_transient
+from amprenta_vectors.pg.errors import is_transient
 
 BUCKETS = 120
 SCREEN_SECONDS, LINE_SECONDS = 1.0, 5.0

@@ -11,6 +11,7 @@ import click
 from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ConfigError, TransientError
+from amprenta_vectors.schema.catalogue import located
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.stores.composites.dual import drain as bring
 from amprenta_vectors.stores.factory import BACKENDS, open_pgvector_store
@@ -93,7 +94,9 @@ def _open_outbox(settings: Settings) -> Iterator[Outbox]:
     """That of all scopes of the table."""
     engine = open_database(settings, 1)
     try:
-        yield Outbox(engine, get_table(settings.table, settings.config).target, {})
+        with engine.connect() as connection:
+            table = located(connection, get_table(settings.table, settings.config))
+        yield Outbox(engine, table.target, {})
     finally:
         engine.dispose()
 

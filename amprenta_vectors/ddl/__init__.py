@@ -11,6 +11,7 @@ from amprenta_vectors.ddl.extension import CreateVectorExtensionOp, DropVectorEx
 from amprenta_vectors.ddl.function import CreateFunctionOp, DropFunctionOp
 from amprenta_vectors.ddl.gate import EnsureBackfillFinishedOp
 from amprenta_vectors.ddl.impl import AmprentaPostgresqlImpl
+from amprenta_vectors.ddl.include_object import include_object
 from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp, DropMaterializedViewOp
 from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp, DropPlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
@@ -42,4 +43,5 @@ __all__ = [
     "ReplaceVectorIndexOp",
     "RetireTableOp",
     "VectorType",
+    "include_object",
 ]

@@ -84,7 +84,7 @@ class QueueBackfillOp(SteppedOp):
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done: record a run, unless one is unfinished."""
-        target = target_of(self.table, self.column, self.schema)
+        target = target_of(self.table, self.column, self.schema or options.get("schema"))
         column = ColumnFact(self.table, self.column, self.schema)
         dimension = configured_dimension(options)
         if catalogue.ask(column, Column(f"vector({dimension})" if dimension else "")) is None:
@@ -142,7 +142,7 @@ class CancelBackfillOp(SteppedOp):
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done: cancel what is unfinished."""
-        target = target_of(self.table, self.column, self.schema)
+        target = target_of(self.table, self.column, self.schema or options.get("schema"))
         fact = UnfinishedRuns(target)
         unfinished = catalogue.ask(fact, 1)
         if not unfinished:

@@ -18,9 +18,10 @@ from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.ddl.catalogue import Foretold, Found
+from amprenta_vectors.ddl.catalogue import Foretold, Found, TableFact
 from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, explain
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.pg.names import qualified
 from amprenta_vectors.pg.tables import table_of
 
 
@@ -67,6 +68,32 @@ def plan_upgrade(
         steps = [_as_it_is_now(connection, step) for step in found]
         plans.append(RevisionPlan(each.revision, each.doc, steps, _figures(connection, steps)))
     return plans
+
+
+def publications_of(connection: Connection, plans: list[RevisionPlan]) -> dict[str, list[str]]:
+    """Return the publications that carry what the steps change, each with the tables that it carries.
+
+    A publication of all tables carries those too that the steps make.
+    """
+    steps = [step for plan in plans for step in plan.steps if isinstance(step, Step)]
+    tables = (fact for step in steps for fact in step.foretells if isinstance(fact, TableFact))
+    made = [qualified(table.name, table.schema) for table in tables]
+    names = list(dict.fromkeys([*(step.object for step in steps if step.object), *made]))
+    rows = connection.execute(_PUBLICATIONS, {"names": names})
+    return {row.publication: row.tables for row in rows} if steps else {}
+
+
+_PUBLICATIONS = sa.text("""
+    SELECT p.pubname AS publication, array_agg(changed.name ORDER BY changed.name) AS tables
+    FROM pg_publication p CROSS JOIN unnest(CAST(:names AS text[])) AS changed (name)
+    WHERE p.puballtables OR EXISTS (
+        SELECT FROM pg_publication_tables t
+        WHERE t.pubname = p.pubname AND to_regclass(format('%I.%I', t.schemaname, t.tablename)) IN (
+            SELECT to_regclass(changed.name) UNION SELECT relid FROM pg_partition_tree(to_regclass(changed.name))
+        )
+    )
+    GROUP BY 1 ORDER BY 1
+""")
 
 
 @contextmanager

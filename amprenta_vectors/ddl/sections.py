@@ -1,4 +1,4 @@
-"""The sections that share a database, by their version tables."""
+"""The sections that share a database: their version tables, and the schema that a section's table is in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import Fact
-from amprenta_vectors.pg.tables import has_value
+from amprenta_vectors.ddl.marks import MADE, RETIRED
+from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.pg.names import qualified, quoted
+from amprenta_vectors.pg.tables import has_value, schemas_with, table_of
 
 VERSION_TABLE = "amprenta_version_"
 """How the version tables of this package's sections begin."""
@@ -30,3 +33,47 @@ class OtherSections(Fact[tuple[str, ...]]):
         """Return their names."""
         names = connection.execute(_OTHERS, {"own": self.own}).scalars().all()
         return tuple(name for name in names if has_value(connection, name))
+
+
+# An adopted table's own comment is the application's, so that its columns tell.
+_MARKED = sa.text("""
+    SELECT EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = to_regclass(:table) AND a.attnum > 0 AND NOT a.attisdropped
+          AND col_description(a.attrelid, a.attnum) ~ :marks
+    )
+""").bindparams(marks=f"^({MADE}$|{RETIRED})")
+
+
+def adopted_schema(connection: Connection, table: str) -> str | None:
+    """Return the schema, off the search path, in which an upgrade adopted ``table``; None where it is on the path."""
+    if table_of(connection, table) is not None:
+        return None
+    for schema in schemas_with(connection, table):
+        if connection.execute(_MARKED, {"table": quoted(schema, table)}).scalar_one():
+            return schema
+    return None
+
+
+def schema_to_adopt(connection: Connection, table: str, given: str | None) -> str | None:
+    """Return the schema, off the search path, of the section's table: as ``-x schema=`` says, or as it was adopted.
+
+    Raises `ConfigError` where it is not there, or would not be the one that is found.
+    """
+    if given is None:
+        return adopted_schema(connection, table)
+    if table_of(connection, table, given) is None:
+        others = schemas_with(connection, table)
+        raise ConfigError(
+            f"-x schema={given}: there is no table {qualified(table, given)}",
+            hint=f"-x schema={others[0]}" if others else "leave -x schema= out: the upgrade makes the table",
+        )
+    if (found := table_of(connection, table)) is None:
+        return given
+    there = table_of(connection, table, given)
+    if there is not None and found.oid != there.oid:
+        raise ConfigError(
+            f"-x schema={given}: a table {table} that comes before it is on the search path",
+            hint=f"ALTER TABLE {table} RENAME TO …, or leave -x schema= out to adopt that one",
+        )
+    return None

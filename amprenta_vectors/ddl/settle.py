@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 from alembic.migration import MigrationContext
@@ -32,6 +33,7 @@ def settle_first(context: MigrationContext, script: ScriptDirectory) -> None:
     steps: Any = context._migrations_fn  # what the command is to do: Alembic has no other place to reach it
     current: list[RevisionStep] = []
 
+    @wraps(steps)
     def iter_steps(heads: tuple[str, ...], _: MigrationContext) -> Iterator[Any]:
         for step in unfinished(context, script, heads):
             log.warning("%s was interrupted: it is finished first", step)

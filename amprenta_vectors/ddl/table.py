@@ -107,10 +107,13 @@ class AdoptTableOp(SteppedOp):
                 said=f"{self.table}: taken back from {kept}",
             )
         if self.key and self.schema is None and (others := catalogue.ask(HiddenTables(self.table), ())):
+            # An application's own revision names the schema; ours are not the application's to change.
+            ours = f"amprenta-vectors db upgrade --section {options.get('section')} --schema {others[0]} adopts it; "
+            ours += f"so does alembic -x schema={others[0]} upgrade head"
             raise SchemaMismatch(
                 f"table {self.table} is in schema {', '.join(others)}, which is not on the search path; this upgrade "
                 "would make an empty one beside it",
-                hint=f"ALTER ROLE CURRENT_USER SET search_path = {qualified(others[0])}, public",
+                hint=ours if "section" in options else f"name its schema in the revision: schema={others[0]!r}",
             )
 
         def create(operations: Operations) -> None:

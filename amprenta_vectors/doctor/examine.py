@@ -12,10 +12,11 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import COMMAND_SESSION, check_connection, create_engine, to_error
+from amprenta_vectors.db import COMMAND_SESSION, check_connection, create_engine
 from amprenta_vectors.doctor import configuration, content, indexes, server, upkeep
 from amprenta_vectors.doctor.finding import SEVERITIES, Finding, Patient
 from amprenta_vectors.errors import AmprentaError
+from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.schema.catalogue import relations_of, resolve_table
 from amprenta_vectors.schema.registry import get_table
 

@@ -5,7 +5,9 @@ The codes: https://www.postgresql.org/docs/current/errcodes-appendix.html.
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
+
+from amprenta_vectors.errors import AmprentaError, TimedOut, TransientError
 
 DEADLOCK = "40P01"
 FEATURE_NOT_SUPPORTED = "0A000"
@@ -34,5 +36,44 @@ def is_lock_not_had(error: BaseException) -> bool:
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """Return whether the connection itself failed, for which no driver has an SQLSTATE."""
-    return isinstance(error, (OperationalError, InterfaceError)) and sqlstate(error) is None
+    """Return whether the connection itself failed, for which PostgreSQL gives no SQLSTATE.
+
+    Told by the names that PEP 249 prescribes to every driver. psycopg 2 raises a bare ``DatabaseError`` for a
+    connection that drops while an answer is read.
+    """
+    driver = error.orig if isinstance(error, DBAPIError) else error
+    names = {each.__name__ for each in type(driver).__mro__}
+    lost = bool(names & {"OperationalError", "InterfaceError"}) or type(driver).__name__ == "DatabaseError"
+    return lost and sqlstate(error) is None
+
+
+_TRANSIENT_CLASSES = {"08", "40", "53", "57"}
+_TRANSIENT_STATES = {LOCK_NOT_HAD, "25P03", "25P04"}
+_ROW_CLASSES = {"21", "22", "23", "44", "54", "P0"}
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether trying again may help: a lost connection, a deadlock, a lock time-out, a restart, a full disk."""
+    state = sqlstate(error)
+    return is_connection_lost(error) or (
+        state is not None and (state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES)
+    )
+
+
+def is_row_refusal(error: BaseException) -> bool:
+    """Return whether a row's own content was refused: a cast, a constraint, a trigger, a size limit."""
+    state = sqlstate(error)
+    return state is not None and state[:2] in _ROW_CLASSES
+
+
+def to_error(error: BaseException, doing: str) -> AmprentaError:
+    """Return a driver's error as one of ours: transient where trying again may help, else final."""
+    driver = error.orig if isinstance(error, DBAPIError) else error
+    # The server's first line only, where the driver has it by itself: its DETAIL quotes the row.
+    primary = getattr(getattr(driver, "diag", None), "message_primary", None)
+    reason = primary or str(driver).strip().replace("\n", " ")
+    if sqlstate(error) == STATEMENT_CANCELLED:
+        return TimedOut(f"{doing}: {reason}")
+    if is_transient(error):
+        return TransientError(f"{doing}: {reason}")
+    return AmprentaError(f"{doing}: {reason}")

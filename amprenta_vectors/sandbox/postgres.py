@@ -94,7 +94,7 @@ class EmbeddedPostgres:
         self._own(self.folder)
         self._own(self.socket_folder)
         if self._user:
-            for folder in {*self.folder.parents, *_binaries().parents}:
+            for folder in {*self.folder.parents, *binaries().parents}:
                 _let_through(folder)
         if not (self.folder / "PG_VERSION").exists():
             self._initialize()
@@ -166,7 +166,7 @@ class EmbeddedPostgres:
         os.chown(folder, owner, -1)
 
     def _run(self, command: str, *arguments: str) -> None:
-        run = [str(_binaries() / command), *arguments]
+        run = [str(binaries() / command), *arguments]
         done = subprocess.run(  # noqa: S603 - our own binary and arguments, no shell
             command_as(pwd.getpwnam(self._user), run) if self._user else run,
             cwd=self.folder,
@@ -207,7 +207,8 @@ def _ensure_user(name: str) -> None:
         os.close(folder)
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """Return the folder of ``postgres``, ``initdb`` and ``pg_ctl``. Raises `MissingExtra` without the wheel."""
     return Path(_package().POSTGRES_VERSIONS[_MAJOR_VERSION]).resolve()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.ddl.sections import adopted_schema
 from amprenta_vectors.errors import DimensionMismatch, NotUpgraded, SchemaMismatch, ServerUnsuitable
 from amprenta_vectors.pg import tables
 from amprenta_vectors.pg.indexes import unique_column_sets
@@ -43,6 +44,13 @@ def columns_of(connection: Connection, table: VectorTable) -> Mapping[str, Colum
     return {} if found is None else found.columns
 
 
+def located(connection: Connection, table: VectorTable) -> VectorTable:
+    """Return ``table`` with the schema in which ``-x schema=`` adopted it, where the search path does not find it."""
+    if table.schema is not None or table.declared:
+        return table
+    return table.with_columns(schema=adopted_schema(connection, table.table))
+
+
 def resolve_table(connection: Connection, table: VectorTable, *, dimension: int | None = None) -> VectorTable:
     """``table`` as it really is: its dimension and storage, without the optional and scope columns it lacks.
 
@@ -50,6 +58,7 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
     `NotUpgraded` where table or embedding column is not there, `SchemaMismatch` for a missing column, a wrong type or a
     missing unique index, `DimensionMismatch`.
     """
+    table = located(connection, table)
     columns = columns_of(connection, table)
     upgrade = f"amprenta-vectors tables check {table.name}" if table.declared else _upgrade_command(table)
     if not columns:

@@ -14,12 +14,18 @@ from amprenta_vectors.ddl import CreatePlainIndexOp, VectorType
 from amprenta_vectors.ddl.marks import MADE
 from amprenta_vectors.pg.index_keys import index_key
 from amprenta_vectors.pg.indexes import Index, index_of, indexes_of
+from amprenta_vectors.pg.names import quoted
 from amprenta_vectors.pg.tables import Table, table_of
 from amprenta_vectors.schema.registry import PRODUCTS, RAG_CHUNKS, VECTOR_DOCUMENTS
 from amprenta_vectors.schema.vector_table import VectorTable
 
 ADOPTED = {"adopted": True}
 """The ``info`` of a column that was there before: its owner's affair."""
+
+_SCHEMA = sa.text("""
+    SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = to_regclass(:table) AND n.nspname <> current_schema()
+""")
 
 _MOMENT = sa.TIMESTAMP(timezone=True)
 
@@ -134,7 +140,10 @@ SECTION_TABLES = {
 
 
 def add_section_table(metadata: sa.MetaData, connection: Connection, section: SectionTable) -> None:
-    """Add to ``metadata`` all of a table that was made here; of an adopted one, what was added to it."""
+    """Add to ``metadata`` all of a table that was made here; of an adopted one, what was added to it.
+
+    Its schema is named where the search path does not put new tables there.
+    """
     name = section.table.table
     found = table_of(connection, name)
     made = found is None or found.comment == MADE
@@ -144,6 +153,7 @@ def add_section_table(metadata: sa.MetaData, connection: Connection, section: Se
         *(section.own() if made else ()),
         *_added(found, section, made),
         comment=MADE if found is None else found.comment or None,
+        schema=connection.execute(_SCHEMA, {"table": quoted(name)}).scalar(),
     )
     indexes = indexes_of(connection, name)
     _add_vector_index(indexes, section, table)

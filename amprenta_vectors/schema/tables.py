@@ -20,14 +20,20 @@ def comparison(connection: Connection, section: str = "alembic") -> dict[str, An
     if section in SECTION_TABLES:
         add_section_table(metadata, connection, SECTION_TABLES[section])
 
+    schemas = {table.schema for table in metadata.tables.values()}
+
     def is_named(name: str | None, type_: str, parents: Mapping[str, str | None]) -> bool:
+        if type_ == "schema":
+            return name in schemas
+        table = str(parents.get("schema_qualified_table_name"))
         if type_ == "foreign_key_constraint":
             # Where none is ours, none is looked at: Alembic 1.18 fails on one that leads to a table it does not know.
-            return bool(metadata.tables[str(parents["table_name"])].foreign_keys)
-        return type_ != "table" or name in metadata.tables
+            return bool(metadata.tables[table].foreign_keys)
+        return type_ != "table" or table in metadata.tables
 
     return {
         "target_metadata": metadata,
+        "include_schemas": schemas != {None},
         "include_name": is_named,
         "include_object": _is_ours,
     }

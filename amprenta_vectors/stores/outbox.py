@@ -21,8 +21,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.db import to_error
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.stores.protocol import Record
 
 CLAIM_SECONDS = 300.0

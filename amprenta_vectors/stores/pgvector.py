@@ -16,8 +16,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.batch import Reason, VectorBatch
-from amprenta_vectors.db import to_error
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
+from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.pg.indexes import STORES_LOOK_SECONDS
 from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.catalogue import columns_of, resolve_table

@@ -170,7 +170,7 @@ def test_a_server_that_root_starts_is_another_users_and_no_process_is_forked_for
 def test_a_user_who_is_not_root_needs_no_system_user(server_folder: Path) -> None:
     os.chown(server_folder.parent, nobody := 65534, -1)
     code = (
-        f"import amprenta_vectors.sandbox.postgres as module; module._binaries(); server.running\n"
+        f"import amprenta_vectors.sandbox.postgres as module; module.binaries(); server.running\n"
         f"import os; os.setuid({nobody}); server = EmbeddedPostgres(server.folder)\n"
         "server.start(); server.create_database('app'); server.restart(); print(server.running); server.stop()"
     )

@@ -28,7 +28,8 @@ Template = Callable[..., str]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the mark that only the tests of this folder bear."""
+    """Declare the marks that only the tests of this folder bear."""
+    config.addinivalue_line("markers", "alembic: one of pytest-alembic's own tests")
     config.addinivalue_line("markers", "prepared(function, *arguments): ``db`` is a copy of what function(db, …) made")
 
 

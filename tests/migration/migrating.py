@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 
 from amprenta_vectors import migrate
 from amprenta_vectors.config import Settings
+from amprenta_vectors.sandbox import postgres
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +25,18 @@ def wait_until(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def psql(db: Database, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a person does who got it from somebody."""
+    command = [postgres.binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", db.url]
+    return subprocess.run(command, input=script, capture_output=True, text=True, timeout=120, check=False)
+
+
+def run_script(db: Database, script: str) -> None:
+    """Run a script that is to succeed."""
+    done = psql(db, script)
+    assert done.returncode == 0, done.stderr + script
 
 
 @contextmanager

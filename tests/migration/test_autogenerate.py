@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,18 @@ HNSW: dict[str, Any] = {
     "postgresql_ops": {"embedding": "vector_cosine_ops"},
     "postgresql_with": {"m": 8, "ef_construction": 32},
 }
+
+
+BESIDE_ALEMBIC_UTILS = """
+from alembic_utils.pg_function import PGFunction
+from alembic_utils.replaceable_entity import register_entities
+from sqlalchemy import MetaData
+
+from amprenta_vectors.ddl import include_object
+
+register_entities([PGFunction("public", "theirs()", "RETURNS int LANGUAGE sql AS 'SELECT 1'")])
+target_metadata = MetaData()
+"""
 
 
 @pytest.fixture
@@ -289,3 +303,60 @@ def test_ordinary_tables_columns_and_indexes_are_alembics_own(application: Appli
     assert "amprenta_vectors" not in text
     text = application.follow(sa.MetaData())
     assert "op.drop_table('plain')" in text
+
+
+def test_beside_alembic_utils_what_our_operations_made_stays(application: Application, db: Database) -> None:
+    def alembic(*arguments: str) -> str:
+        """Run Alembic in a process of its own: alembic_utils registers itself for good."""
+        command = (sys.executable, "-m", "alembic", "-c", str(application.ini), *arguments)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    env = application.folder / "env.py"
+    text = env.read_text()
+    text = text.replace("connection=connection", "connection=connection, include_object=include_object")
+    text = text.replace("target_metadata = config.attributes.get('metadata')", BESIDE_ALEMBIC_UTILS)
+    env.write_text(text)
+    application.write(
+        'op.create_vector_extension()\n    op.adopt_table("docs", sa.Column("id", sa.Integer, primary_key=True))\n'
+        '    op.create_function("Dated", "", "trigger", "LANGUAGE plpgsql AS $$BEGIN RETURN NEW; END$$")\n'
+        '    op.create_trigger("dated", "docs", "BEFORE UPDATE", \'FOR EACH ROW EXECUTE FUNCTION "Dated"()\')\n'
+        '    op.create_function("twice", "a integer", "int", "LANGUAGE sql AS \'SELECT a * 2\'")\n'
+        '    op.create_materialized_view("stats", "SELECT id FROM docs", ["id"])',
+        "pass",
+    )
+    alembic("upgrade", "head")
+    db.execute("CREATE FUNCTION forgotten(a int) RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    alembic("revision", "--autogenerate", "-m", "theirs")
+    (written,) = (application.folder / "versions").glob("*_theirs.py")
+    names = set(re.findall(r"^ +public_(\w+) = ", written.read_text(), re.MULTILINE))
+    assert names == {"theirs", "forgotten"}
+    alembic("upgrade", "head")
+    alembic("check")
+    assert db.execute("SELECT twice(2)") == [(4,)]
+
+
+def test_an_expression_index_over_an_untyped_column_is_compared(application: Application, db: Database) -> None:
+    application.write("op.create_vector_extension()", "pass")
+    application.upgrade()
+    db.execute("CREATE TABLE docs (id integer PRIMARY KEY, state text, embedding vector)")
+    table = sa.Table(
+        "docs",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("state", sa.Text),
+        sa.Column("embedding", VECTOR()),
+    )
+    cast = sa.cast(table.c.embedding, VECTOR(3)).label("embedding")
+    sa.Index("ix_docs_embedding", cast, **HNSW)
+    application.follow(table.metadata)
+    assert db.index_is_valid("ix_docs_embedding")
+    changed = sa.MetaData()
+    other = table.to_metadata(changed)
+    (index,) = other.indexes
+    index.dialect_options["postgresql"]["with"] = {"m": 16}
+    application.follow(changed)
+    other.indexes.clear()
+    application.follow(changed)
+    assert not db.index_is_valid("ix_docs_embedding")

@@ -19,16 +19,6 @@ from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
 
-SECTION = """
-[amprenta]
-script_location = {folder}
-version_locations =
-    {folder}/versions/core
-    {folder}/versions/rag
-path_separator = newline
-amprenta_section = alembic
-"""
-
 UPGRADE = """\
 op.create_vector_extension()
     op.create_table("docs", sa.Column("id", sa.Integer, primary_key=True), sa.Column("state", sa.Text))
@@ -70,7 +60,7 @@ def model() -> sa.MetaData:
 def application(tmp_path: Path, db: Database, request: pytest.FixtureRequest) -> Application:
     """An application on either driver, with our section in its ``alembic.ini``."""
     application = Application(tmp_path, db.url, driver=request.param)
-    application.ini.write_text(application.ini.read_text() + SECTION.format(folder=migrations_folder()))
+    application.mount()
     return application
 
 
@@ -181,8 +171,19 @@ def test_a_connection_that_is_handed_on_is_the_one_that_is_used(
     assert db.columns("rag_chunks")["embedding"] == "vector(1536)"
 
 
+def test_an_engine_that_is_handed_on_is_the_one_that_is_used(
+    application: Application, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nowhere")
+    engine = sa.create_engine(db.engine.url, poolclass=sa.NullPool)
+    config = Config(str(application.ini), ini_section="amprenta", attributes={"connection": engine})
+    command.upgrade(config, "head")
+    assert db.columns("rag_chunks")["embedding"] == "vector(1536)"
+
+
 def test_no_revision_is_written_beside_those_of_the_package(application: Application, alembic: Alembic) -> None:
     before = sorted(migrations_folder().rglob("*.py"))
+    alembic("-c", str(application.ini), "-n", "amprenta", "upgrade", "head", cwd=application.ini.parent)
     typed = ("-c", str(application.ini), "-n", "amprenta", "revision", "--autogenerate", "-m", "x")
     done = alembic(*typed, cwd=application.ini.parent)
     assert done.returncode == 2

@@ -69,6 +69,21 @@ def test_an_adopted_table_is_told_with_its_size_and_who_will_wait(adopted: Datab
     assert fingerprint(adopted) == before
 
 
+def test_what_a_subscriber_needs_before_is_said_for_each_publication(adopted: Database, typed: Typed) -> None:
+    adopted.execute("CREATE TABLE other (id int PRIMARY KEY)")
+    adopted.execute("CREATE PUBLICATION of_chunks FOR TABLE rag_chunks")
+    adopted.execute("CREATE PUBLICATION of_others FOR TABLE other")
+    done = typed("amprenta_vectors", "db", "plan", VECTOR_DIMENSION="8")
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("Publication ")]
+    assert said.startswith("Publication of_chunks carries rag_chunks: before the upgrade, install pgvector")
+    assert said.endswith("amprenta-vectors db upgrade --section alembic --sql head")
+    adopted.execute("CREATE PUBLICATION of_all FOR ALL TABLES")
+    done = typed("amprenta_vectors", "db", "plan", VECTOR_DIMENSION="8")
+    assert "Publication of_all carries migration_error, " in done.stdout
+    adopted.upgrade(vector_dimension=8)
+    assert "Publication" not in typed("amprenta_vectors", "db", "plan").stdout
+
+
 def test_values_that_a_downgrade_kept_are_counted(adopted: Database) -> None:
     adopted.upgrade(vector_dimension=3)
     adopted.execute("UPDATE rag_chunks SET embedding = '[1,2,3]', updated_at = now() - interval '1 day'")

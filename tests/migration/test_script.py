@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from click.testing import CliRunner
 from fingerprint import fingerprint
-from migrating import ROOT, Database
+from migrating import ROOT, Database, psql, run_script
 from systems import DIMENSION, PRODUCTS, RAG, SYSTEMS, System
 from test_products_section import FOREIGN
 
@@ -26,7 +26,6 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.sandbox import postgres
 
-PSQL = [str(postgres._binaries() / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1"]
 SQUAWK = str(Path(sys.executable).parent / "squawk")
 RUNS = "SELECT target, state, desired_state FROM migration_run ORDER BY id"
 
@@ -56,15 +55,6 @@ def printed_for(db: Database, *arguments: str) -> str:
     return result.stdout if result.exit_code == 0 else result.output
 
 
-def psql(db: Database, script: str) -> Completed:
-    return subprocess.run([*PSQL, db.url], input=script, capture_output=True, text=True, timeout=120)
-
-
-def run(db: Database, script: str) -> None:
-    done = psql(db, script)
-    assert done.returncode == 0, done.stderr + script
-
-
 def state(db: Database) -> list[Any]:
     """All that a migration can make, and the runs that it queues or cancels."""
     return [*fingerprint(db), db.execute(RUNS) if db.columns("migration_run") else None]
@@ -86,7 +76,7 @@ def test_the_script_makes_what_the_upgrade_makes(db: Database, twin: Database, s
         each.execute("CREATE EXTENSION vector")
         if adopted:
             system.adopt(each)
-    run(db, printed(system, **({"adopted": system.table} if adopted else {})))
+    run_script(db, printed(system, **({"adopted": system.table} if adopted else {})))
     system.upgrade(twin)
     assert state(db) == state(twin)
 
@@ -99,20 +89,20 @@ def test_the_script_for_a_database_takes_it_there_and_back_as_the_command_does(
     for each in (db, twin):
         each.execute("CREATE EXTENSION vector")
         system.adopt(each)
-    run(db, printed_for(db, "upgrade", *section))
+    run_script(db, printed_for(db, "upgrade", *section))
     system.upgrade(twin)
     assert state(db) == state(twin)
     for each in (db, twin):
         system.fill(each)
     values = system.bits(db)
-    run(db, printed_for(db, "downgrade", *section))
+    run_script(db, printed_for(db, "downgrade", *section))
     system.downgrade(twin)
     assert "embedding_retired" in db.columns(system.table)
     for each in (db, twin):
         each.execute(
             f"UPDATE {system.table} SET {system.change} WHERE CAST({system.key} AS text) = :key", key=str(values[3][0])
         )
-    run(db, printed_for(db, "upgrade", *section))
+    run_script(db, printed_for(db, "upgrade", *section))
     system.upgrade(twin)
     assert [row for row in state(db) if isinstance(row, tuple)] == [
         row for row in state(twin) if isinstance(row, tuple)
@@ -126,7 +116,7 @@ def test_the_script_for_a_database_goes_on_from_every_revision(db: Database, twi
     for each in (db, twin):
         RAG.adopt(each)
         RAG.upgrade(each, revision)
-    run(db, printed_for(db, "upgrade"))
+    run_script(db, printed_for(db, "upgrade"))
     RAG.upgrade(twin)
     assert state(db) == state(twin)
 
@@ -174,14 +164,14 @@ def test_a_script_that_begins_elsewhere_says_for_which_database_it_is(db: Databa
     assert done.returncode == 3
     assert "this script is for a database in which amprenta_version_rag says rag_0002" in done.stderr
     assert "amprenta-vectors db upgrade --sql" in done.stderr
-    run(db, printed_for(db, "upgrade"))
+    run_script(db, printed_for(db, "upgrade"))
     assert db.execute("SELECT version_num FROM amprenta_version_rag") == [("rag_0004",)]
 
 
 def test_the_downgrade_without_a_database_keeps_what_it_cannot_see(db: Database) -> None:
     RAG.adopt(db)
     RAG.upgrade(db)
-    run(db, printed(RAG, "head:base", "downgrade", adopted="rag_chunks"))
+    run_script(db, printed(RAG, "head:base", "downgrade", adopted="rag_chunks"))
     assert "embedding_retired" in db.columns("rag_chunks")
     assert "migration_run_retired" in {row[0] for row in db.execute("SELECT relname FROM pg_class WHERE relkind = 'r'")}
     RAG.upgrade(db)
@@ -194,7 +184,7 @@ def test_nothing_in_it_decides_by_what_was_empty_when_it_was_printed(db: Databas
     script = printed_for(db, "downgrade")
     RAG.fill(db)
     values = RAG.bits(db)
-    run(db, script)
+    run_script(db, script)
     RAG.upgrade(db)
     assert RAG.bits(db) == values
 
@@ -252,7 +242,7 @@ def test_an_applications_own_environment_prints_the_same_steps(db: Database) -> 
         op.create_vector_index("ix_docs", "docs", "embedding", where="'a:b' <> '%'")
     db.execute("CREATE EXTENSION vector")
     db.execute("CREATE TABLE docs (id int PRIMARY KEY)")
-    run(db, text.getvalue())
+    run_script(db, text.getvalue())
     assert db.columns("docs")["embedding"] == "vector(3)"
     assert db.index_is_valid("ix_docs")
     before = fingerprint(db)
@@ -292,6 +282,6 @@ def test_the_script_for_a_database_uses_what_an_application_has(db: Database, tw
         each.execute("CREATE EXTENSION vector")
         PRODUCTS.adopt(each)
         each.execute(statement)
-    run(db, printed_for(db, "upgrade", "--section", "products"))
+    run_script(db, printed_for(db, "upgrade", "--section", "products"))
     PRODUCTS.upgrade(twin)
     assert state(db) == state(twin)

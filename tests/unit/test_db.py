@@ -16,12 +16,10 @@ from amprenta_vectors.db import (
     check_server,
     create_engine,
     engine_url,
-    is_row_refusal,
-    is_transient,
     parse_version,
-    to_error,
 )
 from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable, TransientError
+from amprenta_vectors.pg.errors import is_row_refusal, is_transient, to_error
 
 REMOTE = "postgresql://me:hunter2@db.example.com/app"
 
