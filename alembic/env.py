@@ -27,14 +27,14 @@ from amprenta_vectors.db import (
     server_versions,
 )
 from amprenta_vectors.ddl.options import check_index
-from amprenta_vectors.ddl.programs import programs_of
+from amprenta_vectors.ddl.own_model import comparison
+from amprenta_vectors.ddl.programs import operations_of
 from amprenta_vectors.ddl.script import begin_script
 from amprenta_vectors.ddl.settle import settle_first
 from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.migrate import SECTIONS, Section, search_adopted
 from amprenta_vectors.pg.connections import extended_path, like
 from amprenta_vectors.pg.errors import to_error
-from amprenta_vectors.schema import tables
 
 config = context.config
 log = logging.getLogger("amprenta_vectors.migrate")
@@ -195,9 +195,9 @@ def check_suitable(engine: sa.Engine) -> None:
 
 def comparing(engine: sa.Engine) -> dict[str, Any]:
     """What autogenerate compares with, as it depends on what the database already had."""
+    operations = operations_of(context.script)
     with engine.connect() as connection:
-        comparison = tables.comparison(connection, section().name)
-    return {**comparison, "amprenta_programs": programs_of(context.script)}
+        return {**comparison(connection, operations), "amprenta_operations": operations}
 
 
 # An application's file, in which a section of ours is mounted, may leave logging to the application.

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.batch import Key, Sparse, VectorBatch
+from amprenta_vectors.pg.types import Storage
 from amprenta_vectors.schema.hashes import HASH_BYTES, hash_content, hash_embedding, hash_text
-from amprenta_vectors.schema.vector_table import Storage
 
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)

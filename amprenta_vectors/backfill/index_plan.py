@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.ddl.vector_index import suitable_lists
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.errors import is_row_refusal, to_error
-from amprenta_vectors.pg.types import IndexStorage
+from amprenta_vectors.pg.types import IndexMethod, IndexStorage
 from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -110,7 +110,7 @@ Say = Callable[[BuildPlan], None]
 class Shape:
     """What of an index's definition decides what its build takes; ``options`` are those that are given."""
 
-    method: Literal["hnsw", "ivfflat"]
+    method: IndexMethod
     options: Mapping[str, int]
     storage: IndexStorage
 

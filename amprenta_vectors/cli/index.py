@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import click
 import sqlalchemy as sa
@@ -19,9 +19,9 @@ from amprenta_vectors.cli.display import showing_index_progress
 from amprenta_vectors.cli.index_text import build_settings, say_plan
 from amprenta_vectors.cli.options import open_database, open_table, stop_on_signal
 from amprenta_vectors.config import Settings
-from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp, Method
+from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp
 from amprenta_vectors.pg.index_keys import index_key
-from amprenta_vectors.pg.types import VectorType
+from amprenta_vectors.pg.types import CoarserStorage, IndexMethod, VectorType
 from amprenta_vectors.schema.vector_table import VectorTable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -67,11 +67,11 @@ def build_options(command: Command) -> Command:
 )
 @build_options
 def build(
-    method: Method,
+    method: IndexMethod,
     m: int,
     ef_construction: int,
     lists: int | None,
-    storage: Literal["halfvec", "bit"] | None,
+    storage: CoarserStorage | None,
     maintenance_work_mem: str | None,
     index_workers: int | None,
 ) -> None:
@@ -116,9 +116,9 @@ def _build_new(
     engine: Engine,
     table: VectorTable,
     given: BuildSettings,
-    method: Method,
+    method: IndexMethod,
     options: dict[str, int],
-    storage: Literal["halfvec", "bit"] | None,
+    storage: CoarserStorage | None,
 ) -> str:
     """An index that nothing was recorded of, by the very operation that revisions use; returns its name."""
     name = "_".join(filter(None, ("idx", table.table, table.embedding, method, storage)))

@@ -58,8 +58,8 @@ def rewrite(context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> PriorityDis
             "the revision works on an index concurrently, which commits what stands before it: give the index a "
             "revision of its own, so that one that fails can be run again"
         )
-    programs = context.opts.get("amprenta_programs", [])
-    upgrade_ops.ops[:] = [*first, *rest, *last, *missing(_connection(context), programs)]
+    operations = context.opts.get("amprenta_operations", [])
+    upgrade_ops.ops[:] = [*first, *rest, *last, *missing(_connection(context), operations)]
     return PriorityDispatchResult.CONTINUE
 
 
@@ -71,7 +71,7 @@ def _rewrite_table(
     *,
     concurrently: bool,
 ) -> list[MigrateOperation]:
-    """What stays of ``table``'s operations; those that must run before or after all others move there."""
+    """Return what stays of ``table``'s operations; those that must run before or after all others move there."""
     stays: list[MigrateOperation] = []
     dropped = {
         op.index_name: dropped_index(_connection(context), op, concurrently=concurrently) if _is_ann(op) else None
@@ -125,13 +125,13 @@ def _dimension_changes(context: AutogenContext, op: ops.AlterColumnOp) -> list[M
 
 
 def _ignore_our_comment(op: ops.AlterColumnOp) -> None:
-    """A model need not repeat the mark by which this package knows what it made."""
+    """Let a model leave out the mark by which this package knows what it made."""
     if op.modify_comment is None and op.existing_comment == MADE:
         op.modify_comment = False
 
 
 def _is_kept(op: MigrateOperation) -> bool:
-    """Whether ``op`` would drop a mark of ours, a column that an operation of ours made, or one a downgrade kept."""
+    """Return whether ``op`` would drop a mark or a column of ours, or a column that a downgrade kept."""
     if isinstance(op, ops.DropTableCommentOp):
         return op.existing_comment == MADE
     return isinstance(op, ops.DropColumnOp) and _is_marked(op.to_column().comment)
@@ -144,7 +144,7 @@ def _is_kept_table(op: MigrateOperation) -> bool:
 
 
 def _is_kept_index(context: AutogenContext, op: ops.DropIndexOp, drop: DropVectorIndexOp | None) -> bool:
-    """Whether an index that the model lacks is one being built, or one of ours on a column of ours it lacks too."""
+    """Return whether an index that the model lacks is being built, or is ours, on a column of ours it lacks too."""
     table = context.table_key_to_table.get(".".join(part for part in _table_of(op) if part))
     if table is None:
         return False
@@ -158,7 +158,7 @@ def _is_kept_index(context: AutogenContext, op: ops.DropIndexOp, drop: DropVecto
 
 
 def _is_our_index(context: AutogenContext, op: MigrateOperation, created: Mapping[str | None, object]) -> bool:
-    """Whether ``op`` would drop an ordinary index that an operation of ours made and the model lacks."""
+    """Return whether ``op`` would drop an ordinary index that an operation of ours made and the model lacks."""
     if not isinstance(op, ops.DropIndexOp) or op.index_name in created:
         return False
     found = index_of(_connection(context), str(op.index_name), op.schema)
@@ -208,7 +208,7 @@ def _is_vector(context: AutogenContext, column: sa.Column[Any]) -> bool:
 
 
 def _spec(context: AutogenContext, type_: sa.types.TypeEngine[Any]) -> str:
-    """A type as SQL writes it; empty for one that SQL cannot write."""
+    """Return a type as SQL writes it; empty for one that SQL cannot write."""
     try:
         return type_.compile(dialect=context.dialect).lower()
     except CompileError:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact
 from amprenta_vectors.ddl.options import configured_dimension
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, operation
 from amprenta_vectors.errors import SchemaMismatch
 from amprenta_vectors.pg.names import compose, literal, qualified
 from amprenta_vectors.pg.tables import Column, table_of
@@ -47,15 +47,24 @@ class UnfinishedRuns(Fact[int]):
         return number
 
 
-@Operations.register_operation("queue_backfill")
 @dataclass
-class QueueBackfillOp(SteppedOp):
-    """Record that an embedding column waits to be filled; no source is asked and nothing starts."""
+class BackfillOp(SteppedOp):
+    """An operation on the runs into a column."""
 
     table: str
     column: str
     vector_table: str | None = None
     schema: str | None = None
+
+    def target(self, options: Mapping[str, Any]) -> str:
+        """Return how a run names the column: with the schema in which our own section's table was adopted."""
+        return target_of(self.table, self.column, self.schema or options.get("schema"))
+
+
+@operation("queue_backfill")
+@dataclass
+class QueueBackfillOp(BackfillOp):
+    """Record that an embedding column waits to be filled; no source is asked and nothing starts."""
 
     @classmethod
     def queue_backfill(
@@ -78,13 +87,9 @@ class QueueBackfillOp(SteppedOp):
         """Return the operation that undoes this one."""
         return CancelBackfillOp(self.table, self.column, self.vector_table, self.schema)
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("queue_backfill", self.schema, self.table, self.column)
-
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done: record a run, unless one is unfinished."""
-        target = target_of(self.table, self.column, self.schema or options.get("schema"))
+        target = self.target(options)
         column = ColumnFact(self.table, self.column, self.schema)
         dimension = configured_dimension(options)
         if catalogue.ask(column, Column(f"vector({dimension})" if dimension else "")) is None:
@@ -109,15 +114,10 @@ class QueueBackfillOp(SteppedOp):
         )
 
 
-@Operations.register_operation("cancel_backfill")
+@operation("cancel_backfill")
 @dataclass
-class CancelBackfillOp(SteppedOp):
+class CancelBackfillOp(BackfillOp):
     """Cancel every unfinished run into a column; its workers stop with the batch that they have."""
-
-    table: str
-    column: str
-    vector_table: str | None = None
-    schema: str | None = None
 
     @classmethod
     def cancel_backfill(
@@ -136,13 +136,9 @@ class CancelBackfillOp(SteppedOp):
         """Return the operation that undoes this one."""
         return QueueBackfillOp(self.table, self.column, self.vector_table, self.schema)
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("cancel_backfill", self.schema, self.table, self.column)
-
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done: cancel what is unfinished."""
-        target = target_of(self.table, self.column, self.schema or options.get("schema"))
+        target = self.target(options)
         fact = UnfinishedRuns(target)
         unfinished = catalogue.ask(fact, 1)
         if not unfinished:
@@ -155,7 +151,3 @@ class CancelBackfillOp(SteppedOp):
             object=qualified(self.table, self.schema),
             said=f"{target}: {unfinished} backfill run(s) cancelled",
         )
-
-
-for _operation in (QueueBackfillOp, CancelBackfillOp):
-    Operations.implementation_for(_operation)(run)

@@ -34,8 +34,13 @@ class Fact(Generic[T]):
         """Return it as the database has it."""
         raise NotImplementedError
 
-    def derive(self, changed: Mapping[Fact[Any], Any]) -> T | None:
-        """Return it as it follows from other facts; raises KeyError where it does not."""
+    @property
+    def whole(self) -> Fact[Any]:
+        """The fact that this one is a part of, and follows from; itself where it is none."""
+        return self
+
+    def derive(self, known: Mapping[Fact[Any], Any]) -> T | None:
+        """Return it as it follows from the whole; raises KeyError where that is not known, or it is no part."""
         raise KeyError(self)
 
     def guard(self, value: T) -> tuple[str, str] | None:
@@ -62,23 +67,31 @@ class Catalogue:
 
 
 class Found(Catalogue):
-    """The database at the other end of a connection, asked each time."""
+    """The database at the other end of a connection, asked once until the next `look`."""
 
     connection: Connection
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._learnt: dict[Fact[Any], Any] = {}
+        self._seen: dict[Fact[Any], Any] = {}
+
+    def look(self, connection: Connection) -> None:
+        """Ask ``connection`` from now on, and again for whatever may have changed."""
+        self.connection = connection
+        self._seen.clear()
 
     def ask(self, fact: Fact[T], assuming: T) -> T:
-        """Return ``fact`` as the database has it now."""
-        if fact in self._learnt:
-            learnt: T = self._learnt[fact]
-            return learnt
-        found = fact.find(self.connection)
-        if fact.costly:
-            self._learnt[fact] = found
-        return found
+        """Return ``fact`` as the database has it, or had it after the last `look`."""
+        known = self._learnt if fact in self._learnt or fact.costly else self._seen
+        if fact not in known:
+            if fact.whole is fact:
+                known[fact] = fact.find(self.connection)
+            else:
+                self.ask(fact.whole, None)
+                known[fact] = fact.derive(self._seen)
+        value: T = known[fact]
+        return value
 
     def require_table(self, name: str, schema: str | None) -> None:
         """Raise `SchemaMismatch` where there is no table of that name, with those that are like it."""
@@ -201,12 +214,16 @@ class ColumnFact(Fact[Column | None]):
 
     def find(self, connection: Connection) -> Column | None:
         """Return the column; None where the table, or the column, is not there."""
-        table = table_of(connection, self.table, self.schema)
-        return None if table is None else table.columns.get(self.column)
+        return self.derive({self.whole: self.whole.find(connection)})
 
-    def derive(self, changed: Mapping[Fact[Any], Any]) -> Column | None:
-        """Return the column of a table that is foretold."""
-        table: Table | None = changed[TableFact(self.table, self.schema)]
+    @property
+    def whole(self) -> TableFact:
+        """The table with all its columns."""
+        return TableFact(self.table, self.schema)
+
+    def derive(self, known: Mapping[Fact[Any], Any]) -> Column | None:
+        """Return the column of a table that is known."""
+        table: Table | None = known[self.whole]
         return None if table is None else table.columns.get(self.column)
 
     def guard(self, value: Column | None) -> tuple[str, str]:
@@ -273,7 +290,16 @@ class IsPartitioned(Fact[bool]):
 
     def find(self, connection: Connection) -> bool:
         """Return whether they do; False where there is no such table."""
-        table = table_of(connection, self.table, self.schema)
+        return self.derive({self.whole: self.whole.find(connection)})
+
+    @property
+    def whole(self) -> TableFact:
+        """The table."""
+        return TableFact(self.table, self.schema)
+
+    def derive(self, known: Mapping[Fact[Any], Any]) -> bool:
+        """Return whether the rows of a table that is known lie in partitions."""
+        table: Table | None = known[self.whole]
         return table is not None and table.partitioned
 
 

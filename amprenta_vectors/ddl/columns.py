@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.ddl.backfill import target_of
 from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, HasValue, IndexesFact, IsUsed
 from amprenta_vectors.ddl.leases import LeasesFact, wait_for_workers
 from amprenta_vectors.ddl.marks import MADE, RETIRED, comment_retired, is_retired, is_unfinished, retired_name
 from amprenta_vectors.ddl.options import configured_dimension, log, purging
 from amprenta_vectors.ddl.privileges import require_ownership
 from amprenta_vectors.ddl.restore import UPDATED_AT, WatchFact, drop_trigger, restore_step
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, Taught, done_of, execute, run, together
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, Taught, UndoingOp, done_of, execute, operation, together
 from amprenta_vectors.errors import AmprentaError, DimensionMismatch, SchemaMismatch
 from amprenta_vectors.pg.errors import IN_USE, STATEMENT_CANCELLED
 from amprenta_vectors.pg.names import qualified, quoted
 from amprenta_vectors.pg.sessions import LOCK_SECONDS, settings
 from amprenta_vectors.pg.tables import Column, count_rows, has_value
-from amprenta_vectors.pg.types import VectorType, is_text, spelt
+from amprenta_vectors.pg.types import Storage, VectorType, is_text, spelt
 
 
 class AddColumnOp(SteppedOp):
@@ -42,7 +43,7 @@ class AddColumnOp(SteppedOp):
 
     @property
     def null_allowed(self) -> bool:
-        """Whether rows may have no value where there were none when the column was added."""
+        """Return whether rows may have no value where there were none when the column was added."""
         return True
 
     def reverse(self) -> MigrateOperation:
@@ -61,7 +62,7 @@ class AddColumnOp(SteppedOp):
 
     @property
     def companions(self) -> Sequence[AddColumnOp]:
-        """The columns that come and go with this one."""
+        """Return the columns that come and go with this one."""
         return ()
 
     def own_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
@@ -108,7 +109,7 @@ class AddColumnOp(SteppedOp):
         )
 
 
-@Operations.register_operation("add_vector_column")
+@operation("add_vector_column")
 @dataclass
 class AddVectorColumnOp(AddColumnOp):
     """Add a nullable embedding column, or take back the one an earlier downgrade kept.
@@ -119,7 +120,7 @@ class AddVectorColumnOp(AddColumnOp):
     table: str
     column: str
     dimension: int
-    storage: Literal["vector", "halfvec"] = "vector"
+    storage: Storage = "vector"
     schema: str | None = None
     configurable: bool = False
     nullable: bool = True
@@ -133,7 +134,7 @@ class AddVectorColumnOp(AddColumnOp):
         column: str,
         dimension: int,
         *,
-        storage: Literal["vector", "halfvec"] = "vector",
+        storage: Storage = "vector",
         schema: str | None = None,
         configurable: bool = False,
         nullable: bool = True,
@@ -151,12 +152,12 @@ class AddVectorColumnOp(AddColumnOp):
 
     @property
     def companions(self) -> Sequence[AddColumnOp]:
-        """The columns that come and go with this one."""
+        """Return the columns that come and go with this one."""
         return [AddKeptColumnOp(self.table, each.name, each.type, self.schema) for each in self.beside]
 
     @property
     def null_allowed(self) -> bool:
-        """Whether rows may have no value where there were none when the column was added."""
+        """Return whether rows may have no value where there were none when the column was added."""
         return self.nullable
 
     def type_of(self, options: Mapping[str, Any]) -> VectorType:
@@ -174,15 +175,11 @@ class AddVectorColumnOp(AddColumnOp):
                 hint=f"export VECTOR_DIMENSION={actual.dimension}, or unset it",
             )
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("add_vector_column", self.schema, self.table, self.column, f"{self.storage}({self.dimension})")
-
     def _demanded(self, options: Mapping[str, Any]) -> int | None:
         return configured_dimension(options) if self.configurable else self.dimension
 
 
-@Operations.register_operation("add_kept_column")
+@operation("add_kept_column")
 @dataclass
 class AddKeptColumnOp(AddColumnOp):
     """Add a nullable column, or take back the one an earlier downgrade kept."""
@@ -218,22 +215,16 @@ class AddKeptColumnOp(AddColumnOp):
         if found.type and found.type != expected and not (is_text(found.type) and is_text(expected)):
             raise _wrong_type(self, column, found.type, expected)
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("add_kept_column", self.schema, self.table, self.column, self.type)
 
-
-@Operations.register_operation("drop_kept_column")
-@Operations.register_operation("drop_vector_column")
+@operation("drop_vector_column", "drop_kept_column")
 @dataclass
-class DropColumnOp(SteppedOp):
+class DropColumnOp(UndoingOp[AddColumnOp]):
     """Take a column out of use: kept under a retired name with values, dropped without."""
 
     table: str
     column: str
     schema: str | None = None
     beside: Sequence[str] = ()
-    _reverse: AddColumnOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def drop_vector_column(
@@ -256,16 +247,6 @@ class DropColumnOp(SteppedOp):
     def drop_kept_column(cls, operations: Operations, table: str, column: str, *, schema: str | None = None) -> None:
         """Retire ``column`` as ``drop_vector_column`` does."""
         operations.invoke(cls(table, column, schema))
-
-    def reverse(self) -> MigrateOperation:
-        """Return the operation that undoes this one. Raises ValueError where the column that was there is not known."""
-        if self._reverse is None:
-            raise ValueError(f"dropping column {self.column!r} is not reversible: its type is unknown")
-        return self._reverse
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("drop_vector_column", self.schema, self.table, self.column)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done next to this column and to those beside it."""
@@ -292,7 +273,7 @@ class DropColumnOp(SteppedOp):
                 f"column {self.table}.{kept} is in the way: {where} is to be kept under that name",
                 hint=f"ALTER TABLE {name} RENAME COLUMN {qualified(kept)} TO …, then run the downgrade again",
             )
-        leases = LeasesFact(where if self.schema is None else f"{self.schema}.{where}")
+        leases = LeasesFact(target_of(self.table, self.column, self.schema or options.get("schema")))
         if catalogue.ask(leases, 0):
             return wait_for_workers(leases)
         if catalogue.connection is not None:
@@ -410,10 +391,6 @@ class ForbidNull(Fact[tuple[str, ...]]):
             {"name": quoted(self.schema, self.table), "column": self.column},
         )
         return tuple(names.scalars())
-
-
-for _operation in (AddVectorColumnOp, AddKeptColumnOp, DropColumnOp):
-    Operations.implementation_for(_operation)(run)
 
 
 def _wrong_type(op: AddColumnOp, column: str, found: str, expected: str) -> SchemaMismatch:

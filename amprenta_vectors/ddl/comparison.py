@@ -49,5 +49,5 @@ class ComparingImpl(PostgresqlImpl):
 
 
 def _method_of(index: sa.Index) -> str:
-    """The access method of an index of a model or of the database, btree where none is named."""
+    """Return the access method of an index of a model or of the database, btree where none is named."""
     return str(index.dialect_options["postgresql"]["using"] or "btree").lower()

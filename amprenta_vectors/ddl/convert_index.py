@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, ops
@@ -19,6 +19,7 @@ from amprenta_vectors.ddl.vector_index import (
     VectorIndexOp,
 )
 from amprenta_vectors.pg.indexes import index_of
+from amprenta_vectors.pg.types import CoarserStorage
 
 _SAID = frozenset({"using", "ops", "with", "where", "concurrently"})
 _OPCLASS = re.compile(r"(?:vector|halfvec)_(cosine|l2|ip|l1)_ops|bit_hamming_ops")
@@ -87,12 +88,12 @@ def replaced_by(create: CreateVectorIndexOp | None, drop: DropVectorIndexOp | No
 
 
 def commits(op: MigrateOperation) -> bool:
-    """Whether an operation commits what stands before it in a revision."""
+    """Return whether an operation commits what stands before it in a revision."""
     return isinstance(op, ReplaceVectorIndexOp) or (isinstance(op, CreateVectorIndexOp) and op.concurrently)
 
 
-def _indexed(key: Any) -> tuple[Any, Literal["halfvec", "bit"] | None]:
-    """The column that a key is of, and as what, None as it is; no column where it is anything else."""
+def _indexed(key: Any) -> tuple[Any, CoarserStorage | None]:
+    """Return the column that a key is of, and as what, None as it is; no column where it is anything else."""
     if not isinstance(key, Cast):
         return key, None
     inner, storage = key.clause, _sql(key.type).lower().partition("(")[0]
@@ -106,7 +107,7 @@ def _indexed(key: Any) -> tuple[Any, Literal["halfvec", "bit"] | None]:
 
 
 def _sql(element: Any) -> str:
-    """A predicate or a type of a model as SQL; percent signs and colons as they are."""
+    """Return a predicate or a type of a model as SQL; percent signs and colons as they are."""
     if isinstance(element, str):
         return element
     # What a driver's own dialect would double, this one leaves alone.

@@ -41,7 +41,7 @@ class ChangeVectorDimensionOp(MigrateOperation):
         return ops.ModifyTableOps(self.table, [], schema=self.schema)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How ``alembic check`` names the difference."""
+        """Return how ``alembic check`` names the difference."""
         return ("change_vector_dimension", self.schema, self.table, self.column, self.found, self.wanted)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.ddl.catalogue import Catalogue, Fact, IsUsed
 from amprenta_vectors.ddl.marks import MADE
 from amprenta_vectors.ddl.sections import OtherSections
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, operation
 from amprenta_vectors.errors import ServerUnsuitable
 from amprenta_vectors.pg.errors import FEATURE_NOT_SUPPORTED, FILE_MISSING, IN_USE, NOT_ALLOWED, sqlstate
 from amprenta_vectors.pg.names import literal, qualified
@@ -48,7 +48,7 @@ class ExtensionFact(Fact[Extension | None]):
         return None if row is None else Extension(**row._mapping)
 
 
-@Operations.register_operation("create_vector_extension")
+@operation("create_vector_extension")
 @dataclass
 class CreateVectorExtensionOp(SteppedOp):
     """Enable pgvector where it is not yet."""
@@ -59,7 +59,7 @@ class CreateVectorExtensionOp(SteppedOp):
         operations.invoke(cls())
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
+        """Return the operation that undoes this one."""
         return DropVectorExtensionOp()
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
@@ -75,12 +75,8 @@ class CreateVectorExtensionOp(SteppedOp):
             )
         return Done(f"extension vector is there ({found.version})")
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("create_vector_extension",)
 
-
-@Operations.register_operation("drop_vector_extension")
+@operation("drop_vector_extension")
 @dataclass
 class DropVectorExtensionOp(SteppedOp):
     """Remove pgvector where this package enabled it and nothing uses it."""
@@ -96,7 +92,7 @@ class DropVectorExtensionOp(SteppedOp):
         operations.invoke(cls(shared))
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
+        """Return the operation that undoes this one."""
         return CreateVectorExtensionOp()
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
@@ -119,10 +115,6 @@ class DropVectorExtensionOp(SteppedOp):
             teaches={IN_USE: (used, True)},
         )
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("drop_vector_extension",)
-
 
 def _enable(operations: Operations) -> None:
     if operations.get_context().as_sql:
@@ -144,7 +136,3 @@ def _enable(operations: Operations) -> None:
             ) from error
         raise
     execute(operations, f"COMMENT ON EXTENSION vector IS {literal(MADE)}")
-
-
-for _operation in (CreateVectorExtensionOp, DropVectorExtensionOp):
-    Operations.implementation_for(_operation)(run)

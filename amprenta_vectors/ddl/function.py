@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.ddl.catalogue import Catalogue, Fact, IsUsed
 from amprenta_vectors.ddl.marks import MADE
 from amprenta_vectors.ddl.privileges import require_create, require_function_ownership
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation
 from amprenta_vectors.errors import SchemaMismatch
 from amprenta_vectors.pg.errors import IN_USE
 from amprenta_vectors.pg.names import literal, qualified
@@ -66,7 +66,7 @@ class FunctionsFact(Fact[tuple[Function, ...]]):
         return ours, f"function {self.name} is {MADE}"
 
 
-@Operations.register_operation("create_function")
+@operation("create_function")
 @dataclass
 class CreateFunctionOp(SteppedOp):
     """Make a function, unless there is one of that name that was not made here."""
@@ -98,12 +98,12 @@ class CreateFunctionOp(SteppedOp):
 
     @property
     def statement(self) -> str:
-        """The whole statement."""
+        """Return the whole statement."""
         name = qualified(self.name, self.schema)
         return f"CREATE OR REPLACE FUNCTION {name}({self.arguments}) RETURNS {self.returns} {self.definition.strip()}"
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
+        """Return the operation that undoes this one."""
         return DropFunctionOp(self.name, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
@@ -147,30 +147,19 @@ class CreateFunctionOp(SteppedOp):
             ),
         )
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("create_function", self.schema, self.name)
 
-
-@Operations.register_operation("drop_function")
+@operation("drop_function")
 @dataclass
-class DropFunctionOp(SteppedOp):
+class DropFunctionOp(UndoingOp[CreateFunctionOp]):
     """Drop a function of ours that nothing uses."""
 
     name: str
     schema: str | None = None
-    _reverse: CreateFunctionOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def drop_function(cls, operations: Operations, name: str, *, schema: str | None = None) -> None:
         """Drop function ``name`` if it was made here and no trigger, view or function uses it."""
         operations.invoke(cls(name, schema))
-
-    def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one. Raises ValueError where the function that was there is not known."""
-        if self._reverse is None:
-            raise ValueError(f"drop_function({self.name!r}) is not reversible: its definition is unknown")
-        return self._reverse
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done: drop one of ours, unless something uses it."""
@@ -193,11 +182,3 @@ class DropFunctionOp(SteppedOp):
             needs=(lambda connection: require_function_ownership(connection, function.signature),),
             teaches={IN_USE: (IsUsed(f"function {function.signature}"), True)},
         )
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("drop_function", self.schema, self.name)
-
-
-for _operation in (CreateFunctionOp, DropFunctionOp):
-    Operations.implementation_for(_operation)(run)

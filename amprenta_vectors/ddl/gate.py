@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.backfill import target_of
 from amprenta_vectors.ddl.catalogue import Catalogue, refuse_unless
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, operation
 from amprenta_vectors.errors import NotUpgraded, RunConflict
 from amprenta_vectors.pg.names import compose, literal, qualified
 from amprenta_vectors.pg.tables import table_of
@@ -38,7 +38,7 @@ NOT EXISTS ({live})
         SELECT coalesce(sum(q.rows), 0) FROM ({aside}) q WHERE q.reason IN ({allowed}))"""
 
 
-@Operations.register_operation("ensure_backfill_finished")
+@operation("ensure_backfill_finished")
 @dataclass
 class EnsureBackfillFinishedOp(SteppedOp):
     """Refuse to go on while an embedding column is not complete."""
@@ -65,7 +65,7 @@ class EnsureBackfillFinishedOp(SteppedOp):
         operations.invoke(cls(table, column, allow, schema))
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one: none, as a downgrade need not be complete."""
+        """Return the operation that undoes this one: none, as a downgrade need not be complete."""
         return ModifyTableOps(self.table, [], schema=self.schema)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
@@ -89,18 +89,11 @@ class EnsureBackfillFinishedOp(SteppedOp):
         )
         execute(operations, refuse_unless(condition.replace(":target", literal(target)), f"{target} is complete"))
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("ensure_backfill_finished", self.schema, self.table, self.column, tuple(self.allow))
-
-
-Operations.implementation_for(EnsureBackfillFinishedOp)(run)
-
 
 def check_finished(
     connection: Connection, table: str, column: str, *, allow: Sequence[str] = (), schema: str | None = None
 ) -> int:
-    """How many rows have a value; raises `RunConflict` with every reason why the column is not complete.
+    """Return how many rows have a value; raises `RunConflict` with every reason why the column is not complete.
 
     A NULL is excused by a row set aside for a reason in ``allow``: one each. Raises `NotUpgraded` without the table.
     """

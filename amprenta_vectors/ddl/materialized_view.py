@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from alembic.operations import MigrateOperation, Operations
@@ -11,7 +11,7 @@ from alembic.operations import MigrateOperation, Operations
 from amprenta_vectors.ddl.catalogue import Catalogue, IsUsed, TableFact
 from amprenta_vectors.ddl.marks import MADE
 from amprenta_vectors.ddl.privileges import require_create, require_ownership
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation
 from amprenta_vectors.errors import SchemaMismatch
 from amprenta_vectors.pg.errors import IN_USE
 from amprenta_vectors.pg.names import literal, qualified
@@ -19,7 +19,7 @@ from amprenta_vectors.pg.sessions import settings
 from amprenta_vectors.pg.tables import Table
 
 
-@Operations.register_operation("create_materialized_view")
+@operation("create_materialized_view")
 @dataclass
 class CreateMaterializedViewOp(SteppedOp):
     """Make a materialised view, unless there is one of that name."""
@@ -42,14 +42,14 @@ class CreateMaterializedViewOp(SteppedOp):
 
     @property
     def statements(self) -> tuple[str, str]:
-        """The view, and the index on it."""
+        """Return the view, and the index on it."""
         name, index = qualified(self.name, self.schema), qualified(f"{self.name}_key")
         columns = ", ".join(map(qualified, self.unique))
         view = f"CREATE MATERIALIZED VIEW {name} AS {self.query.strip()}"
         return view, f"CREATE UNIQUE INDEX {index} ON {name} ({columns})"
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
+        """Return the operation that undoes this one."""
         return DropMaterializedViewOp(self.name, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
@@ -85,30 +85,19 @@ class CreateMaterializedViewOp(SteppedOp):
             for statement in statements:
                 execute(operations, statement)
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("create_materialized_view", self.schema, self.name)
 
-
-@Operations.register_operation("drop_materialized_view")
+@operation("drop_materialized_view")
 @dataclass
-class DropMaterializedViewOp(SteppedOp):
+class DropMaterializedViewOp(UndoingOp[CreateMaterializedViewOp]):
     """Drop a materialised view of ours that nothing uses."""
 
     name: str
     schema: str | None = None
-    _reverse: CreateMaterializedViewOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def drop_materialized_view(cls, operations: Operations, name: str, *, schema: str | None = None) -> None:
         """Drop view ``name`` if it was made here and no other view or function uses it."""
         operations.invoke(cls(name, schema))
-
-    def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one. Raises ValueError where the view that was there is not known."""
-        if self._reverse is None:
-            raise ValueError(f"drop_materialized_view({self.name!r}) is not reversible: its query is unknown")
-        return self._reverse
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done: drop one of ours, unless something uses it."""
@@ -131,11 +120,3 @@ class DropMaterializedViewOp(SteppedOp):
             needs=(lambda connection: require_ownership(connection, self.name, self.schema),),
             teaches={IN_USE: (IsUsed(f"view {name}"), True)},
         )
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("drop_materialized_view", self.schema, self.name)
-
-
-for _operation in (CreateMaterializedViewOp, DropMaterializedViewOp):
-    Operations.implementation_for(_operation)(run)

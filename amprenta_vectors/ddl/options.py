@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.pg.indexes import IndexMethod
-from amprenta_vectors.pg.types import LONGEST_VECTOR
+from amprenta_vectors.pg.types import LONGEST_VECTOR, CoarserStorage, IndexMethod
 
 log = logging.getLogger("amprenta_vectors.ddl")
 
-INDEX_CHOICES: dict[str, tuple[IndexMethod, Literal["halfvec", "bit"] | None]] = {
+INDEX_CHOICES: dict[str, tuple[IndexMethod, CoarserStorage | None]] = {
     "hnsw": ("hnsw", None),
     "hnsw-halfvec": ("hnsw", "halfvec"),
     "hnsw-bit": ("hnsw", "bit"),
@@ -35,7 +34,7 @@ def configured_dimension(options: Mapping[str, Any]) -> int | None:
     return int(value)
 
 
-def configured_index(options: Mapping[str, Any]) -> tuple[IndexMethod, Literal["halfvec", "bit"] | None] | None:
+def configured_index(options: Mapping[str, Any]) -> tuple[IndexMethod, CoarserStorage | None] | None:
     """Return the index method and storage that ``-x index=`` asks for, None where it is not given."""
     value = check_index(options.get("index"))
     return None if value is None else INDEX_CHOICES[value]

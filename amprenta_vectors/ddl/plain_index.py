@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,13 +12,13 @@ from alembic.operations import MigrateOperation, Operations
 from amprenta_vectors.ddl.catalogue import Catalogue, IndexesFact, IndexFact, IsPartitioned
 from amprenta_vectors.ddl.index_steps import build_step, drop_step
 from amprenta_vectors.ddl.marks import building_name
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, run
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, operation
 from amprenta_vectors.errors import SchemaMismatch
 from amprenta_vectors.pg.indexes import Index
 from amprenta_vectors.pg.names import qualified
 
 
-@Operations.register_operation("create_plain_index")
+@operation("create_plain_index")
 @dataclass
 class CreatePlainIndexOp(SteppedOp):
     """Build a btree index concurrently, unless it is there."""
@@ -51,7 +51,7 @@ class CreatePlainIndexOp(SteppedOp):
 
     @property
     def statement_after_name(self) -> str:
-        """What follows the index's name in CREATE INDEX."""
+        """Return what follows the index's name in CREATE INDEX."""
         columns = ", ".join(map(qualified, self.columns))
         where = "" if self.where is None else f" WHERE {self.where}"
         return f"ON {qualified(self.table, self.schema)} ({columns}){where}"
@@ -59,10 +59,6 @@ class CreatePlainIndexOp(SteppedOp):
     def reverse(self) -> MigrateOperation:
         """Return the operation that undoes this one."""
         return DropPlainIndexOp(self.name, self.schema, _reverse=self)
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("create_plain_index", self.schema, self.table, list(self.columns), self.name)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done next, unless it is there or another does the same."""
@@ -110,34 +106,19 @@ class CreatePlainIndexOp(SteppedOp):
         )
 
 
-@Operations.register_operation("drop_plain_index")
+@operation("drop_plain_index")
 @dataclass
-class DropPlainIndexOp(SteppedOp):
+class DropPlainIndexOp(UndoingOp[CreatePlainIndexOp]):
     """Drop an ordinary index of ours."""
 
     name: str
     schema: str | None = None
-    _reverse: CreatePlainIndexOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def drop_plain_index(cls, operations: Operations, name: str, *, schema: str | None = None) -> None:
         """Drop index ``name`` if it was made here, and what an interrupted build of it left."""
         operations.invoke(cls(name, schema))
 
-    def reverse(self) -> MigrateOperation:
-        """Return the operation that undoes this one. Raises ValueError where the index that was there is not known."""
-        if self._reverse is None:
-            raise ValueError(f"drop_plain_index({self.name!r}) is not reversible: the index that was there is unknown")
-        return self._reverse
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("drop_plain_index", self.schema, self.name)
-
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done next."""
         return drop_step(catalogue, self)
-
-
-for _operation in (CreatePlainIndexOp, DropPlainIndexOp):
-    Operations.implementation_for(_operation)(run)

@@ -47,7 +47,7 @@ class RevisionPlan:
 def plan_upgrade(
     connection: Connection, script: ScriptDirectory, revision: str, *, version_table: str, options: dict[str, Any]
 ) -> list[RevisionPlan]:
-    """What an upgrade to ``revision`` would do, a revision at a time; ``options`` are those given by ``-x``.
+    """Return what an upgrade to ``revision`` would do, a revision at a time; ``options`` are those given by ``-x``.
 
     Raises what the upgrade itself would find wrong with tables and columns, and `ConfigError` for an unknown revision.
     """

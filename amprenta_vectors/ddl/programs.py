@@ -17,27 +17,29 @@ from amprenta_vectors.ddl.trigger import CreateTriggerOp
 Program = CreateFunctionOp | CreateTriggerOp | CreateMaterializedViewOp
 
 
-def programs_of(script: ScriptDirectory) -> list[Program]:
-    """What the revisions make of them, in their order; the revisions are asked, and nothing is carried out."""
+def operations_of(script: ScriptDirectory) -> list[MigrateOperation]:
+    """Return what the revisions do, in their order; the revisions are asked, and nothing is carried out."""
     context = MigrationContext.configure(dialect_name="postgresql")
     found: list[MigrateOperation] = []
     for each in list(script.walk_revisions())[::-1]:
         with recording(context) as (_, recorded):
             each.module.upgrade()
         found += recorded
-    return [op for op in found if isinstance(op, Program)]
+    return found
 
 
-def missing(connection: Connection, programs: list[Program]) -> list[MigrateOperation]:
-    """Those whose name nothing in the database has."""
+def missing(connection: Connection, operations: list[MigrateOperation]) -> list[MigrateOperation]:
+    """Return those that make a program whose name nothing in the database has."""
     found = Found(connection)
     return [
         program
-        for program in programs
-        if isinstance(program.next_step(found, {}), Step) and not _is_ours(found, program)
+        for program in operations
+        if isinstance(program, Program)
+        and isinstance(program.next_step(found, {}), Step)
+        and not _is_ours(found, program)
     ]
 
 
 def _is_ours(found: Found, program: Program) -> bool:
-    """Whether it is there, made here: a function is renewed by each upgrade."""
+    """Return whether it is there, made here: a function is renewed by each upgrade."""
     return isinstance(program, CreateFunctionOp) and bool(found.ask(FunctionsFact(program.name, program.schema), ()))

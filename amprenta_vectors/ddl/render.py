@@ -54,7 +54,7 @@ _PLAIN: dict[type[MigrateOperation], str] = {
 
 
 def render_vector_type(type_: sa.types.TypeEngine[Any], context: AutogenContext) -> str | None:
-    """A type of this package or of pgvector, whose import is noted; None for any other."""
+    """Return a type of this package or of pgvector, whose import is noted; None for any other."""
     if isinstance(type_, VectorType):
         context.imports.add(IMPORT)
         return f"amprenta_vectors.ddl.{type_!r}"
@@ -67,7 +67,7 @@ def render_vector_type(type_: sa.types.TypeEngine[Any], context: AutogenContext)
 
 
 def _call(context: AutogenContext, name: str, op: MigrateOperation, **rendered: str) -> str:
-    """A call of operation ``name`` with all of ``op`` that is not its default; ``rendered`` are fields done already."""
+    """Return a call of ``name`` with all of ``op`` that is not its default; ``rendered`` are fields done already."""
     context.imports.add(IMPORT)
     positional, keywords = [], []
     for field in fields(op):  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ class Watch:
 
     @property
     def complete(self) -> bool:
-        """Whether every row that changed before is empty."""
+        """Return whether every row that changed before is empty."""
         return self.emptied is not None
 
 
@@ -92,19 +92,19 @@ class WatchFact(Fact[Watch | None]):
 
     @property
     def name(self) -> str:
-        """What the trigger and its function are called, in a fixed length."""
+        """Return what the trigger and its function are called, in a fixed length."""
         return (
             "amprenta_empties_" + hashlib.sha256(quoted(self.schema, self.table, self.kept).encode()).hexdigest()[:16]
         )
 
     @property
     def trigger(self) -> str:
-        """The trigger as COMMENT ON and DROP name it."""
+        """Return the trigger as COMMENT ON and DROP name it."""
         return f"TRIGGER {self.name} ON {qualified(self.table, self.schema)}"
 
     @property
     def function(self) -> str:
-        """The trigger's function as SQL names it."""
+        """Return the trigger's function as SQL names it."""
         return f"{qualified(self.name, self.schema)}()"
 
 

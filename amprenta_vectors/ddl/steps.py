@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from alembic.migration import MigrationContext
 from alembic.operations import MigrateOperation, Operations
@@ -65,7 +65,7 @@ class Step:
 
     @property
     def described(self) -> str:
-        """The action with what it is done to, for who waits for it."""
+        """Return the action with what it is done to, for who waits for it."""
         return ": ".join(filter(None, (self.object, self.action)))
 
 
@@ -88,6 +88,14 @@ class Taught(Exception):
 class SteppedOp(MigrateOperation):
     """An operation that computes its next step."""
 
+    directive: ClassVar[str]
+    """What it is called on ``op``."""
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """Return how autogenerate names this operation: what it does, and to what."""
+        parts = ("schema", "table", "column", "name")
+        return (self.directive, *(getattr(self, part) for part in parts if hasattr(self, part)))
+
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done next, judged by ``catalogue``. Raises what stands in its way."""
         raise NotImplementedError
@@ -95,6 +103,39 @@ class SteppedOp(MigrateOperation):
     def already(self, catalogue: Catalogue, options: Mapping[str, Any]) -> list[Done]:
         """Return which parts of the operation are done before it begins, of one that has several."""
         return []
+
+
+Undone = TypeVar("Undone", bound=MigrateOperation)
+
+
+@dataclass
+class UndoingOp(SteppedOp, Generic[Undone]):
+    """An operation that undoes another, and knows which where it was made of one."""
+
+    _reverse: Undone | None = field(default=None, repr=False, compare=False, kw_only=True)
+
+    def reverse(self) -> Undone:
+        """Return the operation that undoes this one. Raises ValueError where what was there is not known."""
+        if self._reverse is None:
+            what = f"{self.directive}({self.to_diff_tuple()[-1]!r})"
+            raise ValueError(f"{what} is not reversible: what was there is unknown")
+        return self._reverse
+
+
+Operation = TypeVar("Operation", bound=type[SteppedOp])
+
+
+def operation(*directives: str) -> Callable[[Operation], Operation]:
+    """Return a decorator that puts an operation on ``op`` under its names, of which the first is its own."""
+
+    def register(cls: Operation) -> Operation:
+        cls.directive = directives[0]
+        for name in directives:
+            Operations.register_operation(name)(cls)
+        Operations.implementation_for(cls)(run)
+        return cls
+
+    return register
 
 
 def run(operations: Operations, op: SteppedOp) -> None:
@@ -118,9 +159,11 @@ def run(operations: Operations, op: SteppedOp) -> None:
             if lesson is None:
                 raise
             found.learn(*lesson)
+            found.look(connection)
             continue
         except Taught as taught:
             found.learn(taught.fact, taught.value)
+            found.look(connection)
             continue
         done += 1
         if step.said:
@@ -128,7 +171,7 @@ def run(operations: Operations, op: SteppedOp) -> None:
         if step.last:
             return
         # Alembic gives a new connection object after what ran outside the transaction.
-        found.connection = connection = operations.get_bind()
+        found.look(connection := operations.get_bind())
     if not done and step.found:
         log.info(step.found)
 

@@ -17,7 +17,7 @@ from amprenta_vectors.ddl.marks import MADE, RETIRED, comment_retired, is_retire
 from amprenta_vectors.ddl.options import is_adopted, log, purging
 from amprenta_vectors.ddl.privileges import require_create, require_ownership
 from amprenta_vectors.ddl.sections import OtherSections
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, Taught, execute, run, write_check
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, Taught, UndoingOp, execute, operation, write_check
 from amprenta_vectors.errors import AmprentaError, SchemaMismatch
 from amprenta_vectors.pg.errors import IN_USE
 from amprenta_vectors.pg.indexes import unique_column_sets
@@ -30,7 +30,7 @@ _TYPED = "SELECT pg_typeof(t.{column}) = {type}::regtype FROM (SELECT) one LEFT 
 _ARBITRATED = "INSERT INTO {table} ({keys}) SELECT {keys} FROM {table} WHERE false ON CONFLICT ({keys}) DO NOTHING"
 
 
-@Operations.register_operation("adopt_table")
+@operation("adopt_table")
 @dataclass
 class AdoptTableOp(SteppedOp):
     """Adopt a table that exists and make one that does not."""
@@ -65,16 +65,16 @@ class AdoptTableOp(SteppedOp):
 
     @cached_property
     def as_table(self) -> sa.Table:
-        """The table as SQLAlchemy knows it; once, because an index belongs to one table for good."""
+        """Return the table as SQLAlchemy knows it; once, because an index belongs to one table for good."""
         return CreateTableOp(self.table, list(self.elements), schema=self.schema).to_table()
 
     @property
     def relied_on(self) -> list[str]:
-        """The columns that a table must have to be adopted."""
+        """Return the columns that a table must have to be adopted."""
         return list(dict.fromkeys((*self.key, *self.relies_on, *self.types)))
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
+        """Return the operation that undoes this one."""
         return RetireTableOp(self.table, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
@@ -162,20 +162,15 @@ class AdoptTableOp(SteppedOp):
         if self.key:
             write_check(context, compose(_ARBITRATED, keys=", ".join(map(qualified, self.key)), **parts))
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("adopt_table", self.schema, self.table)
 
-
-@Operations.register_operation("retire_table")
+@operation("retire_table")
 @dataclass
-class RetireTableOp(SteppedOp):
+class RetireTableOp(UndoingOp[AdoptTableOp]):
     """Take a table of ours out of use: kept under a retired name with rows, dropped without."""
 
     table: str
     schema: str | None = None
     shared: bool = False
-    _reverse: AdoptTableOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def retire_table(
@@ -186,16 +181,6 @@ class RetireTableOp(SteppedOp):
         With ``shared``, it is left while another section has revisions in this database.
         """
         operations.invoke(cls(table, schema, shared))
-
-    def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one. Raises ValueError where the table that was there is not known."""
-        if self._reverse is None:
-            raise ValueError(f"retire_table({self.table!r}) is not reversible: its columns are unknown")
-        return self._reverse
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("retire_table", self.schema, self.table)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done: retire the table with its rows, drop it without, leave an adopted one."""
@@ -298,7 +283,3 @@ def _foretold(op: AdoptTableOp) -> Table:
         if isinstance(element, sa.Column)
     }
     return Table(op.table, op.schema, comment=MADE, columns=columns)
-
-
-for _operation in (AdoptTableOp, RetireTableOp):
-    Operations.implementation_for(_operation)(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.ddl.catalogue import Catalogue, Fact
 from amprenta_vectors.ddl.marks import MADE
 from amprenta_vectors.ddl.privileges import require_ownership
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation
 from amprenta_vectors.pg.names import literal, qualified, quoted
 
 
@@ -46,7 +46,7 @@ class TriggerFact(Fact[bool | None]):
         return f"EXISTS ({found} AND {ours})", f"trigger {self.name} on {self.table} is {MADE}"
 
 
-@Operations.register_operation("create_trigger")
+@operation("create_trigger")
 @dataclass
 class CreateTriggerOp(SteppedOp):
     """Make a trigger, unless the table has one of that name."""
@@ -70,12 +70,12 @@ class CreateTriggerOp(SteppedOp):
 
     @property
     def statement(self) -> str:
-        """The whole statement."""
+        """Return the whole statement."""
         table = qualified(self.table, self.schema)
         return f"CREATE TRIGGER {qualified(self.name)} {self.events} ON {table} {self.action}"
 
     def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one."""
+        """Return the operation that undoes this one."""
         return DropTriggerOp(self.name, self.table, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
@@ -102,31 +102,20 @@ class CreateTriggerOp(SteppedOp):
             needs=(lambda connection: require_ownership(connection, self.table, self.schema),),
         )
 
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("create_trigger", self.schema, self.table, self.name)
 
-
-@Operations.register_operation("drop_trigger")
+@operation("drop_trigger")
 @dataclass
-class DropTriggerOp(SteppedOp):
+class DropTriggerOp(UndoingOp[CreateTriggerOp]):
     """Drop a trigger of ours."""
 
     name: str
     table: str
     schema: str | None = None
-    _reverse: CreateTriggerOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def drop_trigger(cls, operations: Operations, name: str, table: str, *, schema: str | None = None) -> None:
         """Drop trigger ``name`` of ``table`` if it was made here."""
         operations.invoke(cls(name, table, schema))
-
-    def reverse(self) -> MigrateOperation:
-        """The operation that undoes this one. Raises ValueError where the trigger that was there is not known."""
-        if self._reverse is None:
-            raise ValueError(f"drop_trigger({self.name!r}) is not reversible: what it did is unknown")
-        return self._reverse
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done: drop one of ours."""
@@ -145,14 +134,6 @@ class DropTriggerOp(SteppedOp):
             blocks="readers and writers",
             needs=(lambda connection: require_ownership(connection, self.table, self.schema),),
         )
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """How autogenerate names this operation."""
-        return ("drop_trigger", self.schema, self.table, self.name)
-
-
-for _operation in (CreateTriggerOp, DropTriggerOp):
-    Operations.implementation_for(_operation)(run)
 
 
 def _on_table(op: CreateTriggerOp | DropTriggerOp) -> str:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
@@ -17,16 +17,13 @@ from amprenta_vectors.ddl.index_steps import DeferredFact, build_step, drop_inde
 from amprenta_vectors.ddl.marks import MADE, building_name
 from amprenta_vectors.ddl.options import configured_dimension, configured_index
 from amprenta_vectors.ddl.privileges import require_ownership
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, run
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation
 from amprenta_vectors.errors import SchemaMismatch
 from amprenta_vectors.pg.index_keys import IndexKey, index_key_of
 from amprenta_vectors.pg.indexes import DEFAULT_OPTIONS, STORES_LOOK_SECONDS, Index, builder_of, predicate_as_written
 from amprenta_vectors.pg.names import literal, qualified
 from amprenta_vectors.pg.tables import Column, count_rows
-
-Method = Literal["hnsw", "ivfflat"]
-Distance = Literal["cosine", "l2", "ip", "l1"]
-Coarser = Literal["halfvec", "bit"]
+from amprenta_vectors.pg.types import CoarserStorage, IndexDistance, IndexMethod
 
 
 @dataclass
@@ -36,11 +33,11 @@ class VectorIndexOp(SteppedOp):
     name: str
     table: str
     column: str
-    method: Method = "hnsw"
-    distance: Distance = "cosine"
+    method: IndexMethod = "hnsw"
+    distance: IndexDistance = "cosine"
     options: dict[str, int] = field(default_factory=dict)
     where: str | None = None
-    storage: Coarser | None = None
+    storage: CoarserStorage | None = None
     schema: str | None = None
 
     @property
@@ -96,7 +93,7 @@ class VectorIndexOp(SteppedOp):
         return {**self.options, "lists": suitable_lists(rows)}
 
 
-@Operations.register_operation("create_vector_index")
+@operation("create_vector_index")
 @dataclass
 class CreateVectorIndexOp(VectorIndexOp):
     """Build an ANN index concurrently, unless it is there or its building is deferred by a backfill."""
@@ -112,11 +109,11 @@ class CreateVectorIndexOp(VectorIndexOp):
         table: str,
         column: str,
         *,
-        method: Method = "hnsw",
-        distance: Distance = "cosine",
+        method: IndexMethod = "hnsw",
+        distance: IndexDistance = "cosine",
         options: Mapping[str, int] | None = None,
         where: str | None = None,
-        storage: Coarser | None = None,
+        storage: CoarserStorage | None = None,
         schema: str | None = None,
         concurrently: bool = True,
         configurable: bool = False,
@@ -138,10 +135,6 @@ class CreateVectorIndexOp(VectorIndexOp):
     def reverse(self) -> MigrateOperation:
         """Return the operation that undoes this one."""
         return DropVectorIndexOp(self.name, self.schema, _reverse=self)
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("create_vector_index", self.schema, self.table, self.column, self.name)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done next, unless it is there, deferred, or another does the same."""
@@ -191,15 +184,14 @@ def _is_built_elsewhere(catalogue: Catalogue, index: Index) -> bool:
     return catalogue.connection is not None and builder_of(catalogue.connection, index) is not None
 
 
-@Operations.register_operation("drop_vector_index")
+@operation("drop_vector_index")
 @dataclass
-class DropVectorIndexOp(SteppedOp):
+class DropVectorIndexOp(UndoingOp[CreateVectorIndexOp]):
     """Drop an index of ours."""
 
     name: str
     schema: str | None = None
     adopted: bool = False
-    _reverse: CreateVectorIndexOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def drop_vector_index(
@@ -211,27 +203,15 @@ class DropVectorIndexOp(SteppedOp):
         """
         operations.invoke(cls(name, schema, adopted))
 
-    def reverse(self) -> CreateVectorIndexOp:
-        """Return the operation that undoes this one. Raises ValueError where the index that was there is not known."""
-        if self._reverse is None:
-            raise ValueError(f"drop_vector_index({self.name!r}) is not reversible: the index that was there is unknown")
-        return self._reverse
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("drop_vector_index", self.schema, self.name)
-
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done next."""
         return drop_step(catalogue, self, adopted=self.adopted)
 
 
-@Operations.register_operation("replace_vector_index")
+@operation("replace_vector_index")
 @dataclass
-class ReplaceVectorIndexOp(VectorIndexOp):
+class ReplaceVectorIndexOp(VectorIndexOp, UndoingOp[VectorIndexOp]):
     """Build an ANN index beside the one of that name, and put it in its place."""
-
-    _reverse: VectorIndexOp | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def replace_vector_index(
@@ -241,11 +221,11 @@ class ReplaceVectorIndexOp(VectorIndexOp):
         table: str,
         column: str,
         *,
-        method: Method = "hnsw",
-        distance: Distance = "cosine",
+        method: IndexMethod = "hnsw",
+        distance: IndexDistance = "cosine",
         options: Mapping[str, int] | None = None,
         where: str | None = None,
-        storage: Coarser | None = None,
+        storage: CoarserStorage | None = None,
         schema: str | None = None,
     ) -> None:
         """Make index ``name`` what the arguments say, those of ``create_vector_index``; queries have one all the time.
@@ -257,14 +237,9 @@ class ReplaceVectorIndexOp(VectorIndexOp):
 
     def reverse(self) -> ReplaceVectorIndexOp:
         """Return the operation that puts the old one back. Raises ValueError where that is not known."""
-        if self._reverse is None:
-            raise ValueError(f"replace_vector_index({self.name!r}) is not reversible: the index there was is unknown")
-        shared = {name: getattr(self._reverse, name) for name in VectorIndexOp.__dataclass_fields__}
+        old = super().reverse()
+        shared = {name: getattr(old, name) for name in VectorIndexOp.__dataclass_fields__}
         return ReplaceVectorIndexOp(**shared, _reverse=self)
-
-    def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return how autogenerate names this operation."""
-        return ("replace_vector_index", self.schema, self.table, self.column, self.name)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return what is to be done next: build, wait for the stores, or put in place."""
@@ -366,7 +341,3 @@ def configured(options: Mapping[str, Any], op: CreateVectorIndexOp) -> CreateVec
 def suitable_lists(rows: int) -> int:
     """Return a thousandth of the rows up to a million, their square root beyond (pgvector's README)."""
     return max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows))
-
-
-for _operation in (CreateVectorIndexOp, DropVectorIndexOp, ReplaceVectorIndexOp):
-    Operations.implementation_for(_operation)(run)

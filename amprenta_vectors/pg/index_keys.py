@@ -25,12 +25,12 @@ class IndexKey:
 
     @property
     def opclass(self) -> str:
-        """The operator class that serves it."""
+        """Return the operator class that serves it."""
         return BIT_OPCLASS if self.storage == "bit" else f"{self.storage}_{self.distance}_ops"
 
     @property
     def is_column(self) -> bool:
-        """Whether the column is indexed as it is."""
+        """Return whether the column is indexed as it is."""
         return self.storage == self.type.storage
 
     def of(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -61,7 +61,7 @@ class IndexKey:
 
 
 def index_key(column: str, type_: VectorType, distance: str, storage: IndexStorage | None = None) -> IndexKey:
-    """The key with ``storage``, or with the finest that pgvector indexes at the column's dimension.
+    """Return the key with ``storage``, or with the finest that pgvector indexes at the column's dimension.
 
     Raises `SchemaMismatch` for one that the column is too long for, or too coarse.
     """

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.pg.names import quoted
 from amprenta_vectors.pg.tables import relations_of
-from amprenta_vectors.pg.types import IndexStorage
+from amprenta_vectors.pg.types import CoarserStorage, IndexStorage
 
-IndexMethod = Literal["hnsw", "ivfflat"]
 ANN_METHODS = frozenset({"hnsw", "ivfflat"})
 BIT_OPCLASS = "bit_hamming_ops"
 """The operator class of signs, whatever the distance: what it finds is re-ranked by the distance itself."""
@@ -83,7 +82,7 @@ class Indexed(NamedTuple):
     """The column that an index is on, and what it holds of it: None the column as it is, else a cast to that length."""
 
     column: str
-    cast: Literal["halfvec", "bit"] | None
+    cast: CoarserStorage | None
     dimension: int | None
 
 
@@ -123,17 +122,17 @@ class Index:
 
     @property
     def is_ann(self) -> bool:
-        """Whether it is an index of pgvector's."""
+        """Return whether it is an index of pgvector's."""
         return self.method in ANN_METHODS
 
     @property
     def partial(self) -> bool:
-        """Whether it has a predicate."""
+        """Return whether it has a predicate."""
         return self.predicate is not None
 
     @property
     def indexed(self) -> Indexed | None:
-        """The one column that is indexed; None for several keys, or an expression that no search asks for."""
+        """Return the one column that is indexed; None for several keys, or an expression that no search asks for."""
         found = _KEY.fullmatch(self.keys[0]) if len(self.keys) == 1 else None
         if found is None or (found["signs"] is not None) != (found["cast"] == "bit"):
             return None
@@ -143,7 +142,7 @@ class Index:
 
     @property
     def storage(self) -> IndexStorage | None:
-        """What it holds of a dimension; None for an expression that no search asks for."""
+        """Return what it holds of a dimension; None for an expression that no search asks for."""
         indexed = self.indexed
         if indexed is None:
             return None
@@ -151,7 +150,7 @@ class Index:
 
     @property
     def lists(self) -> int | None:
-        """The lists of an ivfflat index; None for any other."""
+        """Return the lists of an ivfflat index; None for any other."""
         return int(self.effective_options["lists"]) if self.method == "ivfflat" else None
 
     @property
@@ -161,7 +160,7 @@ class Index:
 
     @property
     def opclass(self) -> str:
-        """The operator class of its first key."""
+        """Return the operator class of its first key."""
         return self.opclasses[0]
 
     def fits(self, distance: str) -> bool:
@@ -174,7 +173,7 @@ class Index:
 
     @property
     def unique_columns(self) -> frozenset[str] | None:
-        """The columns that ON CONFLICT can name it by; None where it cannot: invalid, partial, deferrable."""
+        """Return the columns that ON CONFLICT can name it by; None where it cannot: invalid, partial, deferrable."""
         arbitrates = self.unique and self.valid and self.immediate and not self.partial
         return frozenset(map(str, self.key_columns)) if arbitrates and None not in self.key_columns else None
 

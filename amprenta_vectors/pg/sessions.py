@@ -25,14 +25,6 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 
-_SET = sa.select(
-    sa.func.set_config(
-        sa.bindparam("name", type_=sa.Text),
-        sa.bindparam("value", type_=sa.Text),
-        sa.bindparam("local", type_=sa.Boolean),
-    )
-)
-
 # Others that wait for a lock of this session's, whichever it is.
 _WAITED_FOR = sa.text("""
     SELECT EXISTS (SELECT FROM pg_locks w WHERE NOT w.granted AND pg_backend_pid() = ANY(pg_blocking_pids(w.pid)))
@@ -69,9 +61,9 @@ def settings(connection: Connection, *, local: bool = False, **values: str) -> I
 
 def _apply(connection: Connection, values: Mapping[str, str], *, local: bool) -> dict[str, str]:
     """Set ``values``; return those that there were."""
-    before = {name: connection.execute(sa.select(sa.func.current_setting(name))).scalar_one() for name in values}
-    for name, value in values.items():
-        connection.execute(_SET, {"name": name, "value": value, "local": local})
+    current = sa.select(*(sa.func.current_setting(name).label(name) for name in values))
+    before = dict(connection.execute(current).one()._mapping)
+    connection.execute(sa.select(*(sa.func.set_config(name, value, local) for name, value in values.items())))
     return before
 
 

@@ -35,16 +35,18 @@ class Table:
 
     @property
     def partitioned(self) -> bool:
-        """Whether its rows lie in partitions, so that no index of it can be built concurrently."""
+        """Return whether its rows lie in partitions, so that no index of it can be built concurrently."""
         return self.kind == "p"
 
 
 _TABLE = sa.text("""
-    SELECT c.oid::bigint AS oid, c.relkind::text AS kind, coalesce(obj_description(c.oid, 'pg_class'), '') AS comment,
+    SELECT c.oid::bigint AS oid, c.relkind::text AS kind, coalesce(own.description, '') AS comment,
            a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
            a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> '' AS has_default,
-           coalesce(col_description(c.oid, a.attnum), '') AS column_comment
+           coalesce(d.description, '') AS column_comment
     FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_description own ON own.objoid = c.oid AND own.classoid = 'pg_class'::regclass AND own.objsubid = 0
+    LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = a.attnum
     WHERE c.oid = to_regclass(:name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
     ORDER BY a.attnum
 """)

@@ -10,6 +10,11 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
 Storage = Literal["vector", "halfvec"]
+Distance = Literal["cosine", "l2", "ip"]
+IndexDistance = Literal["cosine", "l2", "ip", "l1"]
+IndexMethod = Literal["hnsw", "ivfflat"]
+CoarserStorage = Literal["halfvec", "bit"]
+"""What an index may hold of a vector in place of itself."""
 IndexStorage = Literal["vector", "halfvec", "bit"]
 """What an index holds of a dimension, from fine to coarse: four bytes, two bytes or one bit, its sign."""
 

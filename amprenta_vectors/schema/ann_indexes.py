@@ -8,8 +8,8 @@ from typing import cast
 
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.pg.indexes import Index, IndexMethod, indexes_of
-from amprenta_vectors.pg.types import IndexStorage
+from amprenta_vectors.pg.indexes import Index, indexes_of
+from amprenta_vectors.pg.types import IndexMethod, IndexStorage
 from amprenta_vectors.schema.vector_table import VectorTable
 
 

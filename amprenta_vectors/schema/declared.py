@@ -5,13 +5,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.pg.types import Distance, Storage
 from amprenta_vectors.schema.vector_table import KeyKind, KeyRule, SourceKind, VectorTable
 
 _MAX_DIMENSION = 16_000
@@ -57,8 +58,8 @@ class _Declared(BaseModel):
     metadata: Identifier | None = None
     model: Identifier | None = None
     dimension: int = Field(ge=1, le=_MAX_DIMENSION)
-    storage: Literal["vector", "halfvec"] = "vector"
-    distance: Literal["cosine", "l2", "ip"] = "cosine"
+    storage: Storage = "vector"
+    distance: Distance = "cosine"
     sparse: Identifier | None = None
     sparse_dimension: int | None = Field(None, ge=1, le=_MAX_SPARSE_DIMENSION)
     hash: Identifier | None = None

@@ -8,9 +8,8 @@ from typing import Literal
 from uuid import UUID
 
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.pg.types import Distance, Storage
 
-Distance = Literal["cosine", "l2", "ip"]
-Storage = Literal["vector", "halfvec"]
 SourceKind = Literal["pinecone", "simple", "chroma", "rows"]
 KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]
 

@@ -19,7 +19,7 @@ from amprenta_vectors.errors import (
     TransientError,
 )
 from amprenta_vectors.extras import network_errors, require_extra
-from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.pg.types import Distance
 
 DATABASE_FILE = "chroma.sqlite3"
 REQUEST_SECONDS = 30.0

@@ -28,7 +28,7 @@ from amprenta_vectors.errors import (
     TimedOut,
     TransientError,
 )
-from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.sources.protocol import Meter, Route
 
 DISTANCES: dict[str, Distance] = {"cosine": "cosine", "euclidean": "l2", "dotproduct": "ip"}

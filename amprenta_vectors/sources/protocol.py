@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from amprenta_vectors.batch import VectorBatch
-from amprenta_vectors.schema.vector_table import Distance, SourceKind, VectorTable
+from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from amprenta_vectors.batch import Reason
 from amprenta_vectors.errors import RowError
-from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.sources.chroma_client import PAGE, ChromaCollection, chroma_errors
 from amprenta_vectors.sources.chroma_ids import RecordIds, Row, find_rows, read_rows
 from amprenta_vectors.stores.chroma_where import Where, to_where

@@ -19,10 +19,11 @@ from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
 from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.pg.indexes import STORES_LOOK_SECONDS
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.catalogue import columns_of, resolve_table
 from amprenta_vectors.schema.search_settings import stored_settings
-from amprenta_vectors.schema.vector_table import Distance, VectorTable
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.filter_values import is_storable
 from amprenta_vectors.stores.filters import parse_filter
 from amprenta_vectors.stores.outbox import Outbox

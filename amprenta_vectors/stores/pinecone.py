@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from amprenta_vectors.config import normalize_namespace
 from amprenta_vectors.errors import SchemaMismatch, SourceNotFound
-from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.sources.pinecone_client import (
     DISTANCES,
     MAX_QUERY_CHARACTERS,

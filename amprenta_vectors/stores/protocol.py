@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.pg.types import Distance
 
 Filter = Mapping[str, Any]
 """A metadata filter in Pinecone's language; see :mod:`amprenta_vectors.stores.filters`."""

@@ -13,7 +13,7 @@ import psycopg2
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from amprenta_vectors.pg.indexes import IndexMethod
+from amprenta_vectors.pg.types import IndexMethod
 from amprenta_vectors.stores.filters import Condition
 from amprenta_vectors.stores.pgvector_sql import Statements, to_text
 from amprenta_vectors.stores.search_settings import ITERATIVE_SCAN, SearchSettings

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from amprenta_vectors.pg.indexes import Index, IndexMethod
-from amprenta_vectors.pg.types import IndexStorage
+from amprenta_vectors.pg.indexes import Index
+from amprenta_vectors.pg.types import IndexMethod, IndexStorage
 from amprenta_vectors.stores.search import Found
 from amprenta_vectors.stores.search_settings import ITERATIVE_SCAN, SearchSettings
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from amprenta_vectors.pg.indexes import IndexMethod
-from amprenta_vectors.pg.types import IndexStorage
+from amprenta_vectors.pg.types import IndexMethod, IndexStorage
 from amprenta_vectors.schema.ann_indexes import Serving
 from amprenta_vectors.schema.vector_table import VectorTable
 

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from amprenta_vectors.batch import Reason
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, RowError
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.keymaps import to_key_maker
 from amprenta_vectors.schema.registry import get_table
-from amprenta_vectors.schema.vector_table import Distance
 from amprenta_vectors.sources.metadata_cipher import MetadataCipher, decrypted
 from amprenta_vectors.sources.simple import ORIGINAL_ID, PREFIX
 from amprenta_vectors.sources.simple_store import LegacyRecord, LegacyStore

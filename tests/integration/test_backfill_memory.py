@@ -56,7 +56,7 @@ def wide(database_url: str) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-@pytest.mark.parametrize("transport", ["grpc", "rest"])
+@pytest.mark.parametrize("transport", ["grpc", pytest.param("rest", marks=pytest.mark.torture)])
 def test_peak_memory_is_about_the_same_for_ten_times_the_rows(
     wide: sa.Engine,
     database_url: str,

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.context import ForkServerProcess
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -28,11 +27,11 @@ WAIT_SECONDS = 180.0
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["amprenta_vectors.ddl", "amprenta_vectors.db", "amprenta_vectors.migrate"])
 
-Clone = Callable[[str | None], AbstractContextManager[Database]]
+Copies = Callable[[str | None], AbstractContextManager[Database]]
 
 
 @pytest.fixture
-def clone(postgres_server: EmbeddedPostgres) -> Clone:
+def copies(postgres_server: EmbeddedPostgres) -> Copies:
     """A function that makes a database, empty or like the one whose name is given, and drops it on leaving."""
     numbers = itertools.count()
 
@@ -53,31 +52,6 @@ def adopt(db: Database, system: System) -> None:
     """The application's own table, with rows."""
     system.adopt(db, ROWS)
     db.execute(f"UPDATE {system.table} SET updated_at = now() - interval '2 days'")
-
-
-def live_on(db: Database, system: System) -> None:
-    """What an application does between two migrations: it fills the column that it has, and changes rows."""
-    columns = db.columns(system.table)
-    if not columns:
-        return
-    system.insert(db, 20, first=ROWS + 1)
-    if "embedding_text_hash" in columns:
-        system.fill(db)
-    elif "embedding_retired" in columns:
-        changed = f"hashtext(CAST({system.key} AS text)) % 10 = 7"
-        db.execute(f"UPDATE {system.table} SET {system.change} WHERE {changed}")
-
-
-def contents(db: Database, system: System) -> list[Any]:
-    """Every row of every table that matters to a user, whatever it is called at the time."""
-    rows: list[Any] = []
-    for table in (system.table, f"{system.table}_retired"):
-        if db.columns(table):
-            rows += db.execute(f"SELECT to_jsonb(t) - 'updated_at' - 'created_at' FROM {table} t ORDER BY {system.key}")
-    for table in ("migration_run", "migration_run_retired"):
-        if db.columns(table):
-            rows += db.execute(f"SELECT target, state, desired_state FROM {table} ORDER BY id")
-    return rows
 
 
 def run(url: str, section: str, command: str, revision: str, commits: int | None) -> None:

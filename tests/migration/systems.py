@@ -102,6 +102,30 @@ class System:
             )
         )
 
+    def live_on(self, db: Database, *, first: int) -> None:
+        """Do what an application does between two migrations: add rows, fill the column that it has, change rows."""
+        columns = db.columns(self.table)
+        if not columns:
+            return
+        self.insert(db, 3, first=first)
+        if "embedding_text_hash" in columns:
+            self.fill(db)
+        elif "embedding_retired" in columns:
+            db.execute(f"UPDATE {self.table} SET {self.change} WHERE hashtext(CAST({self.key} AS text)) % 10 = 7")
+
+    def contents(self, db: Database) -> list[Any]:
+        """Every row of every table that matters to a user, whatever it is called at the time."""
+        rows: list[Any] = []
+        for table in (self.table, f"{self.table}_retired"):
+            if db.columns(table):
+                rows += db.execute(
+                    f"SELECT to_jsonb(t) - 'updated_at' - 'created_at' FROM {table} t ORDER BY {self.key}"
+                )
+        for table in ("migration_run", "migration_run_retired"):
+            if db.columns(table):
+                rows += db.execute(f"SELECT target, state, desired_state FROM {table} ORDER BY id")
+        return rows
+
 
 _IDS = "md5(n::text)::uuid"
 

@@ -8,12 +8,15 @@ from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 from migrating import Database, at, prepared
 
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
-from amprenta_vectors.schema import tables
+from amprenta_vectors.ddl.own_model import comparison
+from amprenta_vectors.ddl.programs import operations_of
+from amprenta_vectors.migrate import alembic_config
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 
@@ -120,7 +123,8 @@ def test_what_is_ours_and_was_changed_is_said(db: Database, check: Callable[[], 
 @AT_HEAD
 def test_a_table_of_the_metadata_is_all_that_the_revisions_make(db: Database) -> None:
     with db.engine.connect() as connection:
-        ours = tables.comparison(connection)["target_metadata"].tables
+        script = ScriptDirectory.from_config(alembic_config(Settings.load(database_url=db.url)))
+        ours = comparison(connection, operations_of(script))["target_metadata"].tables
         inspector = sa.inspect(connection)
         for name in set(inspector.get_table_names()) - {"amprenta_version_rag"}:
             assert [column["name"] for column in inspector.get_columns(name)] == list(ours[name].columns.keys())

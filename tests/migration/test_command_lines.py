@@ -17,20 +17,15 @@ COMMANDS = {
     "alembic": [
         ("upgrade", "head"),
         ("current",),
-        ("check",),
         ("-x", "purge=true", "downgrade", "base"),
         ("upgrade", "nowhere"),
-        ("-x", "dimension=many", "upgrade", "head"),
         ("-x", "dimension=4", "upgrade", "head", "--sql"),
-        ("downgrade", "head:base", "--sql"),
     ],
     "amprenta_vectors": [
         ("db", "plan"),
         ("db", "upgrade"),
-        ("db", "current"),
         ("db", "downgrade", "--purge"),
         ("db", "downgrade", "nowhere"),
-        ("db", "upgrade", "--sql"),
     ],
 }
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from databases import janitor
 from fingerprint import fingerprint
+from killing import Copies, copies, name_of  # noqa: F401 - a fixture among them
 from migrating import Database
 from systems import RAG, SYSTEMS, System
 
@@ -20,25 +20,8 @@ from amprenta_vectors.ddl import steps
 from amprenta_vectors.ddl.catalogue import ColumnFact, Fact, TableFact
 from amprenta_vectors.ddl.marks import RETIRED
 from amprenta_vectors.pg.tables import Column, Table
-from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 ROWS = 20
-
-Copy = Callable[[Database], AbstractContextManager[Database]]
-
-
-@pytest.fixture
-def copy_of(postgres_server: EmbeddedPostgres) -> Copy:
-    """A function that copies a database for as long as it is needed."""
-    numbers = itertools.count()
-
-    @contextmanager
-    def copied(db: Database) -> Iterator[Database]:
-        name = db.scalar("SELECT current_database()")
-        with janitor(postgres_server, f"copy_{next(numbers)}", name) as database:
-            yield Database(postgres_server.url(database.dbname))
-
-    return copied
 
 
 def lower_and_revision(system: System) -> list[tuple[str, str]]:
@@ -57,30 +40,6 @@ def legs(system: System) -> list[tuple[str, str, str]]:
 
 def go(db: Database, system: System, way: str, revision: str) -> None:
     getattr(system, way)(db, revision)
-
-
-def live_on(db: Database, system: System) -> None:
-    """What an application does between two migrations: it fills the column that it has, and changes rows."""
-    columns = db.columns(system.table)
-    if not columns:
-        return
-    system.insert(db, 3, first=ROWS + 1)
-    if "embedding_text_hash" in columns:
-        system.fill(db)
-    elif "embedding_retired" in columns:
-        db.execute(f"UPDATE {system.table} SET {system.change} WHERE hashtext(CAST({system.key} AS text)) % 10 = 7")
-
-
-def contents(db: Database, system: System) -> list[Any]:
-    """Every row of every table that matters to a user, whatever it is called at the time."""
-    rows: list[Any] = []
-    for table in (system.table, f"{system.table}_retired"):
-        if db.columns(table):
-            rows += db.execute(f"SELECT to_jsonb(t) - 'updated_at' - 'created_at' FROM {table} t ORDER BY {system.key}")
-    for table in ("migration_run", "migration_run_retired"):
-        if db.columns(table):
-            rows += db.execute(f"SELECT target, state, desired_state FROM {table} ORDER BY id")
-    return rows
 
 
 def without_trace(rows: list[Any]) -> list[Any]:
@@ -142,7 +101,9 @@ def killed_at(number: int) -> Iterator[list[str]]:
     ],
 )
 def test_killed_at_any_commit_both_ways_lead_out_as_if_never_disturbed(
-    db: Database, copy_of: Copy, system: System
+    db: Database,
+    copies: Copies,  # noqa: F811
+    system: System,
 ) -> None:
     system.adopt(db, ROWS)
     db.execute(f"UPDATE {system.table} SET updated_at = now() - interval '2 days'")
@@ -150,18 +111,18 @@ def test_killed_at_any_commit_both_ways_lead_out_as_if_never_disturbed(
     for way, there, back in legs(system):
         other = "downgrade" if way == "upgrade" else "upgrade"
         took_back = "_retired" in str(fingerprint(db))
-        with copy_of(db) as before:
+        with copies(name_of(db)) as before:
             go(db, system, way, there)
             if (way, there, back) in seen_legs and not took_back:
-                live_on(db, system)
+                system.live_on(db, first=ROWS + 1)
                 continue
             seen_legs.add((way, there, back))
-            expected = fingerprint(db), contents(db, system)
-            with copy_of(db) as opposite:
+            expected = fingerprint(db), system.contents(db)
+            with copies(name_of(db)) as opposite:
                 go(opposite, system, other, back)
-                returned = catalogue(opposite), without_trace(contents(opposite, system))
+                returned = catalogue(opposite), without_trace(system.contents(opposite))
             for number in itertools.count(1):
-                with copy_of(before) as one:
+                with copies(name_of(before)) as one:
                     with killed_at(number) as seen:
                         try:
                             go(one, system, way, there)
@@ -172,13 +133,13 @@ def test_killed_at_any_commit_both_ways_lead_out_as_if_never_disturbed(
                             kills += 1
                         else:
                             break
-                    with copy_of(one) as two:
+                    with copies(name_of(one)) as two:
                         go(one, system, way, there)
-                        assert (fingerprint(one), contents(one, system)) == expected, (way, there, seen)
+                        assert (fingerprint(one), system.contents(one)) == expected, (way, there, seen)
                         go(two, system, other, back)
-                        found = catalogue(two), without_trace(contents(two, system))
+                        found = catalogue(two), without_trace(system.contents(two))
                         assert found == returned, (way, there, "then", other, back, seen)
-        live_on(db, system)
+        system.live_on(db, first=ROWS + 1)
     assert kills > 3 * len(system.revisions)
 
 
@@ -222,7 +183,7 @@ def test_what_a_step_foretells_is_found_after_it(
         system.insert(db, ROWS)
     system.fill(db)
     system.downgrade(db)
-    live_on(db, system)
+    system.live_on(db, first=ROWS + 1)
     system.upgrade(db)
     system.downgrade(db, purge=True)
     kinds: set[type[Fact[Any]]] = {type(fact) for fact in compared}

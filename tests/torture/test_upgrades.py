@@ -9,7 +9,7 @@ import pytest
 from alembic.script import ScriptDirectory
 from fingerprint import fingerprint
 from forms import FORM
-from killing import Clone, adopt, clone, contents, finish, kill, live_on, name_of  # noqa: F401 - a fixture among them
+from killing import ROWS, Copies, adopt, copies, finish, kill, name_of  # noqa: F401 - a fixture among them
 from migrating import Database
 from systems import PRODUCTS, SYSTEMS, System
 
@@ -34,7 +34,7 @@ def legs(section: str) -> list[tuple[str, str]]:
 
 
 def kill_once(
-    clone: Clone,  # noqa: F811
+    copies: Copies,  # noqa: F811
     before: Database,
     system: System,
     command: str,
@@ -44,12 +44,12 @@ def kill_once(
 ) -> tuple[object, object]:
     """Kill the command in a database like ``before``, finish it, and return what the database came to."""
     for _ in range(TRIES):
-        with clone(name_of(before)) as db:
+        with copies(name_of(before)) as db:
             if kill(db, system, command, revision, chance.uniform(0, seconds)):
                 if chance.random() < 0.5:
                     kill(db, system, command, revision, chance.uniform(0, seconds))
                 finish(db, system, command, revision)
-                return fingerprint(db), contents(db, system)
+                return fingerprint(db), system.contents(db)
         seconds *= SOONER
     pytest.fail(f"{command} {revision} was never killed")
 
@@ -65,40 +65,40 @@ def kill_once(
     ],
 )
 def test_killed_at_any_moment_the_same_command_finishes_the_work(
-    clone: Clone,  # noqa: F811
+    copies: Copies,  # noqa: F811
     begin: Callable[[Database, System], None] | None,
     system: System,
     chance: random.Random,
 ) -> None:
-    with clone(None) as undisturbed:
+    with copies(None) as undisturbed:
         if begin is not None:
             begin(undisturbed, system)
         for command, revision in legs(system.section):
-            with clone(name_of(undisturbed)) as before:
+            with copies(name_of(undisturbed)) as before:
                 seconds = finish(undisturbed, system, command, revision)
-                expected = fingerprint(undisturbed), contents(undisturbed, system)
+                expected = fingerprint(undisturbed), system.contents(undisturbed)
                 for _ in range(FORM.upgrade_kills):
-                    found = kill_once(clone, before, system, command, revision, seconds, chance)
+                    found = kill_once(copies, before, system, command, revision, seconds, chance)
                     assert found == expected, (command, revision)
-            live_on(undisturbed, system)
+            system.live_on(undisturbed, first=ROWS + 1)
 
 
 def test_a_whole_upgrade_killed_again_and_again_ends_as_if_never_disturbed(
-    clone: Clone,  # noqa: F811
+    copies: Copies,  # noqa: F811
     chance: random.Random,
 ) -> None:
     system, kills = PRODUCTS, 0
-    with clone(None) as undisturbed:
+    with copies(None) as undisturbed:
         adopt(undisturbed, system)
         seconds = finish(undisturbed, system, "upgrade", "head") / 2
-        expected = fingerprint(undisturbed), contents(undisturbed, system)
+        expected = fingerprint(undisturbed), system.contents(undisturbed)
     for _ in range(TRIES):
-        with clone(None) as db:
+        with copies(None) as db:
             adopt(db, system)
             for _ in range(10):
                 kills += kill(db, system, "upgrade", "head", chance.uniform(0, seconds))
             finish(db, system, "upgrade", "head")
-            assert (fingerprint(db), contents(db, system)) == expected
+            assert (fingerprint(db), system.contents(db)) == expected
         if kills > 1:
             return
         seconds *= SOONER

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.errors import AmprentaError, CredentialsRefused, SourceNotFound, TimedOut, TransientError
-from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
 from amprenta_vectors.stores.outbox import Intent, Outbox, errors_as_ours
 from amprenta_vectors.stores.pgvector import PgVectorStore

@@ -10,7 +10,7 @@ from typing import TypeVar
 from numpy.typing import ArrayLike
 
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, FilterError
-from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from numpy.typing import ArrayLike
 
 from amprenta_vectors.errors import ConfigError, TimedOut
-from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.fallback import CALLERS_FAULT
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore

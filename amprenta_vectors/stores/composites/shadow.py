@@ -14,7 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import ArrayLike, NDArray
 
-from amprenta_vectors.schema.vector_table import Distance
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.agreement import Agreement, agreement
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
