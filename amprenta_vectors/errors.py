@@ -22,15 +22,42 @@ AmprentaError                   exit 1
 ├── ModelMismatch               exit 2: vectors are not from the model that they are said to be from
 ├── RowError                    set the row aside and go on
 └── LeaseLost                   the batch belongs to another worker now; drop it
+
+`ExitCode` says what each code means; `worst` tells the code of several moves together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a command or a move ended."""
+
+    CLEAN = 0
+    FAILED = 1
+    """It failed, or a vector differs."""
+    USAGE = 2
+    """A setting, an argument or the state of the database does not allow it."""
+    QUARANTINED = 3
+    """It finished, and rows were quarantined."""
+    INTERRUPTED = 130
+    """It was told to stop, and can be resumed."""
+
+
+WORST_FIRST = (ExitCode.INTERRUPTED, ExitCode.FAILED, ExitCode.USAGE, ExitCode.QUARANTINED, ExitCode.CLEAN)
+
+
+def worst(codes: Iterable[ExitCode]) -> ExitCode:
+    """Return the code that stands for all ``codes``; nothing to do is clean."""
+    return min(codes, key=WORST_FIRST.index, default=ExitCode.CLEAN)
 
 
 class AmprentaError(Exception):
     """What was expected and what was found, with a ``hint``: what to type to mend it."""
 
-    exit_code = 1
+    exit_code = ExitCode.FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -44,7 +71,7 @@ class AmprentaError(Exception):
 class ConfigError(AmprentaError):
     """A setting or an argument is missing, malformed or contradicts another."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class UnknownBackend(ConfigError):
@@ -54,13 +81,13 @@ class UnknownBackend(ConfigError):
 class NotUpgraded(AmprentaError):
     """The database lacks a table or column that a revision makes."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class SchemaMismatch(AmprentaError):
     """A table lacks a column, type or unique index that is relied on."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class DimensionMismatch(SchemaMismatch):
@@ -74,13 +101,13 @@ class ServerUnsuitable(SchemaMismatch):
 class RunConflict(AmprentaError):
     """An unfinished run stands in the way, or what it was begun with has changed."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class FilterError(AmprentaError):
     """A metadata filter with an operator or operand that the filter language does not have."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class TransientError(AmprentaError):
@@ -102,13 +129,13 @@ class TimedOut(TransientError):
 class CredentialsRefused(AmprentaError):
     """A key or password was not accepted."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class SourceNotFound(AmprentaError):
     """The index, namespace, collection or file named does not exist."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class SourceError(AmprentaError):
@@ -130,13 +157,13 @@ class TooManyBadRows(AmprentaError):
 class ModelMismatch(AmprentaError):
     """Vectors are not those that the model they are taken to be from gives for the same texts."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class MissingExtra(AmprentaError):
     """An optional dependency is not installed."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class RowError(AmprentaError):

@@ -19,7 +19,15 @@ import sqlalchemy as sa
 from forked import ForkedProcess
 
 from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.progress import Counts, Run
+from amprenta_vectors.backfill.observer import (
+    IndexBuilding,
+    MoveEvent,
+    Observer,
+    RunAdvanced,
+    RunStarted,
+    Waiting,
+)
+from amprenta_vectors.backfill.progress import Counts
 from amprenta_vectors.backfill.run import Backfill, Summary
 from amprenta_vectors.backfill.starting import Mode
 from amprenta_vectors.batch import VectorBatch, Vectors
@@ -118,17 +126,16 @@ class Recorder:
         self.built: list[str] = []
         self.counts: list[Counts] = []
 
-    def started(self, run: Run, deferred: list[str]) -> None:
-        self.deferred = deferred
-
-    def advanced(self, run: Run, counts: Counts) -> None:
-        self.counts.append(counts)
-
-    def waiting(self, reason: str | None) -> None:
-        self.reasons.append(reason)
-
-    def building(self, target: str) -> None:
-        self.built.append(target)
+    def __call__(self, event: MoveEvent) -> None:
+        match event:
+            case RunStarted(_, deferred):
+                self.deferred = deferred
+            case RunAdvanced(_, counts):
+                self.counts.append(counts)
+            case Waiting(_, reason):
+                self.reasons.append(reason)
+            case IndexBuilding(_, target):
+                self.built.append(target)
 
 
 def settings_for(emulator: PineconeEmulator, **overrides: Any) -> Settings:
@@ -185,7 +192,7 @@ def run_job(
     job: Job,
     mode: Mode = "new",
     *,
-    observer: Recorder | None = None,
+    observer: Observer | None = None,
     stop: threading.Event | None = None,
 ) -> Summary:
     work = Backfill(engine, job, observer or Recorder(), stop or threading.Event())

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
@@ -25,6 +24,7 @@ from amprenta_vectors.backfill.index import build_deferred, defer_indexes
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.keys import Keys
 from amprenta_vectors.backfill.ledger import RunLedger
+from amprenta_vectors.backfill.observer import BatchDone, IndexBuilding, Observer, RunAdvanced, RunStarted, Waiting
 from amprenta_vectors.backfill.planner import Planner
 from amprenta_vectors.backfill.progress import Batch, Counts, Event, Outcome, Run
 from amprenta_vectors.backfill.quota import LeasedMeter, metered
@@ -43,26 +43,6 @@ from amprenta_vectors.pg.errors import is_transient
 from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.outbox import Outbox
-
-
-class Observer(Protocol):
-    """What a person or a log sees of a run while it goes on. `advanced` and `waiting` are called from any thread."""
-
-    def started(self, run: Run, deferred: list[str]) -> None:
-        """The run was begun, or is gone on with; ``deferred`` indexes were put off."""
-        ...
-
-    def advanced(self, run: Run, counts: Counts) -> None:
-        """The figures of the run, from all its processes."""
-        ...
-
-    def waiting(self, reason: str | None) -> None:
-        """A step failed in passing and will be tried again; None once it went through."""
-        ...
-
-    def building(self, target: str) -> None:
-        """Every row is written; the deferred index is being built."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +84,7 @@ class Backfill:
         self._stop = stop
         self._clock = clock
         self._owner = f"{socket.gethostname()[:20]}:{os.getpid()}:{secrets.token_hex(3)}"
-        self._gate = Gate(before_claim, self._keep_reason, observer.waiting)
+        self._gate = Gate(before_claim, self._keep_reason, self._wait)
         self._build_index = build_index
         self.control = Control()
         self._over = threading.Event()
@@ -115,6 +95,7 @@ class Backfill:
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._written = 0
+        self._run_id: int | None = None
         self._seen: tuple[Run, Counts]
 
     def start(self, mode: Mode) -> Run:
@@ -132,8 +113,9 @@ class Backfill:
         Of a run that is finished, only an index that an interrupted build left is made good.
         """
         began = self._clock()
+        self._run_id = run.id
         if run.state == RunState.FINISHED:
-            self._observer.started(run, [])
+            self._observer(RunStarted(run, []))
             self._seen = self._retry.database("counting", partial(self._counted, run))
             return self._finish(began, repair=True)
         self._seen = self._retry.database("counting", partial(self._counted, run))
@@ -219,7 +201,7 @@ class Backfill:
                 deferred = self._retry.database("putting the index off", defer)
                 if deferred:
                     self._unless_away(partial(self._note, Event.INDEX_DEFERRED, {"indexes": deferred}))
-                self._observer.started(self._seen[0], deferred)
+                self._observer(RunStarted(self._seen[0], deferred))
                 return True
         return False
 
@@ -258,8 +240,11 @@ class Backfill:
             self._gate,
             drain_seconds=self._job.drain_seconds,
             poll_seconds=self._job.poll_seconds,
-            on_pause=self._observer.waiting,
+            on_pause=self._wait,
         )
+
+    def _wait(self, reason: str | None) -> None:
+        self._observer(Waiting(self._run_id, reason))
 
     def _keep_reason(self, reason: str | None) -> None:
         """Have the run say why claims wait."""
@@ -276,7 +261,7 @@ class Backfill:
         return Retry(
             self._job.retry_seconds,
             stop,
-            self._observer.waiting,
+            self._wait,
             check,
             longest_wait_seconds=self._job.longest_wait_seconds,
         )
@@ -375,7 +360,7 @@ class Backfill:
             lambda: self._job.ceilings.under(self.control.limits),
             self.control.hold,
             self.control.check,
-            self._observer.waiting,
+            self._wait,
         )
 
     def _tidy(self, meter: LeasedMeter) -> None:
@@ -391,7 +376,7 @@ class Backfill:
 
     def _look(self) -> None:
         self._seen = self._counted(self._seen[0])
-        self._observer.advanced(*self._seen)
+        self._observer(RunAdvanced(*self._seen))
 
     @staticmethod
     def _unless_away(step: Callable[[], None]) -> None:
@@ -409,6 +394,7 @@ class Backfill:
     def _count(self, batch: Batch, outcome: Outcome) -> None:
         with self._lock:
             self._written += outcome.written
+        self._observer(BatchDone(self._seen[0].id, batch.number, outcome))
 
     def _leave(self, error: str | None) -> None:
         """Best effort: where the database is away, the planner's lease runs out by itself."""
@@ -481,7 +467,7 @@ class Backfill:
         return (orders.state, orders.desired_state) == (RunState.RUNNING, RunState.RUNNING)
 
     def _build(self, retry: Retry) -> list[str]:
-        self._observer.building(self._job.table.target)
+        self._observer(IndexBuilding(self._seen[0].id, self._job.table.target))
         self._unless_away(partial(self._note, Event.INDEX_BUILDING, {}))
         began = self._clock()
         build = partial(self._build_index, self._engine, self._job.table, self._stop)

@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
-from amprenta_vectors.errors import AmprentaError, ConfigError, TimedOut
+from amprenta_vectors.errors import AmprentaError, ConfigError, ExitCode, TimedOut
 from amprenta_vectors.stores.canary import Song, sing, stored_question
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.vectors import MAX_TOP_K
-
-ALIVE, FAILED = 0, 1
 
 
 @click.command()
@@ -67,7 +65,7 @@ def canary(
         )
         for failure in failures:
             click.echo(f"failed: {failure}", err=True)
-    ctx.exit(FAILED if failures else ALIVE)
+    ctx.exit(ExitCode.FAILED if failures else ExitCode.CLEAN)
 
 
 def _within(seconds: float, search: Callable[[], Song]) -> Song:

@@ -14,17 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from amprenta_vectors.cli.options import open_database, open_table, scope_of
+from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
 from amprenta_vectors.compare.missing import AMISS, LISTED, Comparer, Comparison, Why
 from amprenta_vectors.compare.shadow_page import render_shadow_page, verdict
 from amprenta_vectors.compare.shadow_report import collect_shadow_report
 from amprenta_vectors.compare.whereabouts import Whereabouts
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.errors import ConfigError, ExitCode
+from amprenta_vectors.moves.ends import open_table, scope_of
 from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store, text_field_of
-
-CLEAN, FAILED = 0, 1
 
 MEANINGS = {
     Why.LOST: "no row of the table has the key",
@@ -95,7 +94,7 @@ def run(
         click.echo(json.dumps(_to_json(found)))
     else:
         _print_comparison(found, source.name)
-    ctx.exit(FAILED if found.amiss else CLEAN)
+    ctx.exit(ExitCode.FAILED if found.amiss else ExitCode.CLEAN)
 
 
 def _to_json(found: Comparison) -> dict[str, Any]:

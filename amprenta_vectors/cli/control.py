@@ -9,9 +9,10 @@ from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill import orders, progress
 from amprenta_vectors.backfill.states import Order
+from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.options import open_database
-from amprenta_vectors.cli.report import leave_report
 from amprenta_vectors.config import Settings
+from amprenta_vectors.moves.reports import leave_report
 
 _SAID = {
     "workers": "workers of each process",
@@ -60,7 +61,8 @@ def cancel(run: int | None) -> None:
     for index in waiting:
         click.echo(f"  the index {index.index_name} waits to be built: amprenta-vectors index build")
     if run_cancelled.started_at is not None:
-        leave_report(engine, run_id, Settings.load())
+        settings = Settings.load()
+        leave_report(engine, run_id, settings.report, open_display(settings.log_format))
 
 
 @click.command()

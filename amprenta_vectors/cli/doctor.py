@@ -11,8 +11,7 @@ import click
 from amprenta_vectors.config import Settings
 from amprenta_vectors.doctor.examine import examine
 from amprenta_vectors.doctor.finding import SEVERITIES, Finding
-
-HEALTHY, AILING = 0, 1
+from amprenta_vectors.errors import ExitCode
 
 
 @click.command()
@@ -33,7 +32,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         for finding in findings:
             _print(finding)
         click.echo(f"{number['serious']} serious, {number['advice']} advised")
-    ctx.exit(AILING if number["serious"] else HEALTHY)
+    ctx.exit(ExitCode.FAILED if number["serious"] else ExitCode.CLEAN)
 
 
 def _print(finding: Finding) -> None:

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import click
-from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.rollback import roll_back
+from amprenta_vectors.backfill.observer import MoveEvent
 from amprenta_vectors.backfill.starting import Mode
-from amprenta_vectors.cli.backfill import CLEAN, FAILED, INTERRUPTED, SET_ASIDE, open_ends
-from amprenta_vectors.cli.documents_move import CONFLICT, SHOWN, Move, describe
-from amprenta_vectors.cli.documents_removal import Removal
-from amprenta_vectors.cli.options import open_database, open_table, run_options, stop_on_signal
-from amprenta_vectors.cli.readiness import open_throttle
+from amprenta_vectors.cli.display import open_display
+from amprenta_vectors.cli.move_text import MoveText
+from amprenta_vectors.cli.options import run_options, stop_on_signal
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import ConfigError, SourceNotFound
-from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.errors import ConfigError, ExitCode, worst
+from amprenta_vectors.moves.ends import open_ends, open_target
 from amprenta_vectors.sources.simple import SimpleOrigin, open_simple_origin
-from amprenta_vectors.sources.simple_backup import last_backup_of
-from amprenta_vectors.sources.simple_folder import FILES, path_of
-
-WORST_FIRST = (INTERRUPTED, FAILED, CONFLICT, SET_ASIDE, CLEAN)
+from amprenta_vectors.systems.documents.events import (
+    StoreDescribed,
+    StoreEnded,
+    StoreOpened,
+    StoreRefused,
+    StoreRolledBack,
+    StoreToRollBack,
+)
+from amprenta_vectors.systems.documents.migration import StoreMigration
+from amprenta_vectors.systems.documents.removal import Removal
+from amprenta_vectors.systems.documents.rollback import roll_back_store, stores_to_roll_back
+from amprenta_vectors.systems.documents.stores import SHOWN, choose_stores, document_settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -77,30 +82,80 @@ def migrate(
     """
     if sum((resume, restart, rollback)) > 1:
         raise ConfigError("--resume, --restart and --rollback contradict each other", hint="give one of them")
-    settings = _load(root, **options)
-    if rollback:
-        _roll_back(settings, users, dry_run=dry_run)
-        return
+    settings = document_settings(root, embedding_model=options.pop("model"), **options)
     mode: Mode = "resume" if resume else "restart" if restart else "new"
-    engine, table, opened = open_ends(settings)
-    origin = cast("SimpleOrigin", opened)
-    names = _choose(origin, users)
-    if dry_run:
-        _exit([describe(engine, table, origin, name) for name in names])
-    throttle = open_throttle(engine, settings, table, insert=True)
-    with stop_on_signal() as stop:
-        moves = [Move(engine, settings, table, origin, name, mode, throttle, stop) for name in names]
-        codes = [move.run() for move in moves]
-    for move in moves:
-        as_json = settings.log_format == "json"
-        line = {"event": "store", "store": move.name, "result": move.said}
-        click.echo(json.dumps(line) if as_json else f"{move.name}: {move.said}")
-    _exit(codes)
+    with closing(_Display(settings.log_format)) as show:
+        if rollback:
+            _roll_back(settings, users, show, dry_run=dry_run)
+        stop = threading.Event()
+        ends = open_ends(settings, show)
+        migration = StoreMigration(settings, ends, mode=mode, stop=stop, observer=show)
+        stores = choose_stores(cast("SimpleOrigin", ends.origin), users)
+        if dry_run:
+            _exit(migration.plan(stores))
+        with stop_on_signal(stop):
+            _exit(migration.run(stores))
 
 
-def _exit(codes: Sequence[int]) -> NoReturn:
-    """With the worst of several stores' codes."""
-    click.get_current_context().exit(next(code for code in WORST_FIRST if code in codes))
+def _roll_back(settings: Settings, users: Sequence[str], show: _Display, *, dry_run: bool) -> NoReturn:
+    engine, table = open_target(settings, 1, show)
+    chosen = stores_to_roll_back(engine, table, users)
+    codes = [roll_back_store(engine, table, *store, show, dry_run=dry_run) for store in chosen.items()]
+    if not chosen:
+        click.echo("no row of theirs was inserted by a run: nothing to take back")
+    _exit(worst(codes))
+
+
+def _exit(code: ExitCode) -> NoReturn:
+    click.get_current_context().exit(code)
+
+
+class _Display:
+    """Shows what becomes of each store, and its move as any other."""
+
+    def __init__(self, log_format: Literal["text", "json"]) -> None:
+        self._log_format = log_format
+        self._move = open_display(log_format)
+
+    def __call__(self, event: MoveEvent) -> None:
+        """Show an event."""
+        match event:
+            case StoreOpened(store, shape, backup, is_new):
+                if self._log_format == "text":
+                    click.echo(f"{store}: {shape}")
+                    click.echo(f"  {'backed up to' if is_new else 'backed up before, in'} {backup}")
+            case StoreRefused(doing, store, message):
+                self.close()
+                how = {"plan": f"{store}: ", "move": f"error: {store}: ", "rollback": f"{store}: not taken back: "}
+                click.echo(how[doing] + message, err=doing != "plan")
+            case StoreEnded(store, result):
+                click.echo(json.dumps(event.to_json()) if self._log_format == "json" else f"{store}: {result}")
+            case StoreDescribed():
+                _show_described(event)
+            case StoreToRollBack(store, rows, runs):
+                numbers = ", ".join(map(str, runs))
+                click.echo(f"{store}: {rows:,} rows were inserted by runs {numbers}; nothing was changed")
+            case StoreRolledBack(store, removed, kept):
+                click.echo(f"{store}: {removed:,} rows removed, {len(kept):,} kept because they were changed since")
+                for key in kept[:SHOWN]:
+                    click.echo(f"  kept: {'/'.join(key)}")
+                if len(kept) > SHOWN:
+                    click.echo(f"  … {len(kept) - SHOWN:,} more, in migration_insert")
+            case _:
+                self._move(event)
+
+    def close(self) -> None:
+        """Leave the terminal to others."""
+        self._move.close()
+
+
+def _show_described(found: StoreDescribed) -> None:
+    click.echo(
+        f"{found.store}: {found.documents:,} documents, {found.rows:,} rows in the table, {found.bad:,} to be set aside"
+    )
+    click.echo(f"  {found.shape}")
+    for row in found.first_bad:
+        click.echo(f"  {row.reason}: {row.key!r}: {row.detail}")
 
 
 @documents.command("remove-files")
@@ -112,13 +167,10 @@ def remove_files(root: Path | None, users: tuple[str, ...], yes: bool) -> None:
     Refuses a store whose run is unfinished, rolled back or not verified, that has documents set aside, whose files have
     changed since, or whose texts or metadata are not what the table has.
     """
-    settings = _load(root)
+    settings = document_settings(root)
     origin = open_simple_origin(settings)
-    engine = open_database(settings, 1)
-    with engine.connect() as connection:
-        progress.require_tables(connection)
-        table = open_table(settings, connection)
-    stores = [Removal(engine, table, origin, name) for name in _choose(origin, users)]
+    engine, table = open_target(settings, 1, MoveText())
+    stores = [Removal(engine, table, origin, name) for name in choose_stores(origin, users)]
     removable = [store for store in stores if not _refused(store.name, store.why_not())]
     for store in removable:
         if store.absent:
@@ -131,95 +183,10 @@ def remove_files(root: Path | None, users: tuple[str, ...], yes: bool) -> None:
         if not _refused(store.name, store.remove()):
             removed += 1
             click.echo(f"removed: {folder}")
-    _exit([CLEAN if removed == len(stores) else FAILED])
+    _exit(ExitCode.CLEAN if removed == len(stores) else ExitCode.FAILED)
 
 
 def _refused(name: str, why: str | None) -> bool:
     if why is not None:
         click.echo(f"{name}: not removed: {why}", err=True)
     return why is not None
-
-
-def _has_files(folder: Path) -> bool:
-    try:
-        return all(path_of(folder, file).exists() for file in FILES)
-    except OSError:
-        return False
-
-
-def _load(root: Path | None, **options: Any) -> Settings:
-    """Settings whose table is the documents', unless the environment names another."""
-    given = Settings.load()
-    table = given.table if "table" in given.model_fields_set else VECTOR_DOCUMENTS.name
-    return Settings.load(
-        table=table,
-        source="simple",
-        simple_store_root=root,
-        embedding_model=options.pop("model", None),
-        **options,
-    )
-
-
-def _choose(origin: SimpleOrigin, users: Sequence[str]) -> list[str]:
-    """The namespaces of ``users``, or all. Raises `SourceNotFound` for a user without a store."""
-    names = list(origin.folders())
-    known = dict.fromkeys(_user_of(name) for name in names)
-    unknown = [user for user in users if user not in known]
-    if unknown:
-        raise SourceNotFound(
-            f"{origin.root} has no store of user {', '.join(unknown)}",
-            hint=f"users there are: {', '.join([*known][:SHOWN])}",
-        )
-    return [name for name in names if not users or _user_of(name) in users]
-
-
-def _user_of(namespace: str) -> str:
-    return namespace.partition("/")[0]
-
-
-def _roll_back(settings: Settings, users: Sequence[str], *, dry_run: bool) -> None:
-    engine = open_database(settings, 1)
-    with engine.connect() as connection:
-        progress.require_tables(connection)
-        table = open_table(settings, connection)
-        scopes = progress.scopes_to_roll_back(connection, table.target, "simple")
-    # The scope's columns in the table's order: user first.
-    named = {"/".join(scope[column] for column in table.namespace_columns): scope for scope in scopes}
-    chosen = {name: scope for name, scope in named.items() if not users or _user_of(name) in users}
-    codes = [CLEAN]
-    for name, scope in chosen.items():
-        lost = _lost_files(engine, table, scope)
-        if lost is not None:
-            click.echo(f"{name}: not taken back: {lost}", err=True)
-            codes.append(FAILED)
-            continue
-        if dry_run:
-            with engine.connect() as connection:
-                runs = progress.runs_with_inserted(connection, table.target, scope)
-                count = sum(progress.count_inserted(connection, run) for run in runs)
-            click.echo(f"{name}: {count:,} rows were inserted by runs {', '.join(map(str, runs))}; nothing was changed")
-            continue
-        done = roll_back(engine, table, scope)
-        click.echo(f"{name}: {done.removed:,} rows removed, {len(done.kept):,} kept because they were changed since")
-        for key in done.kept[:SHOWN]:
-            click.echo(f"  kept: {'/'.join(key)}")
-        if len(done.kept) > SHOWN:
-            click.echo(f"  … {len(done.kept) - SHOWN:,} more, in migration_insert")
-    if not chosen:
-        click.echo("no row of theirs was inserted by a run: nothing to take back")
-    _exit(codes)
-
-
-def _lost_files(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> str | None:
-    """That the rows inserted into ``scope`` are the only documents there are; None where their files are there."""
-    with engine.connect() as connection:
-        runs = [
-            progress.load_run(connection, run) for run in progress.runs_with_inserted(connection, table.target, scope)
-        ]
-    for source in dict.fromkeys(run.source for run in runs if run.source is not None):
-        folder = Path(source)
-        if not _has_files(folder):
-            backup = last_backup_of(folder.parent.parent, folder)
-            where = "there is no backup beside it" if backup is None else f"put back those of {backup} first"
-            return f"{folder} has not its files any longer, and the rows are all there is; {where}"
-    return None

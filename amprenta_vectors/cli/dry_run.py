@@ -6,19 +6,16 @@ import shlex
 from datetime import UTC, datetime
 
 import click
-from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill.estimate import estimate
-from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.cli.index_text import to_size
 from amprenta_vectors.cli.run_text import to_duration
 from amprenta_vectors.cli.source_text import backup_command, to_place
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import engine_url, server_versions
+from amprenta_vectors.db import engine_url
+from amprenta_vectors.moves.plan import Plan
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.opening import kind_of
-from amprenta_vectors.sources.protocol import Metered
 
 
 def describe_offline(settings: Settings, keys_from: str) -> None:
@@ -32,19 +29,9 @@ def describe_offline(settings: Settings, keys_from: str) -> None:
     click.echo("Nothing was connected to and nothing was changed.")
 
 
-def describe_run(engine: Engine, settings: Settings, job: Job) -> None:
-    """Connect to both ends, count, estimate, and print the backup commands filled in."""
-    source = job.source.description
-    with engine.connect() as connection:
-        server, pgvector = server_versions(connection)
-        figures = estimate(
-            connection,
-            job.table,
-            job.scope,
-            source.count or 0,
-            from_source=job.keys_from == "source",
-            model=job.model,
-        )
+def describe_plan(settings: Settings, plan: Plan) -> None:
+    """Print what was found at both ends and estimated, and the backup commands filled in."""
+    source, table, figures = plan.source, plan.table, plan.figures
     fast, slow = figures.seconds
     time = f"{to_duration(fast)} to {to_duration(slow)}, then the index"
     records = "vectors"
@@ -53,16 +40,16 @@ def describe_run(engine: Engine, settings: Settings, job: Job) -> None:
         records = "texts"
     lines = {
         "source": f"{source.kind} {source.identity}: {source.count or 0:,} {records}, {source.dimension} dimensions",
-        "target": f"{job.table.target} {job.table.storage}({job.table.dimension}): {figures.empty_rows:,} rows without "
+        "target": f"{table.target} {table.storage}({table.dimension}): {figures.empty_rows:,} rows without "
         f"an embedding in this scope, {figures.filled_rows:,} with one in all",
-        "server": f"PostgreSQL {server // 10000}.{server % 10000}, pgvector {pgvector}",
-        "model": job.model or "not declared (EMBEDDING_MODEL): embedding_model stays NULL",
-        "to do": f"{figures.rows:,} vectors, keys from the {job.keys_from}",
+        "server": f"PostgreSQL {plan.server // 10000}.{plan.server % 10000}, pgvector {plan.pgvector}",
+        "model": plan.model or "not declared (EMBEDDING_MODEL): embedding_model stays NULL",
+        "to do": f"{figures.rows:,} vectors, keys from the {plan.keys_from}",
         "time": time,
         "disk": f"about {to_size(figures.disk_bytes)} for the vectors, as much again for an HNSW index",
         "memory": f"{to_size(figures.index_build_bytes)} of maintenance_work_mem for the fastest index build",
     }
-    if isinstance(job.source, Metered):
+    if plan.metered:
         lines["read units"] = f"about {figures.read_units:,}, and {figures.comparison_read_units:,} for the comparison"
     for name, value in lines.items():
         click.echo(f"{name:>11}: {value}")
@@ -72,7 +59,7 @@ def describe_run(engine: Engine, settings: Settings, job: Job) -> None:
             "a run of another model would mix them",
             err=True,
         )
-    _print_backup(settings, job.table)
+    _print_backup(settings, table)
     click.echo("Nothing was changed.")
 
 

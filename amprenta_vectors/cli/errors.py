@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import closing
 
 import click
-from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.keys_from import KeysFrom, Side, is_retry, retry_of, side_of
 from amprenta_vectors.backfill.orders import choose_run
 from amprenta_vectors.backfill.progress import SetAside
-from amprenta_vectors.backfill.starting import Mode
 from amprenta_vectors.batch import Reason
-from amprenta_vectors.cli.backfill import CLEAN, WORST_FIRST, open_ends, open_job, work_at
-from amprenta_vectors.cli.options import (
-    choose_namespaces,
-    namespace_options,
-    open_database,
-    scope_of,
-    source_option,
-    stop_on_signal,
-)
-from amprenta_vectors.cli.readiness import open_throttle
+from amprenta_vectors.cli.display import open_display
+from amprenta_vectors.cli.options import namespace_options, open_database, source_option, stop_on_signal
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import RunConflict
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
-from amprenta_vectors.sources.protocol import Origin
-
-RETRY_BATCH = 64
-"""Keys a batch of a run that takes rows again: so few that each of them is isolated, however many are bad."""
+from amprenta_vectors.moves.ends import Ends, choose_namespaces, open_ends
+from amprenta_vectors.moves.move import complete, prepare
+from amprenta_vectors.moves.retries import has_quarantined, open_retries
+from amprenta_vectors.schema.vector_table import SourceKind
 
 reason_option = click.option(
     "--reason",
@@ -116,48 +103,21 @@ def retry_failed(
     Interrupted, it goes on by the same command, or by backfill --resume. Rows that are written are errors no longer.
     """
     settings = Settings.load(workers=workers, source=source, embedding_model=model, log_format=log_format)
-    engine, table, origin = open_ends(settings)
-    names = choose_namespaces(settings, origin, table, namespace, all_namespaces)
-    jobs = [job for name in names for job in _jobs(settings, engine, table, origin, name, reason)]
-    if not jobs:
-        click.echo(_nothing_to_retry(engine, table, names, reason))
-        return
-    throttle = open_throttle(engine, settings, table, insert=any(job.inserts for _, job in jobs))
-    with stop_on_signal() as stop:
-        codes = [work_at(engine, settings, job, mode, throttle, stop, False) for mode, job in jobs]
-    ctx.exit(next((code for code in WORST_FIRST if code in codes), CLEAN))
+    stop = threading.Event()
+    with closing(open_display(settings.log_format)) as show:
+        ends = open_ends(settings, show)
+        names = choose_namespaces(settings, ends, namespace, all_namespaces)
+        moves = [move for name in names for move in open_retries(settings, ends, name, reason, stop)]
+        if not moves:
+            click.echo(_nothing_to_retry(ends, names, reason))
+            return
+        prepare(settings, ends, moves, show)
+        with stop_on_signal(stop):
+            ctx.exit(complete(moves, show, verify=False))
 
 
-def _nothing_to_retry(engine: Engine, table: VectorTable, namespaces: Sequence[str], reason: str | None) -> str:
-    scopes = [scope_of(table, namespace) for namespace in namespaces]
-    with engine.connect() as connection:
-        found = [
-            found for scope in scopes for found in progress.set_aside_keys(connection, table.target, scope).values()
-        ]
-    if found if reason is None else reason in found:
-        return f"what is set aside of {table.target} is for amprenta-vectors reconcile, whose next pass takes it again"
-    return f"no row of {table.target} is set aside" + (f" for {reason}" if reason else "")
-
-
-def _jobs(
-    settings: Settings, engine: Engine, table: VectorTable, origin: Origin, namespace: str, reason: str | None
-) -> list[tuple[Mode, Job]]:
-    """The retries of one namespace: one that was begun, and one for what runs of each kind have set aside."""
-    scope = scope_of(table, namespace)
-    with engine.connect() as connection:
-        begun = progress.unfinished_run(connection, table.target, scope)
-        waiting = progress.kinds_to_retry(connection, table.target, scope, origin.kind, reason)
-    if begun is not None and not is_retry(begun.keys_from or "table"):
-        raise RunConflict(
-            f"run {begun.id} into {table.target} is unfinished",
-            hint="amprenta-vectors backfill --resume goes on with it; then take again what was set aside",
-        )
-
-    def job(keys_from: KeysFrom, replaces: bool) -> Job:
-        opened = open_job(settings, engine, table, origin, namespace, "new", keys_from, replace=replaces)
-        return replace(opened, batch_size=min(settings.batch_size, RETRY_BATCH), retry_reason=reason)
-
-    if begun is not None and begun.keys_from is not None:
-        return [("resume", job(begun.keys_from, begun.replaces))]
-    sides: list[tuple[Side, bool]] = sorted({(side_of(keys_from), replaces) for keys_from, replaces in waiting})
-    return [("new", job(retry_of(side), replaces)) for side, replaces in sides]
+def _nothing_to_retry(ends: Ends, namespaces: Sequence[str], reason: str | None) -> str:
+    target = ends.table.target
+    if has_quarantined(ends, namespaces, reason):
+        return f"what is set aside of {target} is for amprenta-vectors reconcile, whose next pass takes it again"
+    return f"no row of {target} is set aside" + (f" for {reason}" if reason else "")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from amprenta_vectors.cli.options import open_database, open_table
+from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.config import Settings
 from amprenta_vectors.ddl.gate import check_finished
+from amprenta_vectors.moves.ends import open_table
 
 
 @click.command()

@@ -12,19 +12,21 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes, rebuild_indexes
-from amprenta_vectors.backfill.index_plan import BuildSettings, Shape, plan_build
-from amprenta_vectors.cli.display import showing_index_progress
-from amprenta_vectors.cli.index_text import build_settings, say_plan
-from amprenta_vectors.cli.options import open_database, open_table, stop_on_signal
+from amprenta_vectors.backfill.index_plan import BuildPlan, BuildSettings, Shape, plan_build
+from amprenta_vectors.cli.move_text import MoveText
+from amprenta_vectors.cli.options import stop_on_signal
 from amprenta_vectors.config import Settings
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp
+from amprenta_vectors.moves.ends import open_target
+from amprenta_vectors.moves.events import IndexPlanned
+from amprenta_vectors.moves.indexing import build_settings, watching_builds
 from amprenta_vectors.pg.index_keys import index_key
 from amprenta_vectors.pg.types import CoarserStorage, IndexMethod, VectorType
 from amprenta_vectors.schema.vector_table import VectorTable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_SAY = MoveText()
 
 
 @click.group()
@@ -78,8 +80,8 @@ def build(
     """Build the index that a load put off or that was dropped, as it was; where there is none, a new one."""
     engine, table, given = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
     options = {"lists": lists or 0} if method == "ivfflat" else {"m": m, "ef_construction": ef_construction}
-    with stop_on_signal() as stop, showing_index_progress(engine, table):
-        built = build_deferred(engine, table, stop, given, say_plan)
+    with stop_on_signal() as stop, watching_builds(engine, table, _SAY):
+        built = build_deferred(engine, table, stop, given, _say_plan)
         built = built or [_build_new(engine, table, given, method, options, storage)]
     click.echo(f"{table.target} is indexed: {', '.join(built)}")
 
@@ -89,8 +91,8 @@ def build(
 def rebuild(maintenance_work_mem: str | None, index_workers: int | None) -> None:
     """Rebuild every ANN index of the column, as after many updates and deletes."""
     engine, table, given = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
-    with stop_on_signal() as stop, showing_index_progress(engine, table):
-        rebuilt = rebuild_indexes(engine, table, stop, given, say_plan)
+    with stop_on_signal() as stop, watching_builds(engine, table, _SAY):
+        rebuilt = rebuild_indexes(engine, table, stop, given, _say_plan)
     click.echo(f"rebuilt: {', '.join(rebuilt)}" if rebuilt else "there is no index; amprenta-vectors index build")
 
 
@@ -106,10 +108,11 @@ def drop() -> None:
 
 def _open(**options: object) -> tuple[Engine, VectorTable, BuildSettings]:
     settings = Settings.load(**options)
-    engine = open_database(settings, 3)
-    with engine.connect() as connection:
-        progress.require_tables(connection)
-        return engine, open_table(settings, connection), build_settings(settings)
+    return *open_target(settings, 3, _SAY), build_settings(settings)
+
+
+def _say_plan(plan: BuildPlan) -> None:
+    _SAY(IndexPlanned(plan))
 
 
 def _build_new(
@@ -129,7 +132,7 @@ def _build_new(
     with engine.connect() as connection:
         given.apply(connection)
         connection.execute(sa.select(sa.func.set_config("statement_timeout", "0", True)))
-        say_plan(plan_build(connection, table, name, Shape(method, options, key.storage)))
+        _say_plan(plan_build(connection, table, name, Shape(method, options, key.storage)))
         connection.commit()
         context = MigrationContext.configure(connection, opts={"transactional_ddl": True})
         with context.begin_transaction(_per_migration=False):

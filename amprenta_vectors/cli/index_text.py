@@ -1,22 +1,9 @@
-"""The plan of an index build in words and in JSON, and sizes as a person reads them."""
+"""The plan of an index build in words, and sizes as a person reads them."""
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import asdict
-from typing import Literal
-
-import click
-
-from amprenta_vectors.backfill.index_plan import BuildPlan, BuildSettings
+from amprenta_vectors.backfill.index_plan import BuildPlan
 from amprenta_vectors.cli.run_text import to_duration
-from amprenta_vectors.config import Settings
-
-
-def build_settings(settings: Settings) -> BuildSettings:
-    """What the settings give to the building of an index."""
-    return BuildSettings(settings.maintenance_work_mem, settings.index_workers)
 
 
 def to_size(count: float) -> str:
@@ -26,16 +13,6 @@ def to_size(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.1f} GB" if count < 1024 else f"{count / 1024:.1f} TB"
-
-
-def say_plan(plan: BuildPlan, log_format: Literal["text", "json"] = "text") -> None:
-    """Say on standard error what a build will take."""
-    if log_format == "json":
-        values = {"event": "index", "time": round(time.time(), 3), **asdict(plan), "fits": plan.fits}
-        click.echo(json.dumps(values), err=True)
-        return
-    for line in describe(plan):
-        click.echo(line, err=True)
 
 
 def describe(plan: BuildPlan) -> list[str]:

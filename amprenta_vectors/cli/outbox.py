@@ -10,14 +10,12 @@ import click
 
 from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import AmprentaError, ConfigError, TransientError
+from amprenta_vectors.errors import AmprentaError, ConfigError, ExitCode, TransientError
 from amprenta_vectors.schema.catalogue import located
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.stores.composites.dual import drain as bring
 from amprenta_vectors.stores.factory import BACKENDS, open_pgvector_store
 from amprenta_vectors.stores.outbox import Outbox
-
-CLEAN, FAILED = 0, 1
 
 
 @click.group()
@@ -53,7 +51,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         )
         for error, keys in found.errors:
             click.echo(f"  {keys:,} key(s): {error}")
-    ctx.exit(FAILED if found.pending else CLEAN)
+    ctx.exit(ExitCode.FAILED if found.pending else ExitCode.CLEAN)
 
 
 @outbox.command()
@@ -86,7 +84,7 @@ def drain(ctx: click.Context) -> None:
     if refusal is not None:
         again = "" if isinstance(refusal, TransientError) else "; write these keys again with what it takes"
         click.echo(f"  {others[0]} said: {refusal.message}{again}", err=True)
-    ctx.exit(FAILED if left else CLEAN)
+    ctx.exit(ExitCode.FAILED if left else ExitCode.CLEAN)
 
 
 @contextmanager

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
-from amprenta_vectors.backfill.pace import Ceilings
 from amprenta_vectors.config import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -36,11 +34,6 @@ def rate_options(command: Command) -> Any:
     for name, text in reversed(_HELP.items()):
         decorated = click.option(f"--{name.replace('_', '-')}", metavar="N", help=text)(decorated)
     return decorated
-
-
-def ceilings_of(settings: Settings) -> Ceilings:
-    """The ceilings of the settings."""
-    return Ceilings(**{field.name: getattr(settings, field.name) for field in fields(Ceilings)})
 
 
 def orders_of(settings: Settings, rates: Mapping[str, str | None]) -> dict[str, float]:

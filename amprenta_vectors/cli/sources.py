@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from amprenta_vectors.cli.index_inspection import index_to_json, show_index
-from amprenta_vectors.cli.options import open_database, open_table, source_option
+from amprenta_vectors.cli.options import open_database, source_option
 from amprenta_vectors.config import Settings
+from amprenta_vectors.moves.ends import open_table
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
 from amprenta_vectors.sources.inspection import OriginInspection, inspect_index, inspect_origin

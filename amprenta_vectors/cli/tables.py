@@ -7,7 +7,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.errors import ConfigError, ExitCode
 from amprenta_vectors.schema.check import Finding, check_table
 from amprenta_vectors.schema.registry import CONFIG_FILE, declared_tables
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -46,7 +46,7 @@ def check(ctx: click.Context, name: str | None) -> None:
         return
     with open_database(settings, 1).connect() as connection:
         clean = [_check(connection, table) for table in chosen]
-    ctx.exit(0 if all(clean) else 2)
+    ctx.exit(ExitCode.CLEAN if all(clean) else ExitCode.USAGE)
 
 
 def _check(connection: Connection, table: VectorTable) -> bool:

@@ -10,16 +10,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from amprenta_vectors.cli.options import open_database, open_table
+from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
 from amprenta_vectors.compare.tuning import Tuning, choices
 from amprenta_vectors.compare.tuning import tune as find_cheapest
 from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ExitCode
+from amprenta_vectors.moves.ends import open_table
 from amprenta_vectors.schema.search_settings import SearchSetting, store_setting
 from amprenta_vectors.stores.factory import open_pgvector_store
 from amprenta_vectors.stores.pgvector import PgVectorStore
-
-REACHED, NOT_REACHED = 0, 1
 
 
 @click.command()
@@ -70,7 +70,7 @@ def tune(
         )
     if applied and (given := getattr(settings, setting)) is not None:
         click.echo(f"warning: AMPRENTA_{setting.upper()} is {given}, which comes before what is stored", err=True)
-    ctx.exit(NOT_REACHED if found.chosen is None else REACHED)
+    ctx.exit(ExitCode.FAILED if found.chosen is None else ExitCode.CLEAN)
 
 
 def _open(settings: Settings, setting: SearchSetting, value: int) -> PgVectorStore:

@@ -30,11 +30,13 @@ from click.testing import CliRunner
 from amprenta_vectors.backfill import index as index_module
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes
 from amprenta_vectors.backfill.index_plan import BuildSettings
+from amprenta_vectors.backfill.observer import IndexBuilding, MoveEvent
 from amprenta_vectors.cli import main
-from amprenta_vectors.cli.display import showing_index_progress
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import CredentialsRefused
+from amprenta_vectors.moves.events import IndexProgress
+from amprenta_vectors.moves.indexing import watching_builds
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 
 IDS, VECTORS = to_ids(100), to_vectors(100)
@@ -211,9 +213,8 @@ def test_an_index_that_another_session_is_building_is_waited_for(engine: sa.Engi
 def test_a_build_that_is_told_to_stop_is_left_to_the_next_start(engine: sa.Engine) -> None:
     stop, job = threading.Event(), to_job(engine, stub())
 
-    class StopAtBuild(Recorder):
-        def building(self, target: str) -> None:
-            super().building(target)
+    def stop_at_build(event: MoveEvent) -> None:
+        if isinstance(event, IndexBuilding):
             threading.Timer(0.2, stop.set).start()
 
     with engine.begin() as holder, ThreadPoolExecutor(1) as pool:
@@ -221,7 +222,7 @@ def test_a_build_that_is_told_to_stop_is_left_to_the_next_start(engine: sa.Engin
         holder.execute(sa.text("UPDATE migration_error SET attempts = 1"))
         holder.execute(sa.text("LOCK TABLE rag_chunks IN ROW EXCLUSIVE MODE"))
         defer_indexes_without_lock(engine, job)
-        summary = pool.submit(run_job, engine, job, observer=StopAtBuild(), stop=stop).result()
+        summary = pool.submit(run_job, engine, job, observer=stop_at_build, stop=stop).result()
     assert summary.interrupted
     assert waiting(engine) == [NAME]
     assert not (index(engine) or (None, None, None, False))[3]
@@ -354,19 +355,17 @@ def test_what_a_build_takes_is_said_at_the_end_of_a_run(
 
 
 def test_how_far_a_build_is_is_shown_while_it_goes_on(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not through capsys: what another thread writes while it is read may be lost.
-    said: list[str] = []
-    monkeypatch.setattr("amprenta_vectors.cli.display.click.echo", lambda line, **_: said.append(line))
-    monkeypatch.setattr("amprenta_vectors.cli.display.INDEX_SECONDS", 0.05)
+    told: list[MoveEvent] = []
+    monkeypatch.setattr("amprenta_vectors.moves.indexing.LOOK_SECONDS", 0.05)
     run_job(engine, to_job(engine, stub()))
     table = to_job(engine, stub()).table
     defer_indexes(engine, table, force=True)
-    with ThreadPoolExecutor(1) as pool, showing_index_progress(engine, table):
+    with ThreadPoolExecutor(1) as pool, watching_builds(engine, table, told.append):
         with engine.begin() as holder:
             # A transaction that has written holds a concurrent build up.
             holder.execute(sa.text("UPDATE rag_chunks SET content = 'x' WHERE chunk_id = :key"), {"key": IDS[0]})
             building = pool.submit(build_deferred, engine, table, NEVER)
-            while not any("index: waiting for" in line for line in said):
+            while not any(isinstance(event, IndexProgress) and "waiting for" in event.phase for event in told):
                 assert not building.done()
                 time.sleep(0.02)
         assert building.result() == [NAME]

@@ -263,7 +263,7 @@ def test_what_a_pass_set_aside_is_for_the_next_pass_and_no_retry(
         refreshed.append(table.name)
         return "not the owner"
 
-    monkeypatch.setattr("amprenta_vectors.cli.reconcile.refresh_stats", refresh)
+    monkeypatch.setattr("amprenta_vectors.moves.move.refresh_stats", refresh)
     passed = CliRunner().invoke(main, ["reconcile"], env=environment(upgraded_url, pinecone))
     assert (passed.exit_code, refreshed) == (0, ["rag_chunks"]), passed.output
     assert "39 rows equal, 1 written, of them 1 replaced" in passed.output

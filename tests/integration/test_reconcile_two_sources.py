@@ -27,8 +27,8 @@ from amprenta_vectors.backfill.reconcile import DryRun
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.run import Summary
 from amprenta_vectors.batch import Vectors
-from amprenta_vectors.cli.verify import verify_job
 from amprenta_vectors.embedders.protocol import Model
+from amprenta_vectors.moves.verification import verify_job
 from amprenta_vectors.schema.hashes import hash_content, hash_text, is_of_text, to_bigint
 from amprenta_vectors.schema.keymaps import LookUp, OwnKeys
 from amprenta_vectors.schema.registry import RAG_CHUNKS
@@ -125,7 +125,7 @@ def test_what_was_embedded_here_is_not_the_sources_to_list_to_replace_or_to_empt
     execute(engine, "UPDATE goods SET embedding = NULL WHERE ref = :ref", ref=IDS[15])
     assert from_source(engine, goods, source, keys_from="reconcile", delete=True).errors == {}
     assert execute(engine, "SELECT text_kept FROM goods WHERE ref = :ref", ref=IDS[15]) == [(None,)]
-    assert verify_job(engine, to_job(engine, source, table=goods, key_map=key_map), "json", threading.Event())
+    assert not verify_job(engine, to_job(engine, source, table=goods, key_map=key_map)).unexpected
 
 
 def test_an_applications_rows_that_were_embedded_here_keep_text_and_embedding_where_keys_are_made(
@@ -150,7 +150,7 @@ def test_an_applications_rows_that_were_embedded_here_keep_text_and_embedding_wh
     # To verify what was embedded here is to look at that alone.
     rows = RowsSource(engine, table, {"namespace": ""}, embedder, 20)
     job = to_job(engine, rows, table=table, key_map=OwnKeys(["text"]))
-    assert verify_job(engine, job, "json", threading.Event())
+    assert not verify_job(engine, job).unexpected
     assert len(embedder.texts) == 4
 
 

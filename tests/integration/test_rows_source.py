@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,10 +29,10 @@ from click.testing import CliRunner, Result
 
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.cli import main
-from amprenta_vectors.cli.verify import verify_job
 from amprenta_vectors.embedders.protocol import Model
 from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
 from amprenta_vectors.errors import TransientError
+from amprenta_vectors.moves.verification import verify_job
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.keymaps import OwnKeys, open_key_map
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
@@ -339,11 +338,11 @@ def test_rows_of_another_source_and_rows_embedded_here_share_a_column_and_both_v
     rows = RowsOrigin(engine, table, embedder).open(table, "", with_metadata=False)
     own = to_job(engine, rows, table=table, key_map=OwnKeys(["integer"]), keys_from="table")
     assert run_job(engine, own).counts.written == 10
-    assert verify_job(engine, moved, "json", threading.Event())
-    assert verify_job(engine, own, "json", threading.Event())
+    assert not verify_job(engine, moved).unexpected
+    assert not verify_job(engine, own).unexpected
     # An embedding that neither of them made is one too many.
     execute(engine, "UPDATE catalogue SET embedding_text_hash = NULL WHERE id = 15")
-    assert not verify_job(engine, moved, "json", threading.Event())
+    assert verify_job(engine, moved).unexpected
 
 
 def test_given_keys_alone_are_done_and_what_is_there_is_replaced_once(

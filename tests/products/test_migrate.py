@@ -23,14 +23,14 @@ from databases import janitor
 
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.cli import main
-from amprenta_vectors.cli.options import key_map_for, open_table
-from amprenta_vectors.cli.products_state import look_at_both
 from amprenta_vectors.config import Settings
 from amprenta_vectors.integrations.products import product_settings
 from amprenta_vectors.migrate import upgrade
+from amprenta_vectors.moves.ends import key_map_for, open_table
 from amprenta_vectors.sandbox.embedding_servers import OllamaServer
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.sources.protocol import Source
+from amprenta_vectors.systems.products.state import look_at_both
 
 Run = Callable[..., Result]
 

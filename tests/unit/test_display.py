@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from amprenta_vectors.backfill.observer import RunAdvanced
 from amprenta_vectors.backfill.progress import Counts, Run
 from amprenta_vectors.cli.display import LineDisplay
 
@@ -33,7 +34,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
     def show(keys_done: int, **values: Any) -> str:
         clock.now += 10.0
-        display.advanced(a_run(**values), some_counts(keys_done))
+        display(RunAdvanced(a_run(**values), some_counts(keys_done)))
         return capsys.readouterr().err.splitlines()[-1]
 
     return show

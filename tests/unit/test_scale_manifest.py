@@ -10,8 +10,8 @@ import click
 import yaml
 
 from amprenta_vectors.cli import main
-from amprenta_vectors.cli.backfill import FAILED, INTERRUPTED, SET_ASIDE
 from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ExitCode
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
 
@@ -66,8 +66,8 @@ def test_a_pod_starts_again_where_that_helps_and_only_there() -> None:
     assert spec["completions"] == spec["parallelism"]
     [final] = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailIndex"]
     assert final["containerName"] == container()["name"]
-    assert set(final["values"]) == {2, SET_ASIDE}
-    assert not {FAILED, INTERRUPTED} & set(final["values"])
+    assert set(final["values"]) == {ExitCode.USAGE, ExitCode.QUARANTINED}
+    assert not {ExitCode.FAILED, ExitCode.INTERRUPTED} & set(final["values"])
 
 
 def test_a_pod_may_use_more_memory_than_the_budget() -> None:

@@ -14,8 +14,8 @@ from sqlalchemy.engine import Engine
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.contents import ContentCheck, Contents
 from amprenta_vectors.backfill.progress import Run, RunEvent
-from amprenta_vectors.cli.options import scope_of
 from amprenta_vectors.errors import AmprentaError
+from amprenta_vectors.moves.ends import scope_of
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.metadata_cipher import decrypted
 from amprenta_vectors.sources.simple import SimpleOrigin

@@ -1,42 +1,46 @@
-"""Before a run begins: whether its vectors, and those in the column, are of one model."""
+"""Before a run starts: whether its vectors, and those in the column, are of one model."""
 
 from __future__ import annotations
 
 import threading
 
-from sqlalchemy.engine import Engine
-
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.keys_from import is_retry
 from amprenta_vectors.backfill.models import LEAST_TEXTS, SAMPLE, check_model, earlier_vectors_unknown
+from amprenta_vectors.backfill.observer import Observer
 from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.cli.readiness import say_notices
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
-from amprenta_vectors.sources.protocol import Origin
+from amprenta_vectors.moves.ends import Ends
+from amprenta_vectors.moves.events import Noticed
 
 
-def declare_model(engine: Engine, settings: Settings, origin: Origin, namespace: str, job: Job) -> None:
-    """Say in a line that a model is unknown and what was done about it; a run that is gone on with was asked before.
+def check_one_model(settings: Settings, ends: Ends, namespace: str, job: Job, observer: Observer) -> None:
+    """Say in a notice that a model is unknown and what was done about it.
 
-    Raises `ModelMismatch` where texts embedded again give other vectors.
+    A run that is resumed was checked before, and so was what a retry takes again. Raises `ModelMismatch` where texts
+    embedded again give other vectors.
     """
-    with engine.connect() as connection:
+    if is_retry(job.keys_from):
+        return
+    with ends.engine.connect() as connection:
         begun = progress.unfinished_run(connection, job.table.target, job.scope)
         unknown_rows = begun is None and earlier_vectors_unknown(connection, job.table, job.scope)
     if begun is None and (job.model is None or unknown_rows):
-        say_notices(settings, _checked(engine, settings, origin, namespace, job))
+        for text in _checked(settings, ends, namespace, job):
+            observer(Noticed(text))
 
 
-def _checked(engine: Engine, settings: Settings, origin: Origin, namespace: str, job: Job) -> list[str]:
+def _checked(settings: Settings, ends: Ends, namespace: str, job: Job) -> list[str]:
     unknown = f"the model of the vectors {'to be moved' if job.model is None else f'in {job.table.target}'} is unknown"
     if settings.embedder is None:
         name = "set EMBEDDING_MODEL to its name, or " if job.model is None else ""
         return [f"{unknown} and unchecked; {name}set AMPRENTA_EMBEDDER to compare {SAMPLE} texts"]
     embedder = open_embedder(settings)
     retry = Retry(job.retry_seconds, threading.Event(), lambda _: None)
-    source = origin.open(job.table, namespace, with_metadata=True)
-    found = check_model(engine, job, source, embedder, retry)
+    source = ends.origin.open(job.table, namespace, with_metadata=True)
+    found = check_model(ends.engine, job, source, embedder, retry)
     if not found:
         return [f"{unknown} and unchecked: there are fewer than {LEAST_TEXTS} texts to embed again"]
     return [

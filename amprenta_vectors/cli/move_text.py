@@ -1,0 +1,160 @@
+"""What a move tells its observer, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import click
+
+from amprenta_vectors.backfill.observer import IndexBuilding, MoveEvent
+from amprenta_vectors.backfill.progress import Run
+from amprenta_vectors.backfill.run import Summary
+from amprenta_vectors.cli.index_text import describe
+from amprenta_vectors.moves.events import (
+    ComparisonInterrupted,
+    ComparisonStarted,
+    Differed,
+    IndexPlanned,
+    IndexProgress,
+    Noticed,
+    NotReported,
+    PassEnded,
+    Reported,
+    RunEnded,
+    Verified,
+    Warned,
+)
+from amprenta_vectors.schema.registry import PRODUCTS
+
+SHOWN = 20
+"""Differing keys of a kind that are printed; `--output` gets them all."""
+
+
+class MoveText:
+    """Prints each event: results on standard output, the rest on standard error."""
+
+    def __init__(self) -> None:
+        self._differed: Counter[str] = Counter()
+
+    def __call__(self, event: MoveEvent) -> None:
+        """Print one event, if there is anything to say of it."""
+        if isinstance(event, ComparisonStarted):
+            self._differed.clear()
+        for line in self._results(event):
+            click.echo(line)
+        for line in _asides(event):
+            click.echo(line, err=True)
+
+    def refuse(self, event: PassEnded) -> None:
+        """Print why a pass deleted nothing."""
+        for line in _asides(event):
+            click.echo(line, err=True)
+
+    def _results(self, event: MoveEvent) -> Iterator[str]:
+        match event:
+            case RunEnded(summary, source_count):
+                yield from _summary(summary, source_count)
+            case PassEnded():
+                yield from _pass(event)
+            case Differed(kind, key, detail, quarantined):
+                self._differed[kind] += 1
+                if self._differed[kind] <= SHOWN:
+                    yield f"  {kind}: {key!r}" + (f": {detail}" if detail else "") + " (set aside)" * quarantined
+            case Verified():
+                yield from _verified(event)
+            case ComparisonInterrupted(command):
+                yield f"the comparison was interrupted; make it with: {command}"
+            case Reported(_, (_, page)):
+                yield f"report: {page} (and .json)"
+
+
+def _asides(event: MoveEvent) -> Iterator[str]:
+    match event:
+        case Warned(text):
+            yield f"warning: {text}"
+        case Noticed(text):
+            yield f"notice: {text}"
+        case IndexBuilding(_, target):
+            yield f"every row is in; building the index of {target}"
+        case IndexPlanned(plan):
+            yield from describe(plan)
+        case IndexProgress(_, phase, done, total):
+            yield f"  index: {phase}" + (f": {100 * done / total:.0f} %" if total else "")
+        case ComparisonStarted(computed, lists):
+            yield "embedding a sample again" if computed else "comparing every vector with the source"
+            if not lists:
+                yield "the source cannot list its ids: it is asked for those of the table's rows"
+        case PassEnded(refused=str(refused)):
+            yield f"error: {refused}"
+            yield (
+                "  hint: look whether it is the right source and namespace; if it is, delete the rows by a statement "
+                "of your own"
+            )
+        case NotReported(run, reason):
+            again = f"amprenta-vectors report {run} --output FOLDER"
+            yield f"warning: no report was written: {reason}; make it with: {again}"
+
+
+def _summary(summary: Summary, source_count: int | None) -> Iterator[str]:
+    counts, run = summary.counts, summary.run
+    rate = summary.written_here / summary.seconds if summary.seconds else 0.0
+    ending = "interrupted" if summary.interrupted else run.state
+    yield (
+        f"run {run.id} {ending}: {counts.written:,} rows written ({summary.written_here:,} by this process in "
+        f"{summary.seconds:.1f} s, {rate:,.0f}/s), {counts.skipped:,} found filled or gone"
+    )
+    if not run.planned_keys and run.keys_from == "table" and source_count:
+        yield (
+            f"  no row of {run.target} waits for an embedding, and the source has {source_count:,} vectors; "
+            "to insert rows: --keys-from source"
+        )
+    for reason, number in summary.errors.items():
+        yield f"  set aside: {number:,} {reason}"
+    if run.read_units:
+        yield f"  read units: {run.read_units:,}"
+    for name in summary.indexes_built:
+        yield f"  index built: {name}"
+    if not summary.ended_it and not summary.written_here and run.state == "finished":
+        yield f"  it had ended before; to list the source once more: {_command_of(run)} --restart"
+    if summary.interrupted:
+        yield f"  go on with: {_command_of(run)} --resume"
+
+
+def _command_of(run: Run) -> str:
+    """What begins and resumes such a run."""
+    if run.source_kind == "simple":
+        return "amprenta-vectors documents migrate"
+    product = run.vector_table == PRODUCTS.name and run.source_kind in ("chroma", "rows")
+    return "amprenta-vectors products migrate" if product else "amprenta-vectors backfill"
+
+
+def _pass(ended: PassEnded) -> Iterator[str]:
+    begin = "dry run, nothing was changed" if ended.run is None else f"run {ended.run}"
+    yield f"{begin}: {ended.equal:,} rows equal, {ended.written:,} written, of them {ended.replaced:,} replaced"
+    gone = ended.gone
+    if gone is not None and gone.gone:
+        yield (
+            f"  gone at the source: {gone.gone:,} rows, {gone.deleted:,} deleted, "
+            f"{gone.emptied:,} of the application's own emptied"
+        )
+    for reason, number in ended.set_aside.items():
+        yield f"  listed: {number:,} {reason}"
+    if ended.set_aside and ended.run is not None:
+        yield f"  row by row: amprenta-vectors errors {ended.run}"
+    if ended.advice is not None:
+        yield f"  {ended.advice}"
+    if ended.interrupted:
+        yield "  interrupted; go on with: amprenta-vectors reconcile"
+
+
+def _verified(found: Verified) -> Iterator[str]:
+    for kind, number in found.counts.items():
+        if number > SHOWN:
+            yield f"  … {number - SHOWN:,} more {kind}; --output FILE lists them all"
+    differing = ", ".join(f"{number:,} {kind}" for kind, number in found.counts.items())
+    equal, how = "every vector is equal, bit for bit", ""
+    if found.computed:
+        equal, how = "each is as near as one model's are, and no row with a text lacks its vector", ", embedded again"
+    verdict = differing if any(found.counts.values()) else equal
+    yield f"verified {found.compared:,} vectors of {found.source}{how}: {verdict}"

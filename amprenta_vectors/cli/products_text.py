@@ -1,0 +1,89 @@
+"""A catalogue's move in words, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amprenta_vectors.backfill.observer import MoveEvent
+from amprenta_vectors.systems.products.events import (
+    Analysed,
+    EmbedderChecked,
+    EndsReady,
+    Interrupted,
+    LookedBack,
+    Migrated,
+    Planned,
+    StepBegun,
+    WouldMigrate,
+)
+from amprenta_vectors.systems.products.state import State
+
+RULE = "=" * 80
+_STEPS = {
+    1: "[Step 1/6] Running pre-flight checks...",
+    2: "\n[Step 2/6] Analyzing current state...",
+    3: "\n[Step 3/6] Building migration plan...",
+    4: "\n[Step 4/6] Migrating {:,} products...",
+    5: "\n[Step 5/6] Verifying migration integrity...",
+}
+
+
+def to_lines(event: MoveEvent) -> Iterator[str]:
+    """What is printed of an event."""
+    match event:
+        case StepBegun(number, products):
+            yield _STEPS[number].format(products)
+        case EndsReady(collection):
+            yield "  ✓ pgvector extension available"
+            yield f"  ✓ ChromaDB collection {collection!r} found"
+            yield "  ✓ Database connection successful"
+        case Analysed(state):
+            yield from _analysed(state)
+        case Planned(to_move, to_embed):
+            yield f"  From ChromaDB: {to_move:,}; to embed: {to_embed:,}"
+        case EmbedderChecked(model, checked):
+            found = "too few texts in ChromaDB to compare"
+            if checked is not None:
+                found = f"median cosine {checked.median:.4f} over {checked.texts} of ChromaDB's texts embedded again"
+            yield f"  Embedded by {model}: {found}"
+        case WouldMigrate(products):
+            yield f"  Would migrate {products:,} products (DRY RUN)"
+        case Interrupted():
+            yield "  go on with: amprenta-vectors products migrate --resume"
+        case LookedBack(embedded, expected, spots):
+            yield f"  Products with pgvector embeddings after migration: {embedded:,}"
+            yield f"  Expected embeddings: {expected:,}"
+            yield "  Running spot checks on random products..."
+            for name, valid in spots:
+                yield f"  {'✓' if valid else '✗'} {name} has {'a valid' if valid else 'no valid'} embedding"
+        case Migrated():
+            yield from _migrated(event)
+
+
+def _analysed(state: State) -> Iterator[str]:
+    yield f"  Total products in database: {state.products:,}"
+    yield f"  Products with ChromaDB embeddings: {state.in_chroma:,}"
+    yield f"  Products with pgvector embeddings: {state.embedded:,}"
+    yield f"  Products missing pgvector embeddings: {state.missing:,}"
+    if state.unmatched:
+        more = f", … {state.unmatched - len(state.shown):,} more" if state.unmatched > len(state.shown) else ""
+        yield f"  ChromaDB ids that are no product's: {', '.join(state.shown)}{more}"
+
+
+def _migrated(ended: Migrated) -> Iterator[str]:
+    yield from ("\n[Step 6/6] Report", "", "MIGRATION SUMMARY", RULE, f"Duration: {ended.seconds:.2f} seconds", "")
+    yield from (f"Total products: {ended.products:,}", f"Successfully migrated: {ended.migrated:,}")
+    yield from (f"Skipped: {ended.kept:,}", f"Errors: {ended.errors:,}", "")
+    yield f"Final pgvector coverage: {100 * ended.coverage:.1f}% of {ended.active:,} active products"
+    yield from (
+        "",
+        "Next Steps:",
+        "1. Verify search quality with test queries",
+        "2. Update environment variables:",
+        "   USE_PGVECTOR=true",
+        "   PRODUCT_SEARCH_STRATEGY=pgvector_primary",
+        "3. Watch hits and similarity of the searches in the application's log",
+        "4. Keep ChromaDB as fallback at first: pgvector_primary falls back on it",
+    )
+    if ended.compare_command is not None:
+        yield f"5. Compare what was embedded anew: {ended.compare_command}"

@@ -1,0 +1,132 @@
+"""Both ends of a move: the database, the vector table in it, and what its vectors come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Connection, Engine
+
+from amprenta_vectors.allocator import reuse_freed_memory
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.observer import Observer, ignore
+from amprenta_vectors.config import Settings, normalize_namespace
+from amprenta_vectors.db import COMMAND_SESSION, check_connection, check_server, create_engine, server_versions
+from amprenta_vectors.errors import ConfigError, DimensionMismatch
+from amprenta_vectors.moves.events import Warned
+from amprenta_vectors.schema.catalogue import resolve_table
+from amprenta_vectors.schema.key_values import canonical
+from amprenta_vectors.schema.keymaps import KeyMap, OwnKeys, open_key_map
+from amprenta_vectors.schema.registry import RAG_CHUNKS, get_table
+from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.sources.opening import open_origin
+from amprenta_vectors.sources.protocol import Origin
+
+KEPT_BYTES = 16 * 1024 * 1024
+"""Freed memory that is kept for the next batch; one of 1000 × 1536 is 6 MB, as it comes and as it is kept."""
+SPARE_CONNECTIONS = 6
+"""Connections beside those of the workers: planner, leases, figures, orders, read units, and one to spare."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A database, a vector table from its catalogue, and the origin of its vectors, which suit each other."""
+
+    engine: Engine
+    table: VectorTable
+    origin: Origin
+
+
+def open_ends(settings: Settings, observer: Observer = ignore) -> Ends:
+    """Open both ends. Raises `ConfigError`, `NotUpgraded`, `DimensionMismatch` and what the source raises."""
+    reuse_freed_memory(KEPT_BYTES)
+    engine, table = open_target(settings, settings.workers + SPARE_CONNECTIONS, observer)
+    origin = open_origin(settings, table, engine)
+    _check_dimensions(origin, table)
+    if origin.distance not in (None, table.distance):
+        text = (
+            f"{origin.name} searches by {origin.distance}, the table's index is for {table.distance}: "
+            "queries will rank differently unless the vectors are normalised"
+        )
+        observer(Warned(text))
+    return Ends(engine, table, origin)
+
+
+def open_target(settings: Settings, connections: int, observer: Observer = ignore) -> tuple[Engine, VectorTable]:
+    """Return the database and the vector table in it. Raises `NotUpgraded` where the progress tables are not there."""
+    engine = open_database(settings, connections, observer)
+    with engine.connect() as connection:
+        progress.require_tables(connection)
+        return engine, open_table(settings, connection)
+
+
+def open_database(settings: Settings, connections: int, observer: Observer = ignore) -> Engine:
+    """Return an engine whose server has been reached and is suitable."""
+    engine = create_engine(settings, pool_size=connections, application_name=COMMAND_SESSION)
+    check_connection(engine)
+    with engine.connect() as connection:
+        for warning in check_server(*server_versions(connection)):
+            observer(Warned(warning))
+    return engine
+
+
+def open_table(settings: Settings, connection: Connection) -> VectorTable:
+    """Return the vector table of the settings as the catalogue has it."""
+    table = get_table(settings.table, settings.config)
+    return resolve_table(connection, table, dimension=settings.vector_dimension)
+
+
+def choose_namespaces(
+    settings: Settings, ends: Ends, namespace: str | None = None, all_namespaces: bool = False
+) -> list[str]:
+    """Return the namespaces to move. Raises `ConfigError` where the arguments contradict each other or the table."""
+    if namespace is not None and all_namespaces:
+        raise ConfigError("--namespace and --all-namespaces contradict each other", hint="give one of them")
+    if not all_namespaces:
+        if namespace is None:
+            namespace = settings.pinecone_namespace if ends.origin.kind == "pinecone" else ""
+        return [normalize_namespace(namespace)]
+    if not ends.table.namespace_columns:
+        raise ConfigError(
+            f"table {ends.table.qualified_name} has no column for the namespace: it holds one",
+            hint="--namespace NAME",
+        )
+    return sorted(ends.origin.namespaces())
+
+
+def scope_of(table: VectorTable, namespace: str) -> dict[str, str]:
+    """Return the scope values of a namespace, as the columns of a table from the catalogue spell them.
+
+    Raises `ConfigError` for a value that its column cannot hold.
+    """
+    scope: dict[str, str] = {}
+    for name, value in table.scope_for(namespace).items():
+        type_name = table.column_types[name]
+        spelled = canonical(value, type_name)
+        if spelled is None:
+            raise ConfigError(
+                f"column {table.qualified_name}.{name} is {type_name}; the namespace or scope value is {value!r}",
+                hint="--namespace NAME, or scope_values in amprenta.toml",
+            )
+        scope[name] = spelled
+    return scope
+
+
+def key_map_for(engine: Engine, table: VectorTable, scope: Mapping[str, str], kind: SourceKind) -> KeyMap:
+    """Return the key map of a table from the catalogue; rows that are their own source go by their own keys."""
+    if kind == "rows":
+        return OwnKeys([table.column_types[name] for name in table.key])
+    return open_key_map(table, scope, engine)
+
+
+def _check_dimensions(origin: Origin, table: VectorTable) -> None:
+    if origin.dimension is None or origin.dimension == table.dimension:
+        return
+    mend = f"export VECTOR_DIMENSION={origin.dimension} before the first upgrade"
+    if table.declared:
+        mend = f"add a column of {origin.dimension} dimensions by a revision of your own, and name it in amprenta.toml"
+    elif table.name == RAG_CHUNKS.name:
+        mend += "; on an empty column: amprenta-vectors db downgrade rag_0001, then upgrade"
+    raise DimensionMismatch(
+        f"{origin.name} has {origin.dimension} dimensions, {table.target} has {table.dimension}", hint=mend
+    )

@@ -1,0 +1,45 @@
+"""What a move would do, cost and need, without changing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill.estimate import Estimate, estimate
+from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.keys_from import KeysFrom
+from amprenta_vectors.db import server_versions
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.sources.protocol import Metered, SourceDescription
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was found at both ends. ``metered`` tells a source whose requests cost read units."""
+
+    table: VectorTable
+    source: SourceDescription
+    keys_from: KeysFrom
+    model: str | None
+    server: int
+    pgvector: str | None
+    figures: Estimate
+    metered: bool
+
+
+def plan_job(engine: Engine, job: Job) -> Plan:
+    """Count and estimate."""
+    described = job.source.description
+    with engine.connect() as connection:
+        server, pgvector = server_versions(connection)
+        figures = estimate(
+            connection,
+            job.table,
+            job.scope,
+            described.count or 0,
+            from_source=job.keys_from == "source",
+            model=job.model,
+        )
+    metered = isinstance(job.source, Metered)
+    return Plan(job.table, described, job.keys_from, job.model, server, pgvector, figures, metered)

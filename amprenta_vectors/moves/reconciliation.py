@@ -1,0 +1,81 @@
+"""A pass of a reconciliation: what it came to, and what it would come to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.ledger import OwnLedger
+from amprenta_vectors.backfill.observer import Observer, ignore
+from amprenta_vectors.backfill.quota import LeasedMeter, metered
+from amprenta_vectors.backfill.reconcile import DryRun, refusal_of
+from amprenta_vectors.backfill.retry import Retry
+from amprenta_vectors.backfill.run import Summary
+from amprenta_vectors.batch import Reason
+from amprenta_vectors.errors import ExitCode, TransientError, worst
+from amprenta_vectors.moves.events import PassEnded
+from amprenta_vectors.moves.verification import go_on_until
+
+HASH_COLUMN = "embedding_hash"
+
+
+def try_passes(engine: Engine, jobs: Sequence[Job], stop: threading.Event, observer: Observer = ignore) -> ExitCode:
+    """Tell the observer what a pass of each job would come to, and change nothing; return how the passes would end."""
+    codes = [ExitCode.CLEAN]
+    for job in jobs:
+        try:
+            found = _try_pass(engine, job, stop)
+        except TransientError:
+            if not stop.is_set():
+                raise
+            return ExitCode.INTERRUPTED
+        observer(found)
+        codes.append(found.code)
+    return worst(codes)
+
+
+def _try_pass(engine: Engine, job: Job, stop: threading.Event) -> PassEnded:
+    goes_on = go_on_until(stop, "the dry run was interrupted", "amprenta-vectors reconcile --dry-run")
+    with metered(job.source, LeasedMeter(OwnLedger(), lambda: job.ceilings, stop, goes_on)):
+        found = DryRun(engine, job, retry=Retry(job.retry_seconds, stop, lambda _: None)).run()
+    return PassEnded(
+        run=None,
+        equal=found.equal,
+        written=found.written,
+        replaced=found.replaced,
+        set_aside=found.set_aside,
+        gone=found.gone,
+        refused=refusal_of(found.gone, delete=job.delete),
+        advice=_advice(job, found.set_aside),
+    )
+
+
+def pass_ended(job: Job, summary: Summary) -> PassEnded:
+    """Return what a pass came to, from how its run stands."""
+    counts = summary.counts
+    return PassEnded(
+        run=summary.run.id,
+        equal=counts.skipped,
+        written=counts.written,
+        replaced=counts.replaced,
+        set_aside=summary.errors,
+        gone=summary.gone,
+        refused=refusal_of(summary.gone, delete=job.delete),
+        advice=_advice(job, summary.errors),
+        interrupted=summary.interrupted,
+    )
+
+
+def _advice(job: Job, set_aside: Mapping[str, int]) -> str | None:
+    if job.table.hash is not None or not set_aside.get(Reason.CHANGED_HERE):
+        return None
+    name = job.table.qualified_name
+    return (
+        f"{name} has no column in which the engine could keep what it wrote, so that no row is known to be unchanged: "
+        f"ALTER TABLE {name} ADD COLUMN {HASH_COLUMN} bigint"
+        + (f' and hash = "{HASH_COLUMN}" in amprenta.toml' if job.table.declared else "")
+        + "; it holds for what is written from then on"
+    )

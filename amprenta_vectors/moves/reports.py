@@ -1,0 +1,42 @@
+"""A run's report, as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.observer import Observer
+from amprenta_vectors.backfill.report import collect_report
+from amprenta_vectors.backfill.report_page import render_page
+from amprenta_vectors.moves.events import NotReported, Reported
+
+
+def write_report(engine: Engine, run_id: int, folder: Path) -> tuple[Path, Path]:
+    """Write a run's report into ``folder``, which is made where it is not there; return the JSON's path and the page's.
+
+    Raises `ConfigError` where there is no such run, OSError where the folder cannot be written.
+    """
+    with engine.connect() as connection:
+        progress.require_tables(connection)
+        collected = json.dumps(collect_report(connection, run_id), indent=1, ensure_ascii=False)
+    page = render_page(json.loads(collected))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / f"run-{run_id}.json", folder / f"run-{run_id}.html"
+    for path, text in zip(paths, (collected, page), strict=True):
+        path.write_text(text + "\n", encoding="utf-8")
+    return paths
+
+
+def leave_report(engine: Engine, run_id: int, folder: Path, observer: Observer) -> None:
+    """Write the report of a run that ended. What keeps it from being written is never the run's failure."""
+    try:
+        as_json, page = write_report(engine, run_id, folder)
+    except (OSError, DBAPIError) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        observer(NotReported(run_id, str(reason).strip()))
+    else:
+        observer(Reported(run_id, (str(as_json), str(page))))

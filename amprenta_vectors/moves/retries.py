@@ -1,0 +1,63 @@
+"""Moves that take rows again which were quarantined."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.keys_from import Side, is_retry, retry_of, side_of
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import RunConflict
+from amprenta_vectors.moves.ends import Ends, scope_of
+from amprenta_vectors.moves.move import Move
+
+RETRY_BATCH = 64
+"""Keys a batch of a run that takes rows again: so few that each of them is isolated, however many are bad."""
+
+
+def open_retries(
+    settings: Settings, ends: Ends, namespace: str, reason: str | None, stop: threading.Event
+) -> list[Move]:
+    """Return the retries of one namespace: one that was begun, or one for what runs of each kind have quarantined.
+
+    Raises `RunConflict` while another run into the slice is unfinished.
+    """
+    target, scope = ends.table.target, scope_of(ends.table, namespace)
+    with ends.engine.connect() as connection:
+        begun = progress.unfinished_run(connection, target, scope)
+        waiting = progress.kinds_to_retry(connection, target, scope, ends.origin.kind, reason)
+    if begun is not None and not is_retry(begun.keys_from or "table"):
+        raise RunConflict(
+            f"run {begun.id} into {target} is unfinished",
+            hint="amprenta-vectors backfill --resume goes on with it; then take again what was set aside",
+        )
+    if begun is not None and begun.keys_from is not None:
+        kinds = [(begun.keys_from, begun.replaces)]
+    else:
+        sides: set[tuple[Side, bool]] = {(side_of(keys_from), replaces) for keys_from, replaces in waiting}
+        kinds = [(retry_of(side), replaces) for side, replaces in sorted(sides)]
+    return [
+        Move(
+            settings,
+            namespace=namespace,
+            mode="new" if begun is None else "resume",
+            keys_from=keys_from,
+            ends=ends,
+            stop=stop,
+            replace=replaces,
+            batch_size=min(settings.batch_size, RETRY_BATCH),
+            retry_reason=reason,
+        )
+        for keys_from, replaces in kinds
+    ]
+
+
+def has_quarantined(ends: Ends, namespaces: Sequence[str], reason: str | None) -> bool:
+    """Return whether rows of the namespaces are quarantined for ``reason``, or for any."""
+    scopes = [scope_of(ends.table, namespace) for namespace in namespaces]
+    with ends.engine.connect() as connection:
+        found = [
+            each for scope in scopes for each in progress.set_aside_keys(connection, ends.table.target, scope).values()
+        ]
+    return bool(found) if reason is None else reason in found

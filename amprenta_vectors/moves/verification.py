@@ -1,0 +1,109 @@
+"""Every vector of a source against the table, and the record of it with the run that it looked at."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.ledger import Ledger, OwnLedger
+from amprenta_vectors.backfill.observer import Observer, ignore
+from amprenta_vectors.backfill.progress import Event
+from amprenta_vectors.backfill.quota import LeasedMeter, metered
+from amprenta_vectors.backfill.retry import Retry
+from amprenta_vectors.backfill.verify import Difference, Verifier
+from amprenta_vectors.backfill.verify_computed import SampleVerifier
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import TransientError
+from amprenta_vectors.moves.events import ComparisonStarted, Differed, Verified
+from amprenta_vectors.pg.errors import sqlstate
+from amprenta_vectors.schema.registry import PRODUCTS
+from amprenta_vectors.sources.protocol import SourceDescription, TextSource
+
+READ_ONLY = ("42501", "25006")
+"""SQLSTATEs of a missing privilege and of a read-only transaction."""
+
+
+def verify_job(
+    engine: Engine,
+    job: Job,
+    observer: Observer = ignore,
+    stop: threading.Event | None = None,
+    *,
+    known: Collection[str] = (),
+    ledger: Ledger | None = None,
+) -> Verified:
+    """Compare one job's source and slice; ``known`` keys have been quarantined and are expected to be missing.
+
+    The source is asked within what ``ledger`` allows, else within the job's limits for this process alone. Raises
+    `TransientError` once ``stop`` is set.
+    """
+    stop = stop or threading.Event()
+    described = job.source.description
+    unexpected = 0
+
+    def tell(difference: Difference) -> None:
+        nonlocal unexpected
+        aside = difference.kind == "missing" and difference.key in known
+        unexpected += not aside
+        observer(Differed(difference.kind, difference.key, difference.detail, aside))
+
+    verifier = _open_verifier(engine, job, Retry(job.retry_seconds, stop, lambda _: None))
+    observer(ComparisonStarted(described.computed, described.lists))
+    goes_on = go_on_until(stop, "the verification was interrupted", "amprenta-vectors verify")
+    with metered(job.source, LeasedMeter(ledger or OwnLedger(), lambda: job.ceilings, stop, goes_on)):
+        found = verifier.run(tell)
+    result = Verified(described.identity, described.computed, found.compared, found.counts, unexpected)
+    _record(engine, job, result)
+    observer(result)
+    return result
+
+
+def verify_command(settings: Settings, source: SourceDescription) -> str:
+    """Return what compares the table with such a source, with the variables that commands of products do without."""
+    table = f"AMPRENTA_TABLE={settings.table} " if settings.table == PRODUCTS.name else ""
+    if not source.computed:
+        return f"{table}amprenta-vectors verify"
+    return f"{table}AMPRENTA_EMBEDDER={settings.embedder} amprenta-vectors verify --source {source.kind}"
+
+
+def go_on_until(stop: threading.Event, message: str, hint: str) -> Callable[[], None]:
+    """Return a check that raises `TransientError` once ``stop`` is set."""
+
+    def check() -> None:
+        if stop.is_set():
+            raise TransientError(message, hint=hint)
+
+    return check
+
+
+def _open_verifier(engine: Engine, job: Job, retry: Retry) -> Verifier | SampleVerifier:
+    if isinstance(job.source, TextSource):
+        return SampleVerifier(engine, job.table, job.scope, job.source, job.key_map, retry=retry)
+    return Verifier(
+        engine,
+        job.table,
+        job.scope,
+        job.source,
+        job.key_map,
+        batch_size=job.batch_size,
+        workers=job.workers,
+        retry=retry,
+    )
+
+
+def _record(engine: Engine, job: Job, found: Verified) -> None:
+    """Keep the result with the run that it looked at. A role that may only read leaves no record."""
+    detail = {"compared": found.compared, **found.counts, "unexpected": found.unexpected}
+    try:
+        with progress.transaction(engine) as connection:
+            run_id = progress.last_finished(connection, job.table.target, job.scope)
+            if run_id is not None:
+                progress.record_event(connection, run_id, Event.VERIFIED, detail)
+    except DBAPIError as error:
+        if sqlstate(error) not in READ_ONLY:
+            raise

@@ -1,0 +1,107 @@
+"""Simple vector stores, each moved by a move of its own: what is amiss with one stops no other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import cast
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.observer import Observer, ignore
+from amprenta_vectors.backfill.starting import Mode
+from amprenta_vectors.backfill.throttle import Throttle
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import AmprentaError, ExitCode, RunConflict, worst
+from amprenta_vectors.moves.ends import Ends, scope_of
+from amprenta_vectors.moves.move import Move
+from amprenta_vectors.moves.readiness import open_throttle
+from amprenta_vectors.sources.simple import SimpleOrigin
+from amprenta_vectors.sources.simple_backup import back_up
+from amprenta_vectors.systems.documents.events import (
+    BadDocument,
+    StoreDescribed,
+    StoreEnded,
+    StoreOpened,
+    StoreRefused,
+)
+from amprenta_vectors.systems.documents.stores import SHOWN, count_rows
+
+
+class StoreMigration:
+    """Moves the stores of one origin, one after another; each file is backed up before it is read."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ends: Ends,
+        *,
+        mode: Mode = "resume",
+        stop: threading.Event | None = None,
+        observer: Observer = ignore,
+    ) -> None:
+        self._settings = settings
+        self._ends = ends
+        self._origin = cast("SimpleOrigin", ends.origin)
+        self._mode: Mode = mode
+        self._stop = stop or threading.Event()
+        self._observer = observer
+
+    def plan(self, stores: Sequence[str]) -> ExitCode:
+        """Tell what each store holds and what is amiss with it; return the code that moving them would end with."""
+        return worst([self._describe(store) for store in stores])
+
+    def run(self, stores: Sequence[str]) -> ExitCode:
+        """Move the stores, and tell at the end what became of each."""
+        throttle = open_throttle(self._settings, self._ends, self._observer, insert=True)
+        ended = [self._move(store, throttle) for store in stores]
+        for store, (_, result) in zip(stores, ended, strict=True):
+            self._observer(StoreEnded(store, result))
+        return worst([code for code, _ in ended])
+
+    def _describe(self, store: str) -> ExitCode:
+        table = self._ends.table
+        try:
+            source = self._origin.open(table, store, with_metadata=True)
+        except AmprentaError as error:
+            self._observer(StoreRefused("plan", store, str(error)))
+            return ExitCode.FAILED
+        held, rows = self._origin.store(store), count_rows(self._ends.engine, table, scope_of(table, store))
+        bad = source.fetch(held.ids).rejected
+        first = tuple(BadDocument(row.key, row.reason, row.detail) for row in bad[:SHOWN])
+        self._observer(StoreDescribed(store, held.shape, len(held.ids), rows, len(bad), first))
+        return ExitCode.QUARANTINED if bad else ExitCode.CLEAN
+
+    def _move(self, store: str, throttle: Throttle) -> tuple[ExitCode, str]:
+        """Move one store; return the code and what became of it."""
+        if self._stop.is_set():
+            return ExitCode.INTERRUPTED, "not begun"
+        try:
+            return self._complete(store, throttle)
+        except AmprentaError as error:
+            self._observer(StoreRefused("move", store, str(error)))
+            code = ExitCode.USAGE if isinstance(error, RunConflict) else ExitCode.FAILED
+            return code, f"failed: {error.message}"
+
+    def _complete(self, store: str, throttle: Throttle) -> tuple[ExitCode, str]:
+        # Copied before they are read: a copy that is the same as the files later on is of nothing newer than was moved.
+        copy, is_new = back_up(self._origin.root, self._origin.folder(store), datetime.now(UTC))
+        move = Move(
+            self._settings,
+            namespace=store,
+            mode=self._mode,
+            keys_from="source",
+            ends=self._ends,
+            stop=self._stop,
+        )
+        scope, held = move.open_job().scope, self._origin.store(store)
+        self._observer(StoreOpened(store, held.shape, str(copy), is_new))
+        move.prepare(self._observer, throttle)
+        code = move.complete(self._observer)
+        with self._ends.engine.connect() as connection:
+            aside = len(progress.set_aside_keys(connection, self._ends.table.target, scope))
+        rows, expected = count_rows(self._ends.engine, self._ends.table, scope), len(held.ids) - aside
+        result = f"{len(held.ids):,} documents in the files, {rows:,} rows in the table, {aside:,} set aside"
+        if code == ExitCode.INTERRUPTED or rows >= expected:
+            return code, result
+        return ExitCode.FAILED, f"{result}: {expected - rows:,} are missing"

@@ -1,0 +1,68 @@
+"""Taking back what moving simple vector stores has inserted, where the files are there to go back to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.observer import Observer
+from amprenta_vectors.backfill.rollback import roll_back
+from amprenta_vectors.errors import ExitCode
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.sources.simple_backup import last_backup_of
+from amprenta_vectors.sources.simple_folder import FILES, path_of
+from amprenta_vectors.systems.documents.events import StoreRefused, StoreRolledBack, StoreToRollBack
+from amprenta_vectors.systems.documents.stores import of_users
+
+
+def stores_to_roll_back(engine: Engine, table: VectorTable, users: Sequence[str]) -> dict[str, Mapping[str, str]]:
+    """Return the stores of ``users``, or all, of which runs have inserted rows, with their scopes."""
+    with engine.connect() as connection:
+        scopes = progress.scopes_to_roll_back(connection, table.target, "simple")
+    # The scope's columns in the table's order: user first.
+    named = {"/".join(scope[column] for column in table.namespace_columns): scope for scope in scopes}
+    return {name: named[name] for name in of_users(named, users)}
+
+
+def roll_back_store(
+    engine: Engine, table: VectorTable, store: str, scope: Mapping[str, str], observer: Observer, *, dry_run: bool
+) -> ExitCode:
+    """Delete the rows that runs inserted into ``scope`` and nobody changed since, unless they are all there is."""
+    lost = _lost_files(engine, table, scope)
+    if lost is not None:
+        observer(StoreRefused("rollback", store, lost))
+        return ExitCode.FAILED
+    if dry_run:
+        with engine.connect() as connection:
+            runs = progress.runs_with_inserted(connection, table.target, scope)
+            count = sum(progress.count_inserted(connection, run) for run in runs)
+        observer(StoreToRollBack(store, count, list(runs)))
+    else:
+        done = roll_back(engine, table, scope)
+        observer(StoreRolledBack(store, done.removed, list(done.kept)))
+    return ExitCode.CLEAN
+
+
+def _lost_files(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> str | None:
+    """Return that the rows inserted into ``scope`` are the only documents left; None where their files are there."""
+    with engine.connect() as connection:
+        runs = [
+            progress.load_run(connection, run) for run in progress.runs_with_inserted(connection, table.target, scope)
+        ]
+    for source in dict.fromkeys(run.source for run in runs if run.source is not None):
+        folder = Path(source)
+        if not _has_files(folder):
+            backup = last_backup_of(folder.parent.parent, folder)
+            where = "there is no backup beside it" if backup is None else f"put back those of {backup} first"
+            return f"{folder} has not its files any longer, and the rows are all there is; {where}"
+    return None
+
+
+def _has_files(folder: Path) -> bool:
+    try:
+        return all(path_of(folder, file).exists() for file in FILES)
+    except OSError:
+        return False

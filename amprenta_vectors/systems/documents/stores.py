@@ -1,0 +1,58 @@
+"""Which stores are meant, and what the table has of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import SourceNotFound
+from amprenta_vectors.schema.expressions import in_scope, to_clause
+from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.sources.simple import SimpleOrigin
+
+SHOWN = 20
+"""Keys, users or reasons that are named."""
+
+
+def document_settings(root: Path | None = None, **options: Any) -> Settings:
+    """Return settings whose table is the documents', unless the environment names another."""
+    given = Settings.load()
+    table = given.table if "table" in given.model_fields_set else VECTOR_DOCUMENTS.name
+    return Settings.load(table=table, source="simple", simple_store_root=root, **options)
+
+
+def choose_stores(origin: SimpleOrigin, users: Sequence[str] = ()) -> list[str]:
+    """Return the stores of ``users``, or all. Raises `SourceNotFound` for a user without a store."""
+    names = list(origin.folders())
+    known = dict.fromkeys(map(user_of, names))
+    unknown = [user for user in users if user not in known]
+    if unknown:
+        raise SourceNotFound(
+            f"{origin.root} has no store of user {', '.join(unknown)}",
+            hint=f"users there are: {', '.join([*known][:SHOWN])}",
+        )
+    return of_users(names, users)
+
+
+def of_users(names: Iterable[str], users: Sequence[str]) -> list[str]:
+    """Return those of ``names`` that belong to ``users``; all where none is given."""
+    return [name for name in names if not users or user_of(name) in users]
+
+
+def user_of(store: str) -> str:
+    """Return whose a store is."""
+    return store.partition("/")[0]
+
+
+def count_rows(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> int:
+    """Return how many rows a scope has."""
+    target = to_clause(table)
+    statement = sa.select(sa.func.count()).select_from(target).where(*in_scope(table, target, scope))
+    with engine.connect() as connection:
+        return connection.execute(statement).scalar_one()

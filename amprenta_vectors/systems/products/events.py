@@ -1,0 +1,105 @@
+"""What an observer of a catalogue's move is told beside what its runs say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from amprenta_vectors.backfill.models import Checked
+from amprenta_vectors.backfill.observer import MoveEvent
+from amprenta_vectors.systems.products.state import State
+
+
+@dataclass(frozen=True)
+class StepBegun(MoveEvent):
+    """One of the six steps begins; of the fourth, ``products`` are to be written."""
+
+    name = "step"
+    number: int
+    products: int = 0
+
+
+@dataclass(frozen=True)
+class EndsReady(MoveEvent):
+    """Both ends were reached."""
+
+    name = "ready"
+    collection: str
+
+
+@dataclass(frozen=True)
+class Analysed(MoveEvent):
+    """What both ends have."""
+
+    name = "analysed"
+    state: State
+
+
+@dataclass(frozen=True)
+class Planned(MoveEvent):
+    """How many products come from ChromaDB, and how many are embedded."""
+
+    name = "planned"
+    to_move: int
+    to_embed: int
+
+
+@dataclass(frozen=True)
+class EmbedderChecked(MoveEvent):
+    """Texts of ChromaDB's were embedded again; ``checked`` is None where it has too few."""
+
+    name = "embedder"
+    model: str | None
+    checked: Checked | None
+
+
+@dataclass(frozen=True)
+class WouldMigrate(MoveEvent):
+    """A dry run has ended."""
+
+    name = "would_migrate"
+    products: int
+
+
+@dataclass(frozen=True)
+class Interrupted(MoveEvent):
+    """The move was told to stop between its runs."""
+
+    name = "interrupted"
+
+
+@dataclass(frozen=True)
+class LookedBack(MoveEvent):
+    """Products with an embedding, and how many there should be; ``spots`` were chosen by chance, each valid or not."""
+
+    name = "looked_back"
+    embedded: int
+    expected: int
+    spots: list[tuple[str, bool]]
+
+
+@dataclass(frozen=True)
+class Migrated(MoveEvent):
+    """The move has ended; ``kept`` products had an embedding and kept it, of ``embedded_before`` that had one.
+
+    ``compare_command`` compares what was embedded anew, which ChromaDB's vectors cannot tell.
+    """
+
+    name = "migrated"
+    products: int
+    migrated: int
+    embedded_before: int
+    kept: int
+    errors: int
+    unmatched: int
+    active: int
+    coverage: float
+    seconds: float
+    compare_command: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures."""
+        figures = {"products": self.products, "migrated": self.migrated, "skipped": self.embedded_before}
+        figures |= {"errors": self.errors, "unmatched": self.unmatched}
+        share = {"coverage_percent": round(100 * self.coverage, 2), "seconds": round(self.seconds, 2)}
+        return {"event": self.name, **figures, **share}

@@ -1,0 +1,255 @@
+"""The six steps of a catalogue's move from ChromaDB, each of them work of the engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.keys import has_empty
+from amprenta_vectors.backfill.observer import Observer, ignore
+from amprenta_vectors.backfill.progress import Run
+from amprenta_vectors.backfill.run import Summary
+from amprenta_vectors.backfill.starting import Mode
+from amprenta_vectors.batch import Reason
+from amprenta_vectors.config import Settings
+from amprenta_vectors.embedders.factory import open_embedder
+from amprenta_vectors.errors import ConfigError, ExitCode, NotUpgraded, worst
+from amprenta_vectors.integrations.product_rows import coverage, filled_by_id, spot_check
+from amprenta_vectors.moves.ends import Ends, key_map_for, open_ends
+from amprenta_vectors.moves.move import Move
+from amprenta_vectors.moves.verification import verify_command
+from amprenta_vectors.schema.key_values import canonical
+from amprenta_vectors.sources.rows import RowsOrigin, open_rows_origin
+from amprenta_vectors.systems.products.events import (
+    Analysed,
+    EmbedderChecked,
+    EndsReady,
+    Interrupted,
+    LookedBack,
+    Migrated,
+    Planned,
+    StepBegun,
+    WouldMigrate,
+)
+from amprenta_vectors.systems.products.model_check import check_product_model
+from amprenta_vectors.systems.products.state import State, count_products, look_at_both
+
+SPOTS = 3
+"""Products that are looked at and named in the end."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a person asked for: to embed every product anew (``force``), or ``ids``; else to fill what is missing."""
+
+    force: bool
+    ids: tuple[str, ...]
+    mode: Mode
+    verify: bool
+
+
+class Migration:
+    """One command's worth of the move; `run` takes the steps in order."""
+
+    _ends: Ends
+    _rows: RowsOrigin | None = None
+    _begun: Run | None = None
+    _moves: bool
+
+    def __init__(
+        self,
+        settings: Settings,
+        wanted: Wanted,
+        stop: threading.Event | None = None,
+        observer: Observer = ignore,
+    ) -> None:
+        self._settings = settings
+        self._wanted = wanted
+        self._stop = stop or threading.Event()
+        self._observer = observer
+        self._ids: list[str] = []
+        self._gain = 0
+        self._summaries: list[Summary] = []
+
+    def run(self, *, dry_run: bool = False) -> ExitCode:
+        """Move; return how it ended. Raises `ConfigError` for what was asked wrongly, and what stops a run."""
+        began = time.monotonic()
+        self._preflight()
+        before = self._analyse()
+        planned = self._plan(before)
+        if dry_run:
+            self._observer(WouldMigrate(planned))
+            return ExitCode.CLEAN
+        self._observer(StepBegun(4, planned))
+        code = self._migrate(before)
+        if code == ExitCode.INTERRUPTED:
+            if not (self._summaries and self._summaries[-1].interrupted):
+                self._observer(Interrupted())
+            return code
+        self._look_back(before)
+        self._summarise(before, time.monotonic() - began)
+        return code
+
+    def _preflight(self) -> None:
+        self._observer(StepBegun(1))
+        try:
+            self._ends = open_ends(self._settings, self._observer)
+        except NotUpgraded as error:
+            raise NotUpgraded(error.message, hint="alembic -n products upgrade head") from None
+        self._observer(EndsReady(self._settings.chroma_collection))
+        self._ids = self._known_ids()
+
+    def _known_ids(self) -> list[str]:
+        """Return the products asked for, as the table spells them."""
+        table = self._ends.table
+        type_name = table.column_types[table.key[0]]
+        ids = []
+        for given in dict.fromkeys(self._wanted.ids):
+            spelled = canonical(given, type_name)
+            if spelled is None:
+                raise ConfigError(f"--product-id {given!r} is no {type_name}", hint="--product-id takes a products.id")
+            ids.append(spelled)
+        with self._ends.engine.connect() as connection:
+            known = filled_by_id(connection, table, ids)
+        self._gain = sum(not filled for filled in known.values())
+        unknown = [name for name in ids if name not in known]
+        if unknown:
+            raise ConfigError(
+                f"there is no product with the id {', '.join(unknown)}", hint="--product-id takes a products.id"
+            )
+        return ids
+
+    def _analyse(self) -> State:
+        self._observer(StepBegun(2))
+        engine, table = self._ends.engine, self._ends.table
+        source = self._ends.origin.open(table, "", with_metadata=False)
+        state = look_at_both(engine, table, source, key_map_for(engine, table, {}, "chroma"))
+        self._observer(Analysed(state))
+        return state
+
+    def _plan(self, before: State) -> int:
+        """Return how many products are to be written."""
+        self._observer(StepBegun(3))
+        to_move, to_embed = before.to_move, before.absent
+        if not self._ids:
+            self._gain = before.missing
+        if self._wanted.force or self._ids:
+            to_move, to_embed = 0, len(self._ids) or before.products
+        self._observer(Planned(to_move, to_embed))
+        with self._ends.engine.connect() as connection:
+            begun = progress.unfinished_run(connection, self._ends.table.target, {})
+        self._begun = None if self._wanted.mode == "restart" else begun
+        # A run that was begun and not finished stands in the way of another, and is resumed first.
+        moving = begun is not None and begun.source_kind == "chroma"
+        self._moves = (to_move > 0 or moving) and not self._embedding
+        if to_embed or self._embedding:
+            self._open_rows()
+        return to_move + to_embed
+
+    @property
+    def _embedding(self) -> bool:
+        """Whether a run that embeds has been begun and is to be resumed."""
+        return self._begun is not None and self._begun.source_kind == "rows"
+
+    def _open_rows(self) -> RowsOrigin:
+        engine, table = self._ends.engine, self._ends.table
+        rows = open_rows_origin(self._settings, table, engine)
+        checked = check_product_model(
+            self._settings,
+            open_embedder(self._settings),
+            self._ends.origin.open(table, "", with_metadata=True),
+            key_map_for(engine, table, {}, "chroma"),
+            rows.open(table, "", with_metadata=False),
+        )
+        self._observer(EmbedderChecked(rows.model, checked))
+        self._rows = rows
+        return rows
+
+    def _migrate(self, before: State) -> ExitCode:
+        """Work at the runs that are due: first what ChromaDB has, then what is to be embedded."""
+        codes = [ExitCode.CLEAN]
+        if self._moves:
+            codes.append(self._complete(self._chroma_move(before)))
+        rows = self._rows_due() if codes[-1] != ExitCode.INTERRUPTED else None
+        if rows is not None:
+            codes.append(self._complete(self._rows_move(rows)))
+        return worst(codes)
+
+    def _rows_due(self) -> RowsOrigin | None:
+        """Return what products are embedded from, if any is: also one whose vector in ChromaDB nobody can use."""
+        if not (self._wanted.force or self._ids or self._embedding):
+            with self._ends.engine.connect() as connection:
+                if not has_empty(connection, self._ends.table, {}):
+                    return None
+        return self._rows or self._open_rows()
+
+    def _chroma_move(self, before: State) -> Move:
+        # One that is resumed keeps its model, though there may be products to embed by now, or none any more.
+        begun = self._begun or self._rows
+        # The ids that are no product's have been counted and named: they are no surprise.
+        expected = before.unmatched / before.records if before.records else 0.0
+        return Move(
+            self._settings,
+            mode=self._wanted.mode,
+            keys_from=None if self._begun else "source",
+            ends=self._ends,
+            stop=self._stop,
+            check_model=False,
+            model=self._settings.embedding_model or (begun.model if begun else None),
+            max_bad_share=min(1.0, self._settings.max_bad_share + expected),
+        )
+
+    def _rows_move(self, rows: RowsOrigin) -> Move:
+        return Move(
+            self._settings,
+            mode=self._wanted.mode,
+            ends=replace(self._ends, origin=rows),
+            stop=self._stop,
+            check_model=False,
+            given_keys=self._ids,
+            replace=self._wanted.force or bool(self._ids),
+        )
+
+    def _complete(self, move: Move) -> ExitCode:
+        code = move.complete(self._observer, verify=self._wanted.verify)
+        if move.summary is not None:
+            self._summaries.append(move.summary)
+        return code
+
+    def _look_back(self, before: State) -> None:
+        if not self._wanted.verify:
+            return
+        self._observer(StepBegun(5))
+        with self._ends.engine.connect() as connection:
+            after = count_products(connection, self._ends.table)
+            spots = spot_check(connection, self._ends.table, SPOTS)
+        named = [(product.name or product.id, valid) for product, valid in spots]
+        self._observer(LookedBack(after.embedded, before.embedded + self._gain - self._errors(), named))
+
+    def _summarise(self, before: State, seconds: float) -> None:
+        table, command = self._ends.table, None
+        with self._ends.engine.connect() as connection:
+            covered = coverage(connection, table)
+        if self._rows is not None and (self._wanted.force or self._ids):
+            # Against ChromaDB they would differ, in their last bits if in nothing else.
+            command = verify_command(self._settings, self._rows.open(table, "", with_metadata=False).description)
+        ended = Migrated(
+            products=before.products,
+            migrated=sum(summary.counts.written for summary in self._summaries),
+            embedded_before=before.embedded,
+            kept=0 if self._wanted.force else before.embedded - len(self._ids),
+            errors=self._errors(),
+            unmatched=before.unmatched,
+            active=covered.products,
+            coverage=covered.share,
+            seconds=seconds,
+            compare_command=command,
+        )
+        self._observer(ended)
+
+    def _errors(self) -> int:
+        """Return how many products were quarantined. An id of Chroma that is no product's is none of them."""
+        reasons = [reasons for summary in self._summaries for reasons in summary.errors.items()]
+        return sum(rows for reason, rows in reasons if reason != Reason.NO_TARGET)
