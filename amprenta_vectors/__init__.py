@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from amprenta_vectors.config import Settings
-    from amprenta_vectors.errors import AmprentaError
+    from amprenta_vectors.errors import AmprentaError, ExitCode
+    from amprenta_vectors.moves.move import Move
     from amprenta_vectors.stores.factory import get_vector_store
     from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
 
-__all__ = ["AmprentaError", "Hit", "Record", "Settings", "VectorStore", "get_vector_store"]
+__all__ = ["AmprentaError", "ExitCode", "Hit", "Move", "Record", "Settings", "VectorStore", "get_vector_store"]
 
 _HOMES = {
     "AmprentaError": "errors",
+    "ExitCode": "errors",
     "Hit": "stores.protocol",
+    "Move": "moves.move",
     "Record": "stores.protocol",
     "Settings": "config",
     "VectorStore": "stores.protocol",
