@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic_core import to_jsonable_python
 
@@ -13,9 +13,13 @@ from amprenta_vectors.backfill.progress import Counts, Outcome, Run
 
 @dataclass(frozen=True)
 class MoveEvent:
-    """What happened. ``name`` tells its kind in JSON, where the type is not at hand."""
+    """What happened. ``name`` tells its kind in JSON, where the type is not at hand.
+
+    ``shown`` is what output in JSON has of it: a line of the log, a result, a text for whoever started it, or nothing.
+    """
 
     name: ClassVar[str]
+    shown: ClassVar[Literal["log", "result", "text"] | None] = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as values that JSON has: what ``--log-format json`` prints of it."""
@@ -35,7 +39,7 @@ def ignore(_: MoveEvent) -> None:
 class RunStarted(MoveEvent):
     """The run was started or resumed by this process, which deferred the indexes named."""
 
-    name = "started"
+    name, shown = "started", "log"
     run: Run
     deferred: list[str]
 
@@ -50,7 +54,7 @@ class RunStarted(MoveEvent):
 class RunAdvanced(MoveEvent):
     """The figures of the run, from all its processes."""
 
-    name = "progress"
+    name, shown = "progress", "log"
     run: Run
     counts: Counts
 
@@ -76,7 +80,7 @@ class BatchDone(MoveEvent):
 class Waiting(MoveEvent):
     """A step failed in passing and will be tried again; ``reason`` is None once it went through."""
 
-    name = "waiting"
+    name, shown = "waiting", "log"
     run: int | None
     reason: str | None
 
@@ -85,6 +89,6 @@ class Waiting(MoveEvent):
 class IndexBuilding(MoveEvent):
     """Every row is written; the deferred index is being built."""
 
-    name = "building"
+    name, shown = "building", "log"
     run: int
     target: str

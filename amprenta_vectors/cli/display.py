@@ -6,35 +6,18 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import click
 from tqdm import tqdm
 
-from amprenta_vectors.backfill.observer import (
-    BatchDone,
-    IndexBuilding,
-    MoveEvent,
-    RunAdvanced,
-    RunStarted,
-    Waiting,
-)
+from amprenta_vectors.backfill.observer import BatchDone, MoveEvent, RunAdvanced, RunStarted, Waiting, ignore
 from amprenta_vectors.backfill.progress import Counts, Run
 from amprenta_vectors.backfill.timeline import MOST_RATES, keys_expected, time_left
 from amprenta_vectors.cli.move_text import MoveText
 from amprenta_vectors.cli.run_text import held_by, to_remaining
-from amprenta_vectors.moves.events import (
-    ComparisonInterrupted,
-    IndexPlanned,
-    IndexProgress,
-    Noticed,
-    NotReported,
-    PassEnded,
-    Reported,
-    RunEnded,
-    Verified,
-    Warned,
-)
+from amprenta_vectors.moves.events import IndexProgress
 
 LINE_SECONDS = 5.0
 
@@ -51,11 +34,12 @@ class Display(Protocol):
         ...
 
 
-def open_display(log_format: Literal["text", "json"] = "text") -> Display:
-    """The display that suits where standard error goes."""
+def open_display(log_format: Literal["text", "json"], more: Callable[[MoveEvent], None] = ignore) -> Display:
+    """The display that suits where standard error goes; ``more`` prints what only moves of one system tell."""
+    text = MoveText(more)
     if log_format == "json":
-        return JsonDisplay()
-    return BarDisplay() if sys.stderr.isatty() else LineDisplay()
+        return JsonDisplay(text)
+    return BarDisplay(text) if sys.stderr.isatty() else LineDisplay(text)
 
 
 def _at_work(counts: Counts) -> str:
@@ -74,9 +58,9 @@ def _say_begun(run: Run, deferred: list[str]) -> None:
 class BarDisplay:
     """tqdm on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: MoveText) -> None:
         self._bar: Any = None
-        self._text = MoveText()
+        self._text = text
 
     def __call__(self, event: MoveEvent) -> None:
         """Move the bar; what comes after the rows, which has none to count, ends it."""
@@ -124,8 +108,8 @@ class BarDisplay:
 class LineDisplay:
     """A plain line every five seconds, for logs."""
 
-    def __init__(self) -> None:
-        self._text = MoveText()
+    def __init__(self, text: MoveText) -> None:
+        self._text = text
         self._forget()
 
     def _forget(self) -> None:
@@ -175,30 +159,24 @@ class LineDisplay:
 class JsonDisplay:
     """One JSON object a line: how it goes on standard error, with the time, and results on standard output."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: MoveText) -> None:
         self._reason: str | None = None
-        self._text = MoveText()
+        self._text = text
 
     def __call__(self, event: MoveEvent) -> None:
         """Print what a log keeps."""
-        match event:
-            case Waiting(_, reason):
-                if reason and reason != self._reason:
-                    self._log(event)
-                self._reason = reason
-            case RunStarted() | RunAdvanced() | IndexBuilding() | IndexPlanned() | Noticed():
-                self._log(event)
-            case RunEnded() | Verified() | Reported():
-                click.echo(json.dumps(event.to_json()))
-            case PassEnded():
-                click.echo(json.dumps(event.to_json()))
-                self._text.refuse(event)
-            case Warned() | NotReported() | ComparisonInterrupted():
-                self._text(event)
-
-    def _log(self, event: MoveEvent) -> None:
-        values = event.to_json()
-        click.echo(json.dumps({"event": values["event"], "time": round(time.time(), 3), **values}), err=True)
+        if isinstance(event, Waiting):
+            repeated, self._reason = event.reason in (None, self._reason), event.reason
+            if repeated:
+                return
+        if event.shown == "log":
+            values = event.to_json()
+            click.echo(json.dumps({"event": values["event"], "time": round(time.time(), 3), **values}), err=True)
+        elif event.shown == "result":
+            click.echo(json.dumps(event.to_json()))
+            self._text.aside(event)
+        elif event.shown == "text":
+            self._text(event)
 
     def close(self) -> None:
         """Lines need no end."""

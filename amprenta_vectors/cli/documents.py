@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import click
 
-from amprenta_vectors.backfill.observer import MoveEvent
+from amprenta_vectors.backfill.observer import MoveEvent, Observer
 from amprenta_vectors.backfill.starting import Mode
 from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.move_text import MoveText
@@ -20,14 +19,7 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, ExitCode, worst
 from amprenta_vectors.moves.ends import open_ends, open_target
 from amprenta_vectors.sources.simple import SimpleOrigin, open_simple_origin
-from amprenta_vectors.systems.documents.events import (
-    StoreDescribed,
-    StoreEnded,
-    StoreOpened,
-    StoreRefused,
-    StoreRolledBack,
-    StoreToRollBack,
-)
+from amprenta_vectors.systems.documents import events
 from amprenta_vectors.systems.documents.migration import StoreMigration
 from amprenta_vectors.systems.documents.removal import Removal
 from amprenta_vectors.systems.documents.rollback import roll_back_store, stores_to_roll_back
@@ -84,7 +76,7 @@ def migrate(
         raise ConfigError("--resume, --restart and --rollback contradict each other", hint="give one of them")
     settings = document_settings(root, embedding_model=options.pop("model"), **options)
     mode: Mode = "resume" if resume else "restart" if restart else "new"
-    with closing(_Display(settings.log_format)) as show:
+    with closing(open_display(settings.log_format, _print)) as show:
         if rollback:
             _roll_back(settings, users, show, dry_run=dry_run)
         stop = threading.Event()
@@ -97,7 +89,7 @@ def migrate(
             _exit(migration.run(stores))
 
 
-def _roll_back(settings: Settings, users: Sequence[str], show: _Display, *, dry_run: bool) -> NoReturn:
+def _roll_back(settings: Settings, users: Sequence[str], show: Observer, *, dry_run: bool) -> NoReturn:
     engine, table = open_target(settings, 1, show)
     chosen = stores_to_roll_back(engine, table, users)
     codes = [roll_back_store(engine, table, *store, show, dry_run=dry_run) for store in chosen.items()]
@@ -110,52 +102,31 @@ def _exit(code: ExitCode) -> NoReturn:
     click.get_current_context().exit(code)
 
 
-class _Display:
-    """Shows what becomes of each store, and its move as any other."""
-
-    def __init__(self, log_format: Literal["text", "json"]) -> None:
-        self._log_format = log_format
-        self._move = open_display(log_format)
-
-    def __call__(self, event: MoveEvent) -> None:
-        """Show an event."""
-        match event:
-            case StoreOpened(store, shape, backup, is_new):
-                if self._log_format == "text":
-                    click.echo(f"{store}: {shape}")
-                    click.echo(f"  {'backed up to' if is_new else 'backed up before, in'} {backup}")
-            case StoreRefused(doing, store, message):
-                self.close()
-                how = {"plan": f"{store}: ", "move": f"error: {store}: ", "rollback": f"{store}: not taken back: "}
-                click.echo(how[doing] + message, err=doing != "plan")
-            case StoreEnded(store, result):
-                click.echo(json.dumps(event.to_json()) if self._log_format == "json" else f"{store}: {result}")
-            case StoreDescribed():
-                _show_described(event)
-            case StoreToRollBack(store, rows, runs):
-                numbers = ", ".join(map(str, runs))
-                click.echo(f"{store}: {rows:,} rows were inserted by runs {numbers}; nothing was changed")
-            case StoreRolledBack(store, removed, kept):
-                click.echo(f"{store}: {removed:,} rows removed, {len(kept):,} kept because they were changed since")
-                for key in kept[:SHOWN]:
-                    click.echo(f"  kept: {'/'.join(key)}")
-                if len(kept) > SHOWN:
-                    click.echo(f"  … {len(kept) - SHOWN:,} more, in migration_insert")
-            case _:
-                self._move(event)
-
-    def close(self) -> None:
-        """Leave the terminal to others."""
-        self._move.close()
-
-
-def _show_described(found: StoreDescribed) -> None:
-    click.echo(
-        f"{found.store}: {found.documents:,} documents, {found.rows:,} rows in the table, {found.bad:,} to be set aside"
-    )
-    click.echo(f"  {found.shape}")
-    for row in found.first_bad:
-        click.echo(f"  {row.reason}: {row.key!r}: {row.detail}")
+def _print(event: MoveEvent) -> None:
+    """Print an event of a store's own."""
+    match event:
+        case events.StoreOpened(store, shape, backup, is_new):
+            click.echo(f"{store}: {shape}")
+            click.echo(f"  {'backed up to' if is_new else 'backed up before, in'} {backup}")
+        case events.StoreRefused(doing, store, message):
+            how = {"plan": f"{store}: ", "move": f"error: {store}: ", "rollback": f"{store}: not taken back: "}
+            click.echo(how[doing] + message, err=doing != "plan")
+        case events.StoreEnded(store, result):
+            click.echo(f"{store}: {result}")
+        case events.StoreDescribed(store, shape, documents, rows, bad, first_bad):
+            click.echo(f"{store}: {documents:,} documents, {rows:,} rows in the table, {bad:,} to be set aside")
+            click.echo(f"  {shape}")
+            for row in first_bad:
+                click.echo(f"  {row.reason}: {row.key!r}: {row.detail}")
+        case events.StoreToRollBack(store, rows, runs):
+            numbers = ", ".join(map(str, runs))
+            click.echo(f"{store}: {rows:,} rows were inserted by runs {numbers}; nothing was changed")
+        case events.StoreRolledBack(store, removed, kept):
+            click.echo(f"{store}: {removed:,} rows removed, {len(kept):,} kept because they were changed since")
+            for key in kept[:SHOWN]:
+                click.echo(f"  kept: {'/'.join(key)}")
+            if len(kept) > SHOWN:
+                click.echo(f"  … {len(kept) - SHOWN:,} more, in migration_insert")
 
 
 @documents.command("remove-files")

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import click
 
-from amprenta_vectors.backfill.observer import IndexBuilding, MoveEvent
+from amprenta_vectors.backfill.observer import IndexBuilding, MoveEvent, ignore
 from amprenta_vectors.backfill.progress import Run
 from amprenta_vectors.backfill.run import Summary
 from amprenta_vectors.cli.index_text import describe
-from amprenta_vectors.moves.events import (
-    ComparisonInterrupted,
-    ComparisonStarted,
-    Differed,
-    IndexPlanned,
-    IndexProgress,
-    Noticed,
-    NotReported,
-    PassEnded,
-    Reported,
-    RunEnded,
-    Verified,
-    Warned,
-)
+from amprenta_vectors.moves import events
 from amprenta_vectors.schema.registry import PRODUCTS
 
 SHOWN = 20
@@ -34,64 +21,65 @@ SHOWN = 20
 class MoveText:
     """Prints each event: results on standard output, the rest on standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, more: Callable[[MoveEvent], None] = ignore) -> None:
         self._differed: Counter[str] = Counter()
+        self._more = more
 
     def __call__(self, event: MoveEvent) -> None:
         """Print one event, if there is anything to say of it."""
-        if isinstance(event, ComparisonStarted):
+        if isinstance(event, events.ComparisonStarted):
             self._differed.clear()
         for line in self._results(event):
             click.echo(line)
-        for line in _asides(event):
-            click.echo(line, err=True)
+        self.aside(event)
+        self._more(event)
 
-    def refuse(self, event: PassEnded) -> None:
-        """Print why a pass deleted nothing."""
+    def aside(self, event: MoveEvent) -> None:
+        """Print what stands on standard error alone; of a result, why it is none."""
         for line in _asides(event):
             click.echo(line, err=True)
 
     def _results(self, event: MoveEvent) -> Iterator[str]:
         match event:
-            case RunEnded(summary, source_count):
+            case events.RunEnded(summary, source_count):
                 yield from _summary(summary, source_count)
-            case PassEnded():
+            case events.PassEnded():
                 yield from _pass(event)
-            case Differed(kind, key, detail, quarantined):
+            case events.Differed(kind, key, detail, quarantined):
                 self._differed[kind] += 1
                 if self._differed[kind] <= SHOWN:
                     yield f"  {kind}: {key!r}" + (f": {detail}" if detail else "") + " (set aside)" * quarantined
-            case Verified():
+            case events.Verified():
                 yield from _verified(event)
-            case ComparisonInterrupted(command):
+            case events.ComparisonInterrupted(command):
                 yield f"the comparison was interrupted; make it with: {command}"
-            case Reported(_, (_, page)):
+            case events.Reported(_, (_, page)):
                 yield f"report: {page} (and .json)"
 
 
 def _asides(event: MoveEvent) -> Iterator[str]:
     match event:
-        case Warned(text):
+        case events.Warned(text):
             yield f"warning: {text}"
-        case Noticed(text):
+        case events.Noticed(text):
             yield f"notice: {text}"
         case IndexBuilding(_, target):
             yield f"every row is in; building the index of {target}"
-        case IndexPlanned(plan):
+        case events.IndexPlanned(plan):
             yield from describe(plan)
-        case IndexProgress(_, phase, done, total):
+        case events.IndexProgress(_, phase, done, total):
             yield f"  index: {phase}" + (f": {100 * done / total:.0f} %" if total else "")
-        case ComparisonStarted(computed, lists):
+        case events.ComparisonStarted(computed, lists):
             yield "embedding a sample again" if computed else "comparing every vector with the source"
             if not lists:
                 yield "the source cannot list its ids: it is asked for those of the table's rows"
-        case PassEnded(refused=str(refused)):
+        case events.PassEnded(refused=str(refused)):
             yield f"error: {refused}"
             yield (
                 "  hint: look whether it is the right source and namespace; if it is, delete the rows by a statement "
                 "of your own"
             )
-        case NotReported(run, reason):
+        case events.NotReported(run, reason):
             again = f"amprenta-vectors report {run} --output FOLDER"
             yield f"warning: no report was written: {reason}; make it with: {again}"
 
@@ -129,7 +117,7 @@ def _command_of(run: Run) -> str:
     return "amprenta-vectors products migrate" if product else "amprenta-vectors backfill"
 
 
-def _pass(ended: PassEnded) -> Iterator[str]:
+def _pass(ended: events.PassEnded) -> Iterator[str]:
     begin = "dry run, nothing was changed" if ended.run is None else f"run {ended.run}"
     yield f"{begin}: {ended.equal:,} rows equal, {ended.written:,} written, of them {ended.replaced:,} replaced"
     gone = ended.gone
@@ -148,7 +136,7 @@ def _pass(ended: PassEnded) -> Iterator[str]:
         yield "  interrupted; go on with: amprenta-vectors reconcile"
 
 
-def _verified(found: Verified) -> Iterator[str]:
+def _verified(found: events.Verified) -> Iterator[str]:
     for kind, number in found.counts.items():
         if number > SHOWN:
             yield f"  … {number - SHOWN:,} more {kind}; --output FILE lists them all"

@@ -6,21 +6,18 @@ import json
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import click
 
-from amprenta_vectors.backfill.observer import MoveEvent
 from amprenta_vectors.backfill.starting import Mode
 from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.options import open_database, stop_on_signal
-from amprenta_vectors.cli.products_text import to_lines
+from amprenta_vectors.cli.products_text import print_step
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.integrations.product_rows import coverage, without_embedding
 from amprenta_vectors.integrations.products import ProductSearch, product_settings
 from amprenta_vectors.moves.ends import open_table
 from amprenta_vectors.stores.vectors import MAX_TOP_K
-from amprenta_vectors.systems.products.events import Migrated
 from amprenta_vectors.systems.products.migration import Migration, Wanted
 
 BATCH_SIZE = 50
@@ -78,30 +75,8 @@ def migrate(
         settings = settings.model_copy(update={"batch_size": BATCH_SIZE})
     mode: Mode = "join" if resume else "restart" if restart else "new"
     wanted = Wanted(force=force, ids=ids, mode=mode, verify=verify)
-    with closing(_Display(settings.log_format)) as show, stop_on_signal() as stop:
+    with closing(open_display(settings.log_format, print_step)) as show, stop_on_signal() as stop:
         ctx.exit(Migration(settings, wanted, stop, show).run(dry_run=dry_run))
-
-
-class _Display:
-    """Shows the six steps, and the runs among them as any other."""
-
-    def __init__(self, log_format: Literal["text", "json"]) -> None:
-        self._log_format = log_format
-        self._move = open_display(log_format)
-
-    def __call__(self, event: MoveEvent) -> None:
-        """Show an event."""
-        if not type(event).__module__.startswith("amprenta_vectors.systems."):
-            self._move(event)
-        elif self._log_format == "text":
-            for line in to_lines(event):
-                click.echo(line)
-        elif isinstance(event, Migrated):
-            click.echo(json.dumps(event.to_json()))
-
-    def close(self) -> None:
-        """Leave the terminal to others."""
-        self._move.close()
 
 
 @products.command()

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import click
+
 from amprenta_vectors.backfill.observer import MoveEvent
-from amprenta_vectors.systems.products.events import (
-    Analysed,
-    EmbedderChecked,
-    EndsReady,
-    Interrupted,
-    LookedBack,
-    Migrated,
-    Planned,
-    StepBegun,
-    WouldMigrate,
-)
+from amprenta_vectors.systems.products import events
 from amprenta_vectors.systems.products.state import State
 
 RULE = "=" * 80
@@ -28,35 +20,40 @@ _STEPS = {
 }
 
 
-def to_lines(event: MoveEvent) -> Iterator[str]:
-    """What is printed of an event."""
+def print_step(event: MoveEvent) -> None:
+    """Print an event of a catalogue's own."""
+    for line in _lines(event):
+        click.echo(line)
+
+
+def _lines(event: MoveEvent) -> Iterator[str]:
     match event:
-        case StepBegun(number, products):
+        case events.StepBegun(number, products):
             yield _STEPS[number].format(products)
-        case EndsReady(collection):
+        case events.EndsReady(collection):
             yield "  ✓ pgvector extension available"
             yield f"  ✓ ChromaDB collection {collection!r} found"
             yield "  ✓ Database connection successful"
-        case Analysed(state):
+        case events.Analysed(state):
             yield from _analysed(state)
-        case Planned(to_move, to_embed):
+        case events.Planned(to_move, to_embed):
             yield f"  From ChromaDB: {to_move:,}; to embed: {to_embed:,}"
-        case EmbedderChecked(model, checked):
+        case events.EmbedderChecked(model, checked):
             found = "too few texts in ChromaDB to compare"
             if checked is not None:
                 found = f"median cosine {checked.median:.4f} over {checked.texts} of ChromaDB's texts embedded again"
             yield f"  Embedded by {model}: {found}"
-        case WouldMigrate(products):
+        case events.WouldMigrate(products):
             yield f"  Would migrate {products:,} products (DRY RUN)"
-        case Interrupted():
+        case events.Interrupted():
             yield "  go on with: amprenta-vectors products migrate --resume"
-        case LookedBack(embedded, expected, spots):
+        case events.LookedBack(embedded, expected, spots):
             yield f"  Products with pgvector embeddings after migration: {embedded:,}"
             yield f"  Expected embeddings: {expected:,}"
             yield "  Running spot checks on random products..."
             for name, valid in spots:
                 yield f"  {'✓' if valid else '✗'} {name} has {'a valid' if valid else 'no valid'} embedding"
-        case Migrated():
+        case events.Migrated():
             yield from _migrated(event)
 
 
@@ -70,7 +67,7 @@ def _analysed(state: State) -> Iterator[str]:
         yield f"  ChromaDB ids that are no product's: {', '.join(state.shown)}{more}"
 
 
-def _migrated(ended: Migrated) -> Iterator[str]:
+def _migrated(ended: events.Migrated) -> Iterator[str]:
     yield from ("\n[Step 6/6] Report", "", "MIGRATION SUMMARY", RULE, f"Duration: {ended.seconds:.2f} seconds", "")
     yield from (f"Total products: {ended.products:,}", f"Successfully migrated: {ended.migrated:,}")
     yield from (f"Skipped: {ended.kept:,}", f"Errors: {ended.errors:,}", "")

@@ -18,7 +18,7 @@ from amprenta_vectors.errors import ExitCode
 class Warned(MoveEvent):
     """Something may be wrong with an end."""
 
-    name = "warning"
+    name, shown = "warning", "text"
     text: str
 
 
@@ -26,7 +26,7 @@ class Warned(MoveEvent):
 class Noticed(MoveEvent):
     """Something is worth knowing, and nothing is wrong with it."""
 
-    name = "notice"
+    name, shown = "notice", "log"
     text: str
 
 
@@ -34,7 +34,7 @@ class Noticed(MoveEvent):
 class IndexPlanned(MoveEvent):
     """An index is about to be built; ``plan`` says what that will take."""
 
-    name = "index"
+    name, shown = "index", "log"
     plan: BuildPlan
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class IndexProgress(MoveEvent):
 class RunEnded(MoveEvent):
     """This process leaves the run, which has ended or was interrupted; ``source_count`` is the source's own figure."""
 
-    name = "finished"
+    name, shown = "finished", "result"
     summary: Summary
     source_count: int | None
 
@@ -84,7 +84,7 @@ class PassEnded(MoveEvent):
     be unchanged.
     """
 
-    name = "reconciled"
+    name, shown = "reconciled", "result"
     run: int | None
     equal: int
     written: int
@@ -142,7 +142,7 @@ class Differed(MoveEvent):
 class Verified(MoveEvent):
     """A comparison's result; ``unexpected`` are the differences that are not rows known to have been quarantined."""
 
-    name = "verified"
+    name, shown = "verified", "result"
     source: str
     computed: bool
     compared: int
@@ -158,7 +158,7 @@ class Verified(MoveEvent):
 class ComparisonInterrupted(MoveEvent):
     """The comparison after a run was told to stop; ``command`` makes it."""
 
-    name = "comparison_interrupted"
+    name, shown = "comparison_interrupted", "text"
     command: str
 
 
@@ -166,7 +166,7 @@ class ComparisonInterrupted(MoveEvent):
 class Reported(MoveEvent):
     """The run's report was written: as JSON and as a page."""
 
-    name = "reported"
+    name, shown = "reported", "result"
     run: int
     files: tuple[str, str]
 
@@ -175,6 +175,6 @@ class Reported(MoveEvent):
 class NotReported(MoveEvent):
     """The run's report could not be written, which is no failure of the run."""
 
-    name = "not_reported"
+    name, shown = "not_reported", "text"
     run: int
     reason: str

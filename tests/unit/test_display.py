@@ -12,6 +12,7 @@ import pytest
 from amprenta_vectors.backfill.observer import RunAdvanced
 from amprenta_vectors.backfill.progress import Counts, Run
 from amprenta_vectors.cli.display import LineDisplay
+from amprenta_vectors.cli.move_text import MoveText
 
 
 def a_run(**values: Any) -> Run:
@@ -30,7 +31,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """A function that shows a run after ten seconds each, and returns the last line."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     monkeypatch.setattr("amprenta_vectors.cli.display.time", clock)
-    display = LineDisplay()
+    display = LineDisplay(MoveText())
 
     def show(keys_done: int, **values: Any) -> str:
         clock.now += 10.0

@@ -21,7 +21,7 @@ class BadDocument:
 class StoreDescribed(MoveEvent):
     """What a store holds, and how many rows the table has of it; ``first_bad`` are the first of its bad documents."""
 
-    name = "store_described"
+    name, shown = "store_described", "text"
     store: str
     shape: str
     documents: int
@@ -45,7 +45,7 @@ class StoreOpened(MoveEvent):
 class StoreRefused(MoveEvent):
     """A store cannot be read, moved or taken back, which stops no other."""
 
-    name = "store_refused"
+    name, shown = "store_refused", "text"
     doing: Literal["plan", "move", "rollback"]
     store: str
     message: str
@@ -55,7 +55,7 @@ class StoreRefused(MoveEvent):
 class StoreEnded(MoveEvent):
     """What became of a store, in a line."""
 
-    name = "store"
+    name, shown = "store", "result"
     store: str
     result: str
 
@@ -64,7 +64,7 @@ class StoreEnded(MoveEvent):
 class StoreToRollBack(MoveEvent):
     """How many rows would be taken back, and which runs inserted them."""
 
-    name = "store_to_roll_back"
+    name, shown = "store_to_roll_back", "text"
     store: str
     rows: int
     runs: list[int]
@@ -74,7 +74,7 @@ class StoreToRollBack(MoveEvent):
 class StoreRolledBack(MoveEvent):
     """How many rows were taken back; those that were changed since were ``kept``, by their keys."""
 
-    name = "store_rolled_back"
+    name, shown = "store_rolled_back", "text"
     store: str
     removed: int
     kept: list[tuple[str, ...]]

@@ -18,13 +18,7 @@ from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.readiness import open_throttle
 from amprenta_vectors.sources.simple import SimpleOrigin
 from amprenta_vectors.sources.simple_backup import back_up
-from amprenta_vectors.systems.documents.events import (
-    BadDocument,
-    StoreDescribed,
-    StoreEnded,
-    StoreOpened,
-    StoreRefused,
-)
+from amprenta_vectors.systems.documents.events import BadDocument, StoreDescribed, StoreEnded, StoreOpened, StoreRefused
 from amprenta_vectors.systems.documents.stores import SHOWN, count_rows
 
 

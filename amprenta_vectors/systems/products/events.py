@@ -85,7 +85,7 @@ class Migrated(MoveEvent):
     ``compare_command`` compares what was embedded anew, which ChromaDB's vectors cannot tell.
     """
 
-    name = "migrated"
+    name, shown = "migrated", "result"
     products: int
     migrated: int
     embedded_before: int

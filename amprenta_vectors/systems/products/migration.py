@@ -22,17 +22,7 @@ from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.verification import verify_command
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.sources.rows import RowsOrigin, open_rows_origin
-from amprenta_vectors.systems.products.events import (
-    Analysed,
-    EmbedderChecked,
-    EndsReady,
-    Interrupted,
-    LookedBack,
-    Migrated,
-    Planned,
-    StepBegun,
-    WouldMigrate,
-)
+from amprenta_vectors.systems.products import events
 from amprenta_vectors.systems.products.model_check import check_product_model
 from amprenta_vectors.systems.products.state import State, count_products, look_at_both
 
@@ -80,25 +70,25 @@ class Migration:
         before = self._analyse()
         planned = self._plan(before)
         if dry_run:
-            self._observer(WouldMigrate(planned))
+            self._observer(events.WouldMigrate(planned))
             return ExitCode.CLEAN
-        self._observer(StepBegun(4, planned))
+        self._observer(events.StepBegun(4, planned))
         code = self._migrate(before)
         if code == ExitCode.INTERRUPTED:
             if not (self._summaries and self._summaries[-1].interrupted):
-                self._observer(Interrupted())
+                self._observer(events.Interrupted())
             return code
         self._look_back(before)
         self._summarise(before, time.monotonic() - began)
         return code
 
     def _preflight(self) -> None:
-        self._observer(StepBegun(1))
+        self._observer(events.StepBegun(1))
         try:
             self._ends = open_ends(self._settings, self._observer)
         except NotUpgraded as error:
             raise NotUpgraded(error.message, hint="alembic -n products upgrade head") from None
-        self._observer(EndsReady(self._settings.chroma_collection))
+        self._observer(events.EndsReady(self._settings.chroma_collection))
         self._ids = self._known_ids()
 
     def _known_ids(self) -> list[str]:
@@ -122,22 +112,22 @@ class Migration:
         return ids
 
     def _analyse(self) -> State:
-        self._observer(StepBegun(2))
+        self._observer(events.StepBegun(2))
         engine, table = self._ends.engine, self._ends.table
         source = self._ends.origin.open(table, "", with_metadata=False)
         state = look_at_both(engine, table, source, key_map_for(engine, table, {}, "chroma"))
-        self._observer(Analysed(state))
+        self._observer(events.Analysed(state))
         return state
 
     def _plan(self, before: State) -> int:
         """Return how many products are to be written."""
-        self._observer(StepBegun(3))
+        self._observer(events.StepBegun(3))
         to_move, to_embed = before.to_move, before.absent
         if not self._ids:
             self._gain = before.missing
         if self._wanted.force or self._ids:
             to_move, to_embed = 0, len(self._ids) or before.products
-        self._observer(Planned(to_move, to_embed))
+        self._observer(events.Planned(to_move, to_embed))
         with self._ends.engine.connect() as connection:
             begun = progress.unfinished_run(connection, self._ends.table.target, {})
         self._begun = None if self._wanted.mode == "restart" else begun
@@ -163,7 +153,7 @@ class Migration:
             key_map_for(engine, table, {}, "chroma"),
             rows.open(table, "", with_metadata=False),
         )
-        self._observer(EmbedderChecked(rows.model, checked))
+        self._observer(events.EmbedderChecked(rows.model, checked))
         self._rows = rows
         return rows
 
@@ -221,12 +211,12 @@ class Migration:
     def _look_back(self, before: State) -> None:
         if not self._wanted.verify:
             return
-        self._observer(StepBegun(5))
+        self._observer(events.StepBegun(5))
         with self._ends.engine.connect() as connection:
             after = count_products(connection, self._ends.table)
             spots = spot_check(connection, self._ends.table, SPOTS)
         named = [(product.name or product.id, valid) for product, valid in spots]
-        self._observer(LookedBack(after.embedded, before.embedded + self._gain - self._errors(), named))
+        self._observer(events.LookedBack(after.embedded, before.embedded + self._gain - self._errors(), named))
 
     def _summarise(self, before: State, seconds: float) -> None:
         table, command = self._ends.table, None
@@ -235,7 +225,7 @@ class Migration:
         if self._rows is not None and (self._wanted.force or self._ids):
             # Against ChromaDB they would differ, in their last bits if in nothing else.
             command = verify_command(self._settings, self._rows.open(table, "", with_metadata=False).description)
-        ended = Migrated(
+        ended = events.Migrated(
             products=before.products,
             migrated=sum(summary.counts.written for summary in self._summaries),
             embedded_before=before.embedded,
