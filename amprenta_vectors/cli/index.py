@@ -7,26 +7,21 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backfill.index import build_deferred, defer_indexes, rebuild_indexes
-from amprenta_vectors.backfill.index_plan import BuildPlan, BuildSettings, Shape, plan_build
+from amprenta_vectors.backfill.index_plan import BuildSettings
 from amprenta_vectors.cli.move_text import MoveText
 from amprenta_vectors.cli.options import stop_on_signal
 from amprenta_vectors.config import Settings
-from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp
 from amprenta_vectors.moves.ends import open_target
-from amprenta_vectors.moves.events import IndexPlanned
-from amprenta_vectors.moves.indexing import build_settings, watching_builds
-from amprenta_vectors.pg.index_keys import index_key
-from amprenta_vectors.pg.types import CoarserStorage, IndexMethod, VectorType
+from amprenta_vectors.moves.indexing import build_new, build_settings, telling_plans, watching_builds
+from amprenta_vectors.pg.types import CoarserStorage, IndexMethod
 from amprenta_vectors.schema.vector_table import VectorTable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _SAY = MoveText()
+_PLAN = telling_plans(_SAY)
 
 
 @click.group()
@@ -81,8 +76,8 @@ def build(
     engine, table, given = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
     options = {"lists": lists or 0} if method == "ivfflat" else {"m": m, "ef_construction": ef_construction}
     with stop_on_signal() as stop, watching_builds(engine, table, _SAY):
-        built = build_deferred(engine, table, stop, given, _say_plan)
-        built = built or [_build_new(engine, table, given, method, options, storage)]
+        built = build_deferred(engine, table, stop, given, _PLAN)
+        built = built or [build_new(engine, table, given, method, options, storage, _SAY)]
     click.echo(f"{table.target} is indexed: {', '.join(built)}")
 
 
@@ -92,7 +87,7 @@ def rebuild(maintenance_work_mem: str | None, index_workers: int | None) -> None
     """Rebuild every ANN index of the column, as after many updates and deletes."""
     engine, table, given = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
     with stop_on_signal() as stop, watching_builds(engine, table, _SAY):
-        rebuilt = rebuild_indexes(engine, table, stop, given, _say_plan)
+        rebuilt = rebuild_indexes(engine, table, stop, given, _PLAN)
     click.echo(f"rebuilt: {', '.join(rebuilt)}" if rebuilt else "there is no index; amprenta-vectors index build")
 
 
@@ -109,34 +104,3 @@ def drop() -> None:
 def _open(**options: object) -> tuple[Engine, VectorTable, BuildSettings]:
     settings = Settings.load(**options)
     return *open_target(settings, 3, _SAY), build_settings(settings)
-
-
-def _say_plan(plan: BuildPlan) -> None:
-    _SAY(IndexPlanned(plan))
-
-
-def _build_new(
-    engine: Engine,
-    table: VectorTable,
-    given: BuildSettings,
-    method: IndexMethod,
-    options: dict[str, int],
-    storage: CoarserStorage | None,
-) -> str:
-    """An index that nothing was recorded of, by the very operation that revisions use; returns its name."""
-    name = "_".join(filter(None, ("idx", table.table, table.embedding, method, storage)))
-    key = index_key(table.embedding, VectorType(table.storage, table.dimension), table.distance, storage)
-    operation = CreateVectorIndexOp(
-        name, table.table, table.embedding, method, table.distance, options, storage=storage, schema=table.schema
-    )
-    with engine.connect() as connection:
-        given.apply(connection)
-        connection.execute(sa.select(sa.func.set_config("statement_timeout", "0", True)))
-        _say_plan(plan_build(connection, table, name, Shape(method, options, key.storage)))
-        connection.commit()
-        context = MigrationContext.configure(connection, opts={"transactional_ddl": True})
-        with context.begin_transaction(_per_migration=False):
-            Operations(context).invoke(operation)
-        # Its settings would go along into the pool.
-        connection.invalidate()
-    return name

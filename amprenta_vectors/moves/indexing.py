@@ -1,19 +1,24 @@
-"""The index that ends a load: what its build is given, and how far it is."""
+"""The index that ends a load, or is built by itself: what its build is given, and how far it is."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill.index_plan import BuildSettings
-from amprenta_vectors.backfill.observer import Observer
+from amprenta_vectors.backfill.index_plan import BuildSettings, Say, Shape, plan_build
+from amprenta_vectors.backfill.observer import Observer, ignore
 from amprenta_vectors.config import Settings
-from amprenta_vectors.moves.events import IndexProgress
+from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp
+from amprenta_vectors.moves.events import IndexPlanned, IndexProgress
+from amprenta_vectors.pg.index_keys import index_key
+from amprenta_vectors.pg.types import CoarserStorage, IndexMethod, VectorType
 from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -23,6 +28,39 @@ LOOK_SECONDS = 2.0
 def build_settings(settings: Settings) -> BuildSettings:
     """Return what the settings give to the building of an index."""
     return BuildSettings(settings.maintenance_work_mem, settings.index_workers)
+
+
+def telling_plans(observer: Observer) -> Say:
+    """Return what tells the observer of a build before it begins."""
+    return lambda plan: observer(IndexPlanned(plan))
+
+
+def build_new(
+    engine: Engine,
+    table: VectorTable,
+    given: BuildSettings,
+    method: IndexMethod,
+    options: Mapping[str, int],
+    storage: CoarserStorage | None,
+    observer: Observer = ignore,
+) -> str:
+    """Build an index that nothing was recorded of, by the very operation that revisions use; return its name."""
+    name = "_".join(filter(None, ("idx", table.table, table.embedding, method, storage)))
+    key = index_key(table.embedding, VectorType(table.storage, table.dimension), table.distance, storage)
+    operation = CreateVectorIndexOp(
+        name, table.table, table.embedding, method, table.distance, dict(options), storage=storage, schema=table.schema
+    )
+    with engine.connect() as connection:
+        given.apply(connection)
+        connection.execute(sa.select(sa.func.set_config("statement_timeout", "0", True)))
+        telling_plans(observer)(plan_build(connection, table, name, Shape(method, options, key.storage)))
+        connection.commit()
+        context = MigrationContext.configure(connection, opts={"transactional_ddl": True})
+        with context.begin_transaction(_per_migration=False):
+            Operations(context).invoke(operation)
+        # Its settings would go along into the pool.
+        connection.invalidate()
+    return name
 
 
 @contextmanager

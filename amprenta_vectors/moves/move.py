@@ -23,8 +23,8 @@ from amprenta_vectors.backfill.throttle import Throttle
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ExitCode, RunConflict, TransientError, worst
 from amprenta_vectors.moves.ends import Ends, choose_namespaces, open_ends
-from amprenta_vectors.moves.events import ComparisonInterrupted, IndexPlanned, Noticed, RunEnded, Verified
-from amprenta_vectors.moves.indexing import build_settings, watching_builds
+from amprenta_vectors.moves.events import ComparisonInterrupted, Noticed, RunEnded, Verified
+from amprenta_vectors.moves.indexing import build_settings, telling_plans, watching_builds
 from amprenta_vectors.moves.jobs import JobOptions, expected_keys, open_comparison, open_job
 from amprenta_vectors.moves.model_check import check_one_model
 from amprenta_vectors.moves.plan import Plan, plan_job
@@ -94,9 +94,7 @@ class Move:
         throttle = self.prepare(observer)
         ends, job = self.open_ends(observer), self.open_job(observer)
         job = replace(job, expected_keys=expected_keys(ends.engine, job))
-        build = partial(
-            build_deferred, settings=build_settings(self._settings), say=lambda plan: observer(IndexPlanned(plan))
-        )
+        build = partial(build_deferred, settings=build_settings(self._settings), say=telling_plans(observer))
         work = Backfill(ends.engine, job, observer, self.stop, before_claim=throttle.reason, build_index=build)
         with watching_builds(ends.engine, job.table, observer):
             self.summary = work.work(work.start(self._mode))
