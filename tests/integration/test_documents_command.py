@@ -6,8 +6,9 @@ import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid5
 
 import numpy as np
@@ -18,16 +19,20 @@ from click.testing import CliRunner, Result
 from cryptography.fernet import Fernet
 from databases import janitor
 
+from amprenta_vectors.backfill.observer import MoveEvent
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
-from amprenta_vectors.errors import SourceError
+from amprenta_vectors.errors import ExitCode, SourceError
 from amprenta_vectors.migrate import upgrade
+from amprenta_vectors.moves.ends import open_ends
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
 from amprenta_vectors.sources.metadata_cipher import MetadataCipher, decrypted
-from amprenta_vectors.sources.simple import SimpleSource
+from amprenta_vectors.sources.simple import SimpleOrigin, SimpleSource
+from amprenta_vectors.systems.documents.migration import StoreMigration
+from amprenta_vectors.systems.documents.stores import choose_stores, document_settings
 
 KEY = Fernet.generate_key().decode()
 DIMENSION = 8
@@ -502,3 +507,24 @@ def test_rollback_takes_back_what_reconcile_replaced_and_not_what_was_changed_be
     result = run(root, "--rollback", "--user", "alice")
     assert "alice/personal_assistant: 29 rows removed, 1 kept" in result.output
     assert [row[1] for place, row in rows_of(engine).items() if place[0] == "alice"] == ["own"]
+
+
+def test_stores_are_moved_from_python_and_tell_an_observer_what_becomes_of_each(
+    engine: sa.Engine, root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (root / "bob" / "vector_store_notes" / "vectors.pkl").write_bytes(b"no pickle")
+    settings, told = document_settings(root), list[MoveEvent]()
+    ends = open_ends(settings)
+    migration = StoreMigration(settings, ends, observer=told.append)
+    stores = choose_stores(cast("SimpleOrigin", ends.origin))
+    assert migration.plan(stores) is ExitCode.FAILED
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(migration.run, stores).result() is ExitCode.FAILED
+    assert len(rows_of(engine)) == 60
+    lines = [json.loads(json.dumps(event.to_json())) for event in told]
+    ended = {line["store"]: line["result"] for line in lines if line["event"] == "store"}
+    whole = "30 documents in the files, 30 rows in the table, 0 set aside"
+    assert ended.pop("bob/notes").startswith("failed: ")
+    assert list(ended.values()) == [whole, whole]
+    assert [line["doing"] for line in lines if line["event"] == "store_refused"] == ["plan", "move"]
+    assert capfd.readouterr() == ("", "")

@@ -87,7 +87,7 @@ def test_the_examples_of_airflow_and_django_move(
         return work or (lambda function: function)
 
     airflow = SimpleNamespace(task=task)
-    django = SimpleNamespace(BaseCommand=SimpleNamespace)
+    django = SimpleNamespace(BaseCommand=SimpleNamespace, CommandError=RuntimeError)
     for name, module in {"airflow.sdk": airflow, "django.core.management.base": django}.items():
         for length in range(1, len(name.split("."))):
             monkeypatch.setitem(sys.modules, ".".join(name.split(".")[:length]), ModuleType("package"))
@@ -98,7 +98,7 @@ def test_the_examples_of_airflow_and_django_move(
     command: dict[str, Any] = {"__name__": "example"}
     exec(blocks()[3], command)
     said: list[str] = []
-    assert command["Command"](stdout=SimpleNamespace(write=said.append)).handle() is None
+    command["Command"](stdout=SimpleNamespace(write=said.append)).handle()
     assert "'event': 'finished'" in said[-1]
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +22,18 @@ from catalogue import ABSENT, PRODUCTS, UNMATCHED, rows
 from click.testing import CliRunner, Result
 from databases import janitor
 
+from amprenta_vectors.backfill.observer import MoveEvent
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ExitCode
 from amprenta_vectors.integrations.products import product_settings
 from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.moves.ends import key_map_for, open_table
 from amprenta_vectors.sandbox.embedding_servers import OllamaServer
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.sources.protocol import Source
+from amprenta_vectors.systems.products.migration import Migration, Wanted
 from amprenta_vectors.systems.products.state import look_at_both
 
 Run = Callable[..., Result]
@@ -262,6 +266,23 @@ def test_a_product_whose_vector_in_chroma_cannot_be_stored_is_embedded_from_its_
     assert f"run 3 finished: {PRODUCTS - ABSENT - 1} rows written" in result.output
     assert "run 4 finished: 1 rows written" in result.output
     assert rows(migrated_engine, "SELECT count(*) FROM products WHERE embedding IS NULL") == [(0,)]
+
+
+def test_it_runs_from_python_and_tells_an_observer_each_step(
+    products_url: str, system: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**system, "DATABASE_URL": products_url}.items():
+        monkeypatch.setenv(name, value)
+    told: list[MoveEvent] = []
+    migration = Migration(product_settings(source="chroma"), Wanted(), observer=told.append)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(migration.run).result() is ExitCode.QUARANTINED
+    lines = [json.loads(json.dumps(event.to_json())) for event in told]
+    assert [line["number"] for line in lines if line["event"] == "step"] == [1, 2, 3, 4, 5]
+    assert [line["run"] for line in lines if line["event"] == "finished"] == [1, 2]
+    assert lines[-1]["event"] == "migrated"
+    assert (lines[-1]["migrated"], lines[-1]["coverage_percent"]) == (PRODUCTS, 100.0)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_two_records_of_one_product_are_one_product_though_they_stand_on_two_pages(

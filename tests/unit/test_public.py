@@ -51,6 +51,14 @@ def test_each_error_ends_a_command_with_the_code_that_the_tree_says() -> None:
             assert kind.exit_code == expected, name
 
 
+def test_of_several_codes_the_worst_stands_for_all_and_nothing_to_do_is_clean() -> None:
+    assert set(errors.WORST_FIRST) == set(errors.ExitCode)
+    clean, quarantined, failed = errors.ExitCode.CLEAN, errors.ExitCode.QUARANTINED, errors.ExitCode.FAILED
+    assert errors.worst([clean, quarantined, failed, clean]) is failed
+    assert errors.worst([clean, quarantined]) is quarantined
+    assert errors.worst([]) is clean
+
+
 @pytest.mark.parametrize("kind", [errors.ConfigError, errors.SourceError], ids=lambda kind: kind.__name__)
 def test_an_error_is_shown_with_its_hint_and_ends_the_command_with_its_code(
     kind: type[errors.AmprentaError], monkeypatch: pytest.MonkeyPatch

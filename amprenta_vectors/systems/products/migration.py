@@ -34,10 +34,10 @@ SPOTS = 3
 class Wanted:
     """What a person asked for: to embed every product anew (``force``), or ``ids``; else to fill what is missing."""
 
-    force: bool
-    ids: tuple[str, ...]
-    mode: Mode
-    verify: bool
+    force: bool = False
+    ids: tuple[str, ...] = ()
+    mode: Mode = "join"
+    verify: bool = True
 
 
 class Migration:
