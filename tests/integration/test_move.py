@@ -175,6 +175,18 @@ def test_a_stop_in_the_middle_commits_what_is_in_hand_and_the_next_move_resumes(
     assert stored(engine) == expected(IDS, VECTORS)
 
 
+def test_what_an_observer_raises_stops_the_run_which_stays_resumable(settings: Settings, engine: sa.Engine) -> None:
+    def fail_at_the_first_batch(event: MoveEvent) -> None:
+        if isinstance(event, BatchDone):
+            raise OSError("the log is full")
+
+    with Move(settings, keys_from="source") as move:
+        with pytest.raises(OSError, match="the log is full"):
+            move.run(fail_at_the_first_batch)
+        assert move.complete() is ExitCode.CLEAN
+    assert stored(engine) == expected(IDS, VECTORS)
+
+
 def test_a_move_that_was_stopped_before_it_ran_begins_nothing(settings: Settings, engine: sa.Engine) -> None:
     stop = threading.Event()
     stop.set()

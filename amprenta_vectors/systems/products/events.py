@@ -65,7 +65,7 @@ class WouldMigrate(MoveEvent):
 class Interrupted(MoveEvent):
     """The move was told to stop between its runs."""
 
-    name = "interrupted"
+    name = "interrupted_between_runs"
 
 
 @dataclass(frozen=True)
