@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.allocator import reuse_freed_memory
 from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.observer import Observer, ignore
 from amprenta_vectors.config import Settings, normalize_namespace
@@ -22,8 +21,6 @@ from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
 from amprenta_vectors.sources.opening import open_origin
 from amprenta_vectors.sources.protocol import Origin
 
-KEPT_BYTES = 16 * 1024 * 1024
-"""Freed memory that is kept for the next batch; one of 1000 × 1536 is 6 MB, as it comes and as it is kept."""
 SPARE_CONNECTIONS = 6
 """Connections beside those of the workers: planner, leases, figures, orders, read units, and one to spare."""
 
@@ -39,7 +36,6 @@ class Ends:
 
 def open_ends(settings: Settings, observer: Observer = ignore) -> Ends:
     """Open both ends. Raises `ConfigError`, `NotUpgraded`, `DimensionMismatch` and what the source raises."""
-    reuse_freed_memory(KEPT_BYTES)
     engine, table = open_target(settings, settings.workers + SPARE_CONNECTIONS, observer)
     origin = open_origin(settings, table, engine)
     _check_dimensions(origin, table)
