@@ -18,7 +18,7 @@ COMMANDS = {
         ("upgrade", "head"),
         ("current",),
         ("-x", "purge=true", "downgrade", "base"),
-        ("upgrade", "nowhere"),
+        ("-x", "dimension=many", "upgrade", "head"),
         ("-x", "dimension=4", "upgrade", "head", "--sql"),
     ],
     "amprenta_vectors": [
