@@ -280,6 +280,13 @@ def server_versions(connection: sa.Connection) -> tuple[int, str | None]:
     return row.server, row.pgvector
 
 
+def name_database(connection: sa.Connection) -> dict[str, str | int | None]:
+    """The database that a report is about: its name, and the host and port by which it was reached."""
+    driver: Any = connection.connection.dbapi_connection
+    name: str = connection.execute(sa.select(sa.func.current_database())).scalar_one()
+    return {"name": name, "host": driver.info.host or "the local socket", "port": driver.info.port}
+
+
 INSTALL_HINT = (
     "install pgvector for this server (Debian: apt-get install postgresql-NN-pgvector; Docker: pgvector/pgvector; "
     "Amazon RDS: PostgreSQL 15.2 or newer carries it), then run the command again"

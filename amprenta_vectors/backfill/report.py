@@ -18,7 +18,7 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.progress import Event, Happening, Run, RunEvent, Snapshot
 from amprenta_vectors.backfill.timeline import Span, to_spans, waited_seconds
 from amprenta_vectors.backfill.undo import undo_steps
-from amprenta_vectors.db import server_versions
+from amprenta_vectors.db import name_database, server_versions
 from amprenta_vectors.errors import ConfigError
 
 SCHEMA = 1
@@ -40,6 +40,7 @@ def collect_report(connection: Connection, run_id: int) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "made_at": snapshot.now.isoformat(),
+        "database": name_database(connection),
         "run": _run(snapshot, spans),
         "moved": {
             "source_kind": run.source_kind,
@@ -54,7 +55,7 @@ def collect_report(connection: Connection, run_id: int) -> dict[str, Any]:
             "row_limit": run.row_limit,
         },
         "counts": {"keys_planned": run.planned_keys, **_counts(snapshot)},
-        "processes": _processes(connection, run_id),
+        "processes": _processes(connection, snapshot),
         "timeline": _timeline(snapshot, spans),
         "set_aside": {
             "by_reason": dict(snapshot.set_aside),
@@ -94,13 +95,13 @@ def _counts(snapshot: Snapshot) -> dict[str, int]:
     return counts
 
 
-def _processes(connection: Connection, run_id: int) -> dict[str, Any]:
-    shares = progress.list_shares(connection, run_id)
+def _processes(connection: Connection, snapshot: Snapshot) -> dict[str, Any]:
+    shares = progress.list_shares(connection, snapshot.run.id)
     listed = [
         {**asdict(share), "began_at": _moment(share.began_at), "ended_at": _moment(share.ended_at)}
         for share in shares[:MOST_SHARES]
     ]
-    return {"number": len(shares), "first": listed}
+    return {"number": len(shares), "at_work": snapshot.counts.owners, "first": listed}
 
 
 def _timeline(snapshot: Snapshot, spans: Sequence[Span]) -> dict[str, Any]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from amprenta_vectors.plots import AMBER, BLUE, draw
+from amprenta_vectors.plots import AMBER, BLUE, GREY, draw
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.axes import Axes
 
-_SHADES = {"paused": "#8896a6", "throttled": AMBER, "silent": "#d9dfe6"}
-_LABELS = {"paused": "paused", "throttled": "throttled", "silent": "nothing ended for a minute or more"}
+_SHADES = {"paused": GREY, "throttled": AMBER, "silent": "#d9dfe6"}
+WAITS = {"paused": "paused", "throttled": "throttled", "silent": "no batch ended"}
+"""The kinds of wait, in words."""
 
 
-def draw_rate(timeline: Mapping[str, Any], seconds: float) -> str:
+def draw_rate(timeline: Mapping[str, Any], seconds: float) -> Markup:
     """Rows written a second over a run of so many ``seconds``, with what was waited through shaded."""
     unit, divisor = _unit(seconds)
     width = timeline["bucket_seconds"]
@@ -23,7 +25,7 @@ def draw_rate(timeline: Mapping[str, Any], seconds: float) -> str:
         for kind, shade in _SHADES.items():
             spans = [wait for wait in timeline["waits"] if wait["kind"] == kind]
             for number, span in enumerate(spans):
-                label = _LABELS[kind] if number == 0 else None
+                label = WAITS[kind] if number == 0 else None
                 axes.axvspan(span["begin"] / divisor, span["end"] / divisor, color=shade, alpha=0.5, label=label)
         axes.stairs(*_steps(timeline, width, divisor, seconds), fill=True, color=BLUE, label="rows a second")
         axes.set_xlim(0, max(seconds, width) / divisor)

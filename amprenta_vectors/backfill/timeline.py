@@ -16,12 +16,27 @@ FEWEST_RATES, MOST_RATES = 4, 20
 
 Wait = Literal["paused", "throttled", "silent"]
 
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
 _OPENED: dict[Event, Wait] = {Event.PAUSED: "paused", Event.THROTTLED: "throttled"}
 _CLOSED: dict[Event, tuple[Wait, ...]] = {
     Event.RESUMED: ("paused",),
     Event.UNTHROTTLED: ("throttled",),
     **dict.fromkeys((Event.FINISHED, Event.CANCELLED), ("paused", "throttled")),
 }
+
+
+def to_duration(seconds: float) -> str:
+    """Seconds in the two largest units that say something: ``2 h 5 min``."""
+    left = round(seconds)
+    parts: list[str] = []
+    for size, unit in _UNITS:
+        number, left = divmod(left, size)
+        if number or (size == 1 and not parts):
+            parts.append(f"{number} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
 
 
 @dataclass(frozen=True)

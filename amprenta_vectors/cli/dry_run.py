@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import click
 
+from amprenta_vectors.backfill.timeline import to_duration
 from amprenta_vectors.cli.index_text import to_size
-from amprenta_vectors.cli.run_text import to_duration
 from amprenta_vectors.cli.source_text import backup_command, to_place
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import engine_url

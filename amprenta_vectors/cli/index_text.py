@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amprenta_vectors.backfill.index_plan import BuildPlan
-from amprenta_vectors.cli.run_text import to_duration
+from amprenta_vectors.backfill.timeline import to_duration
 
 
 def to_size(count: float) -> str:

@@ -7,22 +7,7 @@ from typing import Any
 
 from amprenta_vectors.backfill.progress import Counts, Run, Snapshot
 from amprenta_vectors.backfill.states import UNFINISHED, RunState
-from amprenta_vectors.backfill.timeline import Outlook, Remaining
-
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-
-
-def to_duration(seconds: float) -> str:
-    """Seconds in the two largest units that say something: ``2 h 5 min``."""
-    left = round(seconds)
-    parts: list[str] = []
-    for size, unit in _UNITS:
-        number, left = divmod(left, size)
-        if number or (size == 1 and not parts):
-            parts.append(f"{number} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2])
+from amprenta_vectors.backfill.timeline import Outlook, Remaining, to_duration
 
 
 def to_remaining(remaining: Remaining | None) -> str:

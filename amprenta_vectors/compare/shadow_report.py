@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.engine import Connection, RowMapping
 
+from amprenta_vectors.db import name_database
 from amprenta_vectors.errors import ConfigError, NotUpgraded
 
 SCHEMA = 1
@@ -59,6 +60,7 @@ def collect_shadow_report(connection: Connection, since: datetime | None = None)
     return {
         "schema": SCHEMA,
         "made_at": connection.scalars(sa.select(sa.func.now())).one().isoformat(),
+        "database": name_database(connection),
         "since": since.isoformat() if since else None,
         "pairs": [_pair(connection, pair, recent) for pair in pairs],
     }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +106,90 @@ def test_a_run_ends_with_a_report_that_says_what_the_database_has(
     assert HOSTILE in page.text
     assert "a replica lags by 40 s" in page.text
     assert "alembic downgrade base" in page.text
+    check_what_a_reader_looks_for(page.text, report)
     assert all(address.startswith("#") for address in page.addresses)
     assert "http://" not in html.replace(report["moved"]["source"], "")
     a_value = f"{VECTORS[0, 0]:.5f}"[:-1]
     for secret in (API_KEY, PASSWORD, TEXT, a_value):
         assert secret not in text + html
+
+
+def check_what_a_reader_looks_for(text: str, report: dict[str, Any]) -> None:
+    """The verdict before all else, five numbers, where it was and when: all on one clock and to the second."""
+    assert re.search(r"→ \S+\s+Verified: 200 vectors are equal in source and PostgreSQL, bit for bit; 1 row is", text)
+    for what, value in (
+        ("keys in the source", "201"),
+        ("rows written", "200"),
+        ("rows left as they were", "0"),
+        ("rows quarantined", "1"),
+        ("from begin to end", r"\d+ s"),
+    ):
+        assert re.search(rf"{what}\s*{value}\b", text), what
+    assert report["database"]["name"] in text
+    assert report["database"]["host"] in text
+    assert report["moved"]["source"] in text
+    started = datetime.fromisoformat(report["run"]["started_at"]).astimezone(UTC)
+    assert f"{started:%Y-%m-%d %H:%M:%S} to" in text
+    assert "All times are UTC" in text
+    assert not re.search(r"\d:\d\d\.\d|\d[+-]\d\d:\d\d|desired", text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tone", "said"),
+    [
+        ({}, "attention", "Not verified yet: amprenta-vectors verify compares every vector"),
+        ({"verification": {"compared": 40}}, "good", "Verified: 40 vectors are equal in source and PostgreSQL"),
+        (
+            {"verification": {"compared": 40, "missing": 20, "extra": 4, "different": 10, "unexpected": 22}},
+            "bad",
+            "Not equal: PostgreSQL lacks 8 that the source has; the source lacks 4 that PostgreSQL has; "
+            "10 have another value.",
+        ),
+        (
+            {"verification": {"compared": 40, "missing": 0, "extra": 3, "different": 0, "unexpected": 3}},
+            "bad",
+            "Not equal: the source lacks 3 that PostgreSQL has.",
+        ),
+        ({"verification": {"compared": 9}, "counts": {"set_aside": 2}}, "attention", "; 2 rows are quarantined."),
+        (
+            {"verification": {"compared": 9}, "moved": {"source_kind": "rows"}},
+            "good",
+            "no row with a text lacks its vector",
+        ),
+        ({"run": {"state": "planned"}}, "open", "Not begun"),
+        ({"run": {"state": "paused"}}, "open", "amprenta-vectors resume 1 resumes it"),
+        ({"run": {"state": "cancelled"}}, "open", "Cancelled: 1 of the 1 keys listed are done"),
+        ({"run": {"state": "running"}, "processes": {"at_work": 1}}, "open", "Running: 1 of the 1 keys"),
+        ({"run": {"state": "running"}}, "attention", "Interrupted: no process is at work"),
+        ({"run": {"state": "running", "last_error": "no longer"}}, "bad", "Failed: no longer; 1 of the 1 keys"),
+        (
+            {"events": {"listed": [{"at": None, "event": "rolled_back", "detail": {"removed": 7}}]}},
+            "attention",
+            "Rolled back: 7 rows were removed.",
+        ),
+    ],
+)
+def test_the_page_begins_with_how_the_run_stands(
+    engine: sa.Engine, changes: dict[str, dict[str, Any]], tone: str, said: str
+) -> None:
+    run_job(engine, to_job(engine, StubSource({"a": [VECTORS[0]]})))
+    report = collected(engine)
+    for section, values in changes.items():
+        report[section] = {"at": report["made_at"], **(report[section] or {}), **values}
+    html = render_page(report)
+    (line,) = re.findall(r'<p class="verdict (\w+)">(.*)</p>', html)
+    assert line[0] == tone
+    assert said in line[1]
+
+
+def test_without_matplotlib_the_page_has_no_plot_and_names_the_extra_once(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_job(engine, to_job(engine, StubSource({"a": [VECTORS[0]]})))
+    monkeypatch.setattr("amprenta_vectors.plots.find_spec", lambda _: None)
+    page = Page(render_page(collected(engine)))
+    assert "svg" not in page.tags
+    assert page.text.count("pip install 'amprenta_vectors[report]'") == 1
 
 
 def check_against_database(engine: sa.Engine, report: dict[str, Any]) -> None:
@@ -237,8 +319,11 @@ def test_every_value_is_escaped(engine: sa.Engine) -> None:
 
 
 def poisoned(value: Any) -> Any:
-    """The report with markup in every text and every name that is not the report's own."""
+    """The report with markup in every text and every name that is not the report's own, as its moments are."""
     if isinstance(value, str):
+        with suppress(ValueError):
+            datetime.fromisoformat(value)
+            return value
         return f"{value}<img src=x onerror='alert(1)'><b>\"&"
     if isinstance(value, list):
         return [poisoned(item) for item in value]
@@ -246,7 +331,7 @@ def poisoned(value: Any) -> Any:
         poison = {name: poisoned(item) for name, item in value.items()}
         if set(value) <= {"zero_under_cosine", "missing_at_source"}:
             return {f"{name}<b>": item for name, item in poison.items()}
-        return {name: value[name] if name == "kind" else item for name, item in poison.items()}
+        return {name: value[name] if name in {"kind", "state"} else item for name, item in poison.items()}
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -147,8 +148,53 @@ def test_the_page_stands_alone_with_its_plots(engine: sa.Engine, ask: Callable[.
     assert page.tags.count("svg") == 3
     assert [address for address in page.addresses if not address.startswith("#")] == []
     assert "script" not in page.tags
-    assert "0.9000" in page.text
-    assert "TimedOut" in page.text
+    assert "The answers differ: 90.0 % of the hits are in common over 2 queries; pgvector failed at 1 of 3" in page.text
+    for what, value in (
+        ("queries", "3"),
+        ("hits in common", "90.0 %"),
+        ("queries with the same hits", "1"),
+        ("queries that failed", "1"),
+        (r"ms at pgvector \(p95\)", "2.0"),
+    ):
+        assert re.search(rf"\s{what}\s*{value}\s", page.text), what
+    assert re.search(r"TimedOut\s+1\s", page.text)
+    assert "All times are UTC" in page.text
+    assert not re.search(r"\d:\d\d\.\d|\d[+-]\d\d:\d\d", page.text)
+
+
+@pytest.mark.parametrize(
+    ("overlaps", "tone", "said"),
+    [
+        ([1.0] * 99 + [0.9], "good", "The answers agree: 99.9 % of the hits are in common over 100 queries."),
+        ([1.0, 0.96], "attention", "The answers nearly agree: 98.0 %"),
+        ([0.9], "bad", "The answers differ: 90.0 %"),
+        ([], "bad", "No query was answered by both; &lt;b&gt; failed at 1 of 1 queries."),
+    ],
+)
+def test_the_page_begins_with_whether_the_stores_agree(
+    engine: sa.Engine, ask: Callable[..., Result], tmp_path: Path, overlaps: list[float], tone: str, said: str
+) -> None:
+    for overlap in overlaps:
+        keep(engine, secondary="<b>", overlap=overlap)
+    if not overlaps:
+        keep(engine, secondary="<b>", **failed("<b>: <i>"))
+    assert ask("--output", str(tmp_path)).exit_code == 0
+    html = (tmp_path / "shadow.html").read_text()
+    assert not {"b", "i"} & set(Page(html).tags)
+    (line,) = re.findall(r'<p class="verdict (\w+)">(.*)</p>', html)
+    assert line[0] == tone
+    assert said in line[1]
+
+
+def test_without_matplotlib_the_page_has_no_plot_and_names_the_extra_once(
+    engine: sa.Engine, ask: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(engine)
+    monkeypatch.setattr("amprenta_vectors.plots.find_spec", lambda _: None)
+    assert ask("--output", str(tmp_path)).exit_code == 0
+    page = Page((tmp_path / "shadow.html").read_text())
+    assert "svg" not in page.tags
+    assert page.text.count("pip install 'amprenta_vectors[report]'") == 1
 
 
 def test_the_terminal_says_the_same(engine: sa.Engine, ask: Callable[..., Result]) -> None:
@@ -166,7 +212,7 @@ def test_a_secondary_that_never_answered_is_reported_too(
 ) -> None:
     keep(engine, **failed("TimedOut: late"))
     assert "no query compared" in ask("--output", str(tmp_path)).output
-    assert "the secondary answered no query" in (tmp_path / "shadow.html").read_text()
+    assert "pgvector answered no query" in (tmp_path / "shadow.html").read_text()
     (pair,) = reported(ask("--json"))["pairs"]
     assert (pair["overlap"]["mean"], pair["secondary_ms"]["p50"], pair["worst"]) == (None, None, [])
 

@@ -16,10 +16,11 @@ from amprenta_vectors.backfill.timeline import (
     rates,
     remaining,
     time_left,
+    to_duration,
     to_spans,
     waited_seconds,
 )
-from amprenta_vectors.cli.run_text import to_duration, to_remaining
+from amprenta_vectors.cli.run_text import to_remaining
 
 
 @dataclass
