@@ -12,8 +12,7 @@ from amprenta_vectors.backfill.index_plan import graph_bytes
 from amprenta_vectors.backfill.keys import count_empty
 from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.pinecone_client import read_units
-from amprenta_vectors.sources.pinecone_transports import PAGE
+from amprenta_vectors.sources.pinecone_limits import PAGE, read_units
 
 LISTED_PER_SECOND = 20_000
 """Pinecone lists 100 ids a page at 200 pages a second and index (its published limits)."""

@@ -15,7 +15,6 @@ from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
 from amprenta_vectors.sources.inspection import OriginInspection, inspect_index, inspect_origin
 from amprenta_vectors.sources.opening import kind_of, open_origin
-from amprenta_vectors.sources.pinecone_client import open_index
 
 
 @click.group()
@@ -35,6 +34,8 @@ def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> 
     settings = Settings.load(source=source)
     table = get_table(settings.table, settings.config)
     if kind_of(settings, table) == "pinecone":
+        from amprenta_vectors.sources.pinecone_client import open_index
+
         index = inspect_index(settings, open_index(settings), namespace)
         if as_json:
             click.echo(json.dumps(index_to_json(index)))

@@ -63,9 +63,9 @@ def packages(settings: Settings) -> Iterator[Finding]:
     """What is to be imported for backend, transport and embedder."""
     needed = []
     if "pinecone" in used_backends(settings):
-        needed.append(("pinecone", "pinecone", "VECTOR_BACKEND or VECTOR_SECONDARY pinecone"))
+        needed.append(("pinecone", _extra("pinecone"), "VECTOR_BACKEND or VECTOR_SECONDARY pinecone"))
         if settings.pinecone_transport != "rest":
-            needed.append(("grpc", "grpcio", f"PINECONE_TRANSPORT {settings.pinecone_transport}"))
+            needed.append(("grpc", _extra("pinecone"), f"PINECONE_TRANSPORT {settings.pinecone_transport}"))
     if "pgvector" in used_backends(settings):
         needed.append(("pgvector", "pgvector", "VECTOR_BACKEND or VECTOR_SECONDARY pgvector"))
     if "chroma" in used_backends(settings):

@@ -20,7 +20,6 @@ from amprenta_vectors.embedders.wordllama import MODEL
 from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.extras import require_extra
 from amprenta_vectors.sandbox.corpus import embed_corpus
-from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 DEFAULT_FOLDER = Path(".sandbox")
@@ -113,6 +112,9 @@ def _index_file(folder: Path) -> Path:
 
 
 def _load(folder: Path, rows: int | None) -> int:
+    # Its help can be read without the extra.
+    from amprenta_vectors.sandbox.pinecone import PineconeEmulator
+
     corpus = embed_corpus(folder / "corpus", rows)
     metadata = [{**one, "text": text} for one, text in zip(corpus.metadata, corpus.texts, strict=True)]
     index = PineconeEmulator(
@@ -141,7 +143,7 @@ def _start_emulator(folder: Path, state: _State) -> _State:
         "--model": MODEL.name,
         "--api-key": API_KEY,
     }
-    command = [sys.executable, "-m", PineconeEmulator.__module__.rpartition(".")[0]]
+    command = [sys.executable, "-m", "amprenta_vectors.sandbox.pinecone"]
     command += [str(part) for option in options.items() for part in option]
     log = folder / "pinecone.log"
     with log.open("w") as errors:

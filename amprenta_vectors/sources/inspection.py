@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from amprenta_vectors.batch import Reason, VectorBatch
 from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.errors import AmprentaError, SourceNotFound
 from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
-from amprenta_vectors.sources.pinecone import PineconeSource, open_source
-from amprenta_vectors.sources.pinecone_client import Kind, PineconeIndex, VectorField, sdk_errors
 from amprenta_vectors.sources.protocol import Origin, Source, TextSource
+
+if TYPE_CHECKING:
+    from amprenta_vectors.sources.pinecone import PineconeSource
+    from amprenta_vectors.sources.pinecone_client import Kind, PineconeIndex, VectorField
 
 SAMPLE = 100
 """Records that are looked at: a page of the list, and 11 read units in all."""
@@ -69,6 +71,9 @@ def inspect_index(settings: Settings, index: PineconeIndex, namespace: str | Non
 
     Raises `SchemaMismatch` for an index without dense vectors, `SourceNotFound` for one without that namespace.
     """
+    # Who looks at another source need not have Pinecone's client.
+    from amprenta_vectors.sources.pinecone import open_source
+
     namespaces = index.namespaces()
     if namespace is None:
         if not namespaces:
@@ -162,6 +167,8 @@ def _with_some_field(index: PineconeIndex) -> PineconeIndex:
 
 
 def _some_keys(index: PineconeIndex, source: PineconeSource, namespace: str) -> Sequence[str]:
+    from amprenta_vectors.sources.pinecone_client import sdk_errors
+
     if source.description.lists:
         return source.some_keys()
     towards = np.random.default_rng(0).standard_normal(source.description.dimension)

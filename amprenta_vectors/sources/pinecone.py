@@ -7,16 +7,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from amprenta_vectors.batch import Reason, Sparse, VectorBatch
 from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.errors import ConfigError, RowError, SourceError, SourceNotFound
+from amprenta_vectors.extras import needing
 from amprenta_vectors.sources import pinecone_wire as wire
 from amprenta_vectors.sources.listing import Listing
 from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, one_request, split_text
-from amprenta_vectors.sources.pinecone_transports import PAGE, Record, Transport, open_transport
+from amprenta_vectors.sources.pinecone_limits import PAGE
+from amprenta_vectors.sources.pinecone_transports import Record, Transport, open_transport
 from amprenta_vectors.sources.protocol import Meter, SourceDescription, Unmetered
+
+with needing("pinecone"):
+    from google.protobuf.message import DecodeError
 
 LONGEST_ID = 512
 """ASCII characters an id has at most (Pinecone's published limit)."""

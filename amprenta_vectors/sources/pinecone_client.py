@@ -8,14 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote_plus
 
-import grpc
-from pinecone import Pinecone
-from pinecone.errors import exceptions as sdk
-from pinecone.index import Index
-from pinecone.models.indexes.deployment import PodDeployment
-from pinecone.models.indexes.index import IndexModel
-from pinecone.models.indexes.schema import DenseVectorField, SemanticTextField, SparseVectorField
-
 from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.errors import (
     AmprentaError,
@@ -28,8 +20,19 @@ from amprenta_vectors.errors import (
     TimedOut,
     TransientError,
 )
+from amprenta_vectors.extras import needing
 from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.sources.pinecone_limits import read_units
 from amprenta_vectors.sources.protocol import Meter, Route
+
+with needing("pinecone"):
+    import grpc
+    from pinecone import Pinecone
+    from pinecone.errors import exceptions as sdk
+    from pinecone.index import Index
+    from pinecone.models.indexes.deployment import PodDeployment
+    from pinecone.models.indexes.index import IndexModel
+    from pinecone.models.indexes.schema import DenseVectorField, SemanticTextField, SparseVectorField
 
 DISTANCES: dict[str, Distance] = {"cosine": "cosine", "euclidean": "l2", "dotproduct": "ip"}
 """Pinecone's metrics by our names for them."""
@@ -170,14 +173,6 @@ def _kind(model: IndexModel) -> Kind:
     vectors = fields.keys() & {_VALUES, _SPARSE_VALUES}
     integrated = any(isinstance(item, SemanticTextField) for item in fields.values())
     return "serverless" if vectors or integrated else "documents"
-
-
-def read_units(route: Route, records: int = 0) -> int:
-    """What a request costs at most: 1 a list page, 1 for each 10 records that are fetched, and at least 1.
-
-    https://docs.pinecone.io/guides/manage-cost/understanding-cost#read-units
-    """
-    return 1 if route == "list" else max(1, -(-records // 10))
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from pinecone import SparseValues
 
 from amprenta_vectors.errors import KeysRefused
 from amprenta_vectors.sources.pinecone_client import MAX_RECORDS, PineconeIndex, sdk_errors, split_requests
-from amprenta_vectors.sources.pinecone_transports import PAGE, Record, open_handle, refusing
+from amprenta_vectors.sources.pinecone_limits import PAGE
+from amprenta_vectors.sources.pinecone_transports import Record, open_handle, refusing
 
 ID = "_id"
 

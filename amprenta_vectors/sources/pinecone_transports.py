@@ -26,10 +26,9 @@ from amprenta_vectors.sources.pinecone_client import (
     sdk_errors,
     split_requests,
 )
+from amprenta_vectors.sources.pinecone_limits import PAGE
 from amprenta_vectors.sources.protocol import TokenRefused
 
-PAGE = 100
-"""Ids a list call gives at most (Pinecone's published limit)."""
 PROBE_SECONDS = 5.0
 MOST_CONNECTIONS = 256
 """As many as there may be workers: the SDK's own 20 would have the others wait, and time out."""

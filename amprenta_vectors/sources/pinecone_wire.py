@@ -12,8 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.struct_pb2 import Struct
+from amprenta_vectors.extras import needing
+
+with needing("pinecone"):
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf.struct_pb2 import Struct
 
 _PACKAGE = "amprenta_vectors.pinecone_wire"
 _TYPES = descriptor_pb2.FieldDescriptorProto

@@ -437,8 +437,8 @@ def test_old_shadow_queries_are_advice_with_the_statement_that_deletes_them(pati
         ({"embedder": "ollama"}, "ollama", "pip install 'amprenta_vectors[ollama]'"),
         ({"vector_mode": "hybrid", "vector_secondary": "chroma"}, "chromadb", "pip install 'amprenta_vectors[chroma]'"),
         ({}, "pgvector", "pip install pgvector"),
-        ({"vector_mode": "dual", "vector_secondary": "pinecone"}, "pinecone", "pip install pinecone"),
-        ({"vector_mode": "dual", "vector_secondary": "pinecone"}, "grpc", "pip install grpcio"),
+        ({"vector_secondary": "pinecone"}, "pinecone", "pip install 'amprenta_vectors[pinecone]'"),
+        ({"vector_secondary": "pinecone"}, "grpc", "pip install 'amprenta_vectors[pinecone]'"),
     ],
 )
 def test_a_missing_package_that_the_settings_need_is_serious(

