@@ -18,7 +18,7 @@ SECTIONS = [
     ("documents", "vector_documents", "documents_0006"),
     ("products", "products", "products_0008"),
 ]
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "amprenta_vectors", "alembic", "alembic.ini")
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "amprenta_vectors", "alembic", "alembic.ini")
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:

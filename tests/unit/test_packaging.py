@@ -53,6 +53,18 @@ def test_setup_cfg_ships_every_file_that_is_not_python() -> None:
         assert found == shipped[package]
 
 
+def test_who_works_on_the_package_has_every_extra() -> None:
+    extras = read("setup.cfg")["options.extras_require"]
+    named = extras["dev"].split()[0]
+    assert named == f"amprenta_vectors[{','.join(sorted(set(extras) - {'dev'}))}]"
+
+
+def test_the_text_of_the_licence_that_the_metadata_name_is_there() -> None:
+    metadata = read("setup.cfg")["metadata"]
+    assert metadata["license_expression"] == "Apache-2.0"
+    assert "Apache License\n                           Version 2.0" in (ROOT / metadata["license_files"]).read_text()
+
+
 def test_alembic_ini_and_the_package_name_the_same_sections_and_folders() -> None:
     ini = read("alembic.ini", here=".")
     logging = {"loggers", "handlers", "formatters"}
