@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.types import Distance, Storage
@@ -13,7 +15,28 @@ from amprenta_vectors.pg.types import Distance, Storage
 SourceKind = Literal["pinecone", "simple", "chroma", "rows"]
 KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]
 
+_MAX_DIMENSION = 16_000
+_MAX_SPARSE_DIMENSION = 1_000_000_000
+"""pgvector's own limits for vector and sparsevec columns."""
+
 OPERATORS: dict[Distance, str] = {"cosine": "<=>", "l2": "<->", "ip": "<#>"}
+
+
+def _check_identifier(name: str) -> str:
+    if not 0 < len(name.encode()) <= 63:
+        raise ValueError("expected a name of 1 to 63 bytes")
+    return name
+
+
+def _to_columns(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, str | list | tuple):
+        raise ValueError("expected a name or a list of names")  # noqa: TRY004 - pydantic gathers ValueErrors
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+# What a declaration is checked for; the package's own tables are taken at their word.
+Identifier = Annotated[str, AfterValidator(_check_identifier)]
+Columns = Annotated[tuple[Identifier, ...], BeforeValidator(_to_columns)]
 
 
 @dataclass(frozen=True)
@@ -30,8 +53,8 @@ class KeyRule:
 
     kind: KeyKind = "identity"
     uuid_namespace: UUID | None = None
-    lookup: str | None = None
-    separator: str | None = None
+    lookup: Identifier | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     id_field: str | None = None
 
 
@@ -55,25 +78,25 @@ class VectorTable:
     """
 
     name: str
-    table: str
-    key: tuple[str, ...]
-    dimension: int
-    schema: str | None = None
-    scope: tuple[str, ...] = ()
-    embedding: str = "embedding"
-    text: str | None = None
-    metadata: str | None = None
-    model: str | None = None
+    table: Identifier
+    key: Annotated[Columns, Field(min_length=1)]
+    dimension: Annotated[int, Field(strict=True, ge=1, le=_MAX_DIMENSION)]
+    schema: Identifier | None = None
+    scope: Columns = ()
+    embedding: Identifier = "embedding"
+    text: Identifier | None = None
+    metadata: Identifier | None = None
+    model: Identifier | None = None
     storage: Storage = "vector"
     distance: Distance = "cosine"
     metadata_text_field: str | None = None
-    sparse: str | None = None
-    sparse_dimension: int | None = None
-    hash: str | None = None
-    text_hash: str | None = None
+    sparse: Identifier | None = None
+    sparse_dimension: Annotated[int, Field(strict=True, ge=1, le=_MAX_SPARSE_DIMENSION)] | None = None
+    hash: Identifier | None = None
+    text_hash: Identifier | None = None
     key_rule: KeyRule = KeyRule()
     source: SourceKind = "pinecone"
-    text_columns: tuple[str, ...] = ()
+    text_columns: Columns = ()
     scope_values: Mapping[str, str] = field(default_factory=dict)
     filter_columns: Mapping[str, str] = field(default_factory=dict)
     stats_view: str | None = None
