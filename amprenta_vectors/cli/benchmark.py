@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, fields
 
 import click
 
+from amprenta_vectors.cli.table_text import print_table
 from amprenta_vectors.config import Settings
 from amprenta_vectors.stores.comparison import PERTURBATION, ComparisonReport, StoreReport, compare_stores, perturbed
 from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store
@@ -42,24 +42,17 @@ def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | N
         if not use_db_vectors:
             vectors = perturbed(vectors, seed=seed)
         report = compare_stores({source.name: source, "pgvector": pgvector}, pgvector, vectors, top_k=top_k)
-    click.echo(json.dumps(asdict(report), indent=2) if output == "json" else _to_text(report))
+    if output == "json":
+        click.echo(json.dumps(asdict(report), indent=2))
+    else:
+        _print(report)
 
 
-def _to_text(report: ComparisonReport) -> str:
-    header = ["store", f"recall@{report.top_k}", "p50 ms", "p95 ms", "p99 ms", "queries/s", "hits"]
-    rows = [
-        header,
-        *([_to_cell(getattr(store, field.name)) for field in fields(StoreReport)] for store in report.stores),
-    ]
-    name, *numbers = zip(*rows, strict=True)
-    columns = [_aligned(name, str.ljust), *(_aligned(column, str.rjust) for column in numbers)]
-    title = f"{report.queries} queries, overlap@{report.top_k} {_to_cell(report.overlap)}"
-    return "\n".join([title, "", *("  ".join(row) for row in zip(*columns, strict=True))])
-
-
-def _aligned(cells: Sequence[str], align: Callable[[str, int], str]) -> list[str]:
-    width = max(map(len, cells))
-    return [align(cell, width) for cell in cells]
+def _print(report: ComparisonReport) -> None:
+    head = ["store", f"recall@{report.top_k}", "p50 ms", "p95 ms", "p99 ms", "queries/s", "hits"]
+    click.echo(f"{report.queries} queries, overlap@{report.top_k} {_to_cell(report.overlap)}\n")
+    rows = [[_to_cell(getattr(store, field.name)) for field in fields(StoreReport)] for store in report.stores]
+    print_table(head, rows, right=head[1:])
 
 
 def _to_cell(value: str | float | None) -> str:

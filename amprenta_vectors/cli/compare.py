@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
+from amprenta_vectors.cli.table_text import print_table
 from amprenta_vectors.compare.missing import AMISS, LISTED, Comparer, Comparison, Why
 from amprenta_vectors.compare.shadow_page import render_shadow_page, verdict
 from amprenta_vectors.compare.shadow_report import collect_shadow_report
@@ -118,10 +116,8 @@ def _print_comparison(found: Comparison, source: str) -> None:
     if not missing:
         click.echo("no hit is missing")
         return
-    table = Table("missing because", "hits", "what that means")
-    for why in missing:
-        table.add_row(why.value, f"{found.missing[why]:,}", MEANINGS[why])
-    Console().print(table)
+    rows = [(why.value, f"{found.missing[why]:,}", MEANINGS[why]) for why in missing]
+    print_table(("missing because", "hits", "what that means"), rows, right=("hits",))
     for why in missing:
         keys = found.keys[why]
         click.echo(f"{why.value}: {', '.join(map(repr, keys))}" + (", …" if len(keys) == LISTED else ""))
@@ -183,40 +179,34 @@ def _write(collected: dict[str, Any], folder: Path) -> tuple[Path, Path]:
 
 
 def _print_report(collected: dict[str, Any]) -> None:
-    console = Console()
     for pair in collected["pairs"]:
         click.echo(f"{pair['primary']}, shadowed by {pair['secondary']}, {pair['first_at']} to {pair['last_at']}")
         click.echo(verdict(pair))
-        console.print(_agreement(pair), _latencies(pair))
+        _print_agreement(pair)
+        _print_latencies(pair)
         if pair["errors"]:
-            console.print(_listed([{"error": name, "queries": number} for name, number in pair["errors"].items()]))
+            print_table(("error", "queries"), [(name, f"{number:,}") for name, number in pair["errors"].items()])
         if pair["worst"]:
             click.echo("where they agree least:")
-            console.print(_listed([{**row, "at": row["at"][:19]} for row in pair["worst"]]))
+            head = [name.replace("_", " ") for name in pair["worst"][0]]
+            print_table(head, [list(map(_cell, {**row, "at": row["at"][:19]}.values())) for row in pair["worst"]])
 
 
-def _agreement(pair: dict[str, Any]) -> Table:
-    table = Table("measure", "mean", "p1", "p5", "p50", "p95", "most")
-    for name in ("overlap", "rank_agreement", "score_drift"):
-        table.add_row(
-            name.replace("_", " "),
-            *(_cell(pair[name].get(key, "")) for key in ("mean", "p1", "p5", "p50", "p95", "most")),
-        )
-    return table
+def _print_agreement(pair: dict[str, Any]) -> None:
+    figures = ("mean", "p1", "p5", "p50", "p95", "most")
+    rows = [
+        (name.replace("_", " "), *(_cell(pair[name].get(figure, "")) for figure in figures))
+        for name in ("overlap", "rank_agreement", "score_drift")
+    ]
+    print_table(("measure", *figures), rows, right=figures)
 
 
-def _latencies(pair: dict[str, Any]) -> Table:
-    table = Table("ms", "p50", "p95", "p99")
-    for role in ("primary", "secondary"):
-        table.add_row(escape(pair[role]), *(_cell(pair[f"{role}_ms"][key]) for key in ("p50", "p95", "p99")))
-    return table
-
-
-def _listed(rows: list[dict[str, Any]]) -> Table:
-    table = Table(*(name.replace("_", " ") for name in rows[0]))
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    return table
+def _print_latencies(pair: dict[str, Any]) -> None:
+    figures = ("p50", "p95", "p99")
+    rows = [
+        (pair[role], *(_cell(pair[f"{role}_ms"][figure]) for figure in figures)) for role in ("primary", "secondary")
+    ]
+    print_table(("ms", *figures), rows, right=figures)
 
 
 def _cell(value: Any) -> str:
@@ -224,4 +214,4 @@ def _cell(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4f}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -15,6 +15,7 @@ from amprenta_vectors.backfill.progress import SetAside
 from amprenta_vectors.batch import Reason
 from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.options import namespace_options, open_database, source_option, stop_on_signal
+from amprenta_vectors.cli.table_text import print_table
 from amprenta_vectors.config import Settings
 from amprenta_vectors.moves.ends import Ends, choose_namespaces, open_ends
 from amprenta_vectors.moves.move import complete, prepare
@@ -65,19 +66,12 @@ def _to_json(row: SetAside) -> dict[str, object]:
 
 
 def _print_rows(rows: list[SetAside]) -> None:
-    """A line a row, in columns; what is longest comes last."""
-    lines = [("run", "key", "reason", "attempts", "when", "detail")]
+    """What is longest comes last."""
+    lines = []
     for row in rows:
         when = row.at.isoformat(sep=" ", timespec="seconds")
-        lines.append((str(row.run), _printable(row.key), row.reason, str(row.attempts), when, _printable(row.detail)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _printable(text: str) -> str:
-    """A key or a message on one line, whatever is in it; neither may speak to the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        lines.append((str(row.run), row.key, row.reason, str(row.attempts), when, row.detail))
+    print_table(("run", "key", "reason", "attempts", "when", "detail"), lines)
 
 
 @click.command("retry-failed")

@@ -7,11 +7,10 @@ from dataclasses import asdict
 from functools import partial
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
+from amprenta_vectors.cli.table_text import print_table
 from amprenta_vectors.compare.tuning import Tuning, choices
 from amprenta_vectors.compare.tuning import tune as find_cheapest
 from amprenta_vectors.config import Settings
@@ -78,11 +77,10 @@ def _open(settings: Settings, setting: SearchSetting, value: int) -> PgVectorSto
 
 
 def _print(found: Tuning) -> None:
-    table = Table(found.setting, f"recall@{found.top_k}", "p50 ms")
-    for trial in found.trials:
-        table.add_row(str(trial.value), f"{trial.recall:.4f}", f"{trial.p50_ms:.2f}")
+    head = (found.setting, f"recall@{found.top_k}", "p50 ms")
     click.echo(f"{found.queries:,} queries, top_k {found.top_k}")
-    Console().print(table)
+    rows = [(str(trial.value), f"{trial.recall:.4f}", f"{trial.p50_ms:.2f}") for trial in found.trials]
+    print_table(head, rows, right=head)
     if found.chosen is not None:
         click.echo(f"{found.setting} {found.chosen.value} is the cheapest tried that reaches {found.target:g}")
     else:

@@ -1,0 +1,44 @@
+"""Rows of text in columns: a table on a terminal, a line a row for whatever else reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+MOST_FOLDED = 1000
+"""Rows that are laid out for the terminal's width: that takes about a millisecond a row."""
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> None:
+    """Print ``rows`` below ``head``; the columns named in ``right`` are aligned there.
+
+    On a terminal, cells are folded to its width. Elsewhere a row is one line, however long. Whatever is in a cell, it
+    does not speak to the terminal.
+    """
+    rows = [[_printable(cell) for cell in row] for row in rows]
+    console = Console()
+    if not console.is_terminal or len(rows) > MOST_FOLDED:
+        _print_lines([head, *rows], [name in right for name in head])
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in head:
+        table.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _print_lines(lines: Sequence[Sequence[str]], to_right: Sequence[bool]) -> None:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [str.rjust if right else str.ljust for right in to_right]
+    for line in lines:
+        cells = (align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
