@@ -26,7 +26,9 @@ def draw_rate(timeline: Mapping[str, Any], seconds: float) -> Markup:
             spans = [wait for wait in timeline["waits"] if wait["kind"] == kind]
             for number, span in enumerate(spans):
                 label = WAITS[kind] if number == 0 else None
-                axes.axvspan(span["begin"] / divisor, span["end"] / divisor, color=shade, alpha=0.5, label=label)
+                begin, end = span["begin"] / divisor, span["end"] / divisor
+                # Above the bars: a wait may be shorter than one of them.
+                axes.axvspan(begin, end, color=shade, alpha=0.5, zorder=2, label=label)
         axes.stairs(*_steps(timeline, width, divisor, seconds), fill=True, color=BLUE, label="rows a second")
         axes.set_xlim(0, max(seconds, width) / divisor)
         axes.set_ylim(bottom=0)
