@@ -11,7 +11,7 @@ WORKERS ?= 4
 FORM ?= long
 PYTEST = AMPRENTA_TEST_FORM=$(FORM) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: setup demo test check torture journey benchmark clean
+.PHONY: setup demo test check lint types imports torture journey benchmark clean
 
 setup: $(READY)
 
@@ -26,13 +26,20 @@ $(READY): setup.cfg pyproject.toml
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" amprenta-vectors sandbox demo --system $(SYSTEM)
 
-test: check
+test: $(READY)
+	@$(MAKE) --no-print-directory -j2 check
 	$(PYTEST)
 
-check: $(READY)
+check: lint types imports
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/mypy
+
+imports: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 # Kills, crashes and storms at random moments; AMPRENTA_TORTURE_SEED=random draws other ones than the last time.

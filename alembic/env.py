@@ -32,9 +32,10 @@ from amprenta_vectors.ddl.programs import operations_of
 from amprenta_vectors.ddl.script import begin_script
 from amprenta_vectors.ddl.settle import settle_first
 from amprenta_vectors.errors import AmprentaError, ConfigError
-from amprenta_vectors.migrate import SECTIONS, Section, search_adopted
+from amprenta_vectors.migrate import search_adopted
 from amprenta_vectors.pg.connections import extended_path, like
 from amprenta_vectors.pg.errors import to_error
+from amprenta_vectors.sections import SECTIONS, Section
 
 config = context.config
 log = logging.getLogger("amprenta_vectors.migrate")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.errors import RowError
+from amprenta_vectors.reasons import Reason
 
 Key = tuple[str, ...]
 """One target key: a value for each key column, as text; PostgreSQL casts it to the column's type."""
@@ -22,35 +22,6 @@ Sparse = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 MAX_SPARSE_VALUES = 16_000
 """Values other than 0 that pgvector's sparsevec holds (SPARSEVEC_MAX_NNZ)."""
-
-
-class Reason(StrEnum):
-    """Why a row was set aside."""
-
-    MISSING = "missing_at_source"
-    DIMENSION = "wrong_dimension"
-    NOT_FINITE = "not_finite"
-    ZERO = "zero_under_cosine"
-    SPARSE_ONLY = "sparse_without_dense"
-    SPARSE_DROPPED = "sparse_without_column"
-    SPARSE_REFUSED = "sparse_does_not_fit"
-    NUL = "nul_character"
-    NO_TARGET = "no_target_key"
-    REFUSED = "write_refused"
-    ID_REFUSED = "id_refused"
-    UNREADABLE = "unreadable_record"
-    UNPAIRED = "unpaired"
-    NOT_ISOLATED = "not_isolated"
-    NO_TEXT = "no_text"
-    CHANGED_HERE = "changed_here"
-    GONE = "gone_at_source"
-
-
-STILL_WRITTEN = frozenset({Reason.SPARSE_DROPPED, Reason.SPARSE_REFUSED})
-"""Reasons that stand against a row whose dense vector was written all the same."""
-
-LEFT_ALONE = frozenset({Reason.CHANGED_HERE, Reason.GONE})
-"""Reasons that stand against a row which is good as it is: what is to become of it, a person decides."""
 
 
 @dataclass(frozen=True, eq=False)

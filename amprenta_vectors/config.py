@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.search_strategy import Strategy, strategy_settings
@@ -151,6 +151,18 @@ class Settings(ThrottleSettings, RateSettings):
     @classmethod
     def _normalize_namespace(cls, name: str) -> str:
         return normalize_namespace(name)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return what is read: what is handed over, and the environment; no file."""
+        return init_settings, env_settings
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from alembic import command
@@ -19,26 +18,7 @@ from amprenta_vectors.ddl.script import heads_of
 from amprenta_vectors.ddl.sections import schema_to_adopt
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.connections import search_also
-
-
-@dataclass(frozen=True)
-class Section:
-    """A named part of ``alembic.ini``: the folders of its revisions, the table that records them, and its own table."""
-
-    name: str
-    folders: tuple[str, ...]
-    version_table: str
-    table: str
-
-
-SECTIONS = {
-    section.name: section
-    for section in (
-        Section("alembic", ("core", "rag"), "amprenta_version_rag", "rag_chunks"),
-        Section("documents", ("core", "documents"), "amprenta_version_documents", "vector_documents"),
-        Section("products", ("core", "products"), "amprenta_version_products", "products"),
-    )
-}
+from amprenta_vectors.sections import SECTIONS
 
 
 def migrations_folder() -> Path:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx._transports.default as httpx_transport
 import pytest
 import sqlalchemy as sa
 from databases import janitor
@@ -59,6 +62,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if Path(__file__).with_name(kind) in item.path.parents:
                 item.add_marker(kind)
                 item.add_marker(pytest.mark.timeout(FORM.test_seconds))
+
+
+# Each client of Pinecone reads the certificates of all authorities twice, which takes longer than many a test.
+httpx_transport.create_ssl_context = cache(httpx_transport.create_ssl_context)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there by now, modules and tests, out of every collection of garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

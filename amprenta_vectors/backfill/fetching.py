@@ -9,8 +9,9 @@ import numpy as np
 
 from amprenta_vectors.backfill.bisect import ALWAYS_ISOLATED, isolate
 from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import KeysRefused, RowError
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sources.protocol import Source
 
 

@@ -24,8 +24,9 @@ from amprenta_vectors.backfill.keys import Keys, Pages
 from amprenta_vectors.backfill.reconciler import Preview, Reconciler
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.row_state import RowStates
-from amprenta_vectors.batch import Key, Reason, VectorBatch
+from amprenta_vectors.batch import Key, VectorBatch
 from amprenta_vectors.errors import RowError, SourceError, TransientError
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sources.protocol import TokenRefused
 from amprenta_vectors.stores.outbox import Outbox
 

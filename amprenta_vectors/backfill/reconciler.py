@@ -24,8 +24,9 @@ from amprenta_vectors.backfill.sink import (
     stored_embedding,
     write_rows,
 )
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import RowError
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.keymaps import KeyMap, store_keys
 from amprenta_vectors.schema.vector_table import VectorTable

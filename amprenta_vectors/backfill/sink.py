@@ -18,9 +18,10 @@ from amprenta_vectors.backfill import progress
 from amprenta_vectors.backfill.bisect import isolate
 from amprenta_vectors.backfill.encoding import BatchStream
 from amprenta_vectors.backfill.sides import embedded_here
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import RowError
 from amprenta_vectors.pg.errors import is_row_refusal
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
 from amprenta_vectors.schema.types import NamedType

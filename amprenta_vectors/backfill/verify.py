@@ -22,8 +22,9 @@ from amprenta_vectors.backfill.fetching import fetch_all
 from amprenta_vectors.backfill.keys import Keys, Pages
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.sides import compare_sides, source_side
-from amprenta_vectors.batch import STILL_WRITTEN, Key, Reason, VectorBatch
+from amprenta_vectors.batch import Key, VectorBatch
 from amprenta_vectors.errors import SourceError, TransientError
+from amprenta_vectors.reasons import STILL_WRITTEN, Reason
 from amprenta_vectors.schema.keymaps import KeyMap
 from amprenta_vectors.schema.row_keys import AllRows
 from amprenta_vectors.schema.vector_table import VectorTable

@@ -22,9 +22,10 @@ from amprenta_vectors.backfill.replacing import ReplacingSink
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.sink import Sink
 from amprenta_vectors.backfill.sizing import SMALLEST
-from amprenta_vectors.batch import LEFT_ALONE, STILL_WRITTEN, Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import LeaseLost, RowError, SourceError, TimedOut
 from amprenta_vectors.pg.types import Storage
+from amprenta_vectors.reasons import LEFT_ALONE, STILL_WRITTEN, Reason
 from amprenta_vectors.schema.keymaps import KeyMap, store_keys
 from amprenta_vectors.sources.protocol import Source
 from amprenta_vectors.stores.outbox import Outbox

@@ -5,20 +5,18 @@ from __future__ import annotations
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.backfill.keys_from import KeysFrom
-from amprenta_vectors.backfill.starting import Mode
-from amprenta_vectors.cli.display import open_display
-from amprenta_vectors.cli.dry_run import describe_offline, describe_plan
 from amprenta_vectors.cli.options import namespace_options, run_options, source_option, stop_on_signal
 from amprenta_vectors.cli.rates import orders_of, rate_options
-from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.moves.ends import choose_namespaces, open_ends
-from amprenta_vectors.moves.move import Move, complete, plan, prepare
-from amprenta_vectors.schema.vector_table import SourceKind
+
+if TYPE_CHECKING:
+    from amprenta_vectors.backfill.keys_from import KeysFrom
+    from amprenta_vectors.backfill.starting import Mode
+    from amprenta_vectors.schema.kinds import SourceKind
 
 
 @click.command()
@@ -84,6 +82,12 @@ def backfill(
 
     It waits while the database has no room for more; docs/throttling.md has the settings.
     """
+    from amprenta_vectors.cli.display import open_display
+    from amprenta_vectors.cli.dry_run import describe_offline, describe_plan
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.ends import choose_namespaces, open_ends
+    from amprenta_vectors.moves.move import Move, complete, plan, prepare
+
     settings = Settings.load(
         batch_size=batch_size,
         workers=workers,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack, closing
 from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.table_text import print_table
-from amprenta_vectors.config import Settings
-from amprenta_vectors.stores.comparison import PERTURBATION, ComparisonReport, StoreReport, compare_stores, perturbed
-from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store
-from amprenta_vectors.stores.vectors import MAX_TOP_K
+from amprenta_vectors.stores.top_k import MAX_TOP_K
+
+if TYPE_CHECKING:
+    from amprenta_vectors.stores.comparison import ComparisonReport
 
 
 @click.command()
@@ -21,7 +21,7 @@ from amprenta_vectors.stores.vectors import MAX_TOP_K
 @click.option(
     "--use-db-vectors",
     is_flag=True,
-    help=f"Query with stored vectors as they are, not moved by {PERTURBATION:.0%} of their length.",
+    help="Query with stored vectors as they are, not each moved a little.",
 )
 @click.option("--namespace", help="Compare in this namespace.  [env var: PINECONE_NAMESPACE]")
 @click.option(
@@ -34,6 +34,10 @@ def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | N
     Asks both for the nearest rows of the same vectors, one at a time. Recall is measured against an exact search in
     PostgreSQL, by distance, so that equally near rows count as found.
     """
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.stores.comparison import compare_stores, perturbed
+    from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store
+
     settings = Settings.load(pinecone_namespace=namespace)
     with ExitStack() as stack:
         pgvector = stack.enter_context(closing(open_pgvector_store(settings)))
@@ -49,6 +53,9 @@ def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | N
 
 
 def _print(report: ComparisonReport) -> None:
+    from amprenta_vectors.cli.table_text import print_table
+    from amprenta_vectors.stores.comparison import StoreReport
+
     head = ["store", f"recall@{report.top_k}", "p50 ms", "p95 ms", "p99 ms", "queries/s", "hits"]
     click.echo(f"{report.queries} queries, overlap@{report.top_k} {_to_cell(report.overlap)}\n")
     rows = [[_to_cell(getattr(store, field.name)) for field in fields(StoreReport)] for store in report.stores]

@@ -6,17 +6,19 @@ import json
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
-from amprenta_vectors.config import Settings
-from amprenta_vectors.embedders.factory import open_embedder
 from amprenta_vectors.errors import AmprentaError, ConfigError, ExitCode, TimedOut
-from amprenta_vectors.stores.canary import Song, sing, stored_question
-from amprenta_vectors.stores.daemons import DaemonPool
-from amprenta_vectors.stores.vectors import MAX_TOP_K
+from amprenta_vectors.stores.top_k import MAX_TOP_K
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.stores.canary import Song
 
 
 @click.command()
@@ -47,6 +49,9 @@ def canary(
     Exit 0 if there are hits in time, 1 if not or if the search fails, 2 for a setting. Neither text nor vector is
     printed.
     """
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.stores.canary import sing
+
     try:
         settings = Settings.load()
         song = _within(timeout_seconds, lambda: sing(settings, _question(settings, text), top_k=top_k))
@@ -70,6 +75,8 @@ def canary(
 
 def _within(seconds: float, search: Callable[[], Song]) -> Song:
     """What ``search`` gives. Raises `TimedOut` where it takes longer; it is left behind, and ends with the process."""
+    from amprenta_vectors.stores.daemons import DaemonPool
+
     try:
         return DaemonPool(1, "canary").submit(search).result(seconds)
     except TookTooLong:
@@ -77,6 +84,9 @@ def _within(seconds: float, search: Callable[[], Song]) -> Song:
 
 
 def _question(settings: Settings, text: str | None) -> NDArray[np.float32]:
+    from amprenta_vectors.embedders.factory import open_embedder
+    from amprenta_vectors.stores.canary import stored_question
+
     if text is None:
         return stored_question(settings)
     if settings.embedder is None:

@@ -7,21 +7,17 @@ import re
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
-from amprenta_vectors.cli.table_text import print_table
-from amprenta_vectors.compare.missing import AMISS, LISTED, Comparer, Comparison, Why
-from amprenta_vectors.compare.shadow_page import render_shadow_page, verdict
-from amprenta_vectors.compare.shadow_report import collect_shadow_report
-from amprenta_vectors.compare.whereabouts import Whereabouts
-from amprenta_vectors.config import Settings
+from amprenta_vectors.compare.why import Why
 from amprenta_vectors.errors import ConfigError, ExitCode
-from amprenta_vectors.moves.ends import open_table, scope_of
-from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store, text_field_of
+
+if TYPE_CHECKING:
+    from amprenta_vectors.compare.missing import Comparison
 
 MEANINGS = {
     Why.LOST: "no row of the table has the key",
@@ -77,6 +73,12 @@ def run(
     Exit 0 if the table has the vector of every one of them, 1 if some are lost, in another scope, without a vector or
     with another one. Similarity thresholds are not applied.
     """
+    from amprenta_vectors.compare.missing import Comparer
+    from amprenta_vectors.compare.whereabouts import Whereabouts
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.ends import open_table, scope_of
+    from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store, text_field_of
+
     settings = for_measuring(Settings.load(pinecone_namespace=namespace))
     engine = open_database(settings, 2)
     with engine.connect() as connection:
@@ -107,6 +109,9 @@ def _to_json(found: Comparison) -> dict[str, Any]:
 
 
 def _print_comparison(found: Comparison, source: str) -> None:
+    from amprenta_vectors.cli.table_text import print_table
+    from amprenta_vectors.compare.missing import AMISS, LISTED
+
     share = f" ({found.found / found.hits:.2%})" if found.hits else ""
     click.echo(
         f"{found.queries:,} queries, top_k {found.top_k}: {source} gave {found.hits:,} hits, PostgreSQL "
@@ -136,6 +141,9 @@ def _print_comparison(found: Comparison, source: str) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Write shadow.json and shadow.html there too.")
 def report(since: str | None, as_json: bool, output: Path | None) -> None:
     """Sum up what VECTOR_MODE=shadow kept: agreement, errors, latencies and the worst queries."""
+    from amprenta_vectors.compare.shadow_report import collect_shadow_report
+    from amprenta_vectors.config import Settings
+
     engine = open_database(Settings.load(), 1)
     with engine.connect() as connection:
         collected = collect_shadow_report(connection, _to_moment(since))
@@ -164,6 +172,8 @@ def _to_moment(since: str | None) -> datetime | None:
 
 
 def _write(collected: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    from amprenta_vectors.compare.shadow_page import render_shadow_page
+
     paths = folder / "shadow.json", folder / "shadow.html"
     texts = json.dumps(collected, indent=1, ensure_ascii=False), render_shadow_page(collected)
     try:
@@ -179,6 +189,9 @@ def _write(collected: dict[str, Any], folder: Path) -> tuple[Path, Path]:
 
 
 def _print_report(collected: dict[str, Any]) -> None:
+    from amprenta_vectors.cli.table_text import print_table
+    from amprenta_vectors.compare.shadow_page import verdict
+
     for pair in collected["pairs"]:
         click.echo(f"{pair['primary']}, shadowed by {pair['secondary']}, {pair['first_at']} to {pair['last_at']}")
         click.echo(verdict(pair))
@@ -193,6 +206,8 @@ def _print_report(collected: dict[str, Any]) -> None:
 
 
 def _print_agreement(pair: dict[str, Any]) -> None:
+    from amprenta_vectors.cli.table_text import print_table
+
     figures = ("mean", "p1", "p5", "p50", "p95", "most")
     rows = [
         (name.replace("_", " "), *(_cell(pair[name].get(figure, "")) for figure in figures))
@@ -202,6 +217,8 @@ def _print_agreement(pair: dict[str, Any]) -> None:
 
 
 def _print_latencies(pair: dict[str, Any]) -> None:
+    from amprenta_vectors.cli.table_text import print_table
+
     figures = ("p50", "p95", "p99")
     rows = [
         (pair[role], *(_cell(pair[f"{role}_ms"][figure]) for figure in figures)) for role in ("primary", "secondary")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import click
-from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill import orders, progress
-from amprenta_vectors.backfill.states import Order
-from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.options import open_database
-from amprenta_vectors.config import Settings
-from amprenta_vectors.moves.reports import leave_report
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from amprenta_vectors.backfill.states import Order
 
 _SAID = {
     "workers": "workers of each process",
@@ -32,6 +32,9 @@ def pause(run: int | None) -> None:
 
     Its processes stay and wait for `resume`.
     """
+    from amprenta_vectors.backfill import orders
+    from amprenta_vectors.backfill.states import Order
+
     engine, run_id = _open(run, Order.PAUSE)
     click.echo(f"run {run_id}: waiting until nobody works at it (at most {orders.WAIT_SECONDS:.0f} s)", err=True)
     orders.pause(engine, run_id)
@@ -42,6 +45,9 @@ def pause(run: int | None) -> None:
 @run_argument
 def resume(run: int | None) -> None:
     """Let RUN go on, by default the only one paused."""
+    from amprenta_vectors.backfill import orders
+    from amprenta_vectors.backfill.states import Order
+
     engine, run_id = _open(run, Order.RESUME)
     orders.resume(engine, run_id)
     click.echo(f"run {run_id} goes on; where no process waits for it: amprenta-vectors backfill --resume")
@@ -51,6 +57,12 @@ def resume(run: int | None) -> None:
 @run_argument
 def cancel(run: int | None) -> None:
     """End RUN for good, by default the only one unfinished. The rows that it wrote stay."""
+    from amprenta_vectors.backfill import orders, progress
+    from amprenta_vectors.backfill.states import Order
+    from amprenta_vectors.cli.display import open_display
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.reports import leave_report
+
     engine, run_id = _open(run, Order.CANCEL)
     orders.cancel(engine, run_id)
     with progress.transaction(engine) as connection:
@@ -78,6 +90,8 @@ def limits(run: int | None, clear: bool, **given: float | None) -> None:
 
     Its processes heed them within a second, before what they were started with. A rate of 0 is none.
     """
+    from amprenta_vectors.backfill import progress
+
     engine, run_id = _open(run)
     changes = {name: value for name, value in given.items() if value is not None}
     with progress.transaction(engine) as connection:
@@ -94,6 +108,9 @@ def _said(name: str, value: float) -> str:
 
 
 def _open(run_id: int | None, order: Order | None = None) -> tuple[Engine, int]:
+    from amprenta_vectors.backfill import orders
+    from amprenta_vectors.config import Settings
+
     engine = open_database(Settings.load(), 1)
     with engine.connect() as connection:
         return engine, orders.choose_run(connection, run_id, order).id

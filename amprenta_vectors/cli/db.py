@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
-from sqlalchemy.engine import Connection
 
-from amprenta_vectors.config import Settings
-from amprenta_vectors.db import check_connection, create_engine
-from amprenta_vectors.ddl.plan import RevisionPlan, publications_of
-from amprenta_vectors.ddl.steps import Done, Step
-from amprenta_vectors.migrate import SECTIONS, print_downgrade, print_upgrade, search_adopted
-from amprenta_vectors.migrate import current as run_current
-from amprenta_vectors.migrate import downgrade as run_downgrade
-from amprenta_vectors.migrate import plan as run_plan
-from amprenta_vectors.migrate import upgrade as run_upgrade
-from amprenta_vectors.pg.sessions import GIVE_UP_SECONDS, LOCK_SECONDS
+from amprenta_vectors.sections import SECTIONS
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.ddl.plan import RevisionPlan
 
 _section = click.option(
     "--section",
@@ -48,6 +45,10 @@ def db() -> None:
 @click.argument("revision", default="head")
 def upgrade(section: str, schema: str | None, sql: bool, revision: str) -> None:
     """Bring the schema to REVISION (default: head). Several at once are safe: one works, the others wait."""
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.migrate import print_upgrade
+    from amprenta_vectors.migrate import upgrade as run_upgrade
+
     settings = Settings.load()
     if not sql:
         run_upgrade(settings, section, revision, schema=schema)
@@ -63,6 +64,10 @@ def upgrade(section: str, schema: str | None, sql: bool, revision: str) -> None:
 @click.argument("revision", default="base")
 def downgrade(section: str, revision: str, purge: bool, sql: bool) -> None:
     """Take the schema back to REVISION (default: base). What has values is kept and comes back with an upgrade."""
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.migrate import downgrade as run_downgrade
+    from amprenta_vectors.migrate import print_downgrade
+
     settings = Settings.load()
     if not sql:
         run_downgrade(settings, section, revision, purge=purge)
@@ -75,6 +80,9 @@ def downgrade(section: str, revision: str, purge: bool, sql: bool) -> None:
 @_section
 def current(section: str) -> None:
     """Print the revision that the schema is at."""
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.migrate import current as run_current
+
     run_current(Settings.load(), section)
 
 
@@ -84,6 +92,12 @@ def current(section: str) -> None:
 @click.argument("revision", default="head")
 def plan(section: str, schema: str | None, revision: str) -> None:
     """Say what an upgrade to REVISION (default: head) would do and lock. Changes nothing; counts values by reading."""
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.ddl.plan import publications_of
+    from amprenta_vectors.ddl.steps import Step
+    from amprenta_vectors.migrate import plan as run_plan
+    from amprenta_vectors.pg.sessions import GIVE_UP_SECONDS, LOCK_SECONDS
+
     settings = Settings.load()
     with _reading(settings, section, schema) as (connection, found):
         plans = run_plan(settings, connection, section, revision, schema=found)
@@ -108,6 +122,9 @@ def plan(section: str, schema: str | None, revision: str) -> None:
 @contextmanager
 def _reading(settings: Settings, section: str, schema: str | None = None) -> Iterator[tuple[Connection, str | None]]:
     """A connection on which nothing can be changed, and the schema in which it finds the section's table."""
+    from amprenta_vectors.db import check_connection, create_engine
+    from amprenta_vectors.migrate import search_adopted
+
     engine = create_engine(settings, migrations=True)
     check_connection(engine)
     found = search_adopted(engine, section, schema)
@@ -117,6 +134,8 @@ def _reading(settings: Settings, section: str, schema: str | None = None) -> Ite
 
 
 def _described(plan: RevisionPlan) -> Iterator[str]:
+    from amprenta_vectors.ddl.steps import Done
+
     yield f"{plan.revision}  {plan.title}"
     for table in plan.tables:
         rows = "rows never counted (ANALYZE does)" if table.rows is None else f"about {table.rows:,} rows"

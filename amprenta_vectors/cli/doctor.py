@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.config import Settings
-from amprenta_vectors.doctor.examine import examine
-from amprenta_vectors.doctor.finding import SEVERITIES, Finding
 from amprenta_vectors.errors import ExitCode
+
+if TYPE_CHECKING:
+    from amprenta_vectors.doctor.finding import Finding
 
 
 @click.command()
@@ -23,6 +24,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     Changes nothing, and reads the rows of the table (AMPRENTA_TABLE) twice at most, to count them. Findings are
     serious, advice, or notes that need no mending. Exit 0 if none is serious, else 1.
     """
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.doctor.examine import examine
+    from amprenta_vectors.doctor.finding import SEVERITIES
+
     findings = examine(Settings.load())
     number = Counter(finding.severity for finding in findings)
     if as_json:

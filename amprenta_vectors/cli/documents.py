@@ -6,24 +6,17 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 
-from amprenta_vectors.backfill.observer import MoveEvent, Observer
-from amprenta_vectors.backfill.starting import Mode
-from amprenta_vectors.cli.display import open_display
-from amprenta_vectors.cli.move_text import MoveText
 from amprenta_vectors.cli.options import run_options, stop_on_signal
-from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, ExitCode, worst
-from amprenta_vectors.moves.ends import open_ends, open_target
-from amprenta_vectors.sources.simple import SimpleOrigin, open_simple_origin
-from amprenta_vectors.systems.documents import events
-from amprenta_vectors.systems.documents.migration import StoreMigration
-from amprenta_vectors.systems.documents.removal import Removal
-from amprenta_vectors.systems.documents.rollback import roll_back_store, stores_to_roll_back
-from amprenta_vectors.systems.documents.stores import SHOWN, choose_stores, document_settings
+
+if TYPE_CHECKING:
+    from amprenta_vectors.backfill.observer import MoveEvent, Observer
+    from amprenta_vectors.backfill.starting import Mode
+    from amprenta_vectors.config import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -72,6 +65,12 @@ def migrate(
     A store that cannot be read is named and does not stop the others. Metadata that is encrypted needs
     VECTOR_STORE_ENCRYPTION_KEY.
     """
+    from amprenta_vectors.cli.display import open_display
+    from amprenta_vectors.moves.ends import open_ends
+    from amprenta_vectors.sources.simple import SimpleOrigin
+    from amprenta_vectors.systems.documents.migration import StoreMigration
+    from amprenta_vectors.systems.documents.stores import choose_stores, document_settings
+
     if sum((resume, restart, rollback)) > 1:
         raise ConfigError("--resume, --restart and --rollback contradict each other", hint="give one of them")
     settings = document_settings(root, embedding_model=options.pop("model"), **options)
@@ -82,7 +81,7 @@ def migrate(
         stop = threading.Event()
         ends = open_ends(settings, show)
         migration = StoreMigration(settings, ends, mode=mode, stop=stop, observer=show)
-        stores = choose_stores(cast("SimpleOrigin", ends.origin), users)
+        stores = choose_stores(cast(SimpleOrigin, ends.origin), users)
         if dry_run:
             _exit(migration.plan(stores))
         with stop_on_signal(stop):
@@ -90,6 +89,9 @@ def migrate(
 
 
 def _roll_back(settings: Settings, users: Sequence[str], show: Observer, *, dry_run: bool) -> NoReturn:
+    from amprenta_vectors.moves.ends import open_target
+    from amprenta_vectors.systems.documents.rollback import roll_back_store, stores_to_roll_back
+
     engine, table = open_target(settings, 1, show)
     chosen = stores_to_roll_back(engine, table, users)
     codes = [roll_back_store(engine, table, *store, show, dry_run=dry_run) for store in chosen.items()]
@@ -104,6 +106,9 @@ def _exit(code: ExitCode) -> NoReturn:
 
 def _print(event: MoveEvent) -> None:
     """Print an event of a store's own."""
+    from amprenta_vectors.systems.documents import events
+    from amprenta_vectors.systems.documents.stores import SHOWN
+
     match event:
         case events.StoreOpened(store, shape, backup, is_new):
             click.echo(f"{store}: {shape}")
@@ -138,6 +143,12 @@ def remove_files(root: Path | None, users: tuple[str, ...], yes: bool) -> None:
     Refuses a store whose run is unfinished, rolled back or not verified, that has documents set aside, whose files have
     changed since, or whose texts or metadata are not what the table has.
     """
+    from amprenta_vectors.cli.move_text import MoveText
+    from amprenta_vectors.moves.ends import open_target
+    from amprenta_vectors.sources.simple import open_simple_origin
+    from amprenta_vectors.systems.documents.removal import Removal
+    from amprenta_vectors.systems.documents.stores import choose_stores, document_settings
+
     settings = document_settings(root)
     origin = open_simple_origin(settings)
     engine, table = open_target(settings, 1, MoveText())

@@ -6,21 +6,17 @@ import json
 import threading
 from collections.abc import Sequence
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.orders import choose_run
-from amprenta_vectors.backfill.progress import SetAside
-from amprenta_vectors.batch import Reason
-from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.options import namespace_options, open_database, source_option, stop_on_signal
-from amprenta_vectors.cli.table_text import print_table
-from amprenta_vectors.config import Settings
-from amprenta_vectors.moves.ends import Ends, choose_namespaces, open_ends
-from amprenta_vectors.moves.move import complete, prepare
-from amprenta_vectors.moves.retries import has_quarantined, open_retries
-from amprenta_vectors.schema.vector_table import SourceKind
+from amprenta_vectors.reasons import Reason
+
+if TYPE_CHECKING:
+    from amprenta_vectors.backfill.progress import SetAside
+    from amprenta_vectors.moves.ends import Ends
+    from amprenta_vectors.schema.kinds import SourceKind
 
 reason_option = click.option(
     "--reason",
@@ -39,6 +35,10 @@ def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> No
 
     A row that was written since, by whatever run, is not among them.
     """
+    from amprenta_vectors.backfill import progress
+    from amprenta_vectors.backfill.orders import choose_run
+    from amprenta_vectors.config import Settings
+
     engine = open_database(Settings.load(), 1)
     with engine.connect() as connection:
         progress.require_tables(connection)
@@ -67,6 +67,8 @@ def _to_json(row: SetAside) -> dict[str, object]:
 
 def _print_rows(rows: list[SetAside]) -> None:
     """What is longest comes last."""
+    from amprenta_vectors.cli.table_text import print_table
+
     lines = []
     for row in rows:
         when = row.at.isoformat(sep=" ", timespec="seconds")
@@ -96,6 +98,12 @@ def retry_failed(
 
     Interrupted, it goes on by the same command, or by backfill --resume. Rows that are written are errors no longer.
     """
+    from amprenta_vectors.cli.display import open_display
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.ends import choose_namespaces, open_ends
+    from amprenta_vectors.moves.move import complete, prepare
+    from amprenta_vectors.moves.retries import open_retries
+
     settings = Settings.load(workers=workers, source=source, embedding_model=model, log_format=log_format)
     stop = threading.Event()
     with closing(open_display(settings.log_format)) as show:
@@ -111,6 +119,8 @@ def retry_failed(
 
 
 def _nothing_to_retry(ends: Ends, namespaces: Sequence[str], reason: str | None) -> str:
+    from amprenta_vectors.moves.retries import has_quarantined
+
     target = ends.table.target
     if has_quarantined(ends, namespaces, reason):
         return f"what is set aside of {target} is for amprenta-vectors reconcile, whose next pass takes it again"

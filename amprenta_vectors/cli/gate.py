@@ -5,9 +5,6 @@ from __future__ import annotations
 import click
 
 from amprenta_vectors.cli.options import open_database
-from amprenta_vectors.config import Settings
-from amprenta_vectors.ddl.gate import check_finished
-from amprenta_vectors.moves.ends import open_table
 
 
 @click.command()
@@ -17,6 +14,10 @@ def gate(allow: tuple[str, ...]) -> None:
 
     The same check as op.ensure_backfill_finished in a revision of your own. An empty table passes.
     """
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.ddl.gate import check_finished
+    from amprenta_vectors.moves.ends import open_table
+
     settings = Settings.load()
     engine = open_database(settings, 1)
     with engine.connect() as connection:

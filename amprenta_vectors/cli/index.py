@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill.index import build_deferred, defer_indexes, rebuild_indexes
-from amprenta_vectors.backfill.index_plan import BuildSettings
-from amprenta_vectors.cli.move_text import MoveText
 from amprenta_vectors.cli.options import stop_on_signal
-from amprenta_vectors.config import Settings
-from amprenta_vectors.moves.ends import open_target
-from amprenta_vectors.moves.indexing import build_new, build_settings, telling_plans, watching_builds
-from amprenta_vectors.pg.types import CoarserStorage, IndexMethod
-from amprenta_vectors.schema.vector_table import VectorTable
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from amprenta_vectors.backfill.index_plan import BuildSettings
+    from amprenta_vectors.cli.move_text import MoveText
+    from amprenta_vectors.pg.types import CoarserStorage, IndexMethod
+    from amprenta_vectors.schema.vector_table import VectorTable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_SAY = MoveText()
-_PLAN = telling_plans(_SAY)
 
 
 @click.group()
@@ -73,11 +70,14 @@ def build(
     index_workers: int | None,
 ) -> None:
     """Build the index that a load put off or that was dropped, as it was; where there is none, a new one."""
-    engine, table, given = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
+    from amprenta_vectors.backfill.index import build_deferred
+    from amprenta_vectors.moves.indexing import build_new, telling_plans, watching_builds
+
+    engine, table, given, show = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
     options = {"lists": lists or 0} if method == "ivfflat" else {"m": m, "ef_construction": ef_construction}
-    with stop_on_signal() as stop, watching_builds(engine, table, _SAY):
-        built = build_deferred(engine, table, stop, given, _PLAN)
-        built = built or [build_new(engine, table, given, method, options, storage, _SAY)]
+    with stop_on_signal() as stop, watching_builds(engine, table, show):
+        built = build_deferred(engine, table, stop, given, telling_plans(show))
+        built = built or [build_new(engine, table, given, method, options, storage, show)]
     click.echo(f"{table.target} is indexed: {', '.join(built)}")
 
 
@@ -85,22 +85,33 @@ def build(
 @build_options
 def rebuild(maintenance_work_mem: str | None, index_workers: int | None) -> None:
     """Rebuild every ANN index of the column, as after many updates and deletes."""
-    engine, table, given = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
-    with stop_on_signal() as stop, watching_builds(engine, table, _SAY):
-        rebuilt = rebuild_indexes(engine, table, stop, given, _PLAN)
+    from amprenta_vectors.backfill.index import rebuild_indexes
+    from amprenta_vectors.moves.indexing import telling_plans, watching_builds
+
+    engine, table, given, show = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
+    with stop_on_signal() as stop, watching_builds(engine, table, show):
+        rebuilt = rebuild_indexes(engine, table, stop, given, telling_plans(show))
     click.echo(f"rebuilt: {', '.join(rebuilt)}" if rebuilt else "there is no index; amprenta-vectors index build")
 
 
 @index.command()
 def drop() -> None:
     """Drop every ANN index of the column; until `index build` brings it back, queries read the whole table."""
-    engine, table, _ = _open()
+    from amprenta_vectors.backfill.index import defer_indexes
+
+    engine, table, *_ = _open()
     dropped = defer_indexes(engine, table, force=True)
     click.echo(
         f"dropped: {', '.join(dropped)}; back with: amprenta-vectors index build" if dropped else "there was no index"
     )
 
 
-def _open(**options: object) -> tuple[Engine, VectorTable, BuildSettings]:
-    settings = Settings.load(**options)
-    return *open_target(settings, 3, _SAY), build_settings(settings)
+def _open(**options: object) -> tuple[Engine, VectorTable, BuildSettings, MoveText]:
+    from amprenta_vectors.cli.move_text import MoveText
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.ends import open_target
+    from amprenta_vectors.moves.indexing import build_settings
+
+    settings, show = Settings.load(**options), MoveText()
+    engine, table = open_target(settings, 3, show)
+    return engine, table, build_settings(settings), show

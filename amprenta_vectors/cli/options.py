@@ -7,15 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
-from sqlalchemy.engine import Engine
 
-from amprenta_vectors.cli.move_text import MoveText
-from amprenta_vectors.config import Settings
-from amprenta_vectors.moves import ends
-from amprenta_vectors.schema.vector_table import SourceKind
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from amprenta_vectors.config import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,6 +35,8 @@ def namespace_options(command: Command) -> Command:
 
 def source_option(command: Command) -> Command:
     """``--source``."""
+    from amprenta_vectors.schema.kinds import SourceKind
+
     return click.option(
         "--source",
         type=click.Choice(get_args(SourceKind)),
@@ -59,6 +60,9 @@ def run_options(command: Command) -> Command:
 
 def open_database(settings: Settings, connections: int) -> Engine:
     """An engine whose server has been reached and is suitable; warnings about it are printed."""
+    from amprenta_vectors.cli.move_text import MoveText
+    from amprenta_vectors.moves import ends
+
     return ends.open_database(settings, connections, MoveText())
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from amprenta_vectors.cli.options import open_database
-from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ConfigError, ExitCode, TransientError
-from amprenta_vectors.schema.catalogue import located
-from amprenta_vectors.schema.registry import get_table
-from amprenta_vectors.stores.composites.dual import drain as bring
-from amprenta_vectors.stores.factory import BACKENDS, open_pgvector_store
-from amprenta_vectors.stores.outbox import Outbox
+
+if TYPE_CHECKING:
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.stores.outbox import Outbox
 
 
 @click.group()
@@ -28,6 +27,8 @@ def outbox() -> None:
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Exit 0 if nothing is pending, else 1."""
+    from amprenta_vectors.config import Settings
+
     settings = Settings.load()
     with _open_outbox(settings) as box:
         found = box.status()
@@ -61,6 +62,10 @@ def drain(ctx: click.Context) -> None:
 
     Exit 0 if all is brought. The other store is that of VECTOR_BACKEND and VECTOR_SECONDARY which is not pgvector.
     """
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.schema.registry import get_table
+    from amprenta_vectors.stores.factory import BACKENDS
+
     settings = Settings.load()
     others = [
         name for name in (settings.vector_backend, settings.vector_secondary) if name in BACKENDS.keys() - {"pgvector"}
@@ -90,6 +95,10 @@ def drain(ctx: click.Context) -> None:
 @contextmanager
 def _open_outbox(settings: Settings) -> Iterator[Outbox]:
     """That of all scopes of the table."""
+    from amprenta_vectors.schema.catalogue import located
+    from amprenta_vectors.schema.registry import get_table
+    from amprenta_vectors.stores.outbox import Outbox
+
     engine = open_database(settings, 1)
     try:
         with engine.connect() as connection:
@@ -100,5 +109,8 @@ def _open_outbox(settings: Settings) -> Iterator[Outbox]:
 
 
 def _drain_scope(settings: Settings, backend: str) -> tuple[int, AmprentaError | None]:
+    from amprenta_vectors.stores.composites.dual import drain as bring
+    from amprenta_vectors.stores.factory import BACKENDS, open_pgvector_store
+
     with closing(open_pgvector_store(settings)) as pgvector, closing(BACKENDS[backend](settings)) as other:
         return bring(pgvector.open_outbox(), pgvector, other, at_once=True)

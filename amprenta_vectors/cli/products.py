@@ -6,19 +6,16 @@ import json
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.backfill.starting import Mode
-from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.options import open_database, stop_on_signal
-from amprenta_vectors.cli.products_text import print_step
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.integrations.product_rows import coverage, without_embedding
-from amprenta_vectors.integrations.products import ProductSearch, product_settings
-from amprenta_vectors.moves.ends import open_table
-from amprenta_vectors.stores.vectors import MAX_TOP_K
-from amprenta_vectors.systems.products.migration import Migration, Wanted
+from amprenta_vectors.stores.top_k import MAX_TOP_K
+
+if TYPE_CHECKING:
+    from amprenta_vectors.backfill.starting import Mode
 
 BATCH_SIZE = 50
 """Products that are embedded by one model at once: few enough that a kill loses little of its work."""
@@ -64,6 +61,11 @@ def migrate(
     Name, brand, category and description are embedded by AMPRENTA_EMBEDDER (default: ollama, with the model
     OLLAMA_API_MODEL_EMBEDDING), which must be the model that made ChromaDB's vectors.
     """
+    from amprenta_vectors.cli.display import open_display
+    from amprenta_vectors.cli.products_text import print_step
+    from amprenta_vectors.integrations.products import product_settings
+    from amprenta_vectors.systems.products.migration import Migration, Wanted
+
     if resume and restart:
         raise ConfigError("--resume and --restart contradict each other", hint="give one of them")
     if force and ids:
@@ -97,6 +99,8 @@ def search(
     min_stock: int | None,
 ) -> None:
     """Find active products by a text, as an application's ProductSearch does, to try filters and strategies out."""
+    from amprenta_vectors.integrations.products import ProductSearch
+
     with closing(ProductSearch.open()) as products:
         found = products.search(
             text,
@@ -121,6 +125,10 @@ def search(
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show_coverage(limit: int, as_json: bool) -> None:
     """How many active products have an embedding, and which have none and so are never found."""
+    from amprenta_vectors.integrations.product_rows import coverage, without_embedding
+    from amprenta_vectors.integrations.products import product_settings
+    from amprenta_vectors.moves.ends import open_table
+
     settings = product_settings()
     engine = open_database(settings, 1)
     with engine.connect() as connection:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from sqlalchemy.engine import Engine
 
 from amprenta_vectors.cli.options import NAMESPACE_HELP
-from amprenta_vectors.compare.queries import Query, queries_of_file, recorded_queries, stored_queries
-from amprenta_vectors.config import Settings
-from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.stores.factory import open_pgvector_store
-from amprenta_vectors.stores.vectors import MAX_TOP_K
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from amprenta_vectors.compare.queries import Query
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.schema.vector_table import VectorTable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -24,6 +25,8 @@ QUERIES = 100
 
 def query_options(command: Command) -> Command:
     """``--queries``, ``--from``, ``--top-k``, ``--namespace`` and ``--seed``."""
+    from amprenta_vectors.stores.top_k import MAX_TOP_K
+
     for option in (
         click.option("--seed", type=int, default=0, show_default=True, help="Which stored vectors are sampled."),
         click.option("--namespace", help=NAMESPACE_HELP),
@@ -49,6 +52,9 @@ def read_queries(
     settings: Settings, engine: Engine, table: VectorTable, origin: str, queries: int | None, seed: int
 ) -> list[Query]:
     """What ``--from`` names; ``table`` is from the catalogue. Raises `ConfigError` where there is no query."""
+    from amprenta_vectors.compare.queries import queries_of_file, recorded_queries, stored_queries
+    from amprenta_vectors.stores.factory import open_pgvector_store
+
     if origin == "shadow":
         with engine.connect() as connection:
             return recorded_queries(connection, table, queries or QUERIES)
@@ -60,5 +66,7 @@ def read_queries(
 
 def for_measuring(settings: Settings) -> Settings:
     """The same stores, with every hit of theirs in whatever time: an exact search may take long."""
+    from amprenta_vectors.config import Settings
+
     thresholds = [name for name in Settings.model_fields if name.endswith("_similarity_threshold")]
     return settings.model_copy(update=dict.fromkeys([*thresholds, "query_timeout_seconds"]))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from amprenta_vectors.config import Settings
+if TYPE_CHECKING:
+    from amprenta_vectors.config import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.options import namespace_options, run_options, source_option, stop_on_signal
 from amprenta_vectors.cli.rates import orders_of, rate_options
-from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ExitCode
-from amprenta_vectors.moves.ends import choose_namespaces, open_ends
-from amprenta_vectors.moves.move import Move, complete, prepare
-from amprenta_vectors.moves.reconciliation import try_passes
-from amprenta_vectors.schema.vector_table import SourceKind
+
+if TYPE_CHECKING:
+    from amprenta_vectors.schema.kinds import SourceKind
 
 
 @click.command()
@@ -48,6 +46,12 @@ def reconcile(
     Run it again and again until the switch. A row that was changed here stays as it is, and is listed: exit 3. A pass
     that was interrupted goes on by the same command.
     """
+    from amprenta_vectors.cli.display import open_display
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.ends import choose_namespaces, open_ends
+    from amprenta_vectors.moves.move import Move, complete, prepare
+    from amprenta_vectors.moves.reconciliation import try_passes
+
     settings = Settings.load(
         batch_size=batch_size,
         workers=workers,

@@ -7,9 +7,7 @@ from pathlib import Path
 import click
 
 from amprenta_vectors.cli.options import open_database
-from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.moves.reports import write_report
 
 
 @click.command()
@@ -19,6 +17,9 @@ from amprenta_vectors.moves.reports import write_report
 )
 def report(run: int, output: Path | None) -> None:
     """Write what RUN did as run-N.json and run-N.html, also while it goes on; `status` lists the runs."""
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.reports import write_report
+
     settings = Settings.load(report=output)
     engine = open_database(settings, 1)
     try:

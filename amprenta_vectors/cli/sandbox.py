@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from amprenta_vectors.sandbox import control
+from amprenta_vectors.sandbox import DEFAULT_FOLDER
 
 DEMOS = {
     "rag_chunks": "amprenta_vectors.sandbox.demo:Demo",
@@ -20,7 +20,7 @@ DEMOS = {
 _folder = click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
-    default=control.DEFAULT_FOLDER,
+    default=DEFAULT_FOLDER,
     show_default=True,
     help="Where the sandbox keeps its data.",
 )
@@ -36,9 +36,11 @@ def sandbox() -> None:
 @click.option("--rows", type=click.IntRange(min=1), help="Load the index with so many vectors.  [default: all]")
 def start(folder: Path, rows: int | None) -> None:
     """Start the sandbox, loading the index the first time."""
+    from amprenta_vectors.sandbox import control
+
     loaded = control.start(folder, rows)
     command = "amprenta-vectors sandbox env"
-    if folder != control.DEFAULT_FOLDER:
+    if folder != DEFAULT_FOLDER:
         command += f" --folder {shlex.quote(str(folder))}"
     click.echo(f"The sandbox runs; its Pinecone index was loaded with {loaded:,} vectors.")
     click.echo(f'Point this shell at it: eval "$({command})"')
@@ -49,6 +51,8 @@ def start(folder: Path, rows: int | None) -> None:
 @click.option("--remove", is_flag=True, help="Delete the folder with everything in it.")
 def stop(folder: Path, remove: bool) -> None:
     """Stop the sandbox; what it holds stays for the next start."""
+    from amprenta_vectors.sandbox import control
+
     control.stop(folder, remove=remove)
 
 
@@ -56,6 +60,8 @@ def stop(folder: Path, remove: bool) -> None:
 @_folder
 def env(folder: Path) -> None:
     """Print the variables that point a shell at the sandbox."""
+    from amprenta_vectors.sandbox import control
+
     for name, value in control.env(folder).items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
@@ -102,4 +108,4 @@ def add(text: str) -> None:
 def demo(system: str, rows: int | None) -> None:
     """Go the whole journey on this machine: upgrade, backfill, kill, resume, verify, compare, switch, go back."""
     module, _, name = DEMOS[system].partition(":")
-    getattr(importlib.import_module(module), name)(control.DEFAULT_FOLDER / "demo", rows).run()
+    getattr(importlib.import_module(module), name)(DEFAULT_FOLDER / "demo", rows).run()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from amprenta_vectors.cli.index_inspection import index_to_json, show_index
 from amprenta_vectors.cli.options import open_database, source_option
-from amprenta_vectors.config import Settings
-from amprenta_vectors.moves.ends import open_table
-from amprenta_vectors.schema.registry import get_table
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
-from amprenta_vectors.sources.inspection import OriginInspection, inspect_index, inspect_origin
-from amprenta_vectors.sources.opening import kind_of, open_origin
+
+if TYPE_CHECKING:
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.schema.kinds import SourceKind
+    from amprenta_vectors.schema.vector_table import VectorTable
+    from amprenta_vectors.sources.inspection import OriginInspection
 
 
 @click.group()
@@ -31,6 +30,12 @@ def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> 
 
     Of simple stores every one is read. For rows the database is asked, and the table must be there.
     """
+    from amprenta_vectors.cli.index_inspection import index_to_json, show_index
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.schema.registry import get_table
+    from amprenta_vectors.sources.inspection import inspect_index
+    from amprenta_vectors.sources.opening import kind_of
+
     settings = Settings.load(source=source)
     table = get_table(settings.table, settings.config)
     if kind_of(settings, table) == "pinecone":
@@ -51,6 +56,10 @@ def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> 
 
 
 def _inspect(settings: Settings, table: VectorTable, namespace: str | None) -> OriginInspection:
+    from amprenta_vectors.moves.ends import open_table
+    from amprenta_vectors.sources.inspection import inspect_origin
+    from amprenta_vectors.sources.opening import kind_of, open_origin
+
     engine = None
     if kind_of(settings, table) == "rows":
         engine = open_database(settings, 2)

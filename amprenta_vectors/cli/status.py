@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
-from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.progress import Run, Snapshot
-from amprenta_vectors.backfill.states import UNFINISHED
-from amprenta_vectors.backfill.timeline import Outlook, look_ahead
-from amprenta_vectors.cli.live import BUCKETS, watch
 from amprenta_vectors.cli.options import open_database
-from amprenta_vectors.cli.run_text import held_by, to_json, to_pace, to_read_units, to_scope, to_state
-from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from amprenta_vectors.backfill.progress import Run, Snapshot
+    from amprenta_vectors.backfill.timeline import Outlook
 
 
 @click.command()
@@ -28,6 +27,12 @@ def status(run: int | None, watching: bool, as_json: bool) -> None:
 
     --watch without RUN takes the newest that has not ended. A role that may only read is enough.
     """
+    from amprenta_vectors.backfill import progress
+    from amprenta_vectors.backfill.states import UNFINISHED
+    from amprenta_vectors.backfill.timeline import look_ahead
+    from amprenta_vectors.cli.live import BUCKETS, watch
+    from amprenta_vectors.config import Settings
+
     engine = open_database(Settings.load(), 1)
     with engine.connect() as connection:
         progress.require_tables(connection)
@@ -49,11 +54,16 @@ def _chosen(runs: list[Run], number: int | None) -> list[Run]:
 
 
 def _as_json(connection: Connection, seen: list[tuple[Snapshot, Outlook]]) -> str:
+    from amprenta_vectors.backfill import progress
+    from amprenta_vectors.cli.run_text import to_json
+
     waiting = [{"target": target, "index": name} for target, name in progress.all_deferred(connection)]
     return json.dumps({"runs": [to_json(*each) for each in seen], "deferred_indexes": waiting})
 
 
 def _as_text(connection: Connection, seen: list[tuple[Snapshot, Outlook]]) -> Iterator[str]:
+    from amprenta_vectors.backfill import progress
+
     if not seen:
         yield "there is no run yet; alembic upgrade head queues one"
     for snapshot, outlook in seen:
@@ -63,6 +73,8 @@ def _as_text(connection: Connection, seen: list[tuple[Snapshot, Outlook]]) -> It
 
 
 def _described(snapshot: Snapshot, outlook: Outlook) -> Iterator[str]:
+    from amprenta_vectors.cli.run_text import held_by, to_pace, to_read_units, to_scope, to_state
+
     run, counts = snapshot.run, snapshot.counts
     yield f"run {run.id} {to_state(run, counts)}: {run.source or 'queued'} → {run.target}{to_scope(run)}"
     if run.source is None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
-from sqlalchemy.engine import Connection
 
 from amprenta_vectors.cli.options import open_database
-from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, ExitCode
-from amprenta_vectors.schema.check import Finding, check_table
-from amprenta_vectors.schema.registry import CONFIG_FILE, declared_tables
-from amprenta_vectors.schema.vector_table import VectorTable
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from amprenta_vectors.schema.check import Finding
+    from amprenta_vectors.schema.vector_table import VectorTable
 
 
 @click.group()
@@ -32,6 +35,9 @@ def check(ctx: click.Context, name: str | None) -> None:
     vector index and its operator class, and columns that an insert would have to fill. Each finding says what was
     expected, what was found, and the SQL to type. Exit 0 if all is as declared, else 2.
     """
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.schema.registry import CONFIG_FILE, declared_tables
+
     settings = Settings.load()
     declared = declared_tables(settings.config)
     if name is not None and name not in declared:
@@ -50,6 +56,8 @@ def check(ctx: click.Context, name: str | None) -> None:
 
 
 def _check(connection: Connection, table: VectorTable) -> bool:
+    from amprenta_vectors.schema.check import check_table
+
     findings = check_table(connection, table)
     blocking = [finding for finding in findings if finding.blocking]
     column = f"{table.target} {table.storage}({table.dimension}), {table.distance}"

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
 from amprenta_vectors.cli.options import open_database
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
-from amprenta_vectors.cli.table_text import print_table
-from amprenta_vectors.compare.tuning import Tuning, choices
-from amprenta_vectors.compare.tuning import tune as find_cheapest
-from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ExitCode
-from amprenta_vectors.moves.ends import open_table
-from amprenta_vectors.schema.search_settings import SearchSetting, store_setting
-from amprenta_vectors.stores.factory import open_pgvector_store
-from amprenta_vectors.stores.pgvector import PgVectorStore
+
+if TYPE_CHECKING:
+    from amprenta_vectors.compare.tuning import Tuning
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.schema.search_settings import SearchSetting
+    from amprenta_vectors.stores.pgvector import PgVectorStore
 
 
 @click.command()
@@ -46,6 +45,12 @@ def tune(
     Recall is measured against an exact search, by distance, so that equally near rows count as found. Exit 0 if it is
     reached, else 1.
     """
+    from amprenta_vectors.compare.tuning import choices
+    from amprenta_vectors.compare.tuning import tune as find_cheapest
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.ends import open_table
+    from amprenta_vectors.schema.search_settings import store_setting
+
     settings = for_measuring(Settings.load(pinecone_namespace=namespace))
     engine = open_database(settings, 1)
     with engine.connect() as connection:
@@ -73,10 +78,14 @@ def tune(
 
 
 def _open(settings: Settings, setting: SearchSetting, value: int) -> PgVectorStore:
+    from amprenta_vectors.stores.factory import open_pgvector_store
+
     return open_pgvector_store(settings.model_copy(update={setting: value}))
 
 
 def _print(found: Tuning) -> None:
+    from amprenta_vectors.cli.table_text import print_table
+
     head = (found.setting, f"recall@{found.top_k}", "p50 ms")
     click.echo(f"{found.queries:,} queries, top_k {found.top_k}")
     rows = [(str(trial.value), f"{trial.recall:.4f}", f"{trial.p50_ms:.2f}") for trial in found.trials]

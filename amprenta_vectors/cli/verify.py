@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.backfill.observer import MoveEvent
-from amprenta_vectors.cli.display import open_display
 from amprenta_vectors.cli.options import namespace_options, source_option
-from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ExitCode
-from amprenta_vectors.moves.ends import choose_namespaces, open_ends
-from amprenta_vectors.moves.events import Differed
-from amprenta_vectors.moves.move import Move
-from amprenta_vectors.schema.vector_table import SourceKind
+
+if TYPE_CHECKING:
+    from amprenta_vectors.backfill.observer import MoveEvent
+    from amprenta_vectors.schema.kinds import SourceKind
 
 
 @click.command()
@@ -38,6 +35,12 @@ def verify(
     Of rows that are their own source, 200 chosen by chance are embedded again and compared within what one model's
     vectors of a text differ by; of all rows, those with a text and without a vector are missing.
     """
+    from amprenta_vectors.cli.display import open_display
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.ends import choose_namespaces, open_ends
+    from amprenta_vectors.moves.events import Differed
+    from amprenta_vectors.moves.move import Move
+
     settings = Settings.load(workers=workers, source=source)
     with closing(open_display(settings.log_format)) as show:
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 
 from amprenta_vectors.compare.queries import Query
 from amprenta_vectors.compare.whereabouts import Whereabouts
+from amprenta_vectors.compare.why import Why
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.comparison import TIE
 from amprenta_vectors.stores.pgvector import PgVectorStore
@@ -17,19 +17,6 @@ from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
 
 LISTED = 20
 """Keys of a class that are listed."""
-
-
-class Why(StrEnum):
-    """Why a hit is missing, worst first."""
-
-    LOST = "lost"
-    OTHER_SCOPE = "other_scope"
-    NO_VECTOR = "no_vector"
-    OTHER_VECTOR = "other_vector"
-    FILTERED = "filtered"
-    RECALL = "recall"
-    FARTHER = "farther"
-    TIE = "tie"
 
 
 AMISS = frozenset({Why.LOST, Why.OTHER_SCOPE, Why.NO_VECTOR, Why.OTHER_VECTOR})

@@ -17,7 +17,7 @@ from amprenta_vectors.integrations.product_rows import active_rows
 from amprenta_vectors.schema.registry import PRODUCTS
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.protocol import Filter, VectorStore
-from amprenta_vectors.stores.vectors import MAX_TOP_K, check_top_k
+from amprenta_vectors.stores.top_k import MAX_TOP_K, check_top_k
 
 log = logging.getLogger(__name__)
 

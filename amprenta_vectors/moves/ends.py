@@ -16,8 +16,9 @@ from amprenta_vectors.moves.events import Warned
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.keymaps import KeyMap, OwnKeys, open_key_map
+from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.registry import RAG_CHUNKS, get_table
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.opening import open_origin
 from amprenta_vectors.sources.protocol import Origin
 

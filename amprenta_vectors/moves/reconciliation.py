@@ -14,10 +14,10 @@ from amprenta_vectors.backfill.quota import LeasedMeter, metered
 from amprenta_vectors.backfill.reconcile import DryRun, refusal_of
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.run import Summary
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.errors import ExitCode, TransientError, worst
 from amprenta_vectors.moves.events import PassEnded
 from amprenta_vectors.moves.verification import go_on_until
+from amprenta_vectors.reasons import Reason
 
 HASH_COLUMN = "embedding_hash"
 

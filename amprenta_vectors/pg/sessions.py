@@ -76,17 +76,22 @@ def with_short_lock(connection: Connection, what: str, work: Callable[[], Result
     """
 
     def attempt() -> Result:
-        limits = {"lock_timeout": f"{LOCK_SECONDS * 1000:.0f}ms", "statement_timeout": "0"}
-        # Of a try that fails, the savepoint takes back the settings too.
         with connection.begin_nested():
-            before = _apply(connection, limits, local=True)
-            result = work()
-            _apply(connection, before, local=True)
-            return result
+            return work()
 
-    # Between two tries the transaction is idle, for longer than an application's limit may allow.
-    with settings(connection, local=True, idle_in_transaction_session_timeout="0"):
+    limits = {
+        "lock_timeout": f"{LOCK_SECONDS * 1000:.0f}ms",
+        "statement_timeout": "0",
+        # Between two tries the transaction is idle, for longer than an application's limit may allow.
+        "idle_in_transaction_session_timeout": "0",
+    }
+    before = _apply(connection, limits, local=True)
+    try:
         return try_for_lock(connection, what, attempt)
+    finally:
+        # A try that failed has failed in its savepoint.
+        if not connection.invalidated:
+            _apply(connection, before, local=True)
 
 
 def try_for_lock(connection: Connection, what: str, attempt: Callable[[], Result]) -> Result:

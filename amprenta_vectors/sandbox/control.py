@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 from amprenta_vectors.embedders.wordllama import MODEL
 from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.extras import require_extra
+from amprenta_vectors.sandbox import DEFAULT_FOLDER
 from amprenta_vectors.sandbox.corpus import embed_corpus
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
-DEFAULT_FOLDER = Path(".sandbox")
 DATABASE = "app"
 INDEX_NAME = "standard-library"
 METRIC = "cosine"

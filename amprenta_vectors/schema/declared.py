@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.schema.vector_table import KeyKind, VectorTable
+from amprenta_vectors.schema.kinds import KeyKind
+from amprenta_vectors.schema.vector_table import VectorTable
 
 _PARAMETERS: dict[KeyKind, str | None] = {
     "identity": None,

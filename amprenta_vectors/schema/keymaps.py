@@ -11,8 +11,9 @@ from uuid import UUID, uuid5
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.batch import Key, Reason, VectorBatch
+from amprenta_vectors.batch import Key, VectorBatch
 from amprenta_vectors.errors import ConfigError, RowError
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.expressions import among, in_scope, to_clause
 from amprenta_vectors.schema.key_values import canonical, split_prefix
 from amprenta_vectors.schema.vector_table import VectorTable

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.types import Distance, Storage
-
-SourceKind = Literal["pinecone", "simple", "chroma", "rows"]
-KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]
+from amprenta_vectors.schema.kinds import KeyKind, SourceKind
 
 _MAX_DIMENSION = 16_000
 _MAX_SPARSE_DIMENSION = 1_000_000_000

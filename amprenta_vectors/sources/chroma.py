@@ -12,7 +12,8 @@ from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import SourceNotFound
 from amprenta_vectors.pg.types import Distance
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.chroma_client import PAGE, ChromaCollection, chroma_errors, open_collection
 from amprenta_vectors.sources.chroma_ids import RecordIds, find_rows, open_ids
 from amprenta_vectors.sources.protocol import SourceDescription, TokenRefused

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.errors import AmprentaError, SourceNotFound
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.reasons import Reason
+from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.protocol import Origin, Source, TextSource
 
 if TYPE_CHECKING:

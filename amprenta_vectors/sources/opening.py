@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy.engine import Engine
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.protocol import Origin
 
 

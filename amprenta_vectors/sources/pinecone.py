@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from amprenta_vectors.batch import Reason, Sparse, VectorBatch
+from amprenta_vectors.batch import Sparse, VectorBatch
 from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.errors import ConfigError, RowError, SourceError, SourceNotFound
 from amprenta_vectors.extras import needing
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sources import pinecone_wire as wire
 from amprenta_vectors.sources.listing import Listing
 from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, one_request, split_text

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.pg.types import Distance
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.pinecone import PineconeSource, open_source
 from amprenta_vectors.sources.pinecone_client import DISTANCES, PineconeIndex, open_index
 

@@ -8,7 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.pg.types import Distance
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.vector_table import VectorTable
 
 
 @dataclass(frozen=True)

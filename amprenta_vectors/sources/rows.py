@@ -10,16 +10,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.batch import Key, Reason, VectorBatch
+from amprenta_vectors.batch import Key, VectorBatch
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
 from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, RowError, SourceError, SourceNotFound
 from amprenta_vectors.pg.errors import to_error
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.expressions import column_type, in_scope, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.keymaps import OwnKeys
+from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.row_keys import AllRows
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.protocol import SourceDescription
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, DimensionMismatch, RowError, SourceError, SourceNotFound
 from amprenta_vectors.pg.types import Distance
-from amprenta_vectors.schema.vector_table import SourceKind, VectorTable
+from amprenta_vectors.reasons import Reason
+from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.sources.metadata_cipher import MetadataCipher
 from amprenta_vectors.sources.protocol import SourceDescription, TokenRefused
 from amprenta_vectors.sources.simple_folder import FILES, METADATA_FILE, VECTORS_FILE, path_of

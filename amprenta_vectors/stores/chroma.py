@@ -9,23 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.errors import RowError
 from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sources.chroma_client import PAGE, ChromaCollection, chroma_errors
 from amprenta_vectors.sources.chroma_ids import RecordIds, Row, find_rows, read_rows
 from amprenta_vectors.stores.chroma_where import Where, to_where
 from amprenta_vectors.stores.filters import Condition, parse_filter
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.vectors import (
-    FEW_ROWS,
-    MAX_TOP_K,
-    check_top_k,
-    first_with_direction,
-    near_enough,
-    to_batch,
-    to_query_vector,
-)
+from amprenta_vectors.stores.top_k import MAX_TOP_K, check_top_k
+from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
 
 OVERSAMPLING = 4
 """With a filter so many times ``top_k`` are asked for: what Chroma cannot say of it leaves enough more often.

@@ -7,9 +7,9 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.errors import ConfigError, FilterError, RowError
 from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.sources.metadata_cipher import ENCRYPTED, MetadataCipher, decrypted, is_encrypted
 from amprenta_vectors.sources.simple import ORIGINAL_ID

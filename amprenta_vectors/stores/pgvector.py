@@ -15,11 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
 from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.pg.indexes import STORES_LOOK_SECONDS
 from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.catalogue import columns_of, resolve_table
 from amprenta_vectors.schema.search_settings import stored_settings
@@ -38,14 +39,8 @@ from amprenta_vectors.stores.protocol import Filter, Hit, Record
 from amprenta_vectors.stores.search import Searcher, to_ms, with_distance
 from amprenta_vectors.stores.search_plan import SearchPlan, to_search_plan
 from amprenta_vectors.stores.search_settings import MAX_EF_SEARCH, SearchSettings
-from amprenta_vectors.stores.vectors import (
-    FEW_ROWS,
-    check_top_k,
-    first_with_direction,
-    near_enough,
-    to_batch,
-    to_query_vector,
-)
+from amprenta_vectors.stores.top_k import check_top_k
+from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
 
 ROWS_PER_STATEMENT = 1000
 LOOK_SECONDS = STORES_LOOK_SECONDS

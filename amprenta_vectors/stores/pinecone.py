@@ -24,14 +24,8 @@ from amprenta_vectors.sources.pinecone_client import (
 )
 from amprenta_vectors.stores.filters import parse_filter
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.vectors import (
-    FEW_ROWS,
-    check_top_k,
-    first_with_direction,
-    near_enough,
-    to_batch,
-    to_query_vector,
-)
+from amprenta_vectors.stores.top_k import check_top_k
+from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
 
 MAX_UPSERT_BYTES = 2 * 1024 * 1024
 _ENVELOPE_BYTES = 2048

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, RowError
 from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.keymaps import to_key_maker
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.sources.metadata_cipher import MetadataCipher, decrypted
@@ -25,7 +25,8 @@ from amprenta_vectors.stores.filters import Condition, parse_filter
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
 from amprenta_vectors.stores.simple_edit import Entry
 from amprenta_vectors.stores.simple_files import SimpleFiles
-from amprenta_vectors.stores.vectors import check_top_k, first_with_direction, near_enough, to_batch, to_query_vector
+from amprenta_vectors.stores.top_k import check_top_k
+from amprenta_vectors.stores.vectors import first_with_direction, near_enough, to_batch, to_query_vector
 
 
 @dataclass(frozen=True, eq=False)

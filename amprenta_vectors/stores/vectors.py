@@ -9,24 +9,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, RowError
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
 
 log = logging.getLogger(__name__)
 
-MAX_TOP_K = 10_000
-"""The largest ``top_k`` that Pinecone takes, and so every store."""
-
-
 FEW_ROWS = 10
 """Enough to find one whose vector is not zero."""
-
-
-def check_top_k(top_k: int) -> None:
-    """Raises `ConfigError` for a number of hits that no store gives."""
-    if not 1 <= top_k <= MAX_TOP_K:
-        raise ConfigError(f"top_k is {top_k}; expected 1 to {MAX_TOP_K}")
 
 
 def near_enough(store: VectorStore, hits: list[Hit], threshold: float | None) -> list[Hit]:

@@ -29,8 +29,9 @@ from backfill_tools import (
 )
 
 from amprenta_vectors.backfill import progress
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import AmprentaError, RowError, SourceError
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.sandbox.strange import strange_unstorable, to_columns
 

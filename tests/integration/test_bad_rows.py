@@ -27,8 +27,9 @@ from backfill_tools import (
 
 from amprenta_vectors.backfill import bisect
 from amprenta_vectors.backfill.bisect import budget, most_tries
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import KeysRefused, SourceError, TooManyBadRows
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.sources import pinecone as pinecone_source
 from amprenta_vectors.sources import pinecone_wire as wire

@@ -19,7 +19,6 @@ import sqlalchemy as sa
 from backfill_tools import errors_of, execute, expected, run_job, stored, to_ids, to_job, to_vectors
 from chroma_tools import COLLECTION, ChromaServer, fill, own_client
 
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import (
     ConfigError,
@@ -28,6 +27,7 @@ from amprenta_vectors.errors import (
     SourceNotFound,
     TransientError,
 )
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.embedding_servers import Answer, EmbeddingServer
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.keymaps import LookUp, open_key_map

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from amprenta_vectors.cli import main
 from amprenta_vectors.cli.compare import MEANINGS
 from amprenta_vectors.cli.queries import for_measuring
-from amprenta_vectors.compare.missing import Why
+from amprenta_vectors.compare.why import Why
 from amprenta_vectors.config import Settings
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.stores.factory import BACKENDS, open_pgvector_store, open_pinecone_store

@@ -13,7 +13,6 @@ import pytest
 import sqlalchemy as sa
 from databases import janitor
 
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.errors import (
     AmprentaError,
     ConfigError,
@@ -23,6 +22,7 @@ from amprenta_vectors.errors import (
     RowError,
     TransientError,
 )
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import VectorTable

@@ -11,7 +11,6 @@ import pytest
 import sqlalchemy as sa
 from pinecone import Pinecone
 
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.errors import (
     ConfigError,
     CredentialsRefused,
@@ -22,6 +21,7 @@ from amprenta_vectors.errors import (
     SourceError,
     SourceNotFound,
 )
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.pinecone.faults import Fault
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.sources.pinecone_client import PineconeIndex

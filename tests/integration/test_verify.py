@@ -30,8 +30,8 @@ from backfill_tools import (
 from amprenta_vectors.backfill.job import Job
 from amprenta_vectors.backfill.retry import Retry
 from amprenta_vectors.backfill.verify import Difference, Verification, Verifier, digests
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.errors import RowError, SourceError, TransientError
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.sandbox.strange import strange_records, to_columns
 from amprenta_vectors.sources.protocol import TokenRefused

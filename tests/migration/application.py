@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from amprenta_vectors.migrate import SECTIONS
+from amprenta_vectors.sections import SECTIONS
 
 IMPORT = "import amprenta_vectors.ddl  # noqa: F401\n"
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "alembic.md"

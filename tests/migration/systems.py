@@ -12,6 +12,7 @@ from migrating import Database
 
 from amprenta_vectors import migrate
 from amprenta_vectors.config import Settings
+from amprenta_vectors.sections import SECTIONS
 
 DIMENSION = 4
 
@@ -58,7 +59,7 @@ class System:
     @property
     def version_table(self) -> str:
         """The table that records the section's revision."""
-        return migrate.SECTIONS[self.section].version_table
+        return SECTIONS[self.section].version_table
 
     def adopt(self, db: Database, rows: int = 20) -> None:
         """Make the application's own table, with rows."""

@@ -21,8 +21,8 @@ from pytest_alembic.tests import (  # noqa: F401
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.migrate import SECTIONS
 from amprenta_vectors.migrate import alembic_config as config_of
+from amprenta_vectors.sections import SECTIONS
 
 DRIVERS = {"alone": "psycopg2", "mounted": "psycopg"}
 REVISIONS = [

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amprenta_vectors.batch import Reason, VectorBatch, Vectors
+from amprenta_vectors.batch import VectorBatch, Vectors
 from amprenta_vectors.errors import RowError
+from amprenta_vectors.reasons import Reason
 
 
 def to_batch(vectors: Any, **columns: Any) -> VectorBatch:

@@ -7,8 +7,9 @@ import uuid
 import numpy as np
 import pytest
 
-from amprenta_vectors.batch import Reason, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import ConfigError, RowError
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.keymaps import Identity, KeyMap, Numbered, Split, Uuid5, check_invertible
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.migrate import SECTIONS, alembic_config
+from amprenta_vectors.migrate import alembic_config
+from amprenta_vectors.sections import SECTIONS
 
 ROOT = Path(__file__).parents[2]
 MAPPED = {"amprenta_vectors": ROOT / "amprenta_vectors", "amprenta_vectors.migrations": ROOT / "alembic"}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from cryptography.fernet import Fernet
 
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.errors import AmprentaError, ConfigError, CredentialsRefused, SourceError, SourceNotFound
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
 from amprenta_vectors.sources.pickle_reader import PickleRefused
 from amprenta_vectors.sources.simple import PREFIX, SimpleOrigin

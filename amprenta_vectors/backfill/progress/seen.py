@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill.progress.runs import Run
-from amprenta_vectors.batch import Reason
+from amprenta_vectors.reasons import Reason
 
 _PROGRESS = sa.table("migration_progress", sa.column("run_id"), sa.column("keys", ARRAY(sa.Text)))
 

@@ -16,7 +16,7 @@ from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.fallback import CALLERS_FAULT
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
-from amprenta_vectors.stores.vectors import MAX_TOP_K
+from amprenta_vectors.stores.top_k import MAX_TOP_K
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from amprenta_vectors.backfill.observer import Observer, ignore
 from amprenta_vectors.backfill.progress import Run
 from amprenta_vectors.backfill.run import Summary
 from amprenta_vectors.backfill.starting import Mode
-from amprenta_vectors.batch import Reason
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
 from amprenta_vectors.errors import ConfigError, ExitCode, NotUpgraded, worst
@@ -20,6 +19,7 @@ from amprenta_vectors.integrations.product_rows import coverage, filled_by_id, s
 from amprenta_vectors.moves.ends import Ends, key_map_for, open_ends
 from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.verification import verify_command
+from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.sources.rows import RowsOrigin, open_rows_origin
 from amprenta_vectors.systems.products import events

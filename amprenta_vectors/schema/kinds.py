@@ -1,0 +1,8 @@
+"""The kinds of source, and of rule by which a source key finds its row."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+SourceKind = Literal["pinecone", "simple", "chroma", "rows"]
+KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]
