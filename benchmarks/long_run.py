@@ -56,7 +56,7 @@ def run(
     ids = to_ids(rows)
     with stage.emulator(ids, to_vectors(rows, dimension)) as environment:
         url = stage.new_database(ids, dimension, with_index=with_index)
-        command = [sys.executable, "-m", "amprenta_vectors", "backfill", "--log-format", "json"]
+        command = [sys.executable, "-m", "amprenta_vectors", "backfill", "--json"]
         command += ["--batch-size", str(BATCH), "--workers", str(workers)]
         log = stage.folder / "long_run.log"
         (before,) = query(url, "SELECT pg_current_wal_lsn()")

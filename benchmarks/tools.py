@@ -132,7 +132,7 @@ class Stage:
 
     def backfill(self, url: str, environment: dict[str, str], rows: int, *options: str) -> Load:
         """Run the command to its end, check that every row was filled, and say what it took."""
-        arguments = ["backfill", "--no-verify", "--log-format", "json", "--batch-size", str(BATCH), *options]
+        arguments = ["backfill", "--no-verify", "--json", "--batch-size", str(BATCH), *options]
         command_seconds, output = self.run(url, environment, *arguments)
         check(url, rows)
         return Load(rows, load_seconds(url), command_seconds, int(output.split()[-1]) / 1024)

@@ -22,7 +22,7 @@ class MoveEvent:
     shown: ClassVar[Literal["log", "result", "text"] | None] = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the event as values that JSON has: what ``--log-format json`` prints of it."""
+        """Return the event as values that JSON has: what ``--json`` prints of it."""
         values = {field.name: to_jsonable_python(getattr(self, field.name)) for field in fields(self)}
         return {"event": self.name, **values}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amprenta_vectors.cli.options import json_option
 from amprenta_vectors.stores.top_k import MAX_TOP_K
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Which vectors are sampled, and how they are moved."
 )
-@click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | None, seed: int, output: str) -> None:
+@json_option()
+def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | None, seed: int, as_json: bool) -> None:
     """Compare the source, of AMPRENTA_SOURCE, and PostgreSQL: the same hits, the nearest ones, and how fast.
 
     Asks both for the nearest rows of the same vectors, one at a time. Recall is measured against an exact search in
@@ -46,7 +47,7 @@ def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | N
         if not use_db_vectors:
             vectors = perturbed(vectors, seed=seed)
         report = compare_stores({source.name: source, "pgvector": pgvector}, pgvector, vectors, top_k=top_k)
-    if output == "json":
+    if as_json:
         click.echo(json.dumps(asdict(report), indent=2))
     else:
         _print(report)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amprenta_vectors.cli.options import json_option
 from amprenta_vectors.errors import AmprentaError, ConfigError, ExitCode, TimedOut
 from amprenta_vectors.stores.top_k import MAX_TOP_K
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     help="No answer in that time, connections included, is a failure.",
 )
 @click.option("--text", help="Search for this text, by AMPRENTA_EMBEDDER.  [default: for a stored vector]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, also where the search fails.")
+@json_option("One JSON object, also where the search fails.")
 @click.pass_context
 def canary(
     ctx: click.Context,

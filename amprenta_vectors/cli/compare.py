@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.options import json_option, open_database
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
 from amprenta_vectors.compare.why import Why
 from amprenta_vectors.errors import ConfigError, ExitCode
@@ -57,7 +57,7 @@ def compare() -> None:
 
 @compare.command()
 @query_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option()
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -137,7 +137,7 @@ def _print_comparison(found: Comparison, source: str) -> None:
 @click.option(
     "--since", metavar="WHEN", help="Queries from then on: 2026-05-31T12:00+00:00, or how long ago: 30m, 24h, 7d."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option()
 @click.option("--output", type=click.Path(path_type=Path), help="Write shadow.json and shadow.html there too.")
 def report(since: str | None, as_json: bool, output: Path | None) -> None:
     """Sum up what VECTOR_MODE=shadow kept: agreement, errors, latencies and the worst queries."""

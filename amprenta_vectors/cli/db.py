@@ -36,6 +36,8 @@ def db() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)-5.5s [%(name)s] %(message)s")
     for name in ("alembic", "amprenta_vectors"):
         logging.getLogger(name).setLevel(logging.INFO)
+    # What Alembic says of itself when it is imported.
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
 
 @db.command()

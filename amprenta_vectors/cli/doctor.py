@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amprenta_vectors.cli.options import json_option
 from amprenta_vectors.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option()
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Look for what is amiss with server, index, table and settings; each finding has the command that mends it.

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.options import namespace_options, open_database, source_option, stop_on_signal
+from amprenta_vectors.cli.options import (
+    json_option,
+    log_options,
+    namespace_options,
+    open_database,
+    source_option,
+    stop_on_signal,
+)
 from amprenta_vectors.reasons import Reason
 
 if TYPE_CHECKING:
@@ -29,7 +36,7 @@ reason_option = click.option(
 @click.argument("run", type=int, required=False)
 @reason_option
 @click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="List so many rows.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option("Print one JSON document.")
 def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> None:
     """List the rows that RUN set aside, or all runs, and how many there are for each reason.
 
@@ -82,7 +89,7 @@ def _print_rows(rows: list[SetAside]) -> None:
 @namespace_options
 @click.option("--workers", type=int, help="Threads that fetch and write.  [env var: AMPRENTA_WORKERS; default: 5]")
 @click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="[env var: AMPRENTA_LOG_FORMAT; default: text]")
+@log_options
 @click.pass_context
 def retry_failed(
     ctx: click.Context,

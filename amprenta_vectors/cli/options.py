@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 
@@ -45,11 +46,25 @@ def source_option(command: Command) -> Command:
     )(command)
 
 
+def json_option(text: str = "One JSON object.") -> Callable[[Command], Command]:
+    """``--json``: the one way to have what a command says as JSON."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+def log_options(command: Command) -> Command:
+    """``--json`` of a command that goes on for long, handed to it as ``log_format``."""
+
+    @functools.wraps(command)
+    def collect(*arguments: Any, as_json: bool, **options: Any) -> Any:
+        return command(*arguments, log_format="json" if as_json else None, **options)
+
+    text = "Say everything as JSON, an object a line.  [env var: AMPRENTA_LOG_FORMAT=json]"
+    return json_option(text)(cast("Command", collect))
+
+
 def run_options(command: Command) -> Command:
-    """``--model``, ``--report`` and ``--log-format``: of whose vectors a run is, and what is said of it."""
-    command = click.option(
-        "--log-format", type=click.Choice(["text", "json"]), help="[env var: AMPRENTA_LOG_FORMAT; default: text]"
-    )(command)
+    """``--model``, ``--report`` and ``--json``: of whose vectors a run is, and what is said of it."""
+    command = log_options(command)
     command = click.option(
         "--report",
         type=click.Path(path_type=Path),

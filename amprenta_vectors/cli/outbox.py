@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.options import json_option, open_database
 from amprenta_vectors.errors import AmprentaError, ConfigError, ExitCode, TransientError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def outbox() -> None:
 
 
 @outbox.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option()
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Exit 0 if nothing is pending, else 1."""

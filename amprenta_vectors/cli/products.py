@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.options import open_database, stop_on_signal
+from amprenta_vectors.cli.options import json_option, log_options, open_database, stop_on_signal
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.top_k import MAX_TOP_K
 
@@ -40,7 +40,7 @@ def products() -> None:
     type=click.Path(path_type=Path),
     help="Folder for the reports of the runs.  [env var: AMPRENTA_REPORT; default: reports]",
 )
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="[env var: AMPRENTA_LOG_FORMAT; default: text]")
+@log_options
 @click.pass_context
 def migrate(
     ctx: click.Context,
@@ -122,7 +122,7 @@ def search(
 @click.option(
     "--limit", type=click.IntRange(min=0), default=10, show_default=True, help="List so many of those without."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option()
 def show_coverage(limit: int, as_json: bool) -> None:
     """How many active products have an embedding, and which have none and so are never found."""
     from amprenta_vectors.integrations.product_rows import coverage, without_embedding

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amprenta_vectors.cli.options import open_database, source_option
+from amprenta_vectors.cli.options import json_option, open_database, source_option
 
 if TYPE_CHECKING:
     from amprenta_vectors.config import Settings
@@ -24,7 +24,7 @@ def sources() -> None:
 @sources.command()
 @source_option
 @click.option("--namespace", help="The namespace to take a sample of.  [default: the largest]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object in place of text.")
+@json_option("One JSON object in place of text.")
 def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> None:
     """Show what the source holds, and the VECTOR_DIMENSION to set; reads about 100 records and embeds nothing.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.options import json_option, open_database
 from amprenta_vectors.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", type=click.IntRange(min=1), required=False)
 @click.option("--watch", "watching", is_flag=True, help="Show it as it goes on, until it ends; Ctrl-C leaves it alone.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON; with --watch one object a line.")
+@json_option("As JSON; with --watch one object a line.")
 def status(run: int | None, watching: bool, as_json: bool) -> None:
     """Show every run, the newest first, or RUN alone, and the indexes that wait for one to end.
 

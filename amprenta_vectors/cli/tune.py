@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.options import json_option, open_database
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
 from amprenta_vectors.errors import ExitCode
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @query_options
 @click.option("--apply", is_flag=True, help="Store it for the vector table; without, it is only printed.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option()
 @click.pass_context
 def tune(
     ctx: click.Context,

@@ -152,7 +152,7 @@ def test_the_script_fills_every_namespace_and_verifies_it(
     pinecone.load("", ids, vectors[:150], [{"text": "a"}] * 150)
     pinecone.load("other", ids, vectors[150:], [{"text": "b"}] * 150)
     variables = environment(upgraded_url, pinecone, AMPRENTA_BATCH_SIZE="40")
-    code, output = run_process(variables, "--keys-from", "source", "--all-namespaces", "--log-format", "json")
+    code, output = run_process(variables, "--keys-from", "source", "--all-namespaces", "--json")
     assert code == 0, output
     events = [json.loads(line) for line in output.splitlines()]
     assert [event["event"] for event in events].count("verified") == 2

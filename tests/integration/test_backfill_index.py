@@ -345,7 +345,7 @@ def test_what_a_build_takes_is_said_at_the_end_of_a_run(
     pinecone = emulator()
     pinecone.load("", IDS, VECTORS)
     variables = environment(upgraded_url, pinecone, AMPRENTA_INDEX_WORKERS="0")
-    code, output = run_forked(variables, "--keys-from", "source", "--no-verify", "--log-format", "json")
+    code, output = run_forked(variables, "--keys-from", "source", "--no-verify", "--json")
     assert code == 0, output
     events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     (plan,) = [event for event in events if event["event"] == "index"]

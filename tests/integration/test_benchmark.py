@@ -114,7 +114,7 @@ def test_the_command_prints_a_table_or_json(settings: Settings, variables: dict[
     refused = run("--namespace", "empty")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 2)
     assert "nothing to compare" in refused.stderr
-    report = json.loads(run("--format", "json").stdout)
+    report = json.loads(run("--json").stdout)
     assert [store["name"] for store in report["stores"]] == ["pinecone", "pgvector"]
     assert (report["queries"], report["top_k"]) == (20, 5)
 

@@ -115,7 +115,7 @@ def test_offline_dry_run_connects_to_nothing(environment: dict[str, str]) -> Non
 
 
 def test_the_last_line_of_json_output_is_an_object(environment: dict[str, str]) -> None:
-    result = run(environment, "backfill", "--keys-from", "source", "--log-format", "json")
+    result = run(environment, "backfill", "--keys-from", "source", "--json")
     events = [json.loads(line) for line in result.output.splitlines()]
     ended = [event for event in events if event["event"] in {"finished", "verified", "reported"}]
     assert [event["event"] for event in ended] == ["finished", "verified", "reported"]

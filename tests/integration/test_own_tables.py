@@ -365,7 +365,7 @@ def test_a_table_of_ones_own_is_queried_by_the_ids_of_the_source(
         assert store.count() == 30
         assert store.query(vectors[0], top_k=1)[0].key == ids[0]
     store.close()
-    compared = run(environment, "benchmark", "--queries", "3", "--top-k", "5", "--format", "json")
+    compared = run(environment, "benchmark", "--queries", "3", "--top-k", "5", "--json")
     assert compared.exit_code == 0, f"{compared.output}{compared.exception!r}"
     if name not in ("uuid5", "look-up"):
         assert json.loads(compared.output)["overlap"] > 0.8

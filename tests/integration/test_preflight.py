@@ -283,7 +283,7 @@ def test_notices_are_shown_by_a_dry_run_and_by_a_run_in_words_and_in_json(
     code, output = run_forked(variables, "--dry-run")
     assert code == 0, output
     assert "notice: trigger a_touch runs touch()" in output
-    code, output = run_forked(variables, "--resume", "--no-verify", "--log-format", "json")
+    code, output = run_forked(variables, "--resume", "--no-verify", "--json")
     events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     notices = [event["text"] for event in events if event["event"] == "notice"]
     assert [notice.split()[1] for notice in notices if notice.startswith("trigger")] == ["a_touch", "d_embedding"]

@@ -484,7 +484,7 @@ def test_a_pass_that_is_killed_or_interrupted_goes_on_by_the_same_command(
         output, _ = process.communicate(timeout=60)
     assert process.returncode == ending, output
     assert 0 < execute(engine, written)[0][0] < 500
-    code, output = run_command(upgraded_url, pinecone, "--delete", "--log-format", "json")
+    code, output = run_command(upgraded_url, pinecone, "--delete", "--json")
     assert code == 0, output
     last = json.loads([line for line in output.splitlines() if '"reconciled"' in line][-1])
     assert (last["replaced"], last["deleted"]) == (500, 100)

@@ -183,7 +183,7 @@ def test_backfill_of_rows_with_force_embeds_what_came_from_chroma_and_keeps_the_
 
 def test_without_verification_nothing_is_compared_and_json_has_one_object_with_the_figures(run: Run) -> None:
     # The ids that are no product's are expected, and no reason to stop.
-    result = run("migrate", "--no-verify", "--log-format", "json", set={"AMPRENTA_MAX_BAD_SHARE": "0"})
+    result = run("migrate", "--no-verify", "--json", set={"AMPRENTA_MAX_BAD_SHARE": "0"})
     events = [json.loads(line) for line in result.stdout.splitlines()]
     assert events[-1]["event"] == "migrated"
     assert (events[-1]["products"], events[-1]["migrated"], events[-1]["unmatched"]) == (PRODUCTS, PRODUCTS, UNMATCHED)
