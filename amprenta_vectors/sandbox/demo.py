@@ -20,6 +20,7 @@ QUESTION = "How do I parse command line arguments with subcommands?"
 QUESTIONS = (QUESTION, "read a file line by line", "run code in another thread and wait for its result")
 NOTE = "Where the release keys are kept: in the safe behind the harbour office, and nowhere else."
 LATENCY_SECONDS = 0.02
+PAUSED_LATENCY_SECONDS = 0.4
 """How far away the demo's Pinecone is; a cloud region answers in about this time."""
 KILL_AT, PAUSE_AT = 0.3, 0.5
 """Shares of the rows that are written by then."""
@@ -66,10 +67,12 @@ class Demo(Stage):
         killed_at = self._kill_at(int(KILL_AT * self._count), process)
         self._note("killed", f"SIGKILL after {killed_at:,} of {self._count:,} rows")
         self._do("amprenta-vectors status")
+        # In batches so small, and so slow, that something is left of the run when the pause is due.
+        self._set_faults({"fetch": {"latency": PAUSED_LATENCY_SECONDS}})
         began = time.monotonic()
-        process = self._begin(f"{self._backfill} --resume", stdout=subprocess.PIPE)
+        process = self._begin(f"{self._backfill} --resume --batch-size {size}", stdout=subprocess.PIPE)
         self._wait_until_written(PAUSE_AT * self._count, process)
-        # However fast the backfill is, something is left of it by the time at which the next command has started.
+        # And nothing more is done of it by the time at which the next command has started.
         self._set_faults({"fetch": {"status": 503}})
         self._do("amprenta-vectors pause")
         self._note("paused", f"after {self._written():,} rows, from another process, and resumed")
@@ -87,7 +90,7 @@ class Demo(Stage):
         self._title("3. Compare before switching")
         benchmark = self._script("benchmark_vector_stores.py", "amprenta-vectors benchmark")
         self._set_faults({})
-        _, output = self._do(f"{benchmark} --queries 100 --top-k 10 --use-db-vectors --format json", show=False)
+        _, output = self._do(f"{benchmark} --queries 100 --top-k 10 --use-db-vectors --json", show=False)
         report = json.loads(output)
         self._do(f"{benchmark} --queries 100 --top-k 10 --use-db-vectors")
         recalls = ", ".join(f"{store['name']} {store['recall']:.3f}" for store in report["stores"])
