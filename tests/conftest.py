@@ -38,6 +38,8 @@ settings.load_profile("fixed")
 # Another server than that of the wheel: a folder with `postgres`, `initdb` and `pg_ctl`, and pgvector beside them.
 if binaries := os.environ.get("AMPRENTA_TEST_POSTGRES"):
     postgres.binaries = lambda: Path(binaries)
+    # PostgreSQL 16 and older have none built in.
+    postgres.LOCALE = ("--locale=C.UTF-8",)
 
 OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "EMBEDDING_MODEL")
 POLL_SECONDS = 0.02

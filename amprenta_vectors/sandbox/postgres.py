@@ -29,6 +29,8 @@ from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.extras import require_extra
 
 _MAJOR_VERSION = 18
+LOCALE = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+"""PostgreSQL's built-in locale sorts alike everywhere; the caller's own may not even be installed."""
 _SYSTEM_USER = "pgserver"
 _BECOME = (
     "import os, sys; os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1])); "
@@ -147,11 +149,9 @@ class EmbeddedPostgres:
             return None
 
     def _initialize(self) -> None:
-        # PostgreSQL's built-in locale sorts alike everywhere; the caller's own may not even be installed.
-        locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         durable = ["--no-sync"] if self.settings.get("fsync") == "off" else []
         self._run(
-            "initdb", "-D", str(self.folder), "-U", "postgres", "--auth=trust", "--encoding=UTF8", *locale, *durable
+            "initdb", "-D", str(self.folder), "-U", "postgres", "--auth=trust", "--encoding=UTF8", *LOCALE, *durable
         )
 
     def _own(self, folder: Path) -> None:
