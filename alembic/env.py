@@ -135,7 +135,7 @@ def of_this_file(settings: Settings) -> Settings:
 
 
 def command() -> str:
-    """What Alembic was called for, by the name of its function; another name where it was called otherwise."""
+    """Return the name of the function that Alembic was called by; another one where it was called otherwise."""
     name: str = getattr(context.get_context()._migrations_fn, "__qualname__", "")
     return name.partition(".")[0]
 
@@ -195,7 +195,7 @@ def check_suitable(engine: sa.Engine) -> None:
 
 
 def comparing(engine: sa.Engine) -> dict[str, Any]:
-    """What autogenerate compares with, as it depends on what the database already had."""
+    """Return what autogenerate compares with, as it depends on what the database already had."""
     operations = operations_of(context.script)
     with engine.connect() as connection:
         return {**comparison(connection, operations), "amprenta_operations": operations}

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.ddl.catalogue import Fact
 from amprenta_vectors.ddl.marks import MADE, RETIRED
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.pg.names import qualified, quoted
+from amprenta_vectors.pg.names import qualified
 from amprenta_vectors.pg.tables import has_value, schemas_with, table_of
 
 VERSION_TABLE = "amprenta_version_"
@@ -35,24 +35,32 @@ class OtherSections(Fact[tuple[str, ...]]):
         return tuple(name for name in names if has_value(connection, name))
 
 
-# An adopted table's own comment is the application's, so that its columns tell.
+# An adopted table's own comment is the application's, so that its columns tell. Schemas that are closed to this role
+# are none that it could have adopted a table in.
 _MARKED = sa.text("""
-    SELECT EXISTS (
+    SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = :table AND c.relkind IN ('r', 'p') AND has_schema_privilege(n.oid, 'USAGE') AND EXISTS (
         SELECT FROM pg_attribute a
-        WHERE a.attrelid = to_regclass(:table) AND a.attnum > 0 AND NOT a.attisdropped
-          AND col_description(a.attrelid, a.attnum) ~ :marks
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND col_description(c.oid, a.attnum) ~ :marks
     )
+    ORDER BY 1
 """).bindparams(marks=f"^({MADE}$|{RETIRED})")
 
 
 def adopted_schema(connection: Connection, table: str) -> str | None:
-    """Return the schema, off the search path, in which an upgrade adopted ``table``; None where it is on the path."""
+    """Return the schema, off the search path, in which an upgrade adopted ``table``; None where it is on the path.
+
+    Raises `ConfigError` where several have such a table: which one is meant, nobody may guess.
+    """
     if table_of(connection, table) is not None:
         return None
-    for schema in schemas_with(connection, table):
-        if connection.execute(_MARKED, {"table": quoted(schema, table)}).scalar_one():
-            return schema
-    return None
+    schemas = list(connection.execute(_MARKED, {"table": table}).scalars())
+    if len(schemas) > 1:
+        raise ConfigError(
+            f"table {table} was adopted in several schemas that are not on the search path: {', '.join(schemas)}",
+            hint=f"ALTER ROLE CURRENT_USER SET search_path = {qualified(schemas[0])}, public: the one that is meant",
+        )
+    return schemas[0] if schemas else None
 
 
 def schema_to_adopt(connection: Connection, table: str, given: str | None) -> str | None:

@@ -17,7 +17,8 @@ from systems import SYSTEMS, System
 
 from amprenta_vectors import migrate
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import SchemaMismatch
+from amprenta_vectors.ddl.sections import adopted_schema
+from amprenta_vectors.errors import ConfigError, SchemaMismatch
 from amprenta_vectors.pg.connections import search_also
 from amprenta_vectors.pg.sessions import settings as session
 from amprenta_vectors.stores.factory import open_pgvector_store
@@ -123,3 +124,22 @@ def test_a_schema_that_is_not_the_tables_is_refused(
     assert done.returncode == 2
     assert message in done.stderr
     assert hint in done.stderr
+
+
+def test_a_table_in_a_schema_that_is_closed_to_the_role_is_nobodys(
+    db: Database, as_role: Callable[[str], Database]
+) -> None:
+    elsewhere(db, SYSTEMS["alembic"])
+    migrate.upgrade(SYSTEMS["alembic"].settings(db), schema="app")
+    outsider = as_role("outsider_of_app")
+    with outsider.engine.connect() as connection:
+        assert adopted_schema(connection, "rag_chunks") is None
+
+
+def test_of_two_adopted_tables_none_is_guessed(db: Database) -> None:
+    elsewhere(db, SYSTEMS["alembic"])
+    migrate.upgrade(SYSTEMS["alembic"].settings(db), schema="app")
+    db.execute("CREATE SCHEMA other CREATE TABLE rag_chunks (chunk_id text PRIMARY KEY, embedding vector(4))")
+    db.execute("COMMENT ON COLUMN other.rag_chunks.embedding IS 'made by amprenta_vectors'")
+    with db.engine.connect() as connection, pytest.raises(ConfigError, match=r"several schemas.*: app, other"):
+        adopted_schema(connection, "rag_chunks")
