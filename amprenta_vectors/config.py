@@ -47,7 +47,7 @@ Ceiling = Annotated[float | None, BeforeValidator(_to_ceiling)]
 
 
 class RateSettings(BaseSettings):
-    """What a backfill may ask of its source, the same names as `amprenta_vectors.backfill.pace.Ceilings`."""
+    """What a backfill may ask of its source, the same names as `amprenta_vectors.backfill.limits.pace.Ceilings`."""
 
     list_per_second: Ceiling = _ours("list_per_second", 200.0)
     fetch_per_second: Ceiling = _ours("fetch_per_second", 100.0)
@@ -56,7 +56,7 @@ class RateSettings(BaseSettings):
 
 
 class ThrottleSettings(BaseSettings):
-    """Beyond what a backfill waits, the same names as `amprenta_vectors.backfill.throttle.Thresholds`."""
+    """Beyond what a backfill waits, the same names as `amprenta_vectors.backfill.database.throttle.Thresholds`."""
 
     max_replica_lag_seconds: Threshold = _ours("max_replica_lag_seconds", 30.0)
     max_lock_waiters: Threshold = _ours("max_lock_waiters", 5.0)

@@ -34,9 +34,9 @@ from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
 from amprenta_vectors.sandbox.corpus import Corpus, embed_corpus
 from amprenta_vectors.stores.composites.shadow import ShadowLog, ShadowStore
 from amprenta_vectors.stores.factory import open_pgvector_store
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.search_settings import DEFAULT_EF_SEARCH
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.search_settings import DEFAULT_EF_SEARCH
 
 OVERHEAD_GOAL, RECALL_GOAL, SHADOW_GOAL = 1.1, 0.99, 1.05
 TOP_K = 10

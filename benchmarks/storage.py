@@ -36,7 +36,7 @@ from amprenta_vectors.pg.types import Storage, VectorType
 from amprenta_vectors.sandbox.corpus import embed_corpus
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.factory import PING_AFTER_SECONDS
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 
 BUILD_MEMORY = "1GB"
 AT_ONCE = 1000

@@ -18,8 +18,11 @@ import numpy as np
 import sqlalchemy as sa
 from forked import ForkedProcess
 
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.observer import (
+from amprenta_vectors.backends.pinecone.client import open_index
+from amprenta_vectors.backends.pinecone.source import PineconeSource, open_source
+from amprenta_vectors.backends.protocol import Source, SourceDescription
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.observer import (
     IndexBuilding,
     MoveEvent,
     Observer,
@@ -27,9 +30,9 @@ from amprenta_vectors.backfill.observer import (
     RunStarted,
     Waiting,
 )
-from amprenta_vectors.backfill.progress import Counts
-from amprenta_vectors.backfill.run import Backfill, Summary
-from amprenta_vectors.backfill.starting import Mode
+from amprenta_vectors.backfill.engine.run import Backfill, Summary
+from amprenta_vectors.backfill.engine.starting import Mode
+from amprenta_vectors.backfill.progress.figures import Counts
 from amprenta_vectors.batch import VectorBatch, Vectors
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import RowError
@@ -38,9 +41,6 @@ from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.keymaps import Identity, KeyMap
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.pinecone import PineconeSource, open_source
-from amprenta_vectors.sources.pinecone_client import open_index
-from amprenta_vectors.sources.protocol import Source, SourceDescription
 
 ROOT = Path(__file__).parent.parent
 API_KEY = "test-key"

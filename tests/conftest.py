@@ -88,7 +88,7 @@ def _no_project_variables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report that ends every run has no plot, which takes longer than the run; tests of reports override this."""
-    monkeypatch.setattr("amprenta_vectors.backfill.report_page.draw_rate", lambda *_: "")
+    monkeypatch.setattr("amprenta_vectors.backfill.report.page.draw_rate", lambda *_: "")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ _CONTEXT.set_forkserver_preload(
         "amprenta_vectors.cli.backfill",
         "amprenta_vectors.cli.reconcile",
         "amprenta_vectors.cli.status",
-        "amprenta_vectors.sources.pinecone_origin",
+        "amprenta_vectors.backends.pinecone.origin",
         "httpcore",
         "h2.connection",
         "anyio._backends._asyncio",

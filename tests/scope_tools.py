@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
+from amprenta_vectors.backends.simple.store import SimpleStore
 from amprenta_vectors.errors import RowError
-from amprenta_vectors.integrations.assistant import AssistantStore, SimpleVectorStore
-from amprenta_vectors.integrations.assistant import PgVectorStore as PgDocuments
 from amprenta_vectors.integrations.langchain import AmprentaVectorStore
 from amprenta_vectors.stores.composites.dual import DualStore
 from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
 from amprenta_vectors.stores.composites.shadow import ShadowStore
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Record
-from amprenta_vectors.stores.simple import SimpleStore
+from amprenta_vectors.systems.documents.assistant import AssistantStore, SimpleVectorStore
+from amprenta_vectors.systems.documents.assistant import PgVectorStore as PgDocuments
 
 SECRET = "what nobody else may see"
 THEIRS = ["shared", "only theirs", "only theirs 2"]

@@ -14,8 +14,8 @@ from amprenta_vectors.cli.rates import orders_of, rate_options
 from amprenta_vectors.errors import ConfigError
 
 if TYPE_CHECKING:
-    from amprenta_vectors.backfill.keys_from import KeysFrom
-    from amprenta_vectors.backfill.starting import Mode
+    from amprenta_vectors.backfill.engine.keys_from import KeysFrom
+    from amprenta_vectors.backfill.engine.starting import Mode
     from amprenta_vectors.schema.kinds import SourceKind
 
 

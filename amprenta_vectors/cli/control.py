@@ -12,7 +12,7 @@ from amprenta_vectors.cli.options import open_database
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-    from amprenta_vectors.backfill.states import Order
+    from amprenta_vectors.backfill.progress.states import Order
 
 _SAID = {
     "workers": "workers of each process",
@@ -32,8 +32,8 @@ def pause(run: int | None) -> None:
 
     Its processes stay and wait for `resume`.
     """
-    from amprenta_vectors.backfill import orders
-    from amprenta_vectors.backfill.states import Order
+    from amprenta_vectors.backfill.progress.states import Order
+    from amprenta_vectors.moves import orders
 
     engine, run_id = _open(run, Order.PAUSE)
     click.echo(f"run {run_id}: waiting until nobody works at it (at most {orders.WAIT_SECONDS:.0f} s)", err=True)
@@ -45,8 +45,8 @@ def pause(run: int | None) -> None:
 @run_argument
 def resume(run: int | None) -> None:
     """Let RUN go on, by default the only one paused."""
-    from amprenta_vectors.backfill import orders
-    from amprenta_vectors.backfill.states import Order
+    from amprenta_vectors.backfill.progress.states import Order
+    from amprenta_vectors.moves import orders
 
     engine, run_id = _open(run, Order.RESUME)
     orders.resume(engine, run_id)
@@ -57,18 +57,20 @@ def resume(run: int | None) -> None:
 @run_argument
 def cancel(run: int | None) -> None:
     """End RUN for good, by default the only one unfinished. The rows that it wrote stay."""
-    from amprenta_vectors.backfill import orders, progress
-    from amprenta_vectors.backfill.states import Order
+    from amprenta_vectors.backfill.progress import figures, indexes, runs
+    from amprenta_vectors.backfill.progress.states import Order
+    from amprenta_vectors.backfill.progress.transactions import transaction
     from amprenta_vectors.cli.display import open_display
     from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves import orders
     from amprenta_vectors.moves.reports import leave_report
 
     engine, run_id = _open(run, Order.CANCEL)
     orders.cancel(engine, run_id)
-    with progress.transaction(engine) as connection:
-        written = progress.count(connection, run_id).written
-        run_cancelled = progress.load_run(connection, run_id)
-        waiting = progress.deferred_indexes(connection, run_cancelled.target)
+    with transaction(engine) as connection:
+        written = figures.count(connection, run_id).written
+        run_cancelled = runs.load_run(connection, run_id)
+        waiting = indexes.deferred_indexes(connection, run_cancelled.target)
     click.echo(f"run {run_id} is cancelled; the {written:,} rows that it wrote stay")
     for index in waiting:
         click.echo(f"  the index {index.index_name} waits to be built: amprenta-vectors index build")
@@ -90,15 +92,17 @@ def limits(run: int | None, clear: bool, **given: float | None) -> None:
 
     Its processes heed them within a second, before what they were started with. A rate of 0 is none.
     """
-    from amprenta_vectors.backfill import progress
+    from amprenta_vectors.backfill.progress import runs
+    from amprenta_vectors.backfill.progress.orders import change_limits
+    from amprenta_vectors.backfill.progress.transactions import transaction
 
     engine, run_id = _open(run)
     changes = {name: value for name, value in given.items() if value is not None}
-    with progress.transaction(engine) as connection:
+    with transaction(engine) as connection:
         if changes or clear:
-            in_force: Mapping[str, float] = progress.change_limits(connection, run_id, changes, clear=clear)
+            in_force: Mapping[str, float] = change_limits(connection, run_id, changes, clear=clear)
         else:
-            in_force = progress.load_run(connection, run_id).limits
+            in_force = runs.load_run(connection, run_id).limits
     listed = ", ".join(_said(name, in_force[name]) for name in _SAID if name in in_force)
     click.echo(f"run {run_id}: {listed or 'no limits but those that its processes were started with'}")
 
@@ -108,8 +112,8 @@ def _said(name: str, value: float) -> str:
 
 
 def _open(run_id: int | None, order: Order | None = None) -> tuple[Engine, int]:
-    from amprenta_vectors.backfill import orders
     from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves import orders
 
     engine = open_database(Settings.load(), 1)
     with engine.connect() as connection:

@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 import click
 from tqdm import tqdm
 
-from amprenta_vectors.backfill.observer import BatchDone, MoveEvent, RunAdvanced, RunStarted, Waiting, ignore
-from amprenta_vectors.backfill.progress import Counts, Run
-from amprenta_vectors.backfill.timeline import MOST_RATES, keys_expected, time_left
+from amprenta_vectors.backfill.engine.observer import BatchDone, MoveEvent, RunAdvanced, RunStarted, Waiting, ignore
+from amprenta_vectors.backfill.progress.figures import Counts
+from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.backfill.report.timeline import MOST_RATES, keys_expected, time_left
 from amprenta_vectors.cli.move_text import MoveText
 from amprenta_vectors.cli.run_text import held_by, to_remaining
 from amprenta_vectors.moves.events import IndexProgress

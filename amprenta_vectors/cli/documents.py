@@ -14,8 +14,8 @@ from amprenta_vectors.cli.options import run_options, stop_on_signal
 from amprenta_vectors.errors import ConfigError, ExitCode, worst
 
 if TYPE_CHECKING:
-    from amprenta_vectors.backfill.observer import MoveEvent, Observer
-    from amprenta_vectors.backfill.starting import Mode
+    from amprenta_vectors.backfill.engine.observer import MoveEvent, Observer
+    from amprenta_vectors.backfill.engine.starting import Mode
     from amprenta_vectors.config import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -65,9 +65,9 @@ def migrate(
     A store that cannot be read is named and does not stop the others. Metadata that is encrypted needs
     VECTOR_STORE_ENCRYPTION_KEY.
     """
+    from amprenta_vectors.backends.simple.source import SimpleOrigin
     from amprenta_vectors.cli.display import open_display
     from amprenta_vectors.moves.ends import open_ends
-    from amprenta_vectors.sources.simple import SimpleOrigin
     from amprenta_vectors.systems.documents.migration import StoreMigration
     from amprenta_vectors.systems.documents.stores import choose_stores, document_settings
 
@@ -143,9 +143,9 @@ def remove_files(root: Path | None, users: tuple[str, ...], yes: bool) -> None:
     Refuses a store whose run is unfinished, rolled back or not verified, that has documents set aside, whose files have
     changed since, or whose texts or metadata are not what the table has.
     """
+    from amprenta_vectors.backends.simple.source import open_simple_origin
     from amprenta_vectors.cli.move_text import MoveText
     from amprenta_vectors.moves.ends import open_target
-    from amprenta_vectors.sources.simple import open_simple_origin
     from amprenta_vectors.systems.documents.removal import Removal
     from amprenta_vectors.systems.documents.stores import choose_stores, document_settings
 

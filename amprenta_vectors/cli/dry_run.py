@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 import click
 
-from amprenta_vectors.backfill.timeline import to_duration
+from amprenta_vectors.backends.opening import kind_of
+from amprenta_vectors.backfill.report.timeline import to_duration
 from amprenta_vectors.cli.index_text import to_size
 from amprenta_vectors.cli.source_text import backup_command, to_place
 from amprenta_vectors.config import Settings
@@ -15,7 +16,6 @@ from amprenta_vectors.db import engine_url
 from amprenta_vectors.moves.plan import Plan
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.opening import kind_of
 
 
 def describe_offline(settings: Settings, keys_from: str) -> None:

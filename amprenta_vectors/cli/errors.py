@@ -21,7 +21,7 @@ from amprenta_vectors.cli.options import (
 from amprenta_vectors.reasons import Reason
 
 if TYPE_CHECKING:
-    from amprenta_vectors.backfill.progress import SetAside
+    from amprenta_vectors.backfill.progress.set_aside import SetAside
     from amprenta_vectors.moves.ends import Ends
     from amprenta_vectors.schema.kinds import SourceKind
 
@@ -42,16 +42,16 @@ def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> No
 
     A row that was written since, by whatever run, is not among them.
     """
-    from amprenta_vectors.backfill import progress
-    from amprenta_vectors.backfill.orders import choose_run
+    from amprenta_vectors.backfill.progress import set_aside, transactions
     from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.orders import choose_run
 
     engine = open_database(Settings.load(), 1)
     with engine.connect() as connection:
-        progress.require_tables(connection)
+        transactions.require_tables(connection)
         if run is not None:
             choose_run(connection, run)
-        counts, rows = progress.list_set_aside(connection, run, reason, limit)
+        counts, rows = set_aside.list_set_aside(connection, run, reason, limit)
     if as_json:
         click.echo(json.dumps({"counts": counts, "errors": [_to_json(row) for row in rows]}))
         return

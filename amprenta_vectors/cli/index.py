@@ -13,7 +13,7 @@ from amprenta_vectors.cli.options import stop_on_signal
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-    from amprenta_vectors.backfill.index_plan import BuildSettings
+    from amprenta_vectors.backfill.database.index_plan import BuildSettings
     from amprenta_vectors.cli.move_text import MoveText
     from amprenta_vectors.pg.types import CoarserStorage, IndexMethod
     from amprenta_vectors.schema.vector_table import VectorTable
@@ -70,7 +70,7 @@ def build(
     index_workers: int | None,
 ) -> None:
     """Build the index that a load put off or that was dropped, as it was; where there is none, a new one."""
-    from amprenta_vectors.backfill.index import build_deferred
+    from amprenta_vectors.backfill.database.index import build_deferred
     from amprenta_vectors.moves.indexing import build_new, telling_plans, watching_builds
 
     engine, table, given, show = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
@@ -85,7 +85,7 @@ def build(
 @build_options
 def rebuild(maintenance_work_mem: str | None, index_workers: int | None) -> None:
     """Rebuild every ANN index of the column, as after many updates and deletes."""
-    from amprenta_vectors.backfill.index import rebuild_indexes
+    from amprenta_vectors.backfill.database.index import rebuild_indexes
     from amprenta_vectors.moves.indexing import telling_plans, watching_builds
 
     engine, table, given, show = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
@@ -97,7 +97,7 @@ def rebuild(maintenance_work_mem: str | None, index_workers: int | None) -> None
 @index.command()
 def drop() -> None:
     """Drop every ANN index of the column; until `index build` brings it back, queries read the whole table."""
-    from amprenta_vectors.backfill.index import defer_indexes
+    from amprenta_vectors.backfill.database.index import defer_indexes
 
     engine, table, *_ = _open()
     dropped = defer_indexes(engine, table, force=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from amprenta_vectors.backends.inspection import Inspection
 from amprenta_vectors.config import Settings
-from amprenta_vectors.sources.inspection import Inspection
 
 KINDS = {
     "serverless": "serverless, vectors",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from amprenta_vectors.backfill.index_plan import BuildPlan
-from amprenta_vectors.backfill.timeline import to_duration
+from amprenta_vectors.backfill.database.index_plan import BuildPlan
+from amprenta_vectors.backfill.report.timeline import to_duration
 
 
 def to_size(count: float) -> str:

@@ -17,10 +17,9 @@ from rich.text import Text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.progress import Snapshot
-from amprenta_vectors.backfill.states import UNFINISHED
-from amprenta_vectors.backfill.timeline import Outlook, look_ahead
+from amprenta_vectors.backfill.progress.snapshot import Snapshot, look
+from amprenta_vectors.backfill.progress.states import UNFINISHED
+from amprenta_vectors.backfill.report.timeline import Outlook, look_ahead
 from amprenta_vectors.cli.options import stop_on_signal
 from amprenta_vectors.cli.run_text import held_by, to_json, to_pace, to_read_units, to_scope, to_state
 from amprenta_vectors.pg.errors import is_transient
@@ -76,7 +75,7 @@ def _looks(engine: Engine, run_id: int, seconds: float, stop: threading.Event) -
             try:
                 # Not from the pool each time, which would ask first whether the connection still stands.
                 connection = connection or engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-                snapshot = progress.look(connection, run_id, buckets=BUCKETS)
+                snapshot = look(connection, run_id, buckets=BUCKETS)
             except DBAPIError as error:
                 if not is_transient(error):
                     raise

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from amprenta_vectors.backfill.observer import IndexBuilding, MoveEvent, ignore
-from amprenta_vectors.backfill.progress import Run
-from amprenta_vectors.backfill.run import Summary
+from amprenta_vectors.backfill.engine.observer import IndexBuilding, MoveEvent, ignore
+from amprenta_vectors.backfill.engine.run import Summary
+from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.cli.index_text import describe
 from amprenta_vectors.moves import events
 from amprenta_vectors.schema.registry import PRODUCTS

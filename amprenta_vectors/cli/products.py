@@ -15,7 +15,7 @@ from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.top_k import MAX_TOP_K
 
 if TYPE_CHECKING:
-    from amprenta_vectors.backfill.starting import Mode
+    from amprenta_vectors.backfill.engine.starting import Mode
 
 BATCH_SIZE = 50
 """Products that are embedded by one model at once: few enough that a kill loses little of its work."""
@@ -63,8 +63,8 @@ def migrate(
     """
     from amprenta_vectors.cli.display import open_display
     from amprenta_vectors.cli.products_text import print_step
-    from amprenta_vectors.integrations.products import product_settings
     from amprenta_vectors.systems.products.migration import Migration, Wanted
+    from amprenta_vectors.systems.products.search import product_settings
 
     if resume and restart:
         raise ConfigError("--resume and --restart contradict each other", hint="give one of them")
@@ -99,7 +99,7 @@ def search(
     min_stock: int | None,
 ) -> None:
     """Find active products by a text, as an application's ProductSearch does, to try filters and strategies out."""
-    from amprenta_vectors.integrations.products import ProductSearch
+    from amprenta_vectors.systems.products.search import ProductSearch
 
     with closing(ProductSearch.open()) as products:
         found = products.search(
@@ -125,9 +125,9 @@ def search(
 @json_option()
 def show_coverage(limit: int, as_json: bool) -> None:
     """How many active products have an embedding, and which have none and so are never found."""
-    from amprenta_vectors.integrations.product_rows import coverage, without_embedding
-    from amprenta_vectors.integrations.products import product_settings
     from amprenta_vectors.moves.ends import open_table
+    from amprenta_vectors.systems.products.rows import coverage, without_embedding
+    from amprenta_vectors.systems.products.search import product_settings
 
     settings = product_settings()
     engine = open_database(settings, 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from amprenta_vectors.backfill.observer import MoveEvent
+from amprenta_vectors.backfill.engine.observer import MoveEvent
 from amprenta_vectors.systems.products import events
 from amprenta_vectors.systems.products.state import State
 

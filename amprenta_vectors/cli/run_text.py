@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from amprenta_vectors.backfill.progress import Counts, Run, Snapshot
-from amprenta_vectors.backfill.states import UNFINISHED, RunState
-from amprenta_vectors.backfill.timeline import Outlook, Remaining, to_duration
+from amprenta_vectors.backfill.progress.figures import Counts
+from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.backfill.progress.snapshot import Snapshot
+from amprenta_vectors.backfill.progress.states import UNFINISHED, RunState
+from amprenta_vectors.backfill.report.timeline import Outlook, Remaining, to_duration
 
 
 def to_remaining(remaining: Remaining | None) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from amprenta_vectors.backends.opening import kind_of
+from amprenta_vectors.backends.rows.source import text_columns_of
 from amprenta_vectors.config import Settings
 from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.opening import kind_of
-from amprenta_vectors.sources.rows import text_columns_of
 
 
 def to_place(settings: Settings, table: VectorTable) -> str:

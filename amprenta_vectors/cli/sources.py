@@ -10,10 +10,10 @@ import click
 from amprenta_vectors.cli.options import json_option, open_database, source_option
 
 if TYPE_CHECKING:
+    from amprenta_vectors.backends.inspection import OriginInspection
     from amprenta_vectors.config import Settings
     from amprenta_vectors.schema.kinds import SourceKind
     from amprenta_vectors.schema.vector_table import VectorTable
-    from amprenta_vectors.sources.inspection import OriginInspection
 
 
 @click.group()
@@ -30,16 +30,16 @@ def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> 
 
     Of simple stores every one is read. For rows the database is asked, and the table must be there.
     """
+    from amprenta_vectors.backends.inspection import inspect_index
+    from amprenta_vectors.backends.opening import kind_of
     from amprenta_vectors.cli.index_inspection import index_to_json, show_index
     from amprenta_vectors.config import Settings
     from amprenta_vectors.schema.registry import get_table
-    from amprenta_vectors.sources.inspection import inspect_index
-    from amprenta_vectors.sources.opening import kind_of
 
     settings = Settings.load(source=source)
     table = get_table(settings.table, settings.config)
     if kind_of(settings, table) == "pinecone":
-        from amprenta_vectors.sources.pinecone_client import open_index
+        from amprenta_vectors.backends.pinecone.client import open_index
 
         index = inspect_index(settings, open_index(settings), namespace)
         if as_json:
@@ -56,9 +56,9 @@ def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> 
 
 
 def _inspect(settings: Settings, table: VectorTable, namespace: str | None) -> OriginInspection:
+    from amprenta_vectors.backends.inspection import inspect_origin
+    from amprenta_vectors.backends.opening import kind_of, open_origin
     from amprenta_vectors.moves.ends import open_table
-    from amprenta_vectors.sources.inspection import inspect_origin
-    from amprenta_vectors.sources.opening import kind_of, open_origin
 
     engine = None
     if kind_of(settings, table) == "rows":

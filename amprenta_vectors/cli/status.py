@@ -14,8 +14,9 @@ from amprenta_vectors.errors import ConfigError
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-    from amprenta_vectors.backfill.progress import Run, Snapshot
-    from amprenta_vectors.backfill.timeline import Outlook
+    from amprenta_vectors.backfill.progress.runs import Run
+    from amprenta_vectors.backfill.progress.snapshot import Snapshot
+    from amprenta_vectors.backfill.report.timeline import Outlook
 
 
 @click.command()
@@ -27,18 +28,20 @@ def status(run: int | None, watching: bool, as_json: bool) -> None:
 
     --watch without RUN takes the newest that has not ended. A role that may only read is enough.
     """
-    from amprenta_vectors.backfill import progress
-    from amprenta_vectors.backfill.states import UNFINISHED
-    from amprenta_vectors.backfill.timeline import look_ahead
+    from amprenta_vectors.backfill.progress import transactions
+    from amprenta_vectors.backfill.progress.runs import list_runs
+    from amprenta_vectors.backfill.progress.snapshot import look
+    from amprenta_vectors.backfill.progress.states import UNFINISHED
+    from amprenta_vectors.backfill.report.timeline import look_ahead
     from amprenta_vectors.cli.live import BUCKETS, watch
     from amprenta_vectors.config import Settings
 
     engine = open_database(Settings.load(), 1)
     with engine.connect() as connection:
-        progress.require_tables(connection)
-        chosen = _chosen(progress.list_runs(connection), run)
+        transactions.require_tables(connection)
+        chosen = _chosen(list_runs(connection), run)
         if not (watching and chosen):
-            snapshots = [progress.look(connection, each.id, buckets=BUCKETS) for each in chosen]
+            snapshots = [look(connection, each.id, buckets=BUCKETS) for each in chosen]
             seen = [(snapshot, look_ahead(snapshot)) for snapshot in snapshots if snapshot is not None]
             click.echo(_as_json(connection, seen) if as_json else "\n".join(_as_text(connection, seen)))
             return
@@ -54,21 +57,21 @@ def _chosen(runs: list[Run], number: int | None) -> list[Run]:
 
 
 def _as_json(connection: Connection, seen: list[tuple[Snapshot, Outlook]]) -> str:
-    from amprenta_vectors.backfill import progress
+    from amprenta_vectors.backfill.progress import indexes
     from amprenta_vectors.cli.run_text import to_json
 
-    waiting = [{"target": target, "index": name} for target, name in progress.all_deferred(connection)]
+    waiting = [{"target": target, "index": name} for target, name in indexes.all_deferred(connection)]
     return json.dumps({"runs": [to_json(*each) for each in seen], "deferred_indexes": waiting})
 
 
 def _as_text(connection: Connection, seen: list[tuple[Snapshot, Outlook]]) -> Iterator[str]:
-    from amprenta_vectors.backfill import progress
+    from amprenta_vectors.backfill.progress import indexes
 
     if not seen:
         yield "there is no run yet; alembic upgrade head queues one"
     for snapshot, outlook in seen:
         yield from _described(snapshot, outlook)
-    for target, name in progress.all_deferred(connection):
+    for target, name in indexes.all_deferred(connection):
         yield f"index {name} on {target} waits to be built; the last run into the column builds it"
 
 

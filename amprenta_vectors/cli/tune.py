@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amprenta_vectors.compare.tuning import Tuning
     from amprenta_vectors.config import Settings
     from amprenta_vectors.schema.search_settings import SearchSetting
-    from amprenta_vectors.stores.pgvector import PgVectorStore
+    from amprenta_vectors.stores.pgvector.store import PgVectorStore
 
 
 @click.command()

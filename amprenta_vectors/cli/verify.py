@@ -12,7 +12,7 @@ from amprenta_vectors.cli.options import namespace_options, source_option
 from amprenta_vectors.errors import ExitCode
 
 if TYPE_CHECKING:
-    from amprenta_vectors.backfill.observer import MoveEvent
+    from amprenta_vectors.backfill.engine.observer import MoveEvent
     from amprenta_vectors.schema.kinds import SourceKind
 
 

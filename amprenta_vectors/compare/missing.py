@@ -12,7 +12,7 @@ from amprenta_vectors.compare.whereabouts import Whereabouts
 from amprenta_vectors.compare.why import Why
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.comparison import TIE
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
 
 LISTED = 20

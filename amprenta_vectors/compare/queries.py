@@ -16,8 +16,8 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.comparison import perturbed
-from amprenta_vectors.stores.filters import parse_filter
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.filters.language import parse_filter
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter
 from amprenta_vectors.stores.vectors import to_query_vector
 

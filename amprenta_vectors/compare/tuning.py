@@ -18,8 +18,8 @@ from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.search_settings import SearchSetting
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.comparison import Nearest, nearest_rows
-from amprenta_vectors.stores.pgvector import PgVectorStore
-from amprenta_vectors.stores.search_settings import SearchSettings
+from amprenta_vectors.stores.pgvector.search_settings import SearchSettings
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 
 EF_SEARCH = (10, 15, 20, 30, 40, 60, 80, 100, 120, 160, 200, 250, 300, 400, 500, 600, 800, 1000)
 """What is tried of ``hnsw.ef_search``; 1000 is pgvector's own limit."""

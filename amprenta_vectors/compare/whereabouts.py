@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.schema.keymaps import open_key_map
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.stores.filters import parse_filter
-from amprenta_vectors.stores.pgvector_sql import Statements
+from amprenta_vectors.stores.filters.language import parse_filter
+from amprenta_vectors.stores.pgvector.sql import Statements
 from amprenta_vectors.stores.protocol import Filter
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.progress import figures
 from amprenta_vectors.doctor.finding import Finding, Patient, Severity, TableCheck
 from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import to_clause
@@ -74,7 +74,7 @@ def threshold(patient: Patient) -> Iterator[Finding]:
 def unfinished_runs(patient: Patient) -> Iterator[Finding]:
     """Backfills that were queued or begun and have not ended."""
     for run in patient.unfinished_runs():
-        workers = progress.count(patient.connection, run.id).owners
+        workers = figures.count(patient.connection, run.id).owners
         if workers:
             yield Finding("note", f"run {run.id} is being worked on by {workers} process(es)")
             continue

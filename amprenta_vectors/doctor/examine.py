@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.progress import transactions
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import COMMAND_SESSION, check_connection, create_engine
 from amprenta_vectors.doctor import configuration, content, indexes, server, upkeep
@@ -49,7 +49,7 @@ def _of_database(connection: Connection, settings: Settings) -> Iterable[Finding
     for check in server.CHECKS:
         yield from _checked(connection, check.__name__, partial(check, connection, settings))
     try:
-        progress.require_tables(connection)
+        transactions.require_tables(connection)
         declared = get_table(settings.table, settings.config)
         table = resolve_table(connection, declared, dimension=settings.vector_dimension)
     except AmprentaError as error:

@@ -8,9 +8,8 @@ from typing import Literal
 
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.progress import Run
-from amprenta_vectors.backfill.states import UNFINISHED
+from amprenta_vectors.backfill.progress.runs import Run, list_runs
+from amprenta_vectors.backfill.progress.states import UNFINISHED
 from amprenta_vectors.config import Settings
 from amprenta_vectors.pg.names import qualified
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -51,7 +50,7 @@ class Patient:
 
     def unfinished_runs(self) -> list[Run]:
         """Those into this vector table, of whatever scope, the newest first."""
-        runs = progress.list_runs(self.connection)
+        runs = list_runs(self.connection)
         return [run for run in runs if run.target == self.table.target and run.state in UNFINISHED]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.progress import indexes
 from amprenta_vectors.doctor.finding import Finding, Patient, Severity, TableCheck
 from amprenta_vectors.pg.index_keys import index_key
 from amprenta_vectors.pg.indexes import Index, builder_of, indexes_on
@@ -87,7 +87,7 @@ def missing_index(patient: Patient) -> Iterator[Finding]:
 def _missing(patient: Patient, leaf: Leaf, of_leaf: list[Index]) -> Finding:
     table, build = patient.table, _build(patient, leaf)
     severity: Severity = "serious" if leaf.rows >= WORTH_AN_INDEX else "advice"
-    waiting = [row.index_name for row in progress.deferred_indexes(patient.connection, table.target)]
+    waiting = [row.index_name for row in indexes.deferred_indexes(patient.connection, table.target)]
     if waiting:
         under_way = any(run.source for run in patient.unfinished_runs())
         after = "the last run into the column builds it" if under_way else "no run is left to build it"

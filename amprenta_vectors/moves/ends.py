@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.observer import Observer, ignore
+from amprenta_vectors.backends.opening import open_origin
+from amprenta_vectors.backends.protocol import Origin
+from amprenta_vectors.backfill.engine.observer import Observer, ignore
+from amprenta_vectors.backfill.progress import transactions
 from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.db import COMMAND_SESSION, check_connection, check_server, create_engine, server_versions
 from amprenta_vectors.errors import ConfigError, DimensionMismatch
@@ -19,8 +21,6 @@ from amprenta_vectors.schema.keymaps import KeyMap, OwnKeys, open_key_map
 from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.registry import RAG_CHUNKS, get_table
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.opening import open_origin
-from amprenta_vectors.sources.protocol import Origin
 
 SPARE_CONNECTIONS = 6
 """Connections beside those of the workers: planner, leases, figures, orders, read units, and one to spare."""
@@ -53,7 +53,7 @@ def open_target(settings: Settings, connections: int, observer: Observer = ignor
     """Return the database and the vector table in it. Raises `NotUpgraded` where the progress tables are not there."""
     engine = open_database(settings, connections, observer)
     with engine.connect() as connection:
-        progress.require_tables(connection)
+        transactions.require_tables(connection)
         return engine, open_table(settings, connection)
 
 

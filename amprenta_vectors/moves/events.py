@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from amprenta_vectors.backfill.gone import Gone
-from amprenta_vectors.backfill.index_plan import BuildPlan
-from amprenta_vectors.backfill.observer import MoveEvent
-from amprenta_vectors.backfill.run import Summary
-from amprenta_vectors.backfill.verify import Kind
+from amprenta_vectors.backfill.database.index_plan import BuildPlan
+from amprenta_vectors.backfill.engine.observer import MoveEvent
+from amprenta_vectors.backfill.engine.run import Summary
+from amprenta_vectors.backfill.reconcile.gone import Gone
+from amprenta_vectors.backfill.verify.compare import Kind
 from amprenta_vectors.errors import ExitCode
 
 

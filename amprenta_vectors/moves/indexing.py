@@ -12,8 +12,8 @@ from alembic.operations import Operations
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill.index_plan import BuildSettings, Say, Shape, plan_build
-from amprenta_vectors.backfill.observer import Observer, ignore
+from amprenta_vectors.backfill.database.index_plan import BuildSettings, Say, Shape, plan_build
+from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.config import Settings
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp
 from amprenta_vectors.moves.events import IndexPlanned, IndexProgress

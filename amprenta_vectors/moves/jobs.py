@@ -8,13 +8,13 @@ from typing import TypedDict, Unpack
 
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.keys import count_empty
-from amprenta_vectors.backfill.keys_from import KeysFrom, is_known, side_of
-from amprenta_vectors.backfill.pace import Ceilings
-from amprenta_vectors.backfill.preflight import check_target
-from amprenta_vectors.backfill.starting import Mode
+from amprenta_vectors.backfill.database.preflight import check_target
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.keys import count_empty
+from amprenta_vectors.backfill.engine.keys_from import KeysFrom, is_known, side_of
+from amprenta_vectors.backfill.engine.starting import Mode
+from amprenta_vectors.backfill.limits.pace import Ceilings
+from amprenta_vectors.backfill.progress import runs
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.moves.ends import Ends, key_map_for, scope_of
@@ -50,7 +50,7 @@ def open_job(
     engine, table, origin = ends.engine, ends.table, ends.origin
     scope = scope_of(table, namespace)
     with engine.connect() as connection:
-        begun = progress.unfinished_run(connection, table.target, scope) if mode in ("resume", "join") else None
+        begun = runs.unfinished_run(connection, table.target, scope) if mode in ("resume", "join") else None
         if begun is not None:
             keys_from = keys_from or begun.keys_from
             options["limit"] = options.get("limit") or begun.row_limit

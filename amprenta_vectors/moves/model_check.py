@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.keys_from import is_retry
-from amprenta_vectors.backfill.models import LEAST_TEXTS, SAMPLE, check_model, earlier_vectors_unknown
-from amprenta_vectors.backfill.observer import Observer
-from amprenta_vectors.backfill.retry import Retry
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.keys_from import is_retry
+from amprenta_vectors.backfill.engine.observer import Observer
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.progress import runs
+from amprenta_vectors.backfill.verify.model_check import LEAST_TEXTS, SAMPLE, check_model, earlier_vectors_unknown
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
 from amprenta_vectors.moves.ends import Ends
@@ -25,7 +25,7 @@ def check_one_model(settings: Settings, ends: Ends, namespace: str, job: Job, ob
     if is_retry(job.keys_from):
         return
     with ends.engine.connect() as connection:
-        begun = progress.unfinished_run(connection, job.table.target, job.scope)
+        begun = runs.unfinished_run(connection, job.table.target, job.scope)
         unknown_rows = begun is None and earlier_vectors_unknown(connection, job.table, job.scope)
     if begun is None and (job.model is None or unknown_rows):
         for text in _checked(settings, ends, namespace, job):

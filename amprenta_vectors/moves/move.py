@@ -9,17 +9,18 @@ from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.index import build_deferred
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.keys_from import KeysFrom
-from amprenta_vectors.backfill.ledger import RunLedger
-from amprenta_vectors.backfill.observer import MoveEvent, Observer, ignore
-from amprenta_vectors.backfill.reconcile import refusal_of
-from amprenta_vectors.backfill.run import Backfill, Summary
-from amprenta_vectors.backfill.starting import Mode
-from amprenta_vectors.backfill.stats_view import refresh_stats
-from amprenta_vectors.backfill.throttle import Throttle
+from amprenta_vectors.backfill.database.index import build_deferred
+from amprenta_vectors.backfill.database.stats_view import refresh_stats
+from amprenta_vectors.backfill.database.throttle import Throttle
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.keys_from import KeysFrom
+from amprenta_vectors.backfill.engine.observer import MoveEvent, Observer, ignore
+from amprenta_vectors.backfill.engine.run import Backfill, Summary
+from amprenta_vectors.backfill.engine.starting import Mode
+from amprenta_vectors.backfill.limits.ledger import RunLedger
+from amprenta_vectors.backfill.progress import figures, runs, set_aside
+from amprenta_vectors.backfill.progress.transactions import transaction
+from amprenta_vectors.backfill.reconcile.dry_run import refusal_of
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ExitCode, RunConflict, TransientError, worst
 from amprenta_vectors.moves.ends import Ends, choose_namespaces, open_ends
@@ -182,7 +183,7 @@ class Move:
     def _compare(self, ends: Ends, job: Job, summary: Summary, observer: Observer) -> Verified:
         """Compare at the cost of the run, within what its processes may ask together."""
         with ends.engine.connect() as connection:
-            known = progress.set_aside_keys(connection, job.table.target, job.scope)
+            known = set_aside.set_aside_keys(connection, job.table.target, job.scope)
         limited = replace(job, ceilings=job.ceilings.under(summary.run.limits))
         ledger = RunLedger(ends.engine, summary.run.id)
         return verify_job(ends.engine, limited, observer, self.stop, known=known, ledger=ledger)
@@ -221,15 +222,15 @@ def _code_of(job: Job, summary: Summary) -> ExitCode:
 
 def _last_run(ends: Ends, job: Job) -> Summary:
     """Return how the last run into the slice stands, which other processes have worked at."""
-    with progress.transaction(ends.engine) as connection:
-        unfinished = progress.unfinished_run(connection, job.table.target, job.scope)
-        run_id = progress.last_finished(connection, job.table.target, job.scope)
+    with transaction(ends.engine) as connection:
+        unfinished = runs.unfinished_run(connection, job.table.target, job.scope)
+        run_id = runs.last_finished(connection, job.table.target, job.scope)
         if unfinished is not None or run_id is None:
             found = f"run {unfinished.id} is unfinished" if unfinished is not None else "there was no run"
             raise RunConflict(
                 f"{found} into {job.table.target}: there is nothing to conclude",
                 hint="run the move to its end first: amprenta-vectors backfill --resume",
             )
-        run, counts = progress.load_run(connection, run_id), progress.count(connection, run_id)
-        errors = progress.errors_by_reason(connection, run_id)
+        run, counts = runs.load_run(connection, run_id), figures.count(connection, run_id)
+        errors = set_aside.errors_by_reason(connection, run_id)
     return Summary(run, counts, errors, seconds=0.0, written_here=0, interrupted=False, ended_it=True)

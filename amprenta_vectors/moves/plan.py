@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill.estimate import Estimate, estimate
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.keys_from import KeysFrom
+from amprenta_vectors.backends.protocol import Metered, SourceDescription
+from amprenta_vectors.backfill.database.estimate import Estimate, estimate
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.keys_from import KeysFrom
 from amprenta_vectors.db import server_versions
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.protocol import Metered, SourceDescription
 
 
 @dataclass(frozen=True)

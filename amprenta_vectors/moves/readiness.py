@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from amprenta_vectors.backfill.observer import Observer
-from amprenta_vectors.backfill.preflight import describe_target
-from amprenta_vectors.backfill.throttle import Thresholds, Throttle
+from amprenta_vectors.backfill.database.preflight import describe_target
+from amprenta_vectors.backfill.database.throttle import Thresholds, Throttle
+from amprenta_vectors.backfill.engine.observer import Observer
 from amprenta_vectors.config import Settings
 from amprenta_vectors.moves.ends import Ends
 from amprenta_vectors.moves.events import Noticed

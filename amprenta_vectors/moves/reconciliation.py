@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.ledger import OwnLedger
-from amprenta_vectors.backfill.observer import Observer, ignore
-from amprenta_vectors.backfill.quota import LeasedMeter, metered
-from amprenta_vectors.backfill.reconcile import DryRun, refusal_of
-from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.run import Summary
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.observer import Observer, ignore
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.run import Summary
+from amprenta_vectors.backfill.limits.ledger import OwnLedger
+from amprenta_vectors.backfill.limits.quota import LeasedMeter, metered
+from amprenta_vectors.backfill.reconcile.dry_run import DryRun, refusal_of
 from amprenta_vectors.errors import ExitCode, TransientError, worst
 from amprenta_vectors.moves.events import PassEnded
 from amprenta_vectors.moves.verification import go_on_until

@@ -8,10 +8,10 @@ from pathlib import Path
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.observer import Observer
-from amprenta_vectors.backfill.report import collect_report
-from amprenta_vectors.backfill.report_page import render_page
+from amprenta_vectors.backfill.engine.observer import Observer
+from amprenta_vectors.backfill.progress import transactions
+from amprenta_vectors.backfill.report.facts import collect_report
+from amprenta_vectors.backfill.report.page import render_page
 from amprenta_vectors.moves.events import NotReported, Reported
 
 
@@ -21,7 +21,7 @@ def write_report(engine: Engine, run_id: int, folder: Path) -> tuple[Path, Path]
     Raises `ConfigError` where there is no such run, OSError where the folder cannot be written.
     """
     with engine.connect() as connection:
-        progress.require_tables(connection)
+        transactions.require_tables(connection)
         collected = json.dumps(collect_report(connection, run_id), indent=1, ensure_ascii=False)
     page = render_page(json.loads(collected))
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.keys_from import Side, is_retry, retry_of, side_of
+from amprenta_vectors.backfill.engine.keys_from import Side, is_retry, retry_of, side_of
+from amprenta_vectors.backfill.progress import runs, set_aside
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.moves.ends import Ends, scope_of
@@ -25,8 +25,8 @@ def open_retries(
     """
     target, scope = ends.table.target, scope_of(ends.table, namespace)
     with ends.engine.connect() as connection:
-        begun = progress.unfinished_run(connection, target, scope)
-        waiting = progress.kinds_to_retry(connection, target, scope, ends.origin.kind, reason)
+        begun = runs.unfinished_run(connection, target, scope)
+        waiting = set_aside.kinds_to_retry(connection, target, scope, ends.origin.kind, reason)
     if begun is not None and not is_retry(begun.keys_from or "table"):
         raise RunConflict(
             f"run {begun.id} into {target} is unfinished",
@@ -58,6 +58,6 @@ def has_quarantined(ends: Ends, namespaces: Sequence[str], reason: str | None) -
     scopes = [scope_of(ends.table, namespace) for namespace in namespaces]
     with ends.engine.connect() as connection:
         found = [
-            each for scope in scopes for each in progress.set_aside_keys(connection, ends.table.target, scope).values()
+            each for scope in scopes for each in set_aside.set_aside_keys(connection, ends.table.target, scope).values()
         ]
     return bool(found) if reason is None else reason in found

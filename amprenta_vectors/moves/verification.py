@@ -8,21 +8,22 @@ from collections.abc import Callable, Collection
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.ledger import Ledger, OwnLedger
-from amprenta_vectors.backfill.observer import Observer, ignore
-from amprenta_vectors.backfill.progress import Event
-from amprenta_vectors.backfill.quota import LeasedMeter, metered
-from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.verify import Difference, Verifier
-from amprenta_vectors.backfill.verify_computed import SampleVerifier
+from amprenta_vectors.backends.protocol import SourceDescription, TextSource
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.observer import Observer, ignore
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.limits.ledger import Ledger, OwnLedger
+from amprenta_vectors.backfill.limits.quota import LeasedMeter, metered
+from amprenta_vectors.backfill.progress import events, runs
+from amprenta_vectors.backfill.progress.events import Event
+from amprenta_vectors.backfill.progress.transactions import transaction
+from amprenta_vectors.backfill.verify.compare import Difference, Verifier
+from amprenta_vectors.backfill.verify.resample import SampleVerifier
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import TransientError
 from amprenta_vectors.moves.events import ComparisonStarted, Differed, Verified
 from amprenta_vectors.pg.errors import sqlstate
 from amprenta_vectors.schema.registry import PRODUCTS
-from amprenta_vectors.sources.protocol import SourceDescription, TextSource
 
 READ_ONLY = ("42501", "25006")
 """SQLSTATEs of a missing privilege and of a read-only transaction."""
@@ -100,10 +101,10 @@ def _record(engine: Engine, job: Job, found: Verified) -> None:
     """Keep the result with the run that it looked at. A role that may only read leaves no record."""
     detail = {"compared": found.compared, **found.counts, "unexpected": found.unexpected}
     try:
-        with progress.transaction(engine) as connection:
-            run_id = progress.last_finished(connection, job.table.target, job.scope)
+        with transaction(engine) as connection:
+            run_id = runs.last_finished(connection, job.table.target, job.scope)
             if run_id is not None:
-                progress.record_event(connection, run_id, Event.VERIFIED, detail)
+                events.record_event(connection, run_id, Event.VERIFIED, detail)
     except DBAPIError as error:
         if sqlstate(error) not in READ_ONLY:
             raise

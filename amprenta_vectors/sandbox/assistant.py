@@ -10,7 +10,7 @@ import click
 @click.argument("users", nargs=-1, required=True)
 def main(question: str, users: tuple[str, ...]) -> None:
     """Ask for the four documents of each of USERS that are nearest to QUESTION."""
-    from amprenta_vectors.integrations.assistant import get_document_store
+    from amprenta_vectors.systems.documents.assistant import get_document_store
 
     for user in users:
         click.echo(f"{user}:")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter, Hit, VectorStore
 
 TIE = 1e-6

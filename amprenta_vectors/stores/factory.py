@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from sqlalchemy.engine import Engine
 
+from amprenta_vectors.backends.opening import kind_of
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import ConfigError, UnknownBackend
 from amprenta_vectors.schema.registry import get_table
-from amprenta_vectors.sources.opening import kind_of
 from amprenta_vectors.stores.composites.dual import DualStore
 from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
 from amprenta_vectors.stores.composites.shadow import THREADS, ShadowLog, ShadowStore
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import VectorStore
 
 PING_AFTER_SECONDS = 0.5
@@ -98,8 +98,8 @@ def open_pgvector_store(settings: Settings, engine: Engine | None = None) -> PgV
 def open_pinecone_store(settings: Settings) -> VectorStore:
     """The store on ``PINECONE_INDEX_NAME``."""
     # An application on another backend need not have the package.
-    from amprenta_vectors.sources.pinecone_client import open_index
-    from amprenta_vectors.stores.pinecone import PineconeStore
+    from amprenta_vectors.backends.pinecone.client import open_index
+    from amprenta_vectors.backends.pinecone.store import PineconeStore
 
     return PineconeStore(
         open_index(settings),
@@ -112,7 +112,7 @@ def open_pinecone_store(settings: Settings) -> VectorStore:
 def open_simple_store(settings: Settings) -> VectorStore:
     """The store below ``SIMPLE_STORE_ROOT``."""
     # It locks files as only POSIX does.
-    from amprenta_vectors.stores import simple
+    from amprenta_vectors.backends.simple import store as simple
 
     return simple.open_simple_store(settings)
 
@@ -120,9 +120,9 @@ def open_simple_store(settings: Settings) -> VectorStore:
 def open_chroma_store(settings: Settings) -> VectorStore:
     """The store on ``CHROMA_COLLECTION``, whose keys are those of ``AMPRENTA_TABLE``."""
     # An application on another backend need not have the package.
-    from amprenta_vectors.sources.chroma_client import open_collection
-    from amprenta_vectors.sources.chroma_ids import open_ids
-    from amprenta_vectors.stores.chroma import ChromaStore
+    from amprenta_vectors.backends.chroma.client import open_collection
+    from amprenta_vectors.backends.chroma.ids import open_ids
+    from amprenta_vectors.backends.chroma.store import ChromaStore
 
     collection = open_collection(settings)
     return ChromaStore(

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from amprenta_vectors.pg.types import Distance
 
 Filter = Mapping[str, Any]
-"""A metadata filter in Pinecone's language; see :mod:`amprenta_vectors.stores.filters`."""
+"""A metadata filter in Pinecone's language; see :mod:`amprenta_vectors.stores.filters.language`."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from cryptography.fernet import Fernet
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
+from amprenta_vectors.backends.simple.source import open_simple_origin
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -30,19 +31,18 @@ from amprenta_vectors.errors import (
     TransientError,
     UnknownBackend,
 )
-from amprenta_vectors.integrations import assistant
-from amprenta_vectors.integrations.assistant import (
+from amprenta_vectors.sandbox.embedding_servers import GeminiServer
+from amprenta_vectors.schema.keymaps import Uuid5
+from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
+from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_simple_store
+from amprenta_vectors.stores.protocol import Record
+from amprenta_vectors.systems.documents import assistant
+from amprenta_vectors.systems.documents.assistant import (
     AssistantStore,
     PgVectorStore,
     SimpleVectorStore,
     get_document_store,
 )
-from amprenta_vectors.sandbox.embedding_servers import GeminiServer
-from amprenta_vectors.schema.keymaps import Uuid5
-from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
-from amprenta_vectors.sources.simple import open_simple_origin
-from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_simple_store
-from amprenta_vectors.stores.protocol import Record
 
 DIMENSION = 256
 KEY = Fernet.generate_key().decode()

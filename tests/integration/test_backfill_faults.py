@@ -31,8 +31,9 @@ from backfill_tools import (
 from forked import ForkedProcess
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill import retry as retry_module
-from amprenta_vectors.backfill.retry import Retry
+from amprenta_vectors.backfill.engine import retry as retry_module
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.progress import batches, figures
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import CredentialsRefused, RateLimited, TransientError
@@ -102,7 +103,7 @@ def test_a_failing_source_costs_time_and_nothing_else(
 def test_a_stalled_source_is_asked_again_once_its_time_is_up(
     engine: sa.Engine, pinecone: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.sources.pinecone_transports.REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr("amprenta_vectors.backends.pinecone.transports.REQUEST_SECONDS", 0.5)
     count_writes(engine)
     source = open_pinecone(pinecone)
     pinecone.faults.set("fetch", Fault(stall=3.0, times=2))
@@ -225,12 +226,12 @@ def test_postgresql_crashing_midway_is_waited_for(
     count_writes(own_engine)
     if keys_from == "table":
         execute(own_engine, "INSERT INTO rag_chunks (chunk_id) SELECT unnest(CAST(:ids AS text[]))", ids=IDS)
-    source, observer, batches = stub(), Recorder(), iter(range(100))
+    source, observer, fetched = stub(), Recorder(), iter(range(100))
     crash, crashed = threading.Event(), threading.Event()
 
     def slowly(keys: Sequence[str]) -> None:
         # The fifth batch and those after it meet the crash.
-        if next(batches) == 4:
+        if next(fetched) == 4:
             crash.set()
         if crash.is_set():
             crashed.wait(30)
@@ -295,8 +296,6 @@ def test_what_goes_beside_the_work_outlives_a_database_that_is_away(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Leases and figures leave a turn out; the workers decide how long to wait."""
-    from amprenta_vectors.backfill import progress
-
     calls = threading.Event()
 
     def lost(*_: object) -> None:
@@ -305,8 +304,8 @@ def test_what_goes_beside_the_work_outlives_a_database_that_is_away(
         calls.set()
         raise DBAPIError("", None, psycopg2.OperationalError("server closed the connection"))
 
-    monkeypatch.setattr(progress, "renew", lost)
-    monkeypatch.setattr(progress, "count", counting_fails_from_the_second(progress.count, lost))
+    monkeypatch.setattr(batches, "renew", lost)
+    monkeypatch.setattr(figures, "count", counting_fails_from_the_second(figures.count, lost))
     source = stub()
     source.before_fetch = lambda keys: time.sleep(0.2)
     job = to_job(engine, source, lease_seconds=0.4, figures_seconds=0.01)
@@ -328,14 +327,13 @@ def counting_fails_from_the_second(count: Callable[..., object], fail: Callable[
 
 
 def test_a_failure_of_one_thread_ends_all_of_them(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from amprenta_vectors.backfill import progress
 
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
     source = stub()
     source.before_fetch = lambda keys: time.sleep(0.1)
-    monkeypatch.setattr(progress, "renew", broken)
+    monkeypatch.setattr(batches, "renew", broken)
     before = set(threading.enumerate())
     with pytest.raises(RuntimeError, match="a fault of ours"):
         run_job(engine, to_job(engine, source, batch_size=5, lease_seconds=0.2))

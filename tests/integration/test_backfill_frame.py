@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 from backfill_tools import StubSource, execute, on_the_wire, run_job, to_job, to_vectors
 
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.verify import Difference, Verifier
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.verify.compare import Difference, Verifier
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.schema.keymaps import Numbered
 from amprenta_vectors.schema.vector_table import VectorTable

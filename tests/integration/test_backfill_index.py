@@ -27,10 +27,10 @@ from backfill_tools import (
 )
 from click.testing import CliRunner
 
-from amprenta_vectors.backfill import index as index_module
-from amprenta_vectors.backfill.index import build_deferred, defer_indexes
-from amprenta_vectors.backfill.index_plan import BuildSettings
-from amprenta_vectors.backfill.observer import IndexBuilding, MoveEvent
+from amprenta_vectors.backfill.database import index as index_module
+from amprenta_vectors.backfill.database.index import build_deferred, defer_indexes
+from amprenta_vectors.backfill.database.index_plan import BuildSettings
+from amprenta_vectors.backfill.engine.observer import IndexBuilding, MoveEvent
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine

@@ -37,18 +37,21 @@ from backfill_tools import (
 from forked import ForkedProcess
 from sqlalchemy.exc import OperationalError
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.planner import Planner
-from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.run import Backfill
-from amprenta_vectors.backfill.worker import Worker
+from amprenta_vectors.backends.protocol import TokenRefused
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.planner import Planner
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.run import Backfill
+from amprenta_vectors.backfill.engine.worker import Worker
+from amprenta_vectors.backfill.progress import batches, plans, runs
+from amprenta_vectors.backfill.progress.batches import Batch, Outcome
+from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import CredentialsRefused, LeaseLost, RunConflict, SourceError, TransientError
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.schema.row_keys import EmptyRows
-from amprenta_vectors.sources.protocol import TokenRefused
 
 StartEmulator = Callable[..., PineconeEmulator]
 IDS, VECTORS = to_ids(200), to_vectors(200)
@@ -121,7 +124,7 @@ def test_rows_and_their_checkpoint_are_one_transaction(engine: sa.Engine, monkey
     count_writes(engine)
     job = to_job(engine, stub())
     with monkeypatch.context() as patch:
-        patch.setattr(progress, "complete", failing(RuntimeError("between the rows and their checkpoint")))
+        patch.setattr(batches, "complete", failing(RuntimeError("between the rows and their checkpoint")))
         with pytest.raises(RuntimeError):
             run_job(engine, job)
         assert stored(engine) == {}
@@ -135,7 +138,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(engine: sa.Engine, monkeypat
     count_writes(engine)
     write, lost = Worker._write, set[int]()
 
-    def lose_first_answer(self: Worker, batch: progress.Batch, fetched: Any) -> progress.Outcome:
+    def lose_first_answer(self: Worker, batch: Batch, fetched: Any) -> Outcome:
         outcome = write(self, batch, fetched)
         if batch.number not in lost:
             lost.add(batch.number)
@@ -154,8 +157,8 @@ def test_a_claim_whose_answer_was_lost_expires_and_is_taken_again(engine: sa.Eng
     work = Backfill(engine, job, Recorder(), threading.Event())
     run = work.start("new")
     plan(engine, run, job)
-    with progress.transaction(engine) as connection:
-        assert progress.claim(connection, run.id, work._owner, 0.4) is not None
+    with transaction(engine) as connection:
+        assert batches.claim(connection, run.id, work._owner, 0.4) is not None
     assert work.work(run).counts.written == 200
     assert execute(engine, "SELECT max(attempt) FROM migration_progress") == [(2,)]
 
@@ -285,9 +288,9 @@ def test_a_process_stopped_elsewhere_holds_nobody_up(engine: sa.Engine) -> None:
     run = work.start("new")
 
     def stop_midway() -> None:
-        with progress.transaction(engine) as connection:
+        with transaction(engine) as connection:
             assert connection.execute(sa.text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "10s"
-            assert progress.claim_plan(connection, run.id, "stopped", 1.0) is not None
+            assert plans.claim_plan(connection, run.id, "stopped", 1.0) is not None
             connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = '200ms'"))
             assert work.work(run).counts.written == 200
             connection.execute(sa.text("SELECT 'continued'"))
@@ -440,11 +443,11 @@ def test_a_cancelled_run_waits_for_the_write_under_way_and_lets_no_other_commit(
     assert second is not None
 
     def cancel() -> None:
-        with progress.transaction(engine) as connection:
-            progress.cancel(connection, run.id)
+        with transaction(engine) as connection:
+            runs.cancel(connection, run.id)
 
     with ThreadPoolExecutor(1) as pool, engine.begin() as connection:
-        progress.lock_batch(connection, run.id, work._owner, first)
+        batches.lock_batch(connection, run.id, work._owner, first)
         cancelling = pool.submit(cancel)
         wait_until(engine, "SELECT count(*) FROM pg_stat_activity WHERE wait_event IN ('transactionid', 'tuple')", 1)
         connection.commit()
@@ -545,13 +548,13 @@ def test_a_limit_ends_a_run_after_so_many_keys(engine: sa.Engine, keys_from: str
 # Planning.
 
 
-def plan(engine: sa.Engine, run: progress.Run, job: Job, owner: str = "planner") -> None:
+def plan(engine: sa.Engine, run: Run, job: Job, owner: str = "planner") -> None:
     """Plan a run without working at it."""
     to_planner(engine, run, job, owner).run()
     execute(engine, "UPDATE migration_run SET plan_owner = NULL")
 
 
-def to_planner(engine: sa.Engine, run: progress.Run, job: Job, owner: str = "planner") -> Planner:
+def to_planner(engine: sa.Engine, run: Run, job: Job, owner: str = "planner") -> Planner:
     stop = threading.Event()
     retry = Retry(5.0, stop, lambda _: None)
     keys = job.source
@@ -719,7 +722,7 @@ def test_a_run_whose_last_batches_a_crash_took_back_is_not_called_finished(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches are committed without waiting for the disk; the last may be gone once the server is back."""
-    finish, taken_back = progress.finish, IDS[150:]
+    finish, taken_back = runs.finish, IDS[150:]
 
     def after_a_crash(connection: sa.Connection, run_id: int) -> bool:
         if not execute(engine, "SELECT 1 FROM migration_progress WHERE batch = 99"):
@@ -734,7 +737,7 @@ def test_a_run_whose_last_batches_a_crash_took_back_is_not_called_finished(
             )
         return finish(connection, run_id)
 
-    monkeypatch.setattr(progress, "finish", after_a_crash)
+    monkeypatch.setattr(runs, "finish", after_a_crash)
     summary = run_job(engine, to_job(engine, stub()))
     assert summary.run.state == "finished"
     assert summary.ended_it

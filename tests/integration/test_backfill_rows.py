@@ -28,7 +28,7 @@ from backfill_tools import (
     to_vectors,
 )
 
-from amprenta_vectors.backfill import progress
+from amprenta_vectors.backfill.progress import set_aside
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import AmprentaError, RowError, SourceError
 from amprenta_vectors.reasons import Reason
@@ -182,7 +182,7 @@ def test_a_row_is_resolved_by_the_run_that_writes_it_and_its_attempts_are_counte
     unresolved = execute(engine, "SELECT run_id, key, attempts FROM migration_error WHERE resolved_at IS NULL")
     assert unresolved == [(runs[0], IDS[2], 1), (runs[1], IDS[2], 2), (summary.run.id, IDS[2], 3)]
     with engine.connect() as connection:
-        assert progress.set_aside_keys(connection, job.table.target, job.scope) == {IDS[2]: "write_refused"}
+        assert set_aside.set_aside_keys(connection, job.table.target, job.scope) == {IDS[2]: "write_refused"}
     execute(engine, "DROP FUNCTION refuse CASCADE")
     assert run_job(engine, job).errors == {}
     assert execute(engine, "SELECT count(*) FROM migration_error WHERE resolved_at IS NULL") == [(0,)]

@@ -25,14 +25,14 @@ from backfill_tools import (
     to_vectors,
 )
 
-from amprenta_vectors.backfill import bisect
-from amprenta_vectors.backfill.bisect import budget, most_tries
+from amprenta_vectors.backends.pinecone import source as pinecone_source
+from amprenta_vectors.backends.pinecone import wire as wire
+from amprenta_vectors.backfill.writing import bisect
+from amprenta_vectors.backfill.writing.bisect import budget, most_tries
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import KeysRefused, SourceError, TooManyBadRows
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
-from amprenta_vectors.sources import pinecone as pinecone_source
-from amprenta_vectors.sources import pinecone_wire as wire
 
 StartEmulator = Callable[..., PineconeEmulator]
 IDS, VECTORS = to_ids(1000), to_vectors(1000)
@@ -288,8 +288,8 @@ def test_a_run_that_was_stopped_for_its_bad_rows_goes_on_once_the_source_is_mend
 
 
 def test_one_process_that_finds_too_many_bad_rows_stops_the_others(engine: sa.Engine) -> None:
-    from amprenta_vectors.backfill.bad_share import BadShare
-    from amprenta_vectors.backfill.progress import count
+    from amprenta_vectors.backfill.limits.bad_share import BadShare
+    from amprenta_vectors.backfill.progress.figures import count
 
     source = failing(0.2)
     job = to_job(engine, source, max_bad_share=0.05)
@@ -297,9 +297,9 @@ def test_one_process_that_finds_too_many_bad_rows_stops_the_others(engine: sa.En
         run_job(engine, job)
     with engine.connect() as connection:
         counts = count(connection, 1)
-        from amprenta_vectors.backfill import progress
+        from amprenta_vectors.backfill.progress import runs
 
-        run = progress.load_run(connection, 1)
+        run = runs.load_run(connection, 1)
     early, late = (BadShare(engine, run, 0.05, look_seconds=1.0) for _ in range(2))
     late.begin()
     # One that took note of the stops before there was any ends; one that joined after it counts anew.
@@ -343,7 +343,7 @@ def test_every_reason_is_documented_and_none_that_is_not_there() -> None:
 
 
 def test_a_batch_of_several_answers_has_the_columns_of_each() -> None:
-    from amprenta_vectors.backfill.fetching import _joined
+    from amprenta_vectors.backfill.engine.fetching import _joined
 
     vectors = to_vectors(3)
     parts = [

@@ -22,9 +22,12 @@ from backfill_tools import (
 )
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.progress import Batch
-from amprenta_vectors.backfill.sizing import BatchSizer
+from amprenta_vectors.backfill.engine.sizing import BatchSizer
+from amprenta_vectors.backfill.progress import batches, plans, runs
+from amprenta_vectors.backfill.progress.batches import Batch
+from amprenta_vectors.backfill.progress.plans import Plan
+from amprenta_vectors.backfill.progress.sizes import cut_batch
+from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 
 COUNT = 2000
@@ -33,7 +36,7 @@ IDS, VECTORS = to_ids(COUNT), to_vectors(COUNT)
 
 @pytest.fixture(autouse=True)
 def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.sizing.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("amprenta_vectors.backfill.engine.sizing.LOOK_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def cuts(engine: sa.Engine) -> list[int]:
 def test_quick_batches_grow_and_every_vector_arrives(
     engine: sa.Engine, pinecone: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.planner.MOST_PENDING", 1)
+    monkeypatch.setattr("amprenta_vectors.backfill.engine.planner.MOST_PENDING", 1)
     run_job(engine, to_job(engine, open_pinecone(pinecone), batch_size=100, batch_seconds=30.0, workers=1))
     done = sizes(engine)
     assert done[0] == 100
@@ -114,7 +117,7 @@ def test_after_a_time_out_the_next_batches_are_planned_at_half(engine: sa.Engine
     run = _begin(engine, pinecone)
     sizer = BatchSizer(engine, run, 1000, wanted_seconds=2.0, dimension=8)
     assert sizer() == 1000
-    with progress.transaction(engine) as connection:
+    with transaction(engine) as connection:
         _cut(connection, run, _claim(engine, run))
     assert sizer() == 300
     assert sizer() == 300
@@ -143,7 +146,7 @@ def test_a_batch_is_cut_while_the_planner_stores_others_and_each_gets_its_own_nu
     run = _begin(engine, pinecone, complete=False)
     batch = _claim(engine, run)
     planned = threading.Thread(target=_plan, args=(engine, run, 600, IDS[600:900]))
-    with progress.transaction(engine) as connection:
+    with transaction(engine) as connection:
         _cut(connection, run, batch)
         planned.start()
         planned.join(0.5)
@@ -158,34 +161,32 @@ def test_a_batch_is_cut_while_the_planner_stores_others_and_each_gets_its_own_nu
 def test_a_batch_that_went_to_another_owner_is_not_cut(engine: sa.Engine, pinecone: PineconeEmulator) -> None:
     run = _begin(engine, pinecone)
     batch = _claim(engine, run)
-    with progress.transaction(engine) as connection:
-        progress.cut_batch(connection, run, "somebody else", batch, "late")
+    with transaction(engine) as connection:
+        cut_batch(connection, run, "somebody else", batch, "late")
     assert execute(engine, "SELECT status, cardinality(keys) FROM migration_progress") == [("running", 600)]
     assert cuts(engine) == []
 
 
 def _begin(engine: sa.Engine, pinecone: PineconeEmulator, *, complete: bool = True) -> int:
     """A run with one pending batch of 600 keys; returns its number."""
-    with progress.transaction(engine) as connection:
-        run = progress.begin_run(connection, to_job(engine, open_pinecone(pinecone)).spec).id
+    with transaction(engine) as connection:
+        run = runs.begin_run(connection, to_job(engine, open_pinecone(pinecone)).spec).id
     _plan(engine, run, 0, IDS[:600], complete=complete)
     return run
 
 
 def _plan(engine: sa.Engine, run: int, before: int, keys: list[str], *, complete: bool = False) -> None:
-    with progress.transaction(engine) as connection:
-        progress.claim_plan(connection, run, "planner", 60.0)
-        progress.extend_plan(
-            connection, run, "planner", progress.Plan(None, before), [keys], "token", complete=complete
-        )
+    with transaction(engine) as connection:
+        plans.claim_plan(connection, run, "planner", 60.0)
+        plans.extend_plan(connection, run, "planner", Plan(None, before), [keys], "token", complete=complete)
 
 
 def _claim(engine: sa.Engine, run: int) -> Batch:
-    with progress.transaction(engine) as connection:
-        batch = progress.claim(connection, run, "worker", 60.0)
+    with transaction(engine) as connection:
+        batch = batches.claim(connection, run, "worker", 60.0)
     assert batch is not None
     return batch
 
 
 def _cut(connection: Connection, run: int, batch: Batch) -> None:
-    progress.cut_batch(connection, run, "worker", batch, "it timed out")
+    cut_batch(connection, run, "worker", batch, "it timed out")

@@ -19,6 +19,10 @@ import sqlalchemy as sa
 from backfill_tools import errors_of, execute, expected, run_job, stored, to_ids, to_job, to_vectors
 from chroma_tools import COLLECTION, ChromaServer, fill, own_client
 
+from amprenta_vectors.backends.chroma import source as chroma
+from amprenta_vectors.backends.chroma.client import chroma_errors
+from amprenta_vectors.backends.chroma.source import ChromaSource, open_chroma_origin
+from amprenta_vectors.backends.protocol import Source, TokenRefused
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import (
     ConfigError,
@@ -32,10 +36,6 @@ from amprenta_vectors.sandbox.embedding_servers import Answer, EmbeddingServer
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.keymaps import LookUp, open_key_map
 from amprenta_vectors.schema.registry import PRODUCTS, RAG_CHUNKS
-from amprenta_vectors.sources import chroma
-from amprenta_vectors.sources.chroma import ChromaSource, open_chroma_origin
-from amprenta_vectors.sources.chroma_client import chroma_errors
-from amprenta_vectors.sources.protocol import Source, TokenRefused
 
 UUIDS = [str(uuid5(UUID(int=7), str(number))) for number in range(40)]
 
@@ -351,7 +351,7 @@ def test_a_server_that_is_not_there_is_named(folder: Path) -> None:
 def test_a_server_that_hangs_is_left_in_time(
     served: ChromaServer, opened: Callable[..., ChromaSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.sources.chroma_client.REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr("amprenta_vectors.backends.chroma.client.REQUEST_SECONDS", 0.2)
     source = opened(served)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         source._collection.client._server._api_url = f"http://127.0.0.1:{silent.getsockname()[1]}"

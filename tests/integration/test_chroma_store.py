@@ -19,6 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_filters_sql import FIELDS, NUMBERS, TEXTS, filters
 
+from amprenta_vectors.backends.chroma.store import ChromaStore
+from amprenta_vectors.backends.chroma.where import to_where
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import (
@@ -30,10 +32,8 @@ from amprenta_vectors.errors import (
     SourceNotFound,
     TransientError,
 )
-from amprenta_vectors.stores.chroma import ChromaStore
-from amprenta_vectors.stores.chroma_where import to_where
 from amprenta_vectors.stores.factory import get_vector_store, open_chroma_store, open_pgvector_store
-from amprenta_vectors.stores.filters import parse_filter
+from amprenta_vectors.stores.filters.language import parse_filter
 from amprenta_vectors.stores.protocol import Record, VectorStore
 
 VECTORS = to_vectors(40, seed=7)

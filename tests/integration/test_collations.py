@@ -15,8 +15,8 @@ from backfill_tools import StubSource, execute, run_job, to_job, to_vectors
 from databases import janitor
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill.sides import compare_sides, source_side
-from amprenta_vectors.backfill.sink import Sink
+from amprenta_vectors.backfill.verify.sides import compare_sides, source_side
+from amprenta_vectors.backfill.writing.sink import Sink
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine

@@ -29,9 +29,12 @@ from backfill_tools import (
 from click.testing import CliRunner, Result
 from forked import ForkedProcess
 
-from amprenta_vectors.backfill import orders, progress
-from amprenta_vectors.backfill.progress import Event
-from amprenta_vectors.backfill.run import Backfill
+from amprenta_vectors.backfill import orders
+from amprenta_vectors.backfill.engine.run import Backfill
+from amprenta_vectors.backfill.progress import batches, events, runs
+from amprenta_vectors.backfill.progress.events import Event
+from amprenta_vectors.backfill.progress.orders import change_limits, settle_pause
+from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, RunConflict
@@ -110,7 +113,7 @@ def owners_of(engine: sa.Engine) -> set[str]:
 
 def events_of(engine: sa.Engine, run_id: int = 1) -> list[str]:
     with engine.connect() as connection:
-        return [event.event for event in progress.list_events(connection, run_id)]
+        return [event.event for event in events.list_events(connection, run_id)]
 
 
 def all_once(engine: sa.Engine) -> None:
@@ -242,12 +245,12 @@ def test_a_pause_that_somebody_prevents_says_so_and_stands(
 def test_a_pause_overlooks_no_claim_that_is_under_way(engine: sa.Engine) -> None:
     run_id = interrupted(engine)
     with ThreadPoolExecutor(1) as pool, engine.begin() as connection:
-        assert progress.claim(connection, run_id, "somebody", 60.0) is not None
+        assert batches.claim(connection, run_id, "somebody", 60.0) is not None
         execute(engine, "UPDATE migration_run SET desired_state = 'paused'")
 
         def settle() -> bool:
-            with progress.transaction(engine) as own:
-                return progress.settle_pause(own, run_id)
+            with transaction(engine) as own:
+                return settle_pause(own, run_id)
 
         settling = pool.submit(settle)
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -255,7 +258,7 @@ def test_a_pause_overlooks_no_claim_that_is_under_way(engine: sa.Engine) -> None
         connection.commit()
         assert settling.result() is False
     with engine.begin() as connection:
-        assert progress.claim(connection, run_id, "another", 60.0) is None
+        assert batches.claim(connection, run_id, "another", 60.0) is None
 
 
 def test_a_run_is_not_finished_while_it_is_to_be_paused(engine: sa.Engine) -> None:
@@ -278,8 +281,8 @@ def test_a_run_is_not_finished_while_it_is_to_be_paused(engine: sa.Engine) -> No
 def test_the_end_of_a_run_obeys_a_pause_that_no_process_has_seen_yet(engine: sa.Engine) -> None:
     run_id = interrupted(engine)
     execute(engine, "UPDATE migration_run SET desired_state = 'paused'")
-    with progress.transaction(engine) as connection:
-        assert progress.finish(connection, run_id) is False
+    with transaction(engine) as connection:
+        assert runs.finish(connection, run_id) is False
     assert state_of(engine) == "running"
 
 
@@ -433,8 +436,8 @@ def test_the_number_of_workers_follows_the_limit_while_they_work(engine: sa.Engi
 
     def limit(workers: int | None) -> None:
         changes = {} if workers is None else {"workers": workers}
-        with progress.transaction(engine) as connection:
-            progress.change_limits(connection, 1, changes, clear=workers is None)
+        with transaction(engine) as connection:
+            change_limits(connection, 1, changes, clear=workers is None)
 
     source.before_fetch = count
     work = Backfill(engine, to_job(engine, source, batch_size=1, workers=4), Recorder(), threading.Event())

@@ -12,14 +12,14 @@ from backfill_tools import expected, open_pinecone, run_job, settings_for, store
 from pinecone import Pinecone
 from pinecone.errors.exceptions import ApiError
 
+from amprenta_vectors.backends import listing
+from amprenta_vectors.backends.pinecone.client import open_index
+from amprenta_vectors.backends.pinecone.source import open_source
+from amprenta_vectors.backends.pinecone.store import PineconeStore
+from amprenta_vectors.backends.protocol import TokenRefused
 from amprenta_vectors.errors import ConfigError, SchemaMismatch, TransientError
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.sandbox.strange import strange_records
-from amprenta_vectors.sources import listing
-from amprenta_vectors.sources.pinecone import open_source
-from amprenta_vectors.sources.pinecone_client import open_index
-from amprenta_vectors.sources.protocol import TokenRefused
-from amprenta_vectors.stores.pinecone import PineconeStore
 
 StartEmulator = Callable[..., PineconeEmulator]
 

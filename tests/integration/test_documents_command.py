@@ -19,7 +19,9 @@ from click.testing import CliRunner, Result
 from cryptography.fernet import Fernet
 from databases import janitor
 
-from amprenta_vectors.backfill.observer import MoveEvent
+from amprenta_vectors.backends.simple.cipher import MetadataCipher, decrypted
+from amprenta_vectors.backends.simple.source import SimpleOrigin, SimpleSource
+from amprenta_vectors.backfill.engine.observer import MoveEvent
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
@@ -29,8 +31,6 @@ from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.moves.ends import open_ends
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
-from amprenta_vectors.sources.metadata_cipher import MetadataCipher, decrypted
-from amprenta_vectors.sources.simple import SimpleOrigin, SimpleSource
 from amprenta_vectors.systems.documents.migration import StoreMigration
 from amprenta_vectors.systems.documents.stores import choose_stores, document_settings
 

@@ -17,15 +17,15 @@ import pytest
 import sqlalchemy as sa
 from backfill_tools import environment, execute, open_pinecone, run_job, to_job
 
+from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, RowError, SourceError, TransientError
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
-from amprenta_vectors.sources.protocol import Source
 from amprenta_vectors.stores.composites.dual import DualStore, drain
 from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_pinecone_store
 from amprenta_vectors.stores.outbox import Outbox
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Record, VectorStore
 
 DIMENSION = 8

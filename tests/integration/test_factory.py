@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from amprenta_vectors.backends.pinecone.store import PineconeStore
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, NotUpgraded, UnknownBackend
 from amprenta_vectors.stores.composites.dual import DualStore
@@ -19,8 +20,7 @@ from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
 from amprenta_vectors.stores.composites.shadow import ShadowStore
 from amprenta_vectors.stores.factory import get_vector_store
-from amprenta_vectors.stores.pgvector import PgVectorStore
-from amprenta_vectors.stores.pinecone import PineconeStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Record
 
 API_KEY = "test-key"

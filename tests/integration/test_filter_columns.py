@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import FilterError
-from amprenta_vectors.stores.filter_columns import to_filter_column
-from amprenta_vectors.stores.filter_sql import to_sql
-from amprenta_vectors.stores.filters import parse_filter
+from amprenta_vectors.stores.filters.columns import to_filter_column
+from amprenta_vectors.stores.filters.language import parse_filter
+from amprenta_vectors.stores.filters.sql import to_sql
 
 TYPES = {
     "a_text": "text",

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from conftest import janitor
 
-from amprenta_vectors.backfill.index_plan import BuildPlan, Shape, plan_build
+from amprenta_vectors.backfill.database.index_plan import BuildPlan, Shape, plan_build
 from amprenta_vectors.cli import main
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.catalogue import resolve_table

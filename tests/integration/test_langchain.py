@@ -16,11 +16,11 @@ from langchain_tests.integration_tests.vectorstores import VectorStoreIntegratio
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, FilterError
-from amprenta_vectors.integrations.assistant import get_document_store
 from amprenta_vectors.integrations.langchain import AmprentaVectorStore
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.stores.factory import get_vector_store
+from amprenta_vectors.systems.documents.assistant import get_document_store
 
 DOCUMENT_DIMENSION = 256
 

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from backfill_tools import open_pinecone, to_ids, to_vectors
 
+from amprenta_vectors.backends import listing
+from amprenta_vectors.backends.listing import ALPHABET, Listing
+from amprenta_vectors.backends.protocol import TokenRefused
 from amprenta_vectors.errors import SourceError, TransientError
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.sandbox.pinecone.faults import Calls
@@ -20,9 +23,6 @@ from amprenta_vectors.sandbox.pinecone.records import Record
 from amprenta_vectors.sandbox.pinecone.service import IndexService
 from amprenta_vectors.sandbox.pinecone.store import Description, Store
 from amprenta_vectors.sandbox.strange import strange_records
-from amprenta_vectors.sources import listing
-from amprenta_vectors.sources.listing import ALPHABET, Listing
-from amprenta_vectors.sources.protocol import TokenRefused
 
 StartEmulator = Callable[..., PineconeEmulator]
 PAGE = 5

@@ -25,7 +25,7 @@ from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import CALLS_AT_ONCE, HybridStore
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_pinecone_store
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
 
 DIMENSION = 8

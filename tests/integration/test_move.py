@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from backfill_tools import environment, execute, expected, on_the_wire, stored, to_ids, to_vectors
 
 from amprenta_vectors import ExitCode, Move, Settings
-from amprenta_vectors.backfill import observer
-from amprenta_vectors.backfill.observer import BatchDone, MoveEvent, RunAdvanced
+from amprenta_vectors.backfill.engine import observer
+from amprenta_vectors.backfill.engine.observer import BatchDone, MoveEvent, RunAdvanced
 from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.moves import events
 from amprenta_vectors.moves.events import Differed, Noticed, Reported, RunEnded, Verified

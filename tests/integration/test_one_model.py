@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from backfill_tools import StubSource, environment, execute, run_job, stored, to_ids, to_job, to_vectors
 from click.testing import CliRunner, Result
 
-from amprenta_vectors.backfill.models import median_cosine
+from amprenta_vectors.backfill.verify.model_check import median_cosine
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
@@ -206,7 +206,7 @@ def test_rows_that_name_a_model_and_hold_no_vector_are_no_matter(engine: sa.Engi
 
 
 def test_some_rows_are_found_by_the_index_whatever_the_size_of_the_table(engine: sa.Engine) -> None:
-    from amprenta_vectors.backfill.row_sample import models_in_rows, some_rows
+    from amprenta_vectors.backfill.verify.row_sample import models_in_rows, some_rows
 
     execute(
         engine,

@@ -26,8 +26,8 @@ from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.factory import open_pgvector_store
-from amprenta_vectors.stores.pgvector import PgVectorStore
-from amprenta_vectors.stores.search import Searcher
+from amprenta_vectors.stores.pgvector.search import Searcher
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 
 DIMENSION = 8
 ROWS = 4000

@@ -26,7 +26,7 @@ from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Hit, Record
 
 DIMENSION = 8

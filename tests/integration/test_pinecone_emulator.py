@@ -21,10 +21,10 @@ from pinecone.errors import exceptions as sdk
 from pinecone.grpc import GrpcIndex
 from pinecone.index import Index
 
+from amprenta_vectors.backends.pinecone import wire as wire
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.sandbox.strange import strange_records, strange_unstorable, to_columns
-from amprenta_vectors.sources import pinecone_wire as wire
 
 KEY = "sandbox-key"
 DIMENSION = 8

@@ -16,8 +16,8 @@ from pinecone.errors import exceptions as sdk
 from pinecone.grpc import GrpcIndex
 from pinecone.index import Index
 
+from amprenta_vectors.backends.pinecone import wire as wire
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
-from amprenta_vectors.sources import pinecone_wire as wire
 
 KEY = "sandbox-key"
 DIMENSION = 4

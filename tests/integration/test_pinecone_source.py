@@ -14,7 +14,12 @@ import pytest
 from backfill_tools import open_pinecone, settings_for, to_ids, to_vectors
 from google.protobuf.struct_pb2 import Struct
 
-from amprenta_vectors.backfill.retry import Retry
+from amprenta_vectors.backends.pinecone import wire as wire
+from amprenta_vectors.backends.pinecone.client import open_index
+from amprenta_vectors.backends.pinecone.source import PineconeSource, open_source
+from amprenta_vectors.backends.pinecone.transports import GrpcTransport, RestTransport
+from amprenta_vectors.backends.protocol import TokenRefused
+from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import (
     AmprentaError,
@@ -28,11 +33,6 @@ from amprenta_vectors.errors import (
 )
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.sandbox.strange import strange_records, strange_unstorable, to_columns
-from amprenta_vectors.sources import pinecone_wire as wire
-from amprenta_vectors.sources.pinecone import PineconeSource, open_source
-from amprenta_vectors.sources.pinecone_client import open_index
-from amprenta_vectors.sources.pinecone_transports import GrpcTransport, RestTransport
-from amprenta_vectors.sources.protocol import TokenRefused
 
 StartEmulator = Callable[..., PineconeEmulator]
 TRANSPORTS = pytest.mark.parametrize("transport", ["grpc", "rest"])

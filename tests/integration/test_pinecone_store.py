@@ -11,6 +11,8 @@ import pytest
 import sqlalchemy as sa
 from pinecone import Pinecone
 
+from amprenta_vectors.backends.pinecone.client import PineconeIndex
+from amprenta_vectors.backends.pinecone.store import PineconeStore
 from amprenta_vectors.errors import (
     ConfigError,
     CredentialsRefused,
@@ -24,9 +26,7 @@ from amprenta_vectors.errors import (
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.pinecone.faults import Fault
 from amprenta_vectors.schema.registry import RAG_CHUNKS
-from amprenta_vectors.sources.pinecone_client import PineconeIndex
-from amprenta_vectors.stores.pgvector import PgVectorStore
-from amprenta_vectors.stores.pinecone import PineconeStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Record, VectorStore
 
 API_KEY = "test-key"

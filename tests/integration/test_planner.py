@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy as sa
 from backfill_tools import POLL_SECONDS, Recorder, StubSource, execute, run_job, stored, to_ids, to_job, to_vectors
 
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.planner import Planner
-from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.run import Backfill
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.planner import Planner
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.errors import TransientError
 
 COUNT = 300
@@ -102,7 +102,7 @@ def test_another_batch_size_holds_from_the_next_batch_on(engine: sa.Engine) -> N
 
 
 def test_no_more_is_listed_than_the_work_ahead(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.planner.MOST_PENDING", 3)
+    monkeypatch.setattr("amprenta_vectors.backfill.engine.planner.MOST_PENDING", 3)
     source, go_on = Listed(), threading.Event()
     source.before_fetch = lambda keys: bool(go_on.wait(20.0)) and None
     work = threading.Thread(target=run_job, args=(engine, to_job(engine, source, batch_size=10, workers=2)))

@@ -22,7 +22,7 @@ from backfill_tools import (
     to_vectors,
 )
 
-from amprenta_vectors.backfill.preflight import check_target, describe_target
+from amprenta_vectors.backfill.database.preflight import check_target, describe_target
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import AmprentaError, SchemaMismatch, ServerUnsuitable

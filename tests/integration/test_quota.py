@@ -30,16 +30,17 @@ from backfill_tools import (
     writes_per_key,
 )
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.ledger import RunLedger
-from amprenta_vectors.backfill.pace import Ceilings
-from amprenta_vectors.backfill.quota import LeasedMeter
-from amprenta_vectors.backfill.run import Backfill
+from amprenta_vectors.backends.protocol import Metered, Route
+from amprenta_vectors.backfill.engine.run import Backfill
+from amprenta_vectors.backfill.limits.ledger import RunLedger
+from amprenta_vectors.backfill.limits.pace import Ceilings
+from amprenta_vectors.backfill.limits.quota import LeasedMeter
+from amprenta_vectors.backfill.progress import orders
+from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import RateLimited, ReadUnitsSpent
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
-from amprenta_vectors.sources.protocol import Metered, Route
 
 StartEmulator = Callable[..., PineconeEmulator]
 IDS, VECTORS = to_ids(2000), to_vectors(2000)
@@ -350,8 +351,8 @@ def test_a_ceiling_that_is_changed_while_the_run_goes_on_holds_at_once(
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work.work, run)
         wait_until(lambda: "held to 1 fetch requests a second" in observer.reasons)
-        with progress.transaction(engine) as connection:
-            progress.change_limits(connection, run.id, {"fetch_per_second": 0})
+        with transaction(engine) as connection:
+            orders.change_limits(connection, run.id, {"fetch_per_second": 0})
         assert running.result().counts.written == 2000
     assert time.monotonic() - began < 20
     assert execute(engine, "SELECT kind FROM migration_quota WHERE kind = 'fetch'") == []

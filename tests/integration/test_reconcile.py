@@ -34,11 +34,13 @@ from backfill_tools import (
 from click.testing import CliRunner
 from forked import ForkedProcess
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.reconcile import DryRun, Prospect
-from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.run import Summary
+from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backends.rows.source import RowsSource
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.run import Summary
+from amprenta_vectors.backfill.progress import set_aside
+from amprenta_vectors.backfill.reconcile.dry_run import DryRun, Prospect
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.cli import main
 from amprenta_vectors.ddl.gate import check_finished
@@ -49,10 +51,8 @@ from amprenta_vectors.schema.check import check_table
 from amprenta_vectors.schema.keymaps import LookUp, OwnKeys
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
-from amprenta_vectors.sources.protocol import Source
-from amprenta_vectors.sources.rows import RowsSource
 from amprenta_vectors.stores.outbox import Outbox
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Record
 
 StartEmulator = Callable[..., PineconeEmulator]
@@ -122,7 +122,7 @@ def test_a_row_changed_on_both_sides_is_listed_and_untouched(engine: sa.Engine) 
         # They have a value, so that the gate does not wait for them, and no retry takes them.
         assert check_finished(connection, "rag_chunks", "embedding") == 40
         target = summary.run.target
-        assert progress.kinds_to_retry(connection, target, {"namespace": ""}, "stub", None) == set()
+        assert set_aside.kinds_to_retry(connection, target, {"namespace": ""}, "stub", None) == set()
     # Settled by whoever makes the sides equal.
     source.records = {**source.records, IDS[1]: [OTHER[1]], IDS[2]: [OTHER[2]]}
     assert figures(reconcile(engine, source)) == (40, 0, 0, {})
@@ -153,7 +153,7 @@ def test_a_row_that_is_written_between_the_comparison_and_the_lock_stays(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(engine)
-    from amprenta_vectors.backfill.sink import Sink
+    from amprenta_vectors.backfill.writing.sink import Sink
 
     load = Sink.load
 

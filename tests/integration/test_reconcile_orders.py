@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from backfill_tools import StubSource, execute, run_job, stored, to_ids, to_job, to_vectors
 
 from amprenta_vectors.backfill import gone, orders
-from amprenta_vectors.backfill.control import Held
-from amprenta_vectors.backfill.gone import GoneRows, find_gone
-from amprenta_vectors.backfill.run import Backfill, Summary
+from amprenta_vectors.backfill.engine.hold import Held
+from amprenta_vectors.backfill.engine.run import Backfill, Summary
+from amprenta_vectors.backfill.reconcile.gone import GoneRows, find_gone
 from amprenta_vectors.errors import RunConflict
 
 IDS, VECTORS = to_ids(40), to_vectors(40)

@@ -23,9 +23,11 @@ from backfill_tools import (
     to_vectors,
 )
 
-from amprenta_vectors.backfill.reconcile import DryRun
-from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.run import Summary
+from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backends.rows.source import RowsSource
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.run import Summary
+from amprenta_vectors.backfill.reconcile.dry_run import DryRun
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.embedders.protocol import Model
 from amprenta_vectors.moves.verification import verify_job
@@ -33,8 +35,6 @@ from amprenta_vectors.schema.hashes import hash_content, hash_text, is_of_text, 
 from amprenta_vectors.schema.keymaps import LookUp, OwnKeys
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
-from amprenta_vectors.sources.protocol import Source
-from amprenta_vectors.sources.rows import RowsSource
 
 IDS, VECTORS, OTHER = to_ids(20), to_vectors(20), to_vectors(20, seed=1)
 GOODS = VectorTable(

@@ -24,8 +24,8 @@ from backfill_tools import (
     writes_per_key,
 )
 
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.run import Backfill
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine

@@ -30,11 +30,11 @@ from backfill_tools import (
 from click.testing import CliRunner
 from page_reader import Page
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.progress import Event
-from amprenta_vectors.backfill.report import collect_report
-from amprenta_vectors.backfill.report_page import render_page
-from amprenta_vectors.backfill.states import RunState
+from amprenta_vectors.backfill.progress import orders
+from amprenta_vectors.backfill.progress.events import Event, list_events, record_event
+from amprenta_vectors.backfill.progress.states import RunState
+from amprenta_vectors.backfill.report.facts import collect_report
+from amprenta_vectors.backfill.report.page import render_page
 from amprenta_vectors.cli import main
 from amprenta_vectors.errors import CredentialsRefused
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
@@ -73,15 +73,15 @@ def run_with_waits(engine: sa.Engine, index: PineconeEmulator, variables: dict[s
     try:
         wait_for(engine, "SELECT count(*) > 1 FROM migration_progress WHERE status = 'done'")
         with engine.begin() as connection:
-            progress.note_throttle(connection, 1, "a replica lags by 40 s")
+            orders.note_throttle(connection, 1, "a replica lags by 40 s")
         time.sleep(0.2)
         with engine.begin() as connection:
-            progress.note_throttle(connection, 1, None)
-            progress.order(connection, 1, RunState.PAUSED)
+            orders.note_throttle(connection, 1, None)
+            orders.order(connection, 1, RunState.PAUSED)
         wait_for(engine, "SELECT state = 'paused' FROM migration_run WHERE source IS NOT NULL")
         time.sleep(0.2)
         with engine.begin() as connection:
-            progress.resume(connection, 1)
+            orders.resume(connection, 1)
         output, _ = process.communicate(timeout=60)
     finally:
         end_process(process)
@@ -212,7 +212,7 @@ def check_against_database(engine: sa.Engine, report: dict[str, Any]) -> None:
     assert report["set_aside"]["by_reason"] == {"zero_under_cosine": 1}
     assert report["set_aside"]["first_keys"] == {"zero_under_cosine": [HOSTILE]}
     with engine.connect() as connection:
-        events = progress.list_events(connection, 1)
+        events = list_events(connection, 1)
     assert [event["event"] for event in report["events"]["listed"]] == [event.event for event in events]
     assert sum(bucket["rows"] for bucket in report["timeline"]["buckets"]) == 200
     [index] = report["indexes"]
@@ -311,7 +311,7 @@ def test_a_cancelled_run_leaves_a_report_and_one_that_was_never_begun_leaves_non
 def test_every_value_is_escaped(engine: sa.Engine) -> None:
     run_job(engine, to_job(engine, StubSource({"a": [VECTORS[0]], "zero": [VECTORS[0] * 0], "gone": []})))
     with engine.begin() as connection:
-        progress.record_event(connection, 1, Event.VERIFIED, {"compared": 2, "note": "x"})
+        record_event(connection, 1, Event.VERIFIED, {"compared": 2, "note": "x"})
     hostile = poisoned(collected(engine))
     tags = set(Page(render_page(hostile)).tags)
     assert "img" not in tags

@@ -27,6 +27,7 @@ from backfill_tools import (
 )
 from click.testing import CliRunner, Result
 
+from amprenta_vectors.backends.rows.source import RowsOrigin
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.cli import main
 from amprenta_vectors.embedders.protocol import Model
@@ -36,7 +37,6 @@ from amprenta_vectors.moves.verification import verify_job
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.keymaps import OwnKeys, open_key_map
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
-from amprenta_vectors.sources.rows import RowsOrigin
 
 ROWS = 300
 WITHOUT_TEXT = {7, 70}

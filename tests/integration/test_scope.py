@@ -24,15 +24,10 @@ from scope_tools import (
     record_of,
 )
 
+from amprenta_vectors.backends.simple.store import SimpleStore
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import AmprentaError
-from amprenta_vectors.integrations.assistant import (
-    AssistantStore,
-    SimpleVectorStore,
-    get_document_store,
-)
-from amprenta_vectors.integrations.assistant import PgVectorStore as PgDocuments
 from amprenta_vectors.integrations.langchain import AmprentaVectorStore
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.stores.composites.dual import DualStore
@@ -40,8 +35,13 @@ from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
 from amprenta_vectors.stores.composites.shadow import ShadowStore
 from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_pinecone_store
-from amprenta_vectors.stores.pgvector import PgVectorStore
-from amprenta_vectors.stores.simple import SimpleStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
+from amprenta_vectors.systems.documents.assistant import (
+    AssistantStore,
+    SimpleVectorStore,
+    get_document_store,
+)
+from amprenta_vectors.systems.documents.assistant import PgVectorStore as PgDocuments
 
 DIMENSION, DOCUMENT_DIMENSION = 8, 256
 

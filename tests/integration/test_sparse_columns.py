@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from backfill_tools import API_KEY, INDEX_NAME, execute, on_the_wire, to_vectors
 from click.testing import CliRunner, Result
 
-from amprenta_vectors.backfill.encoding import sparse_bytes
+from amprenta_vectors.backfill.writing.encoding import sparse_bytes
 from amprenta_vectors.batch import fit_sparse
 from amprenta_vectors.cli import main
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator

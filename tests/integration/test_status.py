@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from backfill_tools import ROOT, StubSource, end_process, execute, run_job, to_ids, to_job, to_vectors
 from click.testing import CliRunner, Result
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.job import Job
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.progress import orders
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -102,7 +102,7 @@ def test_the_json_of_a_run_that_goes_on_is_what_the_database_has(
     engine: sa.Engine, upgraded_url: str, held: Held
 ) -> None:
     with engine.begin() as connection:
-        progress.note_throttle(connection, 1, "a replica lags by 40 s")
+        orders.note_throttle(connection, 1, "a replica lags by 40 s")
     run = shown(upgraded_url)
     assert (run["run"], run["state"], run["desired_state"]) == (1, "running", "running")
     assert run["keys"] == {"done": 150, "expected": 200, "listed": True}
@@ -119,18 +119,18 @@ def test_the_json_of_a_run_that_goes_on_is_what_the_database_has(
     assert process["lease_seconds"] == pytest.approx(lease, abs=held.job.lease_seconds)
     assert run["indexes"] == {"idx_rag_chunks_embedding": False}
     with engine.begin() as connection:
-        progress.note_throttle(connection, 1, None)
+        orders.note_throttle(connection, 1, None)
 
 
 def test_the_lines_of_a_run_that_goes_on_say_why_it_waits(engine: sa.Engine, upgraded_url: str, held: Held) -> None:
     with engine.begin() as connection:
-        progress.note_throttle(connection, 1, "a replica lags by 40 s")
+        orders.note_throttle(connection, 1, "a replica lags by 40 s")
     output = status(upgraded_url).output
     assert "run 1 running, 1 process(es) at work" in output
     assert "150 of 200 keys done in 3 of 4 batches" in output
     assert "throttled: a replica lags by 40 s" in output
     with engine.begin() as connection:
-        progress.note_throttle(connection, 1, None)
+        orders.note_throttle(connection, 1, None)
 
 
 def test_watching_prints_lines_where_there_is_no_terminal_and_ends_with_the_run(upgraded_url: str, held: Held) -> None:

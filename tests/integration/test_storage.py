@@ -16,15 +16,15 @@ from click.testing import CliRunner
 from databases import janitor
 from numpy.typing import NDArray
 
-from amprenta_vectors.backfill.index_plan import Shape, plan_build
+from amprenta_vectors.backfill.database.index_plan import Shape, plan_build
 from amprenta_vectors.cli import main
 from amprenta_vectors.ddl import CreateVectorIndexOp
 from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
 from amprenta_vectors.sandbox.corpus import read_corpus
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.stores import pgvector
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import store as pgvector
 
 ROWS, OTHERS, QUERIES, TOP_K = 1000, 250, 20, 10
 RECALL = 0.97

@@ -28,10 +28,10 @@ from backfill_tools import (
 )
 from click.testing import CliRunner
 
-from amprenta_vectors.backfill import throttle as throttle_module
-from amprenta_vectors.backfill.run import Backfill
-from amprenta_vectors.backfill.server_load import Replica, ServerLoad, unarchived
-from amprenta_vectors.backfill.throttle import MB, Thresholds, Throttle, WalHistory, furthest_replica
+from amprenta_vectors.backfill.database import throttle as throttle_module
+from amprenta_vectors.backfill.database.server_load import Replica, ServerLoad, unarchived
+from amprenta_vectors.backfill.database.throttle import MB, Thresholds, Throttle, WalHistory, furthest_replica
+from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import COMMAND_SESSION, create_engine
@@ -482,7 +482,7 @@ RUN = "SELECT throttle_reason, state FROM migration_run"
 def test_a_run_that_waits_says_why_and_goes_on_by_itself(
     engine: sa.Engine, upgraded_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amprenta_vectors.backfill.gate.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("amprenta_vectors.backfill.database.load_gate.LOOK_SECONDS", 0.02)
     execute(engine, "CREATE TABLE verdict AS SELECT NULL::text AS said")
     source, recorder = StubSource({key: [vector] for key, vector in zip(IDS, VECTORS, strict=True)}), Recorder()
     throttle = to_throttle(engine, throttle_sql="SELECT said FROM verdict")

@@ -28,10 +28,11 @@ from backfill_tools import (
 from click.testing import CliRunner
 from transaction_pooler import alternating
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.run import Backfill
-from amprenta_vectors.backfill.verify import Verifier
+from amprenta_vectors.backends.rows.source import RowsSource
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.run import Backfill
+from amprenta_vectors.backfill.progress import batches, plans, runs, transactions
+from amprenta_vectors.backfill.verify.compare import Verifier
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
@@ -39,7 +40,6 @@ from amprenta_vectors.embedders.protocol import Model
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.schema.keymaps import OwnKeys
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.rows import RowsSource
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.protocol import Record
 
@@ -63,24 +63,24 @@ def test_leases_are_of_the_databases_clock_whatever_a_hosts_own_says(engine: sa.
     engine.dispose()
     listed = to_job(engine, stub())
     run = Backfill(engine, listed, Recorder(), threading.Event()).start("new")
-    with progress.transaction(engine) as connection:
-        assert progress.claim_plan(connection, run.id, "first", 600.0) is not None
-        assert progress.claim_plan(connection, run.id, "second", 600.0) is None
-        progress.cancel(connection, run.id)
+    with transactions.transaction(engine) as connection:
+        assert plans.claim_plan(connection, run.id, "first", 600.0) is not None
+        assert plans.claim_plan(connection, run.id, "second", 600.0) is None
+        runs.cancel(connection, run.id)
     job = to_job(engine, stub(), keys_from="given", given_keys=IDS, batch_size=20)
     run = Backfill(engine, job, Recorder(), threading.Event()).start("new")
 
     def claim(owner: str, lease_seconds: float) -> tuple[int, int] | None:
-        with progress.transaction(engine) as connection:
-            batch = progress.claim(connection, run.id, owner, lease_seconds)
+        with transactions.transaction(engine) as connection:
+            batch = batches.claim(connection, run.id, owner, lease_seconds)
         return None if batch is None else (batch.number, batch.attempt)
 
     first = claim("first", 600.0)
     second = claim("second", 0.0)
     assert first is not None
     assert second is not None
-    with progress.transaction(engine) as connection:
-        progress.renew(connection, run.id, "first", [first[0]], 600.0)
+    with transactions.transaction(engine) as connection:
+        batches.renew(connection, run.id, "first", [first[0]], 600.0)
     # A lease that is over is anybody's at once, one that is not is nobody's.
     assert claim("third", 600.0) == (second[0], 2)
     assert claim("third", 600.0) not in {None, (first[0], 2)}

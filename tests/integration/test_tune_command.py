@@ -20,9 +20,9 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.stores.factory import open_pgvector_store
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.search_settings import DEFAULT_EF_SEARCH
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Hit
-from amprenta_vectors.stores.search_settings import DEFAULT_EF_SEARCH
 
 ROWS, DIMENSION = 3000, 8
 VECTORS = np.random.default_rng(3).standard_normal((ROWS, DIMENSION), dtype=np.float32)

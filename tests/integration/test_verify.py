@@ -27,14 +27,14 @@ from backfill_tools import (
     to_vectors,
 )
 
-from amprenta_vectors.backfill.job import Job
-from amprenta_vectors.backfill.retry import Retry
-from amprenta_vectors.backfill.verify import Difference, Verification, Verifier, digests
+from amprenta_vectors.backends.protocol import TokenRefused
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.verify.compare import Difference, Verification, Verifier, digests
 from amprenta_vectors.errors import RowError, SourceError, TransientError
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.sandbox.strange import strange_records, to_columns
-from amprenta_vectors.sources.protocol import TokenRefused
 
 StartEmulator = Callable[..., PineconeEmulator]
 IDS, VECTORS = to_ids(100), to_vectors(100)

@@ -18,13 +18,13 @@ import pytest
 from click.testing import CliRunner, Result
 from sandboxes import ROWS, record
 
+from amprenta_vectors.backends.pinecone.client import open_index
 from amprenta_vectors.cli.sandbox import sandbox
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import AmprentaError, ConfigError
 from amprenta_vectors.sandbox import control
 from amprenta_vectors.sandbox.corpus import embed_corpus
-from amprenta_vectors.sources.pinecone_client import open_index
 
 
 def command(*arguments: object) -> Result:

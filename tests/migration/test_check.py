@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 from migrating import Database, at, prepared
 
-from amprenta_vectors.backfill.index import build_deferred, defer_indexes
+from amprenta_vectors.backfill.database.index import build_deferred, defer_indexes
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.ddl.own_model import comparison

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from migrating import Database, adopted_at, prepared, settings_at, wait_until
 
-from amprenta_vectors.backfill.index import build_deferred, defer_indexes
+from amprenta_vectors.backfill.database.index import build_deferred, defer_indexes
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.schema.catalogue import resolve_table

@@ -15,8 +15,8 @@ import pytest
 from databases import janitor
 from migrating import ROOT, Database, wait_until
 
-from amprenta_vectors.backfill.preflight import check_target
-from amprenta_vectors.backfill.stats_view import refresh_stats
+from amprenta_vectors.backfill.database.preflight import check_target
+from amprenta_vectors.backfill.database.stats_view import refresh_stats
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import AmprentaError, ServerUnsuitable
@@ -25,7 +25,7 @@ from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.registry import PRODUCTS, RAG_CHUNKS
 from amprenta_vectors.stores.composites.dual import DualStore
 from amprenta_vectors.stores.composites.shadow import Answered, Asked, ShadowLog
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Record
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]

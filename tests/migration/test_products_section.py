@@ -14,8 +14,8 @@ from migrating import Database, prepared
 from systems import PRODUCTS
 
 from amprenta_vectors.errors import SchemaMismatch, ServerUnsuitable
-from amprenta_vectors.integrations.products import to_filter
 from amprenta_vectors.stores.factory import open_pgvector_store
+from amprenta_vectors.systems.products.search import to_filter
 
 INDEXES = {
     "idx_products_category_brand_stock": "btree (category, brand, stock)",

@@ -22,18 +22,18 @@ from catalogue import ABSENT, PRODUCTS, UNMATCHED, rows
 from click.testing import CliRunner, Result
 from databases import janitor
 
-from amprenta_vectors.backfill.observer import MoveEvent
+from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backfill.engine.observer import MoveEvent
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ExitCode
-from amprenta_vectors.integrations.products import product_settings
 from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.moves.ends import key_map_for, open_table
 from amprenta_vectors.sandbox.embedding_servers import OllamaServer
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
-from amprenta_vectors.sources.protocol import Source
 from amprenta_vectors.systems.products.migration import Migration, Wanted
+from amprenta_vectors.systems.products.search import product_settings
 from amprenta_vectors.systems.products.state import look_at_both
 
 Run = Callable[..., Result]

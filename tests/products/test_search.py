@@ -15,9 +15,9 @@ from catalogue import rows
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
 from amprenta_vectors.errors import FilterError
-from amprenta_vectors.integrations.products import ProductSearch, product_settings, to_filter
 from amprenta_vectors.stores.factory import get_vector_store
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
+from amprenta_vectors.systems.products.search import ProductSearch, product_settings, to_filter
 
 QUESTION = "read and write compressed files"
 Open = Callable[..., ProductSearch]

@@ -8,7 +8,8 @@ import sys
 import threading
 from typing import Any
 
-from amprenta_vectors.backfill import progress, sink
+from amprenta_vectors.backfill import sink
+from amprenta_vectors.backfill.progress import batches
 from amprenta_vectors.cli import main
 
 PLACES = ("copy", "commit")
@@ -43,8 +44,8 @@ def stop_at(place: str, turn: int) -> None:
     if place == "copy":
         vars(sink)["BatchStream"] = Stopping
     else:
-        recorded = progress.complete
-        vars(progress)["complete"] = complete
+        recorded = batches.complete
+        vars(batches)["complete"] = complete
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from test_dual import (  # noqa: F401 - fixtures among them
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.stores.composites.dual import drain
 from amprenta_vectors.stores.outbox import Outbox
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import VectorStore
 
 TESTS = Path(__file__).parents[1]

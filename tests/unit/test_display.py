@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from amprenta_vectors.backfill.observer import RunAdvanced
-from amprenta_vectors.backfill.progress import Counts, Run
+from amprenta_vectors.backfill.engine.observer import RunAdvanced
+from amprenta_vectors.backfill.progress.figures import Counts
+from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.cli.display import LineDisplay
 from amprenta_vectors.cli.move_text import MoveText
 

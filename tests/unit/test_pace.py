@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from amprenta_vectors.backfill import pace
-from amprenta_vectors.backfill.control import Control, Held
-from amprenta_vectors.backfill.ledger import OwnLedger
-from amprenta_vectors.backfill.pace import Ceilings, Lease, Quota, lend, lower, refill
-from amprenta_vectors.backfill.quota import LeasedMeter, Share
+from amprenta_vectors.backfill.engine.hold import Control, Held
+from amprenta_vectors.backfill.limits import pace
+from amprenta_vectors.backfill.limits.ledger import OwnLedger
+from amprenta_vectors.backfill.limits.pace import Ceilings, Lease, Quota, lend, lower, refill
+from amprenta_vectors.backfill.limits.quota import LeasedMeter, Share
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, ReadUnitsSpent
 

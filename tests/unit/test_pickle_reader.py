@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amprenta_vectors.sources.pickle_reader import PickledArray, PickleRefused, read_pickle
+from amprenta_vectors.backends.simple.pickle_reader import PickledArray, PickleRefused, read_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

@@ -18,14 +18,14 @@ import pytest
 from cryptography.fernet import Fernet
 from test_simple_store import DOCUMENTS, FIELDS, HAS_IDS, HAVE_IDS, IDS, ROWS, TEXTS, VECTORS, write
 
+from amprenta_vectors.backends.simple.backup import back_up
+from amprenta_vectors.backends.simple.cipher import MetadataCipher
+from amprenta_vectors.backends.simple.files import SimpleFiles
+from amprenta_vectors.backends.simple.folder import COMMITTED, NEXT, locked
+from amprenta_vectors.backends.simple.reading import LegacyRecord, read_store
+from amprenta_vectors.backends.simple.store import SimpleStore
 from amprenta_vectors.errors import ConfigError, RowError, SourceError
-from amprenta_vectors.sources.metadata_cipher import MetadataCipher
-from amprenta_vectors.sources.simple_backup import back_up
-from amprenta_vectors.sources.simple_folder import COMMITTED, NEXT, locked
-from amprenta_vectors.sources.simple_store import LegacyRecord, read_store
 from amprenta_vectors.stores.protocol import Record
-from amprenta_vectors.stores.simple import SimpleStore
-from amprenta_vectors.stores.simple_files import SimpleFiles
 
 KEY = Fernet.generate_key().decode()
 NEW = LegacyRecord(np.array([7, 8.25], np.float32), "δέλτα", {"page": 4, "tags": ["x", "y"]})
@@ -214,8 +214,8 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from amprenta_vectors.sources.simple_store import LegacyRecord
-from amprenta_vectors.stores import simple_files
+from amprenta_vectors.backends.simple.reading import LegacyRecord
+from amprenta_vectors.backends.simple import files as simple_files
 name, at = sys.argv[2], int(sys.argv[3])
 calls = 0
 def dying(step):

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from cryptography.fernet import Fernet
 
+from amprenta_vectors.backends.simple.backup import back_up
+from amprenta_vectors.backends.simple.pickle_reader import PickleRefused
+from amprenta_vectors.backends.simple.reading import LegacyStore, read_store
+from amprenta_vectors.backends.simple.source import PREFIX, SimpleOrigin
 from amprenta_vectors.errors import AmprentaError, ConfigError, CredentialsRefused, SourceError, SourceNotFound
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
-from amprenta_vectors.sources.pickle_reader import PickleRefused
-from amprenta_vectors.sources.simple import PREFIX, SimpleOrigin
-from amprenta_vectors.sources.simple_backup import back_up
-from amprenta_vectors.sources.simple_store import LegacyStore, read_store
 
 IDS = ["a", "b", "c"]
 ROWS = [[0.5, 1.0], [2, 3], [4.0, 5.5]]

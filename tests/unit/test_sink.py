@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from amprenta_vectors.backfill.encoding import COPY_HEADER, COPY_TRAILER, PIECE_BYTES, BatchStream
-from amprenta_vectors.backfill.sink import Sink
+from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER, PIECE_BYTES, BatchStream
+from amprenta_vectors.backfill.writing.sink import Sink
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.schema.expressions import column_type
 from amprenta_vectors.schema.registry import RAG_CHUNKS

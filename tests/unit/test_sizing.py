@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from amprenta_vectors.backfill.progress import Timing
-from amprenta_vectors.backfill.sizing import next_size, smoothed
+from amprenta_vectors.backfill.engine.sizing import next_size, smoothed
+from amprenta_vectors.backfill.progress.sizes import Timing
 
 WANTED = 2.0
 

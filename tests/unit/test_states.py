@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from amprenta_vectors.backfill.states import ORDERS, TRANSITIONS, UNFINISHED, Order, RunState, Transition, sources_of
+from amprenta_vectors.backfill.progress.states import (
+    ORDERS,
+    TRANSITIONS,
+    UNFINISHED,
+    Order,
+    RunState,
+    Transition,
+    sources_of,
+)
 
 GUIDE = Path(__file__).parents[2] / "docs" / "control.md"
 

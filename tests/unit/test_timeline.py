@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from amprenta_vectors.backfill.progress import Bucket, Event, Happening, Run
-from amprenta_vectors.backfill.timeline import (
+from amprenta_vectors.backfill.progress.events import Event
+from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.backfill.progress.snapshot import Bucket, Happening
+from amprenta_vectors.backfill.report.timeline import (
     Remaining,
     Span,
     keys_expected,

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill.states import UNFINISHED
+from amprenta_vectors.backfill.progress.states import UNFINISHED
 from amprenta_vectors.batch import Key
 from amprenta_vectors.schema.expressions import in_scope, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.vector_table import VectorTable

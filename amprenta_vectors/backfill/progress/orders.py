@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill.progress.events import Event, record_event
 from amprenta_vectors.backfill.progress.runs import lock_run, move
-from amprenta_vectors.backfill.states import RunState
+from amprenta_vectors.backfill.progress.states import RunState
 
 
 @dataclass(frozen=True)

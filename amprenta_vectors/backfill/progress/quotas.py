@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill.pace import Kind, Quota
+from amprenta_vectors.backfill.limits.pace import Kind, Quota
 
 
 def open_quota(connection: Connection, run_id: int, kind: Kind, rate: float) -> None:

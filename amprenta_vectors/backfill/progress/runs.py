@@ -11,9 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill.keys_from import KeysFrom, is_known
+from amprenta_vectors.backfill.engine.keys_from import KeysFrom, is_known
 from amprenta_vectors.backfill.progress.events import Event, RunEvent, list_events, record_event
-from amprenta_vectors.backfill.states import UNFINISHED, RunState, sources_of
+from amprenta_vectors.backfill.progress.states import UNFINISHED, RunState, sources_of
 from amprenta_vectors.errors import RunConflict
 
 

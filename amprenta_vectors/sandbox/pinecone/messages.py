@@ -1,4 +1,4 @@
-"""Pinecone's gRPC messages: those of :mod:`amprenta_vectors.sources.pinecone_wire`, and the rest built in the same way.
+"""Pinecone's gRPC messages: those of `amprenta_vectors.backends.pinecone.wire`, and the rest built in the same way.
 
 Field numbers are those of Pinecone's published ``VectorService`` (2026-07). Dense values, metadata and filters are
 declared as bytes here too: little-endian float32, and a ``google.protobuf.Struct`` yet to be parsed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amprenta_vectors.sources import pinecone_wire
+from amprenta_vectors.backends.pinecone import wire as pinecone_wire
 
 _MESSAGES: dict[str, list[tuple[str, int, str]]] = {
     "UpsertRequest": [("vectors", 1, "Vector[]"), ("namespace", 2, "string")],

@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from amprenta_vectors.backends.pinecone.wire import SERVICE
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.sandbox.pinecone import messages
 from amprenta_vectors.sandbox.pinecone.documents import check_kind
@@ -19,7 +20,6 @@ from amprenta_vectors.sandbox.pinecone.records import Sparse, decode_struct
 from amprenta_vectors.sandbox.pinecone.refusals import CODE_OF_STATUS, Code, Refused
 from amprenta_vectors.sandbox.pinecone.service import IndexService, Page
 from amprenta_vectors.sandbox.pinecone.store import DEFAULT_NAMESPACE, Description
-from amprenta_vectors.sources.pinecone_wire import SERVICE
 
 _WORKERS = 32
 _OPTIONS = [

@@ -27,7 +27,7 @@ from amprenta_vectors.sandbox.pinecone.validation import (
     check_sparse,
     check_values,
 )
-from amprenta_vectors.stores.filters import parse_filter
+from amprenta_vectors.stores.filters.language import parse_filter
 
 LARGEST_LIST = 100
 LARGEST_TOP_K = 10_000

@@ -15,7 +15,7 @@ from amprenta_vectors.errors import AmprentaError, CredentialsRefused, SourceNot
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
 from amprenta_vectors.stores.outbox import Intent, Outbox, errors_as_ours
-from amprenta_vectors.stores.pgvector import PgVectorStore
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
 log = logging.getLogger(__name__)

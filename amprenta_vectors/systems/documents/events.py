@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from amprenta_vectors.backfill.observer import MoveEvent
+from amprenta_vectors.backfill.engine.observer import MoveEvent
 
 
 @dataclass(frozen=True)

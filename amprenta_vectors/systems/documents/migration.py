@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import cast
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.observer import Observer, ignore
-from amprenta_vectors.backfill.starting import Mode
-from amprenta_vectors.backfill.throttle import Throttle
+from amprenta_vectors.backends.simple.backup import back_up
+from amprenta_vectors.backends.simple.source import SimpleOrigin
+from amprenta_vectors.backfill.database.throttle import Throttle
+from amprenta_vectors.backfill.engine.observer import Observer, ignore
+from amprenta_vectors.backfill.engine.starting import Mode
+from amprenta_vectors.backfill.progress import set_aside
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ExitCode, RunConflict, worst
 from amprenta_vectors.moves.ends import Ends, scope_of
 from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.readiness import open_throttle
-from amprenta_vectors.sources.simple import SimpleOrigin
-from amprenta_vectors.sources.simple_backup import back_up
 from amprenta_vectors.systems.documents.events import BadDocument, StoreDescribed, StoreEnded, StoreOpened, StoreRefused
 from amprenta_vectors.systems.documents.stores import SHOWN, count_rows
 
@@ -93,7 +93,7 @@ class StoreMigration:
         move.prepare(self._observer, throttle)
         code = move.complete(self._observer)
         with self._ends.engine.connect() as connection:
-            aside = len(progress.set_aside_keys(connection, self._ends.table.target, scope))
+            aside = len(set_aside.set_aside_keys(connection, self._ends.table.target, scope))
         rows, expected = count_rows(self._ends.engine, self._ends.table, scope), len(held.ids) - aside
         result = f"{len(held.ids):,} documents in the files, {rows:,} rows in the table, {aside:,} set aside"
         if code == ExitCode.INTERRUPTED or rows >= expected:

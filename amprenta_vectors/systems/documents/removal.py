@@ -11,16 +11,17 @@ from pathlib import Path
 
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.contents import ContentCheck, Contents
-from amprenta_vectors.backfill.progress import Run, RunEvent
+from amprenta_vectors.backends.simple.backup import backup_of
+from amprenta_vectors.backends.simple.cipher import decrypted
+from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, locked
+from amprenta_vectors.backends.simple.source import SimpleOrigin
+from amprenta_vectors.backfill.progress import runs, set_aside
+from amprenta_vectors.backfill.progress.events import RunEvent
+from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.backfill.verify.contents import ContentCheck, Contents
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.moves.ends import scope_of
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.metadata_cipher import decrypted
-from amprenta_vectors.sources.simple import SimpleOrigin
-from amprenta_vectors.sources.simple_backup import backup_of
-from amprenta_vectors.sources.simple_folder import COMMITTED, FILES, locked
 
 NAMED = 3
 """Ids that a refusal names."""
@@ -94,10 +95,10 @@ class Removal:
     def _last_verified(self, folder: Path) -> tuple[Run, RunEvent] | str:
         scope = scope_of(self.table, self.name)
         with self.engine.connect() as connection:
-            if progress.unfinished_run(connection, self.table.target, scope) is not None:
+            if runs.unfinished_run(connection, self.table.target, scope) is not None:
                 return "its run is unfinished; go on with it: amprenta-vectors documents migrate --resume"
-            verified = progress.last_verified(connection, self.table.target, scope)
-            aside = progress.set_aside_keys(connection, self.table.target, scope)
+            verified = runs.last_verified(connection, self.table.target, scope)
+            aside = set_aside.set_aside_keys(connection, self.table.target, scope)
         if verified is None:
             return "it was not moved and verified; do both: amprenta-vectors documents migrate --restart"
         if verified[0].source != str(folder.resolve()):

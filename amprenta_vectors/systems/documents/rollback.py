@@ -7,13 +7,14 @@ from pathlib import Path
 
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.observer import Observer
-from amprenta_vectors.backfill.rollback import roll_back
+from amprenta_vectors.backends.simple.backup import last_backup_of
+from amprenta_vectors.backends.simple.folder import FILES, path_of
+from amprenta_vectors.backfill.engine.observer import Observer
+from amprenta_vectors.backfill.progress import inserted
+from amprenta_vectors.backfill.progress.runs import load_run
+from amprenta_vectors.backfill.writing.rollback import roll_back
 from amprenta_vectors.errors import ExitCode
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.simple_backup import last_backup_of
-from amprenta_vectors.sources.simple_folder import FILES, path_of
 from amprenta_vectors.systems.documents.events import StoreRefused, StoreRolledBack, StoreToRollBack
 from amprenta_vectors.systems.documents.stores import of_users
 
@@ -21,7 +22,7 @@ from amprenta_vectors.systems.documents.stores import of_users
 def stores_to_roll_back(engine: Engine, table: VectorTable, users: Sequence[str]) -> dict[str, Mapping[str, str]]:
     """Return the stores of ``users``, or all, of which runs have inserted rows, with their scopes."""
     with engine.connect() as connection:
-        scopes = progress.scopes_to_roll_back(connection, table.target, "simple")
+        scopes = inserted.scopes_to_roll_back(connection, table.target, "simple")
     # The scope's columns in the table's order: user first.
     named = {"/".join(scope[column] for column in table.namespace_columns): scope for scope in scopes}
     return {name: named[name] for name in of_users(named, users)}
@@ -37,8 +38,8 @@ def roll_back_store(
         return ExitCode.FAILED
     if dry_run:
         with engine.connect() as connection:
-            runs = progress.runs_with_inserted(connection, table.target, scope)
-            count = sum(progress.count_inserted(connection, run) for run in runs)
+            runs = inserted.runs_with_inserted(connection, table.target, scope)
+            count = sum(inserted.count_inserted(connection, run) for run in runs)
         observer(StoreToRollBack(store, count, list(runs)))
     else:
         done = roll_back(engine, table, scope)
@@ -49,9 +50,7 @@ def roll_back_store(
 def _lost_files(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> str | None:
     """Return that the rows inserted into ``scope`` are the only documents left; None where their files are there."""
     with engine.connect() as connection:
-        runs = [
-            progress.load_run(connection, run) for run in progress.runs_with_inserted(connection, table.target, scope)
-        ]
+        runs = [load_run(connection, run) for run in inserted.runs_with_inserted(connection, table.target, scope)]
     for source in dict.fromkeys(run.source for run in runs if run.source is not None):
         folder = Path(source)
         if not _has_files(folder):

@@ -9,12 +9,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from amprenta_vectors.backends.simple.source import SimpleOrigin
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import SourceNotFound
 from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.simple import SimpleOrigin
 
 SHOWN = 20
 """Keys, users or reasons that are named."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from amprenta_vectors.backfill.models import Checked
-from amprenta_vectors.backfill.observer import MoveEvent
+from amprenta_vectors.backfill.engine.observer import MoveEvent
+from amprenta_vectors.backfill.verify.model_check import Checked
 from amprenta_vectors.systems.products.state import State
 
 

@@ -6,24 +6,24 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
-from amprenta_vectors.backfill import progress
-from amprenta_vectors.backfill.keys import has_empty
-from amprenta_vectors.backfill.observer import Observer, ignore
-from amprenta_vectors.backfill.progress import Run
-from amprenta_vectors.backfill.run import Summary
-from amprenta_vectors.backfill.starting import Mode
+from amprenta_vectors.backends.rows.source import RowsOrigin, open_rows_origin
+from amprenta_vectors.backfill.engine.keys import has_empty
+from amprenta_vectors.backfill.engine.observer import Observer, ignore
+from amprenta_vectors.backfill.engine.run import Summary
+from amprenta_vectors.backfill.engine.starting import Mode
+from amprenta_vectors.backfill.progress import runs
+from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
 from amprenta_vectors.errors import ConfigError, ExitCode, NotUpgraded, worst
-from amprenta_vectors.integrations.product_rows import coverage, filled_by_id, spot_check
 from amprenta_vectors.moves.ends import Ends, key_map_for, open_ends
 from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.verification import verify_command
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.key_values import canonical
-from amprenta_vectors.sources.rows import RowsOrigin, open_rows_origin
 from amprenta_vectors.systems.products import events
 from amprenta_vectors.systems.products.model_check import check_product_model
+from amprenta_vectors.systems.products.rows import coverage, filled_by_id, spot_check
 from amprenta_vectors.systems.products.state import State, count_products, look_at_both
 
 SPOTS = 3
@@ -129,7 +129,7 @@ class Migration:
             to_move, to_embed = 0, len(self._ids) or before.products
         self._observer(events.Planned(to_move, to_embed))
         with self._ends.engine.connect() as connection:
-            begun = progress.unfinished_run(connection, self._ends.table.target, {})
+            begun = runs.unfinished_run(connection, self._ends.table.target, {})
         self._begun = None if self._wanted.mode == "restart" else begun
         # A run that was begun and not finished stands in the way of another, and is resumed first.
         moving = begun is not None and begun.source_kind == "chroma"

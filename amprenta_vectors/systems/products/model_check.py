@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 
-from amprenta_vectors.backfill.fetching import fetch_all
-from amprenta_vectors.backfill.models import LEAST_TEXTS, SAMPLE, Checked, compare_texts
-from amprenta_vectors.backfill.retry import Retry
+from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backends.rows.source import RowsSource
+from amprenta_vectors.backfill.engine.fetching import fetch_all
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.verify.model_check import LEAST_TEXTS, SAMPLE, Checked, compare_texts
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.errors import ModelMismatch
 from amprenta_vectors.schema.keymaps import KeyMap
-from amprenta_vectors.sources.protocol import Source
-from amprenta_vectors.sources.rows import RowsSource
 
 
 def check_product_model(

@@ -10,13 +10,13 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.backfill.keys import count_empty
+from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backfill.engine.keys import count_empty
 from amprenta_vectors.batch import VectorBatch
-from amprenta_vectors.integrations.product_rows import filled_by_id
 from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.keymaps import KeyMap
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.sources.protocol import Source
+from amprenta_vectors.systems.products.rows import filled_by_id
 
 SHOWN = 5
 """Chroma ids without a product that are named."""

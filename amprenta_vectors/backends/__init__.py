@@ -1,0 +1,1 @@
+"""What vectors are read from and queried in, one folder a system: client, source, store, inspection."""

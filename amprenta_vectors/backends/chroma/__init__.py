@@ -1,0 +1,1 @@
+"""ChromaDB, in a folder or on a server."""

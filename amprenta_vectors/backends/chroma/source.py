@@ -1,0 +1,138 @@
+"""A collection of Chroma as a source, from its folder or its server; nothing in it is changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from amprenta_vectors.backends.chroma.client import PAGE, ChromaCollection, chroma_errors, open_collection
+from amprenta_vectors.backends.chroma.ids import RecordIds, find_rows, open_ids
+from amprenta_vectors.backends.protocol import SourceDescription, TokenRefused
+from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import SourceNotFound
+from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.vector_table import VectorTable
+
+
+class ChromaSource:
+    """The records of one collection; documents are texts. Safe to share between threads.
+
+    A key is a record's id or, where ``ids`` has an ``id_field``, a UUID that the record stands for. Vectors are as
+    Chroma gives them: under cosine it keeps their direction and length apart, so the last bit of a value may be another
+    than what the application once added, the same one at every reading.
+    """
+
+    def __init__(self, collection: ChromaCollection, dimension: int, ids: RecordIds, *, with_metadata: bool) -> None:
+        self._collection = collection
+        self._ids = ids
+        self._with_metadata = with_metadata
+        self._fields = ["embeddings", *(["metadatas"] if with_metadata or ids.id_field else [])]
+        self._fields += ["documents"] if with_metadata else []
+        self.description = SourceDescription(
+            kind="chroma",
+            identity=f"{collection.name}@{collection.where}",
+            dimension=dimension,
+            distance=collection.distance,
+            count=collection.count(),
+        )
+
+    def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
+        """Pages of at most 1000 ids in the order in which Chroma took the records in.
+
+        Chroma counts pages from the start, and a deletion moves what follows forward. So a page begins after the last
+        id of the page before, wherever that is now: the token is its place and the id. Where that very record was
+        deleted meanwhile, or deleted and added again, the token is refused.
+        """
+        while True:
+            place, keys = self._page(*json.loads(token)) if token else (0, self._listed(0, PAGE))
+            token = json.dumps([place + PAGE, keys[-1]]) if len(keys) == PAGE else None
+            yield keys, token
+            if token is None:
+                return
+
+    def _page(self, place: int, last: str) -> tuple[int, list[str]]:
+        """The ids after ``last``, which was before ``place``, and the place where they begin now."""
+        while (found := self._listed(place - 1, PAGE + 1))[:1] != [last]:
+            place = self._place_of(last, place - 1) + 1
+        return place, found[1:]
+
+    def _place_of(self, record_id: str, end: int) -> int:
+        """Where it is before ``end``."""
+        while end > 0:
+            start = max(0, end - PAGE)
+            found = self._listed(start, end - start)
+            if record_id in found:
+                return start + found.index(record_id)
+            end = start
+        raise TokenRefused("the record that a page ended with is gone from its place")
+
+    def _listed(self, place: int, most: int) -> list[str]:
+        with chroma_errors(f"listing collection {self._collection.name!r}"):
+            listed: list[str] = self._collection.handle.get(limit=most, offset=place, include=[])["ids"]
+        return listed
+
+    def fetch(self, keys: Sequence[str]) -> VectorBatch:
+        """The records of ``keys``, by requests of at most 1000 ids."""
+        found = find_rows(self._collection, self._ids, keys, self._fields)
+        return VectorBatch(
+            source_keys=list(found),
+            vectors=np.array([row.vector for row in found.values()], dtype=np.float32).reshape(
+                -1, self.description.dimension
+            ),
+            texts=[row.text for row in found.values()] if self._with_metadata else None,
+            metadata=[self._kept(row.metadata or {}) for row in found.values()] if self._fields[1:] else None,
+        )
+
+    def _kept(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What was asked for, or what tells a key."""
+        if self._with_metadata:
+            return metadata
+        return {name: value for name, value in metadata.items() if name == self._ids.id_field}
+
+    def close(self) -> None:
+        """Nothing: the client is its origin's."""
+
+
+class ChromaOrigin:
+    """One collection, which is one namespace. Opened by :func:`open_chroma_origin`."""
+
+    kind: SourceKind = "chroma"
+    model: str | None = None
+    lists = True
+
+    def __init__(self, collection: ChromaCollection) -> None:
+        self._collection = collection
+        self.dimension = collection.dimension()
+        self.distance: Distance | None = collection.distance
+
+    @property
+    def name(self) -> str:
+        """With its place."""
+        return f"collection {self._collection.name!r} of Chroma at {self._collection.where}"
+
+    def namespaces(self) -> Mapping[str, int]:
+        """The one there is."""
+        return {"": self._collection.count()}
+
+    def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> ChromaSource:
+        """The collection, whose ids are matched to keys as the key rule of ``table`` says."""
+        if namespace:
+            raise SourceNotFound(
+                f"{self.name} has no namespaces; asked for {namespace!r}", hint="export CHROMA_COLLECTION=NAME"
+            )
+        ids = open_ids(self._collection, table.key_rule.id_field)
+        return ChromaSource(self._collection, self.dimension or table.dimension, ids, with_metadata=with_metadata)
+
+    def close(self) -> None:
+        """Close the client."""
+        self._collection.close()
+
+
+def open_chroma_origin(settings: Settings) -> ChromaOrigin:
+    """Open ``CHROMA_COLLECTION``. Raises as `open_collection` does."""
+    return ChromaOrigin(open_collection(settings))

@@ -1,0 +1,42 @@
+"""What the vectors are to come from, as the settings say: one kind of source, loaded only where it is wanted."""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backends.protocol import Origin
+from amprenta_vectors.config import Settings
+from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.vector_table import VectorTable
+
+
+def kind_of(settings: Settings, table: VectorTable) -> SourceKind:
+    """The kind that ``AMPRENTA_SOURCE`` names, else the one that usually fills ``table``."""
+    return settings.source or table.source
+
+
+def open_origin(settings: Settings, table: VectorTable, engine: Engine | None) -> Origin:
+    """The origin of that kind. For rows, ``table`` is from the catalogue and read through ``engine``.
+
+    Raises `ConfigError` for a setting that the kind needs, `SourceNotFound`, `CredentialsRefused`, `MissingExtra`,
+    `TransientError`.
+    """
+    match kind_of(settings, table):
+        case "pinecone":
+            from amprenta_vectors.backends.pinecone.origin import open_pinecone_origin
+
+            return open_pinecone_origin(settings)
+        case "simple":
+            from amprenta_vectors.backends.simple.source import open_simple_origin
+
+            return open_simple_origin(settings)
+        case "chroma":
+            from amprenta_vectors.backends.chroma.source import open_chroma_origin
+
+            return open_chroma_origin(settings)
+        case "rows":
+            if engine is None:
+                raise ValueError("rows are read through an engine")
+            from amprenta_vectors.backends.rows.source import open_rows_origin
+
+            return open_rows_origin(settings, table, engine)

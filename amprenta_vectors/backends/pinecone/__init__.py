@@ -1,0 +1,1 @@
+"""Pinecone, over gRPC and REST."""

@@ -1,0 +1,227 @@
+"""How a Pinecone index is read: over gRPC, or over REST through the official SDK."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import grpc
+from pinecone import RetryConfig
+from pinecone.index import Index
+
+from amprenta_vectors.backends.pinecone import wire as wire
+from amprenta_vectors.backends.pinecone.client import (
+    MAX_QUERY_CHARACTERS,
+    MAX_RECORDS,
+    REQUEST_SECONDS,
+    PineconeIndex,
+    query_characters,
+    sdk_errors,
+    split_requests,
+)
+from amprenta_vectors.backends.pinecone.limits import PAGE
+from amprenta_vectors.backends.protocol import TokenRefused
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import ConfigError, KeysRefused, SourceError, SourceNotFound
+
+PROBE_SECONDS = 5.0
+MOST_CONNECTIONS = 256
+"""As many as there may be workers: the SDK's own 20 would have the others wait, and time out."""
+
+Record = tuple[str, Any, Any, Any]
+"""``(id, values, metadata, sparse values)`` as the transport gave them; without sparse values, something false."""
+
+_NOT_THROUGH = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+}
+"""What a gRPC client sees of a closed port, of a proxy that speaks HTTP/1, and of one that answers in HTML."""
+
+
+class Transport(Protocol):
+    """How ids and records are read. Safe to use from several threads at once."""
+
+    name: str
+
+    def list(self, namespace: str, prefix: str, token: str | None) -> tuple[Sequence[str], str | None]: ...  # noqa: D102
+
+    def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]: ...  # noqa: D102
+
+    def fetch(  # noqa: D102
+        self, namespace: str, keys: Sequence[str]
+    ) -> Iterator[Record]: ...
+
+    def close(self) -> None: ...  # noqa: D102
+
+
+class GrpcTransport:
+    """Pinecone's gRPC data plane; a vector's values stay the bytes they came as."""
+
+    name = "grpc"
+
+    def __init__(self, index: PineconeIndex) -> None:
+        parts = urlsplit(index.grpc_host)
+        target = parts.netloc if parts.port else f"{parts.netloc}:{443 if parts.scheme == 'https' else 80}"
+        options = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.enable_retries", 0),
+            # Left to itself a channel waits up to 120 s before it connects again to a host that was away.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.min_reconnect_backoff_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 5000),
+        ]
+        if parts.scheme == "https":
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+        elif parts.hostname in {"127.0.0.1", "localhost", "::1"}:
+            self._channel = grpc.insecure_channel(target, options)
+        else:
+            raise ConfigError(
+                f"PINECONE_GRPC_HOST is {index.grpc_host}: the API key would cross the network unencrypted",
+                hint="use an https:// host",
+            )
+        self._headers = (("api-key", index.api_key), ("x-pinecone-api-version", "2026-04"))
+        self._list = self._method("List", wire.ListRequest, wire.ListResponse)
+        self._fetch = self._method("Fetch", wire.FetchRequest, wire.FetchResponse)
+
+    def _method(self, name: str, request: Any, response: Any) -> Any:
+        return self._channel.unary_unary(
+            f"/{wire.SERVICE}/{name}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+
+    def _call(self, method: Any, request: Any, doing: str, refusal: type[SourceError] = SourceError) -> Any:
+        with sdk_errors(doing, refusal):
+            return method(request, timeout=REQUEST_SECONDS, metadata=self._headers)
+
+    def list(self, namespace: str, prefix: str, token: str | None) -> tuple[Sequence[str], str | None]:
+        """One page of the ids with a prefix, and the token of the next."""
+        request = wire.ListRequest(namespace=namespace, prefix=prefix, limit=PAGE, pagination_token=token)
+        with refusing(token):
+            page = self._call(self._list, request, "listing ids")
+        return [item.id for item in page.vectors], page.pagination.next or None
+
+    def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Stretches of at most 1000 keys."""
+        return split_requests(keys, MAX_RECORDS, lambda _: 1)
+
+    def fetch(self, namespace: str, keys: Sequence[str]) -> Iterator[Record]:
+        """The records of at most 1000 keys."""
+        request = wire.FetchRequest(ids=keys, namespace=namespace)
+        response = self._call(self._fetch, request, f"fetching {len(keys)} vectors", KeysRefused)
+        for entry in response.vectors:
+            vector = entry.value
+            yield vector.id, vector.values, vector.metadata, vector.sparse_values
+
+    def why_closed(self) -> str | None:
+        """Why calls do not get through to Pinecone by gRPC; None where they do. Waits 5 seconds at most."""
+        # An empty message is a whole `DescribeIndexStatsRequest`; the call costs nothing.
+        stats: Any = self._channel.unary_unary(f"/{wire.SERVICE}/DescribeIndexStats")
+        try:
+            stats(b"", timeout=PROBE_SECONDS, metadata=self._headers)
+        except grpc.RpcError as error:
+            code = error.code()
+            return code.name if code in _NOT_THROUGH else None
+        return None
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+
+class RestTransport:
+    """Pinecone's REST data plane through the official SDK; a call is one request, see `open_handle`."""
+
+    name = "rest"
+
+    def __init__(self, index: PineconeIndex) -> None:
+        self._index = open_handle(index)
+
+    def list(self, namespace: str, prefix: str, token: str | None) -> tuple[Sequence[str], str | None]:
+        """One page of the ids with a prefix, and the token of the next."""
+        with refusing(token), sdk_errors("listing ids"):
+            page = self._index.list_paginated(namespace=namespace, prefix=prefix, limit=PAGE, pagination_token=token)
+        return [item.id for item in page.vectors if item.id], page.pagination.next if page.pagination else None
+
+    def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Stretches of at most 1000 keys whose query stays short enough for httpx."""
+        return split_requests(keys, MAX_QUERY_CHARACTERS, query_characters)
+
+    def fetch(self, namespace: str, keys: Sequence[str]) -> Iterator[Record]:
+        """The records of at most 1000 keys."""
+        with sdk_errors(f"fetching {len(keys)} vectors", KeysRefused):
+            response = self._index.fetch(ids=list(keys), namespace=namespace)
+        for key, vector in response.vectors.items():
+            yield key, vector.values, vector.metadata, vector.sparse_values
+
+    def close(self) -> None:
+        """Close the handle."""
+        self._index.close()
+
+
+def open_transport(settings: Settings, index: PineconeIndex) -> Transport:
+    """The transport that ``PINECONE_TRANSPORT`` names; ``auto`` is gRPC where that is open, else REST with a warning.
+
+    Document indexes are read over REST whatever it says: gRPC has no call for documents.
+    """
+    if index.kind == "documents":
+        from amprenta_vectors.backends.pinecone.documents import DocumentsTransport
+
+        return DocumentsTransport(index)
+    if settings.pinecone_transport == "rest":
+        return RestTransport(index)
+    transport = GrpcTransport(index)
+    reason = _why_closed(index) if settings.pinecone_transport == "auto" else None
+    if reason is None:
+        return transport
+    transport.close()
+    warnings.warn(
+        f"gRPC to {index.grpc_host} is not open ({reason}): reading over REST, which is several times slower. "
+        "Let HTTP/2 through to port 443, or set PINECONE_TRANSPORT=rest",
+        stacklevel=2,
+    )
+    return RestTransport(index)
+
+
+@functools.lru_cache(maxsize=8)
+def _why_closed(index: PineconeIndex) -> str | None:
+    """As `GrpcTransport.why_closed`, asked once for all namespaces of an index."""
+    with contextlib.closing(GrpcTransport(index)) as transport:
+        return transport.why_closed()
+
+
+def open_handle(index: PineconeIndex) -> Index:
+    """A handle of the SDK of which every call is one request, so that trying again is left to whoever calls.
+
+    By itself the SDK tries a data-plane call 4 times (on 408, 429 and 5xx, and on broken connections, but not on a body
+    that breaks off), until a budget that all its clients of a host share is spent. Stacked below ours, that would
+    multiply the requests, and make them where no limit is asked and no pause of the run is seen. Of the SDK's public
+    settings none reaches the data plane (10.2: `retry_config` is for the control plane), so this sets the one that its
+    transport reads. Where another release has it elsewhere, the SDK's tries stay inside ours: slower, and as safe.
+    """
+    handle = Index(
+        host=index.host, api_key=index.api_key, timeout=REQUEST_SECONDS, connection_pool_maxsize=MOST_CONNECTIONS
+    )
+    transport: Any = getattr(getattr(getattr(handle, "_http", None), "_client", None), "_transport", None)
+    if isinstance(getattr(transport, "_config", None), RetryConfig):
+        transport._config = replace(transport._config, max_retries=0)
+    return handle
+
+
+@contextlib.contextmanager
+def refusing(token: str | None) -> Iterator[None]:
+    """A final error in answer to a page token means that the token has gone stale."""
+    try:
+        yield
+    except (SourceError, SourceNotFound) as error:
+        if token is None:
+            raise
+        raise TokenRefused(str(error)) from error

@@ -1,0 +1,1 @@
+"""The rows of the table itself, embedded from their own texts."""

@@ -1,0 +1,1 @@
+"""`SimpleVectorStore`: a folder of pickle and JSON files for each user, perhaps encrypted."""

@@ -1,0 +1,141 @@
+"""The folder of a simple vector store: read and rewritten under a lock, both files or neither."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from amprenta_vectors.backends.simple.contents import Contents, read_contents
+from amprenta_vectors.backends.simple.edit import Entry, ShapeUnchangeable
+from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, NEXT, locked
+from amprenta_vectors.backends.simple.reading import LegacyRecord, LegacyStore, read_held_store
+from amprenta_vectors.errors import ConfigError, SourceError
+
+
+class SimpleFiles:
+    """The two files in ``folder``, which need not be there yet; ``key`` decrypts and encrypts metadata.
+
+    Whoever uses this class waits for the others, threads and processes. The old application's own class knows no lock:
+    let it not write meanwhile.
+    """
+
+    def __init__(self, folder: Path, key: str | None) -> None:
+        self.folder = folder
+        self._key = key
+
+    def signature(self) -> tuple[Any, ...]:
+        """What is another one after every change of the files."""
+        return tuple(_stat_of(self.folder / name) for name in (*FILES, COMMITTED))
+
+    def read(self) -> LegacyStore:
+        """What the files hold; nothing where neither is there. Raises as `read_store` does."""
+        if not self.folder.is_dir():
+            return self._read()
+        with locked(self.folder, alone=False):
+            if not (self.folder / COMMITTED).exists():
+                return self._read()
+        with locked(self.folder, alone=True):
+            self._finish()
+            return self._read()
+
+    def change(self, gone: Collection[str], added: Sequence[Entry]) -> None:
+        """Take out the documents of the ids ``gone``, then put in ``added``.
+
+        Both files are written in the shape that they have, read again and compared before they take the places of the
+        old ones. Raises `ConfigError` where the shape does not allow it, `SourceError` where the folder does not; then
+        nothing has changed.
+        """
+        with self._os_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder, alone=True):
+            self._finish()
+            before = self._read()
+            try:
+                self._prepare(read_contents(self.folder, self._key), gone, added)
+                self._check_prepared(before, gone, added)
+                os.rename(self.folder / NEXT, self.folder / COMMITTED)
+            except ShapeUnchangeable as error:
+                raise ConfigError(
+                    f"{self.folder} cannot be written to: {error} ({before.shape})",
+                    hint="it can be read and migrated: scripts/migrate_simple_store.py, then VECTOR_BACKEND=pgvector",
+                ) from None
+            finally:
+                shutil.rmtree(self.folder / NEXT, ignore_errors=True)
+            _sync(self.folder)
+            self._finish()
+
+    def _read(self) -> LegacyStore:
+        if not any((self.folder / name).exists() for name in FILES):
+            return LegacyStore(self.folder, {}, {}, "no files")
+        return read_held_store(self.folder, self._key)
+
+    def _prepare(self, contents: Contents, gone: Collection[str], added: Sequence[Entry]) -> None:
+        changed = contents.changed(gone, added)
+        following = self.folder / NEXT
+        shutil.rmtree(following, ignore_errors=True)
+        following.mkdir()
+        for name, content in zip(FILES, changed, strict=True):
+            with (following / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if (self.folder / name).exists():
+                shutil.copymode(self.folder / name, following / name)
+        _sync(following)
+
+    def _check_prepared(self, before: LegacyStore, gone: Collection[str], added: Sequence[Entry]) -> None:
+        """Raises `ShapeUnchangeable` where what was written is not what was meant."""
+        after = read_held_store(self.folder / NEXT, self._key)
+        expected = {name: record for name, record in before.records.items() if name not in gone} | dict(added)
+        alike = after.records.keys() == expected.keys() and all(
+            _is_same(after.records[name], record) for name, record in expected.items()
+        )
+        if not alike or set(after.unpaired) != set(before.unpaired) - set(gone):
+            raise ShapeUnchangeable("what would be written is read as something else")
+
+    def _finish(self) -> None:
+        """What was committed takes its place."""
+        committed = self.folder / COMMITTED
+        if not committed.exists():
+            return
+        with self._os_errors():
+            for name in FILES:
+                if (committed / name).exists():
+                    os.replace(committed / name, self.folder / name)
+            _sync(self.folder)
+            committed.rmdir()
+
+    @contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SourceError(
+                f"{error.filename or self.folder} cannot be read or written: {error.strerror}",
+                hint="let this user write to the folder, and let there be room on its disk",
+            ) from error
+
+
+def _is_same(one: LegacyRecord, other: LegacyRecord) -> bool:
+    return (one.vector.tobytes(), one.text, one.metadata) == (other.vector.tobytes(), other.text, other.metadata)
+
+
+def _stat_of(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in ``folder`` outlast a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,177 @@
+"""Pickles of plain data and numpy arrays, read without executing anything; what else one tries is refused by name."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amprenta_vectors.backends.simple.pickle_scan import scan
+from amprenta_vectors.errors import SourceError
+
+ADMITTED = "lists, dicts, tuples, strings, bytes, numbers, True, False, None and numpy arrays of numbers"
+
+_NUMBER_TYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
+
+
+class PickleRefused(SourceError):
+    """A pickle that holds, or tries, what a store's file has no need of; nothing of it was executed."""
+
+
+class PickledArray:
+    """A numpy array of a pickle. ``values`` is filled once its state was read and found whole."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: NDArray[Any] | None = None) -> None:
+        self.values: NDArray[Any] = np.empty(0, np.float32) if values is None else values
+
+    def __setstate__(self, state: object) -> None:
+        # numpy's own __setstate__ believes what it is told.
+        match state:
+            case (int(), tuple() as shape, _Number() as kind, order, bytes() | bytearray() as raw):
+                self.values = _to_array(raw, kind, shape, "F" if order else "C")
+            case _:
+                raise PickleRefused("a numpy array whose state is not shape, type and bytes")
+
+
+class _Number:
+    """Stands for ``numpy.dtype``: a type of numbers, or of nothing else."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, spec: object) -> None:
+        if not isinstance(spec, str) or not _NUMBER_TYPE.fullmatch(spec):
+            raise PickleRefused(f"numpy dtype {str(spec)[:40]!r}, which is no type of numbers")
+        self.dtype = np.dtype(spec)
+
+    def __setstate__(self, state: object) -> None:
+        match state:
+            case (int(), str() as order, None, None, None, *_) if order in ("<", ">", "|", "="):
+                self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]
+            case _:
+                raise PickleRefused("a numpy dtype with fields or a shape of its own")
+
+
+class _StandIn:
+    """What a global's name is taken for: to be called with the arguments that numpy's pickles have, and no others."""
+
+    __slots__ = ("_build", "name")
+
+    def __init__(self, name: str, build: Callable[..., object] | None) -> None:
+        self.name = name
+        self._build = build
+
+    def __call__(self, *arguments: object) -> object:
+        """What the global would have made of them. Raises `PickleRefused`."""
+        try:
+            if self._build is not None:
+                return self._build(*arguments)
+        except TypeError:
+            pass
+        raise PickleRefused(f"a call of {self.name} with {', '.join(type(item).__name__ for item in arguments)}")
+
+    def __setstate__(self, state: object) -> None:
+        raise PickleRefused(f"a state set upon {self.name}")
+
+
+def _to_array(raw: bytes | bytearray, kind: _Number, shape: Sequence[object], order: object) -> NDArray[Any]:
+    sizes = [size for size in shape if isinstance(size, int) and not isinstance(size, bool) and size >= 0]
+    if len(sizes) != len(shape) or len(shape) > 2 or math.prod(sizes) * kind.dtype.itemsize != len(raw):
+        raise PickleRefused(f"a numpy array of shape {str(shape)[:60]} with {len(raw):,} bytes")
+    return np.frombuffer(raw, kind.dtype).reshape(sizes, order="F" if order == "F" else "C")
+
+
+def _reconstruct(subtype: object, shape: object, _: object) -> PickledArray:
+    if not (isinstance(subtype, _StandIn) and subtype.name == "numpy.ndarray") or shape != (0,):
+        raise TypeError
+    return PickledArray()
+
+
+def _frombuffer(raw: object, kind: object, shape: object, order: object) -> PickledArray:
+    if not (isinstance(raw, bytes | bytearray) and isinstance(kind, _Number) and isinstance(shape, tuple)):
+        raise TypeError
+    return PickledArray(_to_array(raw, kind, shape, order))
+
+
+def _scalar(kind: object, raw: object) -> object:
+    if not (isinstance(kind, _Number) and isinstance(raw, bytes)):
+        raise TypeError
+    return _to_array(raw, kind, (), "C").item()
+
+
+def _encode(text: object, encoding: object) -> bytes:
+    # How protocols 0 to 2 write bytes.
+    if not isinstance(text, str) or encoding != "latin1":
+        raise TypeError
+    return text.encode("latin1")
+
+
+def _dtype(spec: object, *_: object) -> _Number:
+    return _Number(spec)
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+_NUMPY: dict[str, dict[str, Callable[..., object]]] = {
+    "multiarray": {"_reconstruct": _reconstruct, "scalar": _scalar},
+    "numeric": {"_frombuffer": _frombuffer},
+}
+_GLOBALS: dict[tuple[str, str], Callable[..., object] | None] = {
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): _dtype,
+    ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _no_bytes,
+    ("__builtin__", "bytes"): _no_bytes,
+    **{
+        (f"numpy.{core}.{module}", name): build
+        for core in ("core", "_core")
+        for module, builds in _NUMPY.items()
+        for name, build in builds.items()
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a global that is admitted; no module is ever imported."""
+        if (module, name) not in _GLOBALS:
+            raise PickleRefused(f"the global {module}.{name}")
+        return _StandIn(f"{module}.{name}", _GLOBALS[module, name])
+
+
+def read_pickle(data: bytes, name: str) -> Any:
+    """What a pickle holds, with `PickledArray` for every numpy array; ``name`` is its file's, for messages.
+
+    Raises `PickleRefused` saying what it tried, before anything of it is executed; of what is admitted nothing is.
+    """
+    found = scan(data)
+    if found.refusal is not None:
+        # What comes before a refused opcode may name what it was to act upon.
+        data = data[: found.end] + pickle.STOP + data[found.end + 1 :]
+    try:
+        value = _Unpickler(io.BytesIO(data), fix_imports=False).load()
+    except PickleRefused as error:
+        raise _refused(name, f"it tries {error.message}") from None
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, BufferError) as error:
+        raise _refused(name, found.refusal or f"it is no sound pickle: {error}") from None
+    except (MemoryError, RecursionError, OverflowError) as error:
+        raise _refused(name, found.refusal or f"it asks for too much: {type(error).__name__}") from None
+    if found.refusal is not None:
+        raise _refused(name, found.refusal)
+    return value
+
+
+def _refused(name: str, what: str) -> PickleRefused:
+    return PickleRefused(
+        f"{name} is refused: {what}; nothing of it was executed",
+        hint=f"a store's file holds {ADMITTED}; take it from a backup, and find out who wrote this one",
+    )

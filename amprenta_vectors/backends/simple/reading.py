@@ -1,0 +1,181 @@
+"""One simple vector store, ``vectors.pkl`` and ``metadata.json`` in a folder, read and paired; nothing is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amprenta_vectors.backends.simple.decrypt import read_metadata
+from amprenta_vectors.backends.simple.folder import METADATA_FILE, VECTORS_FILE, locked, path_of
+from amprenta_vectors.backends.simple.pickle_reader import PickledArray, read_pickle
+from amprenta_vectors.backends.simple.shapes import Columns, ShapeUnknown, to_document_columns, to_vector_columns
+from amprenta_vectors.errors import SourceError, SourceNotFound
+
+
+@dataclass(frozen=True, eq=False)
+class LegacyRecord:
+    """A document of a store. ``vector`` is ``(dimension,)`` float32."""
+
+    vector: NDArray[np.float32]
+    text: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class LegacyStore:
+    """What a folder holds, by id in the order of its vectors. ``unpaired`` says of each other id what is amiss.
+
+    ``shape`` says what was found in the two files.
+    """
+
+    folder: Path
+    records: dict[str, LegacyRecord]
+    unpaired: dict[str, str]
+    shape: str
+
+    @property
+    def ids(self) -> list[str]:
+        """Every id of either file, paired ones first."""
+        return [*self.records, *self.unpaired]
+
+    def dimensions(self) -> Counter[int]:
+        """How many vectors there are of each number of dimensions."""
+        return Counter(len(record.vector) for record in self.records.values())
+
+
+def read_store(folder: Path, key: str | None) -> LegacyStore:
+    """Read and pair the two files of ``folder``; ``key`` decrypts metadata that is encrypted.
+
+    A change that another process is making is waited for, and one that a process made and did not finish is read as
+    made. Raises `SourceNotFound`, `SourceError` and its `PickleRefused`, `ConfigError` and `CredentialsRefused`, each
+    naming the file.
+    """
+    with locked(folder, alone=False):
+        return read_held_store(folder, key)
+
+
+def read_held_store(folder: Path, key: str | None) -> LegacyStore:
+    """As `read_store`, by who holds the folder."""
+    vectors_path, metadata_path = path_of(folder, VECTORS_FILE), path_of(folder, METADATA_FILE)
+    path = vectors_path
+    try:
+        vectors = _with_arrays(to_vector_columns(read_pickle(vectors_path.read_bytes(), str(vectors_path))))
+        path = metadata_path
+        decoded, encryption = read_metadata(metadata_path, key)
+        documents = to_document_columns(decoded)
+    except FileNotFoundError as error:
+        raise SourceNotFound(
+            f"{error.filename} is not there", hint="a store has both files: take the missing one from a backup"
+        ) from None
+    except OSError as error:
+        raise SourceError(f"{error.filename} cannot be read: {error.strerror}", hint="let this user read it") from None
+    except RecursionError:
+        raise SourceError(
+            f"{path} holds data in one another too deeply", hint="it is damaged: take it from a backup"
+        ) from None
+    except ShapeUnknown as error:
+        raise SourceError(f"{path} holds {error}", hint="docs/documents.md lists the shapes that are read") from None
+    records, unpaired = _pair(folder, vectors, documents)
+    _set_apart(folder, records, unpaired)
+    shape = f"vectors: {vectors.shape}; metadata: {documents.shape}, {encryption}"
+    return LegacyStore(folder, records, unpaired, shape)
+
+
+def _pair(folder: Path, vectors: Columns, documents: Columns) -> tuple[dict[str, LegacyRecord], dict[str, str]]:
+    """By id where a file has ids, else by place where there are as many of each; a guess would mix up texts."""
+    counts = f"{len(vectors.rows)} vectors in {VECTORS_FILE} and {len(documents.rows)} documents in {METADATA_FILE}"
+    unpaired: dict[str, str] = {}
+    for name, columns in ((VECTORS_FILE, vectors), (METADATA_FILE, documents)):
+        if columns.ids is not None and len(columns.ids) != len(columns.rows):
+            raise SourceError(
+                f"{folder / name} has {len(columns.ids)} ids for {len(columns.rows)} entries",
+                hint="take both files of the store from one backup",
+            )
+    ids = vectors.ids or documents.ids
+    if vectors.ids is None or documents.ids is None:
+        if len(vectors.rows) != len(documents.rows):
+            why = f"{folder}: {counts}, and nothing says which belong together"
+            longer = max(len(vectors.rows), len(documents.rows))
+            named = ids if ids is not None and len(ids) == longer else range(longer)
+            return {}, {str(identity): why for identity in named}
+        ids = ids or [str(place) for place in range(len(vectors.rows))]
+        texts = _by_id(folder / METADATA_FILE, ids, documents.rows, unpaired)
+    else:
+        texts = _by_id(folder / METADATA_FILE, documents.ids, documents.rows, unpaired)
+        ids = vectors.ids
+    records: dict[str, LegacyRecord] = {}
+    for identity, vector in _by_id(folder / VECTORS_FILE, ids, vectors.rows, unpaired).items():
+        if identity not in texts:
+            why = f"{folder / VECTORS_FILE} has its vector, {METADATA_FILE} has no document of this id"
+            unpaired.setdefault(identity, why)
+            continue
+        text, metadata = texts.pop(identity)
+        if vector is None:
+            unpaired[identity] = f"{folder / VECTORS_FILE}: its entry is no vector of numbers"
+        elif text is None:
+            unpaired[identity] = f"{folder / METADATA_FILE}: its entry has no text under a usual name"
+        else:
+            records[identity] = LegacyRecord(vector, text, metadata)
+    for identity in texts:
+        why = f"{folder / METADATA_FILE} has its document, {VECTORS_FILE} has no vector of this id"
+        unpaired.setdefault(identity, why)
+    return records, unpaired
+
+
+def _set_apart(folder: Path, records: dict[str, LegacyRecord], unpaired: dict[str, str]) -> None:
+    """Move ids that no database holds to ``unpaired``, under names that can be written down."""
+    odd = [identity for identity in (*records, *unpaired) if "\0" in identity or not is_encodable(identity)]
+    for identity in odd:
+        records.pop(identity, None)
+        unpaired.pop(identity, None)
+        name = identity.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+        unpaired[name] = f"{folder}: its id has a character that cannot be written down"
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which JSON and pickles may hold and UTF-8 does not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _with_arrays(columns: Columns) -> Columns:
+    """``(dimension,)`` float32 in place of each row, None of what is no vector; the numbers are freed as it goes."""
+    rows = columns.rows if isinstance(columns.rows, list) else list(columns.rows)
+    # A pickle may have one list in a million places. None that is still to come can be where another was freed.
+    made: dict[int, NDArray[np.float32] | None] = {}
+    for place, row in enumerate(rows):
+        if id(row) not in made:
+            made[id(row)] = _to_vector(row)
+        rows[place] = made[id(row)]
+    return Columns(columns.shape, columns.ids, rows)
+
+
+def _by_id(path: Path, ids: Sequence[str], rows: Sequence[Any], unpaired: dict[str, str]) -> dict[str, Any]:
+    """Rows by id; an id that comes twice has none that is surely its own."""
+    numbers = Counter(ids)
+    unpaired |= {identity: f"{path} has this id {n} times" for identity, n in numbers.items() if n > 1}
+    return {identity: row for identity, row in zip(ids, rows, strict=True) if numbers[identity] == 1}
+
+
+def _to_vector(row: Any) -> NDArray[np.float32] | None:
+    if isinstance(row, PickledArray):
+        row = row.values
+    elif not isinstance(row, np.ndarray) and not (
+        isinstance(row, list | tuple) and all(isinstance(value, int | float) for value in row)
+    ):
+        return None
+    with np.errstate(over="ignore"):
+        try:
+            array = np.asarray(row, np.float32)
+        except (ValueError, OverflowError):
+            return None
+    return array if array.ndim == 1 and array.size else None

@@ -1,0 +1,227 @@
+"""The simple vector stores below a folder, ``USER/vector_store_COLLECTION/``, as a source; nothing is written there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amprenta_vectors.backends.protocol import SourceDescription, TokenRefused
+from amprenta_vectors.backends.simple.cipher import MetadataCipher
+from amprenta_vectors.backends.simple.folder import FILES, METADATA_FILE, VECTORS_FILE, path_of
+from amprenta_vectors.backends.simple.reading import LegacyRecord, LegacyStore, is_encodable, read_store
+from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.config import Settings
+from amprenta_vectors.errors import AmprentaError, DimensionMismatch, RowError, SourceError, SourceNotFound
+from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.reasons import Reason
+from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.vector_table import VectorTable
+
+PREFIX = "vector_store_"
+ORIGINAL_ID = "original_id"
+"""The metadata field that keeps the id which a document had in its store."""
+UNLISTED = "*"
+"""In place of the collections of a user whose folder cannot be listed."""
+PAGE = 1000
+
+
+class SimpleOrigin:
+    """Every store below ``root``; a namespace is ``user/collection``. One store at a time is held in memory."""
+
+    kind: SourceKind = "simple"
+    dimension: int | None = None
+    distance: Distance | None = "cosine"
+    model: str | None = None
+    lists = True
+
+    def __init__(self, root: Path, key: str | None) -> None:
+        self.root = root
+        self._key = key
+        self.cipher = None if key is None else MetadataCipher(key)
+        self._lock = threading.Lock()
+        self._held: tuple[str, LegacyStore] | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return f"folder {str(self.root)!r}"
+
+    def folders(self) -> dict[str, Path]:
+        """The folder of every namespace, in order; of a user whose folder cannot be listed, one for all theirs.
+
+        Raises `SourceNotFound` where there is none, `SourceError` where the root cannot be listed.
+        """
+        found = {
+            f"{path.parent.name}/{path.name.removeprefix(PREFIX)}": path
+            for user in _listed(self.root)
+            if user.is_dir()
+            for path in self._stores_of(Path(user.path))
+        }
+        if not found:
+            raise SourceNotFound(
+                f"{self.root}/*/{PREFIX}*/ has no store: none has {VECTORS_FILE} or {METADATA_FILE}",
+                hint="--root FOLDER or SIMPLE_STORE_ROOT: the folder that has a folder a user",
+            )
+        return found
+
+    def _stores_of(self, user: Path) -> list[Path]:
+        try:
+            names = [entry.name for entry in _listed(user)]
+        except SourceError:
+            return [user / f"{PREFIX}{UNLISTED}"]
+        folders = [user / name for name in names if name.startswith(PREFIX) and name != PREFIX]
+        return [folder for folder in folders if _has_files(folder)]
+
+    def folder(self, namespace: str) -> Path:
+        """The folder of one. Raises `SourceNotFound`, and `SourceError` where it cannot be listed."""
+        folders = self.folders()
+        if namespace not in folders:
+            raise SourceNotFound(
+                f"{self.root} has no store of {namespace!r}", hint=f"those there are: {', '.join(folders)}"
+            )
+        folder = folders[namespace]
+        if folder.name == f"{PREFIX}{UNLISTED}":
+            _listed(folder.parent)
+        return folder
+
+    def namespaces(self) -> Mapping[str, int]:
+        """Every store is read; one that cannot be counts 0, and opening it says why."""
+        return {namespace: self._count(namespace) for namespace in self.folders()}
+
+    def _count(self, namespace: str) -> int:
+        try:
+            return len(self.store(namespace).ids)
+        except AmprentaError:
+            return 0
+
+    def store(self, namespace: str) -> LegacyStore:
+        """The store, read again where another was read since. Raises as `read_store` does."""
+        with self._lock:
+            if self._held is None or self._held[0] != namespace:
+                folder = self.folder(namespace)
+                self._held = None
+                self._held = (namespace, read_store(folder.resolve(), self._key))
+            return self._held[1]
+
+    def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> SimpleSource:
+        """One store. Raises `DimensionMismatch` where not one of its vectors has the table's dimension."""
+        store = self.store(namespace)
+        found = store.dimensions()
+        if found and table.dimension not in found:
+            sizes, path = " and ".join(map(str, sorted(found))), store.folder / VECTORS_FILE
+            raise DimensionMismatch(
+                f"{path} has vectors of {sizes} dimensions, {table.target} has {table.dimension}",
+                hint=f"export VECTOR_DIMENSION={found.most_common(1)[0][0]} before the first upgrade of an empty table",
+            )
+        return SimpleSource(self, namespace, store, table, with_metadata=with_metadata)
+
+    def close(self) -> None:
+        """Forget the store that is held."""
+        self._held = None
+
+
+class SimpleSource:
+    """One store below an origin."""
+
+    def __init__(
+        self, origin: SimpleOrigin, namespace: str, store: LegacyStore, table: VectorTable, *, with_metadata: bool
+    ) -> None:
+        self._origin = origin
+        self._namespace = namespace
+        self._dimension = table.dimension
+        self._text_in_metadata = table.text is None
+        self._with_metadata = with_metadata
+        identity = str(store.folder)
+        self.description = SourceDescription("simple", identity, table.dimension, "cosine", count=len(store.ids))
+
+    def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
+        """Pages of ids, unpaired ones too; a token of files that have other ids by now is refused."""
+        ids = self._origin.store(self._namespace).ids
+        digest = hashlib.sha256("\0".join(ids).encode()).hexdigest()[:16]
+        known, _, place = (token or f"{digest}:0").partition(":")
+        if known != digest:
+            raise TokenRefused(f"the ids of {self._namespace} have changed")
+        for start in range(int(place), max(len(ids), 1), PAGE):
+            end = start + PAGE
+            yield ids[start:end], f"{digest}:{end}" if end < len(ids) else None
+
+    def fetch(self, keys: Sequence[str]) -> VectorBatch:
+        """The records of ``keys``; a vector of another dimension, or without its document, stands in ``rejected``."""
+        store = self._origin.store(self._namespace)
+        rejected = [RowError(key, Reason.UNPAIRED, store.unpaired[key]) for key in keys if key in store.unpaired]
+        found: list[str] = []
+        for key in keys:
+            if key not in store.records:
+                continue
+            amiss = self._amiss_with(key, store)
+            if amiss is None:
+                found.append(key)
+            else:
+                rejected.append(amiss)
+        records = [store.records[key] for key in found]
+        vectors = np.empty((len(found), self._dimension), np.float32)
+        for row, record in zip(vectors, records, strict=True):
+            row[:] = record.vector
+        if not self._with_metadata:
+            return VectorBatch(found, vectors, rejected=tuple(rejected))
+        return VectorBatch(
+            found,
+            vectors,
+            texts=[record.text for record in records],
+            metadata=[self._metadata_of(key, record) for key, record in zip(found, records, strict=True)],
+            rejected=tuple(rejected),
+        )
+
+    def _amiss_with(self, key: str, store: LegacyStore) -> RowError | None:
+        record = store.records[key]
+        size = len(record.vector)
+        if size != self._dimension:
+            where = store.folder / VECTORS_FILE
+            return RowError(key, Reason.DIMENSION, f"{where}: it has {size} values, not {self._dimension}")
+        if not (is_encodable(record.text) and is_encodable(json.dumps(record.metadata, ensure_ascii=False))):
+            where = store.folder / METADATA_FILE
+            return RowError(key, Reason.UNREADABLE, f"{where}: text or metadata has half of a surrogate pair")
+        return None
+
+    def _metadata_of(self, key: str, record: LegacyRecord) -> dict[str, Any]:
+        """With the id. Who has a key has what they write encrypted, as the store that is queried does."""
+        metadata = {**record.metadata, **({"text": record.text} if self._text_in_metadata else {})}
+        cipher = self._origin.cipher
+        return {
+            **(metadata if cipher is None else cipher.encrypt_of(f"{self._namespace}/{key}", metadata)),
+            ORIGINAL_ID: key,
+        }
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, in order."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be listed: {error.strerror}", hint="let this user read it") from None
+
+
+def _has_files(folder: Path) -> bool:
+    """The old application makes the folder before it has anything to put into it."""
+    try:
+        return folder.is_dir() and any(path_of(folder, name).exists() for name in FILES)
+    except OSError:
+        # It is there and cannot be looked into: reading it says why.
+        return True
+
+
+def open_simple_origin(settings: Settings) -> SimpleOrigin:
+    """The stores below ``SIMPLE_STORE_ROOT``. Raises `SourceNotFound` where it is no folder."""
+    root = settings.simple_store_root
+    if not root.is_dir():
+        raise SourceNotFound(f"{root} is no folder", hint="--root FOLDER, or export SIMPLE_STORE_ROOT=FOLDER")
+    key = settings.vector_store_encryption_key
+    return SimpleOrigin(root, None if key is None else key.get_secret_value())

@@ -1,0 +1,284 @@
+"""One worker: claim a batch, fetch it outside any transaction, write it and its checkpoint inside one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backfill.database.load_gate import Gate
+from amprenta_vectors.backfill.engine.fetching import fetch_all
+from amprenta_vectors.backfill.engine.hold import Control, Held
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.sizing import SMALLEST
+from amprenta_vectors.backfill.progress import batches, runs, sizes
+from amprenta_vectors.backfill.progress.batches import Batch, Outcome
+from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.backfill.progress.transactions import transaction
+from amprenta_vectors.backfill.reconcile.reconciler import Reconciler
+from amprenta_vectors.backfill.writing.replacing import ReplacingSink
+from amprenta_vectors.backfill.writing.sink import Sink
+from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.errors import LeaseLost, RowError, SourceError, TimedOut
+from amprenta_vectors.pg.types import Storage
+from amprenta_vectors.reasons import LEFT_ALONE, STILL_WRITTEN, Reason
+from amprenta_vectors.schema.keymaps import KeyMap, store_keys
+from amprenta_vectors.stores.outbox import Outbox
+
+# Not waiting for the disk is safe here: a crash of the server takes a batch's rows and its `done` together, and the
+# batch is done again. That the run is finished is committed in full, and with it all that came before.
+_TRANSACTION = sa.text("""
+    SELECT set_config('application_name', :tag, true),
+           set_config('lock_timeout', '30s', true),
+           set_config('statement_timeout', '10min', true),
+           set_config('idle_in_transaction_session_timeout', '1min', true),
+           set_config('synchronous_commit', 'off', true)
+""")
+
+_GIVE_WAY = sa.text("SELECT set_config('lock_timeout', '800ms', true)")
+
+
+Writer = Sink | ReplacingSink | Reconciler
+"""What writes the rows of a batch."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was fetched of a batch: ``rows`` to write, rows to set ``aside``, and, where the run is to know, its keys.
+
+    ``seen`` are the target keys of all that the source has, of what cannot be written too, each key part after part.
+    """
+
+    rows: VectorBatch
+    aside: list[RowError]
+    seen: list[str]
+
+
+class Worker:
+    """Takes batches of a run until none is left or the process ends; `run` is for several threads at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        run: Run,
+        source: Source,
+        sink: Writer,
+        key_map: KeyMap,
+        owner: str,
+        *,
+        cosine: bool,
+        storage: Storage,
+        sparse_dimension: int | None = None,
+        lease_seconds: float,
+        poll_seconds: float,
+        retry: Retry,
+        write_retry: Retry,
+        control: Control,
+        gate: Gate,
+        on_done: Callable[[Batch, Outcome], None],
+    ) -> None:
+        self._engine = engine
+        self._run = run
+        self._source = source
+        self._sink = sink
+        self._key_map = key_map
+        self._owner = owner
+        self._cosine = cosine
+        self._storage: Storage = storage
+        self._sparse_dimension = sparse_dimension
+        self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
+        self._retry = retry
+        self._write_retry = write_retry
+        self._control = control
+        self._gate = gate
+        self._on_done = on_done
+        self._outbox = Outbox(engine, run.target, run.scope)
+        self._in_hand: dict[int, Batch] = {}
+        self._nothing_left = threading.Event()
+
+    def run(self, number: int) -> None:
+        """Work as the worker of that number, from 0, until the run has nothing left.
+
+        Waits while the run is held, its database is to be spared, or fewer workers than ``number`` + 1 are wanted. A
+        batch in hand is ended, or given back, before this returns.
+        """
+        while not (self._control.halt.is_set() or self._nothing_left.is_set()):
+            try:
+                busy = self._is_wanted(number) and self._may_claim() and self._turn()
+            except Held:
+                busy = False
+            if not (busy or self._nothing_left.is_set()):
+                self._control.halt.wait(self._poll_seconds)
+
+    def _is_wanted(self, number: int) -> bool:
+        return self._control.may_begin and number < self._control.limits.get("workers", number + 1)
+
+    def _may_claim(self) -> bool:
+        return self._retry.database("looking at the database's load", self._gate.is_open)
+
+    def _turn(self) -> bool:
+        """Claim a batch and do it; returns whether there was one."""
+        batch = self._retry.database("claiming a batch", self._claim)
+        if batch is None:
+            if not self._retry.database("looking for work", self._work_left):
+                self._nothing_left.set()
+            return False
+        try:
+            self._process(batch)
+        finally:
+            # Given up meanwhile, it may be in the hand of another thread of this process by now.
+            if self._in_hand.get(batch.number) is batch:
+                self._in_hand.pop(batch.number, None)
+        return True
+
+    def begin_again(self) -> None:
+        """Have `run` look for work once more, after nothing was left."""
+        self._nothing_left.clear()
+
+    @property
+    def busy(self) -> bool:
+        """Whether these workers have a batch in hand."""
+        return bool(self._in_hand)
+
+    def give_up(self) -> None:
+        """Give back every batch in hand and end its session; whoever still works at one finds it is not theirs."""
+        for batch in list(self._in_hand.values()):
+            if self._in_hand.pop(batch.number, None) is None:
+                continue
+            with transaction(self._engine) as connection:
+                batches.end_session(connection, self._owner, batch)
+                batches.release(connection, self._run.id, self._owner, batch)
+
+    def renew(self) -> None:
+        """Prolong the leases of the batches that these workers have in hand, and the planner's of their process."""
+        in_hand = sorted(self._in_hand)
+        with transaction(self._engine) as connection:
+            batches.renew(connection, self._run.id, self._owner, in_hand, self._lease_seconds)
+
+    def _claim(self) -> Batch | None:
+        with transaction(self._engine) as connection:
+            batch = batches.claim(connection, self._run.id, self._owner, self._lease_seconds)
+        if batch is not None:
+            self._in_hand[batch.number] = batch
+        return batch
+
+    def _work_left(self) -> bool:
+        with transaction(self._engine) as connection:
+            return runs.work_left(connection, self._run.id)
+
+    def _process(self, batch: Batch) -> None:
+        retry, write_retry = self._retry, self._write_retry
+        if len(batch.keys) > SMALLEST:
+            # What times out is cut in two, here and in the plan; only the smallest batches are waited for.
+            retry, write_retry = retry.passing_on(TimedOut), write_retry.passing_on(TimedOut)
+        try:
+            prepared = self._prepare(batch, fetch_all(retry, self._source, batch.keys))
+            write = partial(self._write, batch, prepared)
+            outcome = write_retry.database(f"writing batch {batch.number}", write)
+        except BaseException as error:
+            if isinstance(error, TimedOut) and len(batch.keys) > SMALLEST:
+                try:
+                    self._retry.database("cutting a batch in two", partial(self._cut, batch, error.message))
+                except BaseException:
+                    self._give_back(batch, error.message)
+                    raise
+                return
+            # Where it is another worker's by now, this leaves it alone; where its run was cancelled, it frees it.
+            self._give_back(batch, None if isinstance(error, Held) else str(error))
+            if isinstance(error, LeaseLost):
+                return
+            raise
+        self._on_done(batch, outcome)
+
+    def _prepare(self, batch: Batch, fetched: VectorBatch) -> Prepared:
+        """The rows to write, in planned order and with their target keys, and the rows to set aside."""
+        present = set(fetched.source_keys) | {error.key for error in fetched.rejected}
+        # To a run that finds what the source no longer has, what is deleted after it was listed is no error.
+        missing = [] if self._sink.keeps_seen else [key for key in batch.keys if key not in present]
+        # Keys first: a row's number among those of its source key does not depend on which of them are bad.
+        keyed = self._retry.database("looking up keys", partial(self._key_map.apply, fetched))
+        valid = keyed.validated(cosine=self._cosine, storage=self._storage)
+        if self._sparse_dimension is not None:
+            valid = valid.with_sparse(self._sparse_dimension)
+        rows = self._in_planned_order(batch, valid)
+        aside = [
+            *rows.rejected,
+            *(RowError(key, Reason.MISSING, "the source has no such record") for key in missing),
+        ]
+        return Prepared(rows, aside, self._seen(fetched, keyed) if self._sink.keeps_seen else [])
+
+    def _seen(self, fetched: VectorBatch, keyed: VectorBatch) -> list[str]:
+        keys = list(keyed.keys or ())
+        if fetched.rejected:
+            bad: Sequence[str] = [error.key for error in fetched.rejected]
+            without_vectors = VectorBatch(source_keys=bad, vectors=np.empty((len(bad), 0), np.float32))
+            looked_up = self._retry.database("looking up keys", partial(self._key_map.apply, without_vectors))
+            keys += looked_up.keys or ()
+        return [part for key in keys for part in key]
+
+    def _write(self, batch: Batch, prepared: Prepared) -> Outcome:
+        """Rows and ``done`` in one transaction; the bytes are with PostgreSQL before any row is locked."""
+        if self._in_hand.get(batch.number) is not batch:
+            raise LeaseLost(f"batch {batch.number} was given back while it was fetched")
+        fetched, aside = prepared.rows, prepared.aside
+        missing = sum(error.reason == Reason.MISSING for error in aside)
+        with self._engine.begin() as connection:
+            connection.execute(_TRANSACTION, {"tag": batches.session_tag(self._owner, batch.number)})
+            rows = self._without_deleted(connection, batch, fetched) if self._sink.inserts else fetched
+            written = self._sink.put(connection, rows, batch.claimed_at)
+            before = batches.lock_batch(connection, self._run.id, self._owner, batch)
+            if before is not None:
+                return before
+            errors = [*aside, *written.refused]
+            no_fault = STILL_WRITTEN | LEFT_ALONE
+            outcome = Outcome(
+                written=written.rows,
+                replaced=written.replaced,
+                skipped=len(fetched) - written.rows - len(written.refused),
+                missing=missing,
+                quarantined=len({error.key for error in errors if error.reason not in no_fault}) - missing,
+                checksum=written.checksum,
+            )
+            batches.complete(connection, self._run, batch, outcome, errors, prepared.seen)
+        return outcome
+
+    def _without_deleted(self, connection: Connection, batch: Batch, rows: VectorBatch) -> VectorBatch:
+        """The rows whose source keys the application has not deleted, on both sides, since they were fetched."""
+        # While the locks are held no lock is waited for as long as PostgreSQL waits before it looks for a deadlock:
+        # of an application that deletes and this one, it is this one that gives way.
+        connection.execute(_GIVE_WAY)
+        keys = store_keys(self._key_map, rows)
+        self._outbox.lock(connection, keys, "upsert")
+        deleted = self._outbox.deleted_since(connection, keys, batch.claimed_at)
+        if not deleted:
+            return rows
+        return rows.take([row for row, key in enumerate(keys) if key not in deleted])
+
+    @staticmethod
+    def _in_planned_order(batch: Batch, rows: VectorBatch) -> VectorBatch:
+        """A source answers in any order; in the batch's own, the checksum of the same rows is always the same."""
+        if rows.source_keys == batch.keys:
+            return rows
+        place = {key: position for position, key in enumerate(batch.keys)}
+        try:
+            order = sorted(range(len(rows)), key=lambda row: place[rows.source_keys[row]])
+        except KeyError as error:
+            raise SourceError(f"the source gave a record that was not asked for: {error}") from None
+        return rows if order == list(range(len(rows))) else rows.take(order)
+
+    def _cut(self, batch: Batch, error: str) -> None:
+        with transaction(self._engine) as connection:
+            sizes.cut_batch(connection, self._run.id, self._owner, batch, error)
+
+    def _give_back(self, batch: Batch, error: str | None) -> None:
+        """Best effort: where the database is gone too, the lease runs out by itself."""
+        with suppress(sa.exc.DBAPIError), transaction(self._engine) as connection:
+            batches.release(connection, self._run.id, self._owner, batch, error)

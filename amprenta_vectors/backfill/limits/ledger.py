@@ -1,0 +1,174 @@
+"""Where quotas are kept: with the run, for all its processes, or in memory, for a process that works at no run."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import psycopg2
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from amprenta_vectors.backfill.limits.pace import Kind, Lease, Quota, lend, lower, published, refill
+from amprenta_vectors.backfill.progress import figures, quotas, runs
+from amprenta_vectors.backfill.progress.states import RunState
+from amprenta_vectors.backfill.progress.transactions import transaction
+from amprenta_vectors.errors import ReadUnitsSpent
+from amprenta_vectors.pg.errors import to_error
+
+UNLIMITED = Lease(math.inf, math.inf, 0.0)
+
+Result = TypeVar("Result")
+
+
+class Ledger(Protocol):
+    """What may be asked of the source by the second, and how many read units in all. Safe to use from any thread."""
+
+    def lease(self, kind: Kind, ceiling: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
+        """Buy quota; see `pace.lend`. Raises `TransientError`."""
+        ...
+
+    def lower(self, kind: Kind, ceiling: float | None, retry_after: float | None) -> None:
+        """The source refused a request; see `pace.lower`. Raises `TransientError`."""
+        ...
+
+    def reserve(self, *, needed: int, wanted: int, ceiling: int | None) -> int:
+        """Reserve ``needed`` read units or more; returns how many.
+
+        Raises `ReadUnitsSpent` where ``needed`` would pass the ceiling, `TransientError`.
+        """
+        ...
+
+    def give_back(self, units: int) -> None:
+        """Read units that were reserved and not spent. Raises `TransientError`."""
+        ...
+
+
+class RunLedger:
+    """A run's own, in `migration_quota` and `migration_run`; each call is one short transaction."""
+
+    def __init__(self, engine: Engine, run_id: int) -> None:
+        self._engine = engine
+        self._run_id = run_id
+
+    def lease(self, kind: Kind, ceiling: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
+        """Buy from what all processes of the run share."""
+
+        def buy(connection: Connection) -> Lease:
+            held = quotas.lock_quota(connection, self._run_id, kind)
+            if held is None and ceiling is not None:
+                quotas.open_quota(connection, self._run_id, kind, ceiling)
+                held = quotas.lock_quota(connection, self._run_id, kind)
+            if held is None:
+                return UNLIMITED
+            quota, now = held
+            quota = refill(quota, now, kind, ceiling)
+            if math.isinf(quota.rate):
+                quotas.drop_quota(connection, self._run_id, kind)
+                return UNLIMITED
+            quota, lease = lend(quota, now, needed=needed, wanted=wanted, turn_seconds=turn_seconds)
+            quotas.store_quota(connection, self._run_id, kind, quota)
+            return lease
+
+        return self._briefly(f"leasing {kind} quota", buy)
+
+    def lower(self, kind: Kind, ceiling: float | None, retry_after: float | None) -> None:
+        """Slow every process of the run down."""
+
+        def write(connection: Connection) -> None:
+            quotas.open_quota(connection, self._run_id, kind, ceiling or published(kind))
+            held = quotas.lock_quota(connection, self._run_id, kind)
+            if held is not None:
+                quota, now = held
+                quota = lower(refill(quota, now, kind, ceiling), now, kind, retry_after)
+                quotas.store_quota(connection, self._run_id, kind, quota)
+
+        self._briefly(f"lowering the {kind} quota", write)
+
+    def reserve(self, *, needed: int, wanted: int, ceiling: int | None) -> int:
+        """Reserve from what the run may spend."""
+
+        def write(connection: Connection) -> int:
+            granted = quotas.reserve_read_units(connection, self._run_id, needed=needed, wanted=wanted, ceiling=ceiling)
+            if not granted and ceiling is not None:
+                raise self._spent(connection, needed, ceiling)
+            return granted
+
+        return self._briefly("reserving read units", write)
+
+    def give_back(self, units: int) -> None:
+        """Take the units off the run's sum."""
+        self._briefly(
+            "giving read units back",
+            lambda connection: quotas.give_back_read_units(connection, self._run_id, units),
+        )
+
+    def _spent(self, connection: Connection, needed: int, ceiling: int) -> ReadUnitsSpent:
+        run = runs.load_run(connection, self._run_id)
+        if run.state == RunState.FINISHED:
+            return ReadUnitsSpent(
+                f"run {run.id} is finished, but has spent {run.read_units:,} of {ceiling:,} read units, "
+                f"and the next request of the comparison may cost {needed:,}",
+                hint="amprenta-vectors verify compares within the ceiling of its own, AMPRENTA_MAX_READ_UNITS",
+            )
+        left = run.planned_keys - figures.count(connection, self._run_id).keys_done
+        listed = "the listing is complete" if run.planned_at else "more will be listed"
+        return ReadUnitsSpent(
+            f"run {run.id} has spent or reserved {run.read_units:,} of {ceiling:,} read units, "
+            f"and the next request may cost {needed:,}; {left:,} planned keys are not done, {listed}",
+            hint=f"raise the ceiling, amprenta-vectors limits {run.id} --max-read-units N, then "
+            "amprenta-vectors backfill --resume",
+        )
+
+    def _briefly(self, doing: str, step: Callable[[Connection], Result]) -> Result:
+        try:
+            with transaction(self._engine) as connection:
+                return step(connection)
+        except (DBAPIError, psycopg2.Error) as error:
+            raise to_error(error, doing) from error
+
+
+class OwnLedger:
+    """One process's, in memory."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._quotas: dict[Kind, Quota] = {}
+        self._reserved = 0
+
+    def lease(self, kind: Kind, ceiling: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
+        """Buy at the process's own rate."""
+        with self._lock:
+            now = self._clock()
+            quota = refill(self._quota(kind, now), now, kind, ceiling)
+            self._quotas[kind], lease = lend(quota, now, needed=needed, wanted=wanted, turn_seconds=turn_seconds)
+            return lease
+
+    def lower(self, kind: Kind, ceiling: float | None, retry_after: float | None) -> None:
+        """Slow the process down."""
+        with self._lock:
+            now = self._clock()
+            self._quotas[kind] = lower(refill(self._quota(kind, now), now, kind, ceiling), now, kind, retry_after)
+
+    def reserve(self, *, needed: int, wanted: int, ceiling: int | None) -> int:
+        """Just ``needed``: nobody else waits for what is left."""
+        with self._lock:
+            if ceiling is not None and self._reserved + needed > ceiling:
+                raise ReadUnitsSpent(
+                    f"{self._reserved:,} of {ceiling:,} read units are spent, and the next request may cost {needed:,}",
+                    hint="export AMPRENTA_MAX_READ_UNITS=N with a higher N, and run the command again",
+                )
+            self._reserved += needed
+            return needed
+
+    def give_back(self, units: int) -> None:
+        """Take the units off the sum."""
+        with self._lock:
+            self._reserved -= units
+
+    def _quota(self, kind: Kind, now: float) -> Quota:
+        return self._quotas.get(kind) or Quota(math.inf, filled_at=now)

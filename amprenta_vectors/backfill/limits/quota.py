@@ -1,0 +1,260 @@
+"""What a process asks before each request to the source: quota by the second, and read units from what may be spent."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from amprenta_vectors.backends.protocol import Metered, Route, Source
+from amprenta_vectors.backfill.limits.ledger import Ledger
+from amprenta_vectors.backfill.limits.pace import LEASE_SECONDS, Ceilings, Kind
+from amprenta_vectors.errors import TransientError
+
+WORTH_SAYING_SECONDS = 1.0
+"""Shorter waits are the pace itself, not a standstill to explain."""
+FIRST_TURN_SECONDS = 0.25
+LEAST_TURN_SECONDS = 0.02
+LONGER_TURN_SECONDS = 0.02
+SHORTER_TURN = 0.8
+
+
+class LeasedMeter:
+    """A `Meter` for all threads of a process, which buys quota about once a second for all of them.
+
+    ``ceilings`` gives those in force. While ``hold`` is set, and before each request, ``check`` decides by an error
+    whether one may be made at all. Raises `ReadUnitsSpent`, `TransientError` where the database is away.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        ceilings: Callable[[], Ceilings],
+        hold: threading.Event,
+        check: Callable[[], None],
+        on_wait: Callable[[str | None], None] = lambda _: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ceilings = ceilings
+        self._hold = hold
+        self._check = check
+        self._on_wait = on_wait
+        self._clock = clock
+        kinds: tuple[Kind, ...] = ("list", "fetch", "read_units")
+        self._shares = {kind: Share(ledger, kind, clock) for kind in kinds}
+        self._purse = Purse(ledger, clock)
+
+    def before(self, route: Route, read_units: int) -> None:
+        """Wait for the route's turn and for read units by the second, then reserve the units in all."""
+        ceilings = self._ceilings()
+        self._wait_for(route, 1.0, ceilings)
+        if ceilings.read_units_per_second is not None:
+            self._wait_for("read_units", float(read_units), ceilings)
+        self._check()
+        self._purse.take(read_units, ceilings.max_read_units)
+
+    def limited(self, route: Route, retry_after: float | None) -> None:
+        """Every process of the run asks less often from now on, and not at all until ``retry_after`` has passed."""
+        self._shares[route].refused(retry_after, self._ceilings().of(route))
+
+    def tidy(self) -> None:
+        """Give back read units that have not been wanted for a while; to be called now and then."""
+        self._purse.tidy()
+
+    def close(self) -> None:
+        """Give back what was not spent."""
+        self._purse.empty()
+
+    def _wait_for(self, kind: Kind, amount: float, ceilings: Ceilings) -> None:
+        share, ceiling = self._shares[kind], ceilings.of(kind)
+        said = False
+        try:
+            while True:
+                self._check()
+                taken, seconds = share.take(amount, ceiling)
+                if seconds >= WORTH_SAYING_SECONDS:
+                    said = True
+                    self._on_wait(share.reason(seconds))
+                if seconds > 0:
+                    self._hold.wait(seconds)
+                if taken and not share.silent:
+                    break
+        finally:
+            if said:
+                self._on_wait(None)
+
+
+class Share:
+    """A process's lease of one kind. `take` and `refused` are called from any thread, and return at once."""
+
+    def __init__(self, ledger: Ledger, kind: Kind, clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._kind = kind
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._left = 0.0
+        self._bought = 0.0
+        self._rate = math.inf
+        self._begins = self._ends = -math.inf
+        self._next = -math.inf
+        """When the next request may be made."""
+        self._ask_at = -math.inf
+        """When quota is asked for again, where there was none."""
+        self._silent_until = -math.inf
+        self._told_at = -math.inf
+        self._turn = FIRST_TURN_SECONDS
+        self._used = 0.0
+
+    @property
+    def silent(self) -> bool:
+        """Whether the source asked for silence, and it is not over."""
+        return self._clock() < self._silent_until
+
+    def reason(self, seconds: float) -> str:
+        """Why there is so long to wait."""
+        if self.silent:
+            return f"the source limits the rate of {_NAMES[self._kind]}; goes on in {math.ceil(seconds)} s"
+        return f"held to {self._rate:,.3g} {_NAMES[self._kind]} a second"
+
+    def take(self, amount: float, ceiling: float | None) -> tuple[bool, float]:
+        """Whether ``amount`` was taken, and how long to wait: for its time to come, or until asking again."""
+        with self._lock:
+            now = self._clock()
+            if now < self._ask_at:
+                return False, self._ask_at - now
+            if now >= self._ends:
+                self._left = 0.0
+            if self._left < amount:
+                self._lease(amount, ceiling, now)
+                if self._left < amount:
+                    return False, self._ask_at - now
+            self._left -= amount
+            self._used += amount
+            at = max(now, self._begins, self._next)
+            self._next = at + amount / self._rate
+            return True, at - now
+
+    def refused(self, retry_after: float | None, ceiling: float | None) -> None:
+        """Stop asking for ``retry_after`` seconds, and tell the others, but not once for each of many refusals."""
+        with self._lock:
+            now = self._clock()
+            until = now + (retry_after or 0.0)
+            told = now < self._told_at + LEASE_SECONDS and until <= self._silent_until + LEASE_SECONDS
+            self._silent_until = max(self._silent_until, until)
+            self._ask_at = max(self._ask_at, until)
+            self._left = 0.0
+            if told:
+                return
+            self._told_at = now
+            self._ledger.lower(self._kind, ceiling, retry_after)
+
+    def _lease(self, amount: float, ceiling: float | None, now: float) -> None:
+        lease = self._ledger.lease(
+            self._kind,
+            ceiling,
+            needed=amount - self._left,
+            wanted=self._wanted(now),
+            turn_seconds=self._turn,
+        )
+        self._rate = lease.rate
+        if not lease.amount:
+            self._ask_at = now + lease.wait_seconds
+            if lease.blocked:
+                self._silent_until = max(self._silent_until, self._ask_at)
+            return
+        self._adjust_turn(now, now + lease.wait_seconds)
+        self._left += lease.amount
+        self._bought, self._used = lease.amount, 0.0
+        self._begins = now + lease.wait_seconds
+        self._ends = self._begins + LEASE_SECONDS
+        if math.isfinite(lease.amount):
+            self._ends = max(self._ends, self._begins + lease.amount / lease.rate)
+
+    def _wanted(self, now: float) -> float:
+        """As much as was used of the last lease; twice that where it was used up before its time."""
+        if math.isinf(self._bought):
+            return 0.0
+        return self._used if now >= self._ends else 2 * self._bought
+
+    def _adjust_turn(self, now: float, begins: float) -> None:
+        """Buy so much at a time that all processes have their turn in about a second, whatever their number.
+
+        Where another one's quota lies before this lease, the time since the last one shows how many they are. To add a
+        constant and to take off a share makes unequal turns equal (Chiu and Jain, 1989,
+        https://doi.org/10.1016/0169-7552(89)90019-6).
+        """
+        alone = begins <= max(now, self._next) + LEAST_TURN_SECONDS
+        if alone or begins - self._begins <= LEASE_SECONDS:
+            self._turn = min(LEASE_SECONDS, self._turn + LONGER_TURN_SECONDS)
+        else:
+            self._turn = max(LEAST_TURN_SECONDS, self._turn * SHORTER_TURN)
+
+
+class Purse:
+    """The read units that a process has reserved and not spent."""
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._left = self._used = self._demand = 0
+        self._ceiling: int | None = None
+        self._reserved_at = self._taken_at = -math.inf
+
+    def take(self, units: int, ceiling: int | None) -> None:
+        """Spend ``units``, reserving some ahead. Raises `ReadUnitsSpent`, `TransientError`."""
+        with self._lock:
+            if ceiling != self._ceiling:
+                self._give_back()
+                self._ceiling = ceiling
+            now = self._clock()
+            if self._left < units:
+                self._reserve(units, now)
+            self._left -= units
+            self._used += units
+            self._taken_at = now
+
+    def tidy(self) -> None:
+        """Give back what has been left lying for `LEASE_SECONDS`."""
+        with self._lock:
+            if self._clock() >= self._taken_at + LEASE_SECONDS:
+                self._give_back()
+
+    def empty(self) -> None:
+        """Give back what is left."""
+        with self._lock:
+            self._give_back()
+
+    def _reserve(self, units: int, now: float) -> None:
+        """As much ahead as is spent in a second; the demand doubles until it is."""
+        early = now < self._reserved_at + LEASE_SECONDS
+        self._demand = max(units, 2 * self._demand if early else self._used)
+        self._left += self._ledger.reserve(needed=units - self._left, wanted=self._demand, ceiling=self._ceiling)
+        self._reserved_at, self._used = now, 0
+
+    def _give_back(self) -> None:
+        """Once: where it is not known whether it arrived, the units stay counted as spent."""
+        units, self._left = self._left, 0
+        if units:
+            with suppress(TransientError):
+                self._ledger.give_back(units)
+
+
+@contextmanager
+def metered(source: Source, meter: LeasedMeter) -> Iterator[None]:
+    """Have a source ask ``meter`` before each request, where it makes any that are counted."""
+    if not isinstance(source, Metered):
+        yield
+        return
+    # It stays there: a thread that outlives the run must not ask unmetered.
+    source.meter = meter
+    try:
+        yield
+    finally:
+        meter.close()
+
+
+_NAMES = {"list": "list requests", "fetch": "fetch requests", "read_units": "read units"}

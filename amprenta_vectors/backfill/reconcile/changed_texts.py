@@ -1,0 +1,81 @@
+"""Rows that are their own source, as their texts are by now: those that were never embedded, and those that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill.reconcile.row_state import given_keys
+from amprenta_vectors.backfill.verify.sides import embedded_here
+from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
+from amprenta_vectors.schema.hashes import hash_text, to_bigint
+from amprenta_vectors.schema.keymaps import OwnKeys
+from amprenta_vectors.schema.vector_table import VectorTable
+
+
+class Texts(Protocol):
+    """A source that embeds texts, and can say what they are without."""
+
+    def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
+        """Pages of keys and the token of the page after each."""
+        ...
+
+    def texts(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """The text to embed, by key."""
+        ...
+
+
+class ChangedTexts:
+    """The keys of rows to embed: without an embedding, or with one of another text than the row has now.
+
+    A row whose embedding was not made from its text here is left out: whether it changed is not known.
+    """
+
+    def __init__(self, engine: Engine, table: VectorTable, scope: Mapping[str, str], source: Texts) -> None:
+        if table.text_hash is None:
+            raise ConfigError(
+                f"table {table.qualified_name} has no column that tells the text of an embedding, so that none is "
+                "known to have changed",
+                hint=f"ALTER TABLE {table.qualified_name} ADD COLUMN embedding_text_hash bigint; for a table of your "
+                'own, text_hash = "embedding_text_hash" in amprenta.toml',
+            )
+        self._engine = engine
+        self._table = table
+        self._scope = scope
+        self._source = source
+        self._own = OwnKeys([table.column_types[name] for name in table.key])
+
+    def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
+        """Pages as the source has them, with fewer keys."""
+        for keys, following in self._source.iter_keys(token):
+            yield self._changed(keys), following
+
+    def _changed(self, keys: Sequence[str]) -> list[str]:
+        texts = self._source.texts(keys)
+        kept = self._kept(list(texts))
+        return [key for key, text in texts.items() if key in kept and kept[key] != to_bigint(hash_text(text))]
+
+    def _kept(self, keys: Sequence[str]) -> dict[str, int | None]:
+        """The hash of the text that each row was embedded from, None where it has no embedding."""
+        table = self._table
+        target = to_clause(table)
+        parsed = {key: own for key in keys if (own := self._own.to_key(key)) is not None}
+        if not parsed:
+            return {}
+        given: Any = given_keys(list(parsed.values()), source=list(parsed))
+        on = [
+            target.c[name] == to_column_value(table, name, given.c[f"key_{position}"])
+            for position, name in enumerate(table.key)
+        ]
+        embedding, text_hash = target.c[table.embedding], target.c[str(table.text_hash)]
+        statement = (
+            sa.select(given.c.source, sa.case((embedding.is_(None), sa.null()), else_=text_hash).label("kept"))
+            .select_from(given.join(target, sa.and_(*on, *in_scope(table, target, self._scope))))
+            .where(embedding.is_(None) | embedded_here(table, target))
+        )
+        with self._engine.connect() as connection:
+            return {row.source: row.kept for row in connection.execute(statement)}

@@ -1,0 +1,179 @@
+"""A source once more against its table: which keys are looked at, and what doing so would come to."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import IO, Any, cast
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from amprenta_vectors.backends.protocol import TokenRefused
+from amprenta_vectors.backfill.engine.fetching import fetch_all
+from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.keys import Keys, Pages
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.reconcile.changed_texts import ChangedTexts, Texts
+from amprenta_vectors.backfill.reconcile.gone import PAGE, Gone, fate_of, find_gone, parse_key, too_many
+from amprenta_vectors.backfill.reconcile.reconciler import Preview, Reconciler
+from amprenta_vectors.backfill.reconcile.row_state import RowStates
+from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER, copy_row
+from amprenta_vectors.batch import Key, VectorBatch
+from amprenta_vectors.errors import RowError, SourceError, TransientError
+from amprenta_vectors.reasons import Reason
+from amprenta_vectors.stores.outbox import Outbox
+
+MOST_READINGS = 3
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a pass would come to: rows that are equal, rows to write and of them to replace, and rows to list.
+
+    ``set_aside`` counts by reason what would be listed, and what the source has that no row can hold.
+    """
+
+    equal: int
+    written: int
+    replaced: int
+    set_aside: Mapping[str, int]
+    gone: Gone | None
+
+
+def keys_to_reconcile(engine: Engine, job: Job) -> Keys:
+    """All keys of the source; of one that embeds texts, those whose text is new or has changed."""
+    if job.source.description.computed:
+        return ChangedTexts(engine, job.table, job.scope, cast("Texts", job.source))
+    return job.source
+
+
+class DryRun:
+    """One pass that changes nothing. Its memory does not grow with the source: what it saw goes to a file."""
+
+    def __init__(self, engine: Engine, job: Job, *, retry: Retry) -> None:
+        self._engine = engine
+        self._job = job
+        self._retry = retry
+        outbox = Outbox(engine, job.table.target, job.scope)
+        self._computed = job.source.description.computed
+        self._reconciler = Reconciler(
+            job.table, job.scope, job.model, job.key_map, outbox, insert=job.inserts, computed=self._computed
+        )
+        self._keys = keys_to_reconcile(engine, job)
+
+    def run(self) -> Prospect:
+        """Raises `TransientError` where the retry was told to stop, and what the source raises."""
+        for _ in range(MOST_READINGS):
+            with tempfile.TemporaryFile() as seen:
+                try:
+                    return self._read(seen)
+                except TokenRefused:
+                    continue
+        raise SourceError(f"the source refused its own page tokens {MOST_READINGS} times")
+
+    def _read(self, seen: IO[bytes]) -> Prospect:
+        figures: Counter[str] = Counter()
+        aside: Counter[str] = Counter()
+        seen.write(COPY_HEADER)
+        for keys, rejected, rows, preview in self._previews():
+            seen.writelines(map(copy_row, keys))
+            aside.update(str(error.reason) for error in (*rejected, *preview.changed))
+            figures.update(written=preview.written, replaced=preview.replaced)
+            figures["equal"] += rows - preview.written - len(preview.changed)
+        seen.write(COPY_TRAILER)
+        gone = None if self._computed else self._retry.database("looking for rows that are gone", self._gone_of(seen))
+        if gone is not None and gone.gone and not gone.refused:
+            aside[Reason.GONE] += gone.gone - gone.deleted - gone.emptied
+        return Prospect(
+            figures["equal"],
+            figures["written"],
+            figures["replaced"],
+            {reason: number for reason, number in sorted(aside.items()) if number},
+            gone,
+        )
+
+    def _gone_of(self, seen: IO[bytes]) -> Callable[[], Gone]:
+        def fill(connection: Connection, table: sa.Table) -> None:
+            seen.seek(0)
+            cursor: Any = connection.connection.cursor()
+            cursor.copy_expert("COPY amprenta_seen FROM STDIN (FORMAT binary)", seen)
+
+        def look() -> Gone:
+            with self._engine.begin() as connection:
+                found, keys = find_gone(connection, self._job.table, self._job.scope, fill)
+                if not self._job.delete or refusal_of(found, delete=True):
+                    return found
+                return self._judged(connection, found, keys)
+
+        return look
+
+    def _judged(self, connection: Connection, found: Gone, keys: sa.Select[str]) -> Gone:
+        """With how many of the rows that are gone would be deleted, and emptied."""
+        job = self._job
+        states = RowStates(job.table, job.scope, computed=False)
+        fates: Counter[str] = Counter()
+        for page in connection.execution_options(yield_per=PAGE).execute(keys).scalars().partitions(PAGE):
+            parsed = [parse_key(text, len(job.table.key)) for text in page]
+            fates.update(fate_of(job.table, job.key_map, row) for _, row in states.read(connection, parsed, lock=False))
+        return replace(found, deleted=fates["delete"], emptied=fates["empty"])
+
+    def _previews(self) -> Iterator[tuple[Sequence[Key], Sequence[RowError], int, Preview]]:
+        """Batch by batch, by several threads, at most two a thread waiting."""
+        workers = self._job.workers
+        with ThreadPoolExecutor(workers, thread_name_prefix="dry-run") as pool:
+            waiting: deque[Future[tuple[Sequence[Key], Sequence[RowError], int, Preview]]] = deque()
+            for keys in self._batches():
+                waiting.append(pool.submit(self._preview, keys))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _preview(self, keys: Sequence[str]) -> tuple[Sequence[Key], Sequence[RowError], int, Preview]:
+        table = self._job.table
+        fetched = fetch_all(self._retry, self._job.source, keys)
+        keyed = self._mapped(fetched)
+        seen = list(keyed.keys or ())
+        if fetched.rejected:
+            bad = [error.key for error in fetched.rejected]
+            seen += self._mapped(VectorBatch(source_keys=bad, vectors=np.empty((len(bad), 0), np.float32))).keys or ()
+        rows = keyed.validated(cosine=table.distance == "cosine", storage=table.storage)
+        if table.sparse_dimension is not None:
+            rows = rows.with_sparse(table.sparse_dimension)
+        return seen, rows.rejected, len(rows), self._retry.database("comparing rows", partial(self._compare, rows))
+
+    def _compare(self, rows: VectorBatch) -> Preview:
+        with self._engine.begin() as connection:
+            return self._reconciler.preview(connection, rows)
+
+    def _mapped(self, batch: VectorBatch) -> VectorBatch:
+        return self._retry.database("looking up keys", partial(self._job.key_map.apply, batch))
+
+    def _batches(self) -> Iterator[Sequence[str]]:
+        size = self._job.batch_size
+        keys: list[str] = []
+        with closing(Pages(self._keys, None)) as pages:
+            token: str | None = ""
+            while token is not None:
+                if self._retry.stopped:
+                    raise TransientError("the dry run was interrupted", hint="amprenta-vectors reconcile --dry-run")
+                page, token = self._retry.database("listing keys", pages.next)
+                keys.extend(page)
+                if token is None or len(keys) >= size:
+                    for start in range(0, len(keys), size):
+                        yield keys[start : start + size]
+                    keys = []
+
+
+def refusal_of(gone: Gone | None, *, delete: bool) -> str | None:
+    """Why a pass with ``delete`` would delete nothing, where it would refuse to."""
+    if gone is None:
+        return None
+    return gone.refused or (too_many(gone) if delete else None)

@@ -1,0 +1,238 @@
+"""What rows hold beside what the source has, and what is to become of each: equal, ours to replace, or changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.backfill.verify.compare import digests
+from amprenta_vectors.backfill.verify.sides import as_key, embedded_here, sent
+from amprenta_vectors.backfill.writing.encoding import sparse_bytes
+from amprenta_vectors.batch import Key, VectorBatch
+from amprenta_vectors.schema.expressions import in_scope, text_array, to_clause
+from amprenta_vectors.schema.hashes import hash_content, hash_embedding, hash_text, is_of_text, to_bigint
+from amprenta_vectors.schema.vector_table import VectorTable
+
+VECTOR_HEAD = 4
+"""Bytes before the values of what ``vector_send`` and ``halfvec_send`` give."""
+
+
+class Fate(Enum):
+    """What is to become of a row that has an embedding."""
+
+    EQUAL = auto()
+    REPLACE = auto()
+    CHANGED_HERE = auto()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``content`` is whether the row's text and metadata are to be replaced too; ``why`` it is left as it is."""
+
+    fate: Fate
+    content: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A row as it is now: its embedding's hash, and the hashes that the engine kept beside it, None where none."""
+
+    embedding: bytes
+    hash: int | None
+    text_hash: int | None
+    content: bytes
+
+    @property
+    def embedding_is_ours(self) -> bool:
+        """Whether the embedding is what the engine wrote."""
+        return self.hash is not None and to_bigint(self.embedding) == self.hash
+
+    @property
+    def is_embedded_here(self) -> bool:
+        """Whether the embedding was made from the row's own text, so that no other source has a say in it."""
+        return is_of_text(self.text_hash)
+
+    @property
+    def content_is_ours(self) -> bool:
+        """Whether text and metadata are what the engine inserted."""
+        return self.text_hash is not None and to_bigint(self.content) == self.text_hash
+
+
+class RowStates:
+    """Reads the rows of one scope of a table from the catalogue, for batches of its source."""
+
+    def __init__(self, table: VectorTable, scope: Mapping[str, str], *, computed: bool) -> None:
+        self._table = table
+        self._scope = scope
+        self._computed = computed
+        """Of computed vectors no two are sure to be equal: the text that they are of tells whether they differ."""
+
+    def compare(self, connection: Connection, batch: VectorBatch) -> tuple[list[int], list[int]]:
+        """Positions in ``batch`` whose row is absent or has no embedding, and those whose row has something else.
+
+        PostgreSQL compares; no vector is sent either way.
+        """
+        found = connection.execute(self._differing(connection, batch)).all()
+        return [place for place, held in found if not held], [place for place, held in found if held]
+
+    def judge(
+        self, connection: Connection, batch: VectorBatch, places: Sequence[int], *, lock: bool
+    ) -> dict[int, Verdict]:
+        """What is to become of the rows at ``places``, by place; one that is gone, or empty by now, has no verdict."""
+        verdicts: dict[int, Verdict] = {}
+        for place, kept in self._read(connection, batch, places, lock=lock):
+            verdicts[place] = self._verdict(batch, place, kept)
+        return verdicts
+
+    def read(self, connection: Connection, keys: Sequence[Key], *, lock: bool) -> Iterator[tuple[int, Kept]]:
+        """The rows of ``keys`` that have an embedding, each with the place of its key."""
+        return self._rows(connection, keys, range(len(keys)), lock=lock)
+
+    def _read(
+        self, connection: Connection, batch: VectorBatch, places: Sequence[int], *, lock: bool
+    ) -> Iterator[tuple[int, Kept]]:
+        keys = batch.keys or ()
+        return self._rows(connection, [keys[place] for place in places], places, lock=lock)
+
+    def _rows(
+        self, connection: Connection, keys: Sequence[Key], places: Sequence[int], *, lock: bool
+    ) -> Iterator[tuple[int, Kept]]:
+        if not keys:
+            return
+        table = self._table
+        kept: Any = to_clause(table).alias("kept")
+        given = given_keys(keys, place=[str(place) for place in places])
+        send = sa.func.vector_send if table.storage == "vector" else sa.func.halfvec_send
+        statement = (
+            sa.select(
+                sa.cast(given.c.place, sa.Integer).label("place"),
+                send(kept.c[table.embedding]).label("embedding"),
+                _or_null(kept, table.sparse, sa.func.sparsevec_send).label("sparse"),
+                _or_null(kept, table.hash).label("hash"),
+                _or_null(kept, table.text_hash).label("text_hash"),
+                sa.type_coerce(_or_null(kept, table.text), sa.Text).label("text"),
+                sa.cast(_or_null(kept, table.metadata), JSONB).label("metadata"),
+            )
+            .select_from(given.join(kept, sa.and_(*self._on(connection, kept, given))))
+            .where(kept.c[table.embedding].is_not(None))
+            .order_by("place")
+        )
+        if lock:
+            statement = statement.with_for_update(of=kept)
+        for row in connection.execute(statement).all():
+            parts = [bytes(row.embedding)[VECTOR_HEAD:]]
+            if table.sparse is not None:
+                parts.append(bytes(row.sparse or b""))
+            content = hash_content(row.text, row.metadata)
+            yield row.place, Kept(hash_embedding(*parts), row.hash, row.text_hash, content)
+
+    def _verdict(self, batch: VectorBatch, place: int, kept: Kept) -> Verdict:
+        theirs = self._hash_of(batch, place)
+        same = not self._computed and kept.embedding == theirs
+        content = not self._computed and self._content_differs(batch, place, kept)
+        if same and not content:
+            return Verdict(Fate.EQUAL)
+        if kept.is_embedded_here and not self._computed:
+            return Verdict(Fate.CHANGED_HERE, why="it was embedded here, from its own text")
+        if (same or kept.embedding_is_ours) and (not content or kept.content_is_ours):
+            return Verdict(Fate.REPLACE, content)
+        return Verdict(Fate.CHANGED_HERE, why=self._why(kept, theirs, same=same))
+
+    def _why(self, kept: Kept, theirs: bytes, *, same: bool) -> str:
+        if same or kept.embedding_is_ours:
+            return "its text or metadata was changed here, and at the source"
+        if self._table.hash is None:
+            return "the table has no column for hashes: whether it was changed here is not known"
+        if kept.hash is None:
+            return "its embedding was written by the application"
+        if not self._computed and kept.hash == to_bigint(theirs):
+            return "changed here; the source still has what was written"
+        return "changed here, and at the source"
+
+    def _content_differs(self, batch: VectorBatch, place: int, kept: Kept) -> bool:
+        """Whether the source's text or metadata is other than when the engine inserted the row; False where it did not.
+
+        A row that was there before the engine came has a text of its own.
+        """
+        if kept.text_hash is None or kept.is_embedded_here or (batch.texts is None and batch.metadata is None):
+            return False
+        return kept.text_hash != to_bigint(_content_of(batch, place))
+
+    def _hash_of(self, batch: VectorBatch, place: int) -> bytes:
+        values = batch.vectors[place].astype(">f4" if self._table.storage == "vector" else ">f2").tobytes()
+        if self._table.sparse_dimension is None:
+            return hash_embedding(values)
+        return hash_embedding(values, self._sparse_of(batch, place))
+
+    def _sparse_of(self, batch: VectorBatch, place: int) -> bytes:
+        sparse = batch.sparse[place] if batch.sparse is not None else None
+        dimension = self._table.sparse_dimension
+        return b"" if sparse is None or dimension is None else sparse_bytes(sparse, dimension)
+
+    def _differing(self, connection: Connection, batch: VectorBatch) -> sa.Select[int, bool]:
+        """``(place, has an embedding)`` of the rows that are not as the source has them."""
+        table = self._table
+        target = to_clause(table)
+        places = range(len(batch))
+        sides: dict[str, list[str]] = {"place": [str(place) for place in places]}
+        differs: list[sa.ColumnElement[bool]] = []
+        if not self._computed:
+            beside = None if table.sparse is None else [self._sparse_of(batch, place) for place in places]
+            sides["digest"] = [digest.hex() for digest in digests(batch.vectors, table.storage, beside)]
+        if table.text_hash is not None and (self._computed or batch.texts is not None or batch.metadata is not None):
+            sides["content"] = [str(to_bigint(self._kept_of(batch, place))) for place in places]
+        given = given_keys(batch.keys or (), **sides)
+        embedding = target.c[table.embedding]
+        if "digest" in sides:
+            differs.append(sa.func.encode(sa.func.sha256(sent(table, target)), "hex") != given.c.digest)
+        if "content" in sides and table.text_hash is not None:
+            # NULL differs from nothing: of such a row the text is not the engine's to replace. Nor does the hash of
+            # what an embedding was made from differ from that of what a row was inserted with.
+            other = target.c[table.text_hash] != sa.cast(given.c.content, sa.BigInteger)
+            differs.append(sa.and_(other, embedded_here(table, target) == sa.literal(self._computed)))
+        on = sa.and_(*self._on(connection, target, given))
+        return (
+            sa.select(sa.cast(given.c.place, sa.Integer).label("place"), embedding.is_not(None))
+            .select_from(given.join(target, on, isouter=True))
+            .where(sa.or_(embedding.is_(None), *differs))
+            .order_by("place")
+        )
+
+    def _kept_of(self, batch: VectorBatch, place: int) -> bytes:
+        """What the engine keeps of a row's text."""
+        if self._computed and batch.texts is not None:
+            return hash_text(batch.texts[place] or "")
+        return _content_of(batch, place)
+
+    def _on(self, connection: Connection, target: Any, given: Any) -> list[sa.ColumnElement[bool]]:
+        driver: Any = connection.connection.driver_connection
+        keys = [
+            target.c[name] == as_key(self._table, name, given.c[f"key_{position}"], driver.server_version)
+            for position, name in enumerate(self._table.key)
+        ]
+        return [*keys, *in_scope(self._table, target, self._scope)]
+
+
+def _content_of(batch: VectorBatch, place: int) -> bytes:
+    text = batch.texts[place] if batch.texts is not None else None
+    return hash_content(text, batch.metadata[place] if batch.metadata is not None else None)
+
+
+def given_keys(keys: Sequence[Key], **columns: Sequence[str]) -> Any:
+    """Target keys and what stands beside them as rows to join with: ``key_0`` …, and ``columns``, all text."""
+    width = len(keys[0]) if keys else 0
+    names = [f"key_{position}" for position in range(width)]
+    arrays = [text_array([key[position] for key in keys]) for position in range(width)]
+    arrays += [text_array(column) for column in columns.values()]
+    return sa.func.unnest(*arrays).table_valued(*names, *columns, name="given").render_derived()
+
+
+def _or_null(target: Any, name: str | None, function: Any = lambda column: column) -> sa.ColumnElement[Any]:
+    return sa.null() if name is None else function(target.c[name])

@@ -1,0 +1,1 @@
+"""The page that a run leaves, and the facts that it is made of."""

@@ -1,0 +1,1 @@
+"""Comparing every vector, text and model of a source with its table."""

@@ -1,0 +1,237 @@
+"""Every vector of a source against the table, bit for bit, with PostgreSQL doing the sorting on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any, Literal
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from amprenta_vectors.backends.protocol import Source, TokenRefused
+from amprenta_vectors.backfill.engine.fetching import fetch_all
+from amprenta_vectors.backfill.engine.keys import Keys, Pages
+from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.verify.sides import compare_sides, source_side
+from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER, sparse_bytes
+from amprenta_vectors.batch import Key, VectorBatch
+from amprenta_vectors.errors import SourceError, TransientError
+from amprenta_vectors.reasons import STILL_WRITTEN, Reason
+from amprenta_vectors.schema.keymaps import KeyMap
+from amprenta_vectors.schema.row_keys import AllRows
+from amprenta_vectors.schema.vector_table import VectorTable
+
+_LENGTH = struct.Struct(">i")
+
+
+_NULL = _LENGTH.pack(-1)
+
+MOST_READINGS = 3
+
+Kind = Literal["missing", "extra", "different"]
+KINDS: tuple[Kind, ...] = ("missing", "extra", "different")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key on which the sides disagree; ``kind`` is missing, extra or different, as seen from the table."""
+
+    kind: Kind
+    key: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a comparison found: ``compared`` vectors of the source, and how many keys differ by kind."""
+
+    compared: int
+    counts: Mapping[str, int]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing differs."""
+        return not any(self.counts.values())
+
+
+def digests(
+    vectors: np.ndarray[Any, np.dtype[np.float32]], storage: str, sparse: Sequence[bytes] | None = None
+) -> list[bytes]:
+    """SHA-256 of each vector as ``vector_send`` or ``halfvec_send`` puts it on the wire, after one cast to ``storage``.
+
+    That is the int16 dimension, an int16 zero, and the values big-endian: float32, or float16 rounded to nearest even,
+    as pgvector rounds. What ``sparsevec_send`` gives for the row's sparse values, if any, comes after it.
+    """
+    head = struct.pack(">hh", vectors.shape[1], 0)
+    with np.errstate(over="ignore"):
+        cast = vectors.astype(">f4" if storage == "vector" else ">f2")
+    if sparse is None:
+        return [hashlib.sha256(head + row.tobytes()).digest() for row in cast]
+    return [hashlib.sha256(head + row.tobytes() + beside).digest() for row, beside in zip(cast, sparse, strict=True)]
+
+
+class Verifier:
+    """Compares one source with one scope of a table from the catalogue.
+
+    Rows that a look-up finds are there before the source is: one that the source does not have, and that was embedded
+    from its own text, is none too many. A source that cannot list its keys is asked for those of the table's rows, so
+    what it has beyond them is not seen.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        table: VectorTable,
+        scope: Mapping[str, str],
+        source: Source,
+        key_map: KeyMap,
+        *,
+        batch_size: int,
+        workers: int,
+        retry: Retry,
+    ) -> None:
+        self._engine = engine
+        self._table = table
+        self._scope = scope
+        self._source = source
+        self._key_map = key_map
+        self._keys: Keys = source if source.description.lists else AllRows(engine, table, scope, key_map)
+        self._batch_size = batch_size
+        self._workers = workers
+        self._retry = retry
+
+    def run(
+        self, on_difference: Callable[[Difference], None], on_progress: Callable[[int], None] = lambda _: None
+    ) -> Verification:
+        """Read the whole source into digests on disk, then let PostgreSQL join them with the table's own.
+
+        The source is read outside any transaction; the comparison is one transaction and so one snapshot. Raises
+        `TransientError` where the retry was told to stop.
+        """
+        with tempfile.TemporaryFile() as file:
+            compared = self._read_source(file, on_progress)
+            file.seek(0)
+            counts: dict[str, int] = dict.fromkeys(KINDS, 0)
+            with self._engine.begin() as connection:
+                for difference in self._compare(connection, file):
+                    counts[difference.kind] += 1
+                    on_difference(difference)
+        return Verification(compared, counts)
+
+    def _read_source(self, file: IO[bytes], on_progress: Callable[[int], None]) -> int:
+        """Fill ``file`` and return how many vectors were read; a refused page token costs a second reading."""
+        for _ in range(MOST_READINGS):
+            file.seek(0)
+            file.truncate()
+            file.write(COPY_HEADER)
+            compared = 0
+            try:
+                for batch in self._fetched():
+                    file.write(self._encode(batch))
+                    compared += len(batch)
+                    on_progress(compared)
+                    if self._retry.stopped:
+                        raise TransientError("the verification was interrupted", hint="amprenta-vectors verify")
+            except TokenRefused:
+                continue
+            file.write(COPY_TRAILER)
+            return compared
+        raise SourceError(f"the source refused its own page tokens {MOST_READINGS} times")
+
+    def _fetched(self) -> Iterator[VectorBatch]:
+        """Batches with target keys, fetched by several threads, at most two a thread waiting."""
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="verify") as pool:
+            waiting: deque[Future[VectorBatch]] = deque()
+            for keys in self._batches():
+                waiting.append(pool.submit(fetch_all, self._retry, self._source, keys))
+                if len(waiting) >= 2 * self._workers:
+                    yield self._mapped(waiting.popleft().result())
+            while waiting:
+                yield self._mapped(waiting.popleft().result())
+
+    def _batches(self) -> Iterator[Sequence[str]]:
+        keys: list[str] = []
+        with closing(Pages(self._keys, None)) as pages:
+            token: str | None = ""
+            while token is not None:
+                page, token = self._retry.database("listing keys", pages.next)
+                keys.extend(page)
+                if token is None or len(keys) >= self._batch_size:
+                    for start in range(0, len(keys), self._batch_size):
+                        yield keys[start : start + self._batch_size]
+                    keys = []
+
+    def _encode(self, batch: VectorBatch) -> bytes:
+        """Rows of key columns, source key, digest, and NULL; of what could not be carried over, the reason is the last.
+
+        Such a row has its key too, where it has one: the table may hold a value there all the same.
+        """
+        table = self._table
+        fields = struct.pack(">h", len(table.key) + 3)
+        if table.sparse_dimension is not None:
+            batch = batch.with_sparse(table.sparse_dimension)
+        parts: list[bytes] = []
+        hashes = digests(batch.vectors, table.storage, self._sparse_bytes(batch))
+        for source, key, digest in zip(batch.source_keys, batch.keys or (), hashes, strict=True):
+            parts += (fields, *map(_text, key), _text(source), _field(digest), _NULL)
+        rejected = [error for error in batch.rejected if error.reason not in STILL_WRITTEN]
+        keys = self._keys_of([error.key for error in rejected if error.reason != Reason.NO_TARGET])
+        no_key = [_NULL] * len(table.key)
+        for error in rejected:
+            detail = f"{error.reason}: {error.detail}"
+            for row in keys.get(error.key, [None]):
+                parts += (fields, *(no_key if row is None else map(_text, row)), _text(error.key), _NULL, _text(detail))
+        return b"".join(parts)
+
+    def _sparse_bytes(self, batch: VectorBatch) -> list[bytes] | None:
+        dimension = self._table.sparse_dimension
+        if dimension is None or batch.sparse is None:
+            return None
+        return [b"" if values is None else sparse_bytes(values, dimension) for values in batch.sparse]
+
+    def _keys_of(self, source_keys: Sequence[str]) -> dict[str, list[Key | None]]:
+        """The target keys of records without a vector."""
+        found: dict[str, list[Key | None]] = {}
+        if source_keys:
+            empty = VectorBatch(source_keys=source_keys, vectors=np.empty((len(source_keys), 0), np.float32))
+            keyed = self._mapped(empty)
+            for source, key in zip(keyed.source_keys, keyed.keys or (), strict=True):
+                found.setdefault(source, []).append(key)
+        return found
+
+    def _mapped(self, batch: VectorBatch) -> VectorBatch:
+        return self._retry.database("looking up keys", partial(self._key_map.apply, batch))
+
+    def _compare(self, connection: Connection, file: IO[bytes]) -> Iterator[Difference]:
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+        there = source_side(self._table)
+        there.create(connection)
+        cursor: Any = connection.connection.cursor()
+        cursor.copy_expert("COPY amprenta_source FROM STDIN (FORMAT binary)", file)
+        connection.execute(sa.text("ANALYZE amprenta_source"))
+        version: int = cursor.connection.server_version
+        rows = connection.execution_options(yield_per=1000).execute(
+            compare_sides(self._table, self._scope, there, server_version=version)
+        )
+        for here, _, rejected, source, *key in rows:
+            kind: Kind = "extra" if source is None else "missing" if here is None else "different"
+            row = "/".join(part for part in key if part is not None)
+            detail = rejected or (f"row {row}" if source is not None and row != source else "")
+            yield Difference(kind, row if source is None else source, detail)
+
+
+def _field(raw: bytes) -> bytes:
+    return _LENGTH.pack(len(raw)) + raw
+
+
+def _text(text: str) -> bytes:
+    return _field(text.encode())

@@ -1,0 +1,46 @@
+"""Taking back what runs inserted, and only that: rows that somebody changed since stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Engine
+
+from amprenta_vectors.backfill.progress import batches, events, inserted, transactions
+from amprenta_vectors.backfill.progress.events import Event
+from amprenta_vectors.backfill.progress.runs import cancel, unfinished_run
+from amprenta_vectors.backfill.progress.transactions import transaction
+from amprenta_vectors.batch import Key
+from amprenta_vectors.schema.vector_table import VectorTable
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What became of the rows that the runs into one scope had inserted."""
+
+    runs: list[int]
+    removed: int
+    kept: list[Key]
+
+
+def roll_back(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> Rollback:
+    """Cancel what is under way into ``scope`` and delete what its recorded runs inserted, in one transaction.
+
+    Rows whose embedding, text, metadata or model is another by now are kept, and so is the record of them. The next run
+    with ``resume`` reads the source anew.
+    """
+    removed, kept = 0, list[Key]()
+    with transaction(engine) as connection:
+        transactions.serialize_starts(connection, table.target)
+        unfinished = unfinished_run(connection, table.target, scope)
+        if unfinished is not None:
+            batches.end_expired_sessions(connection, unfinished.id)
+            cancel(connection, unfinished.id)
+        runs = inserted.runs_with_inserted(connection, table.target, scope)
+        for run in runs:
+            gone, left = inserted.remove_inserted(connection, table, scope, run)
+            events.record_event(connection, run, Event.ROLLED_BACK, {"removed": gone, "kept": len(left)})
+            removed += gone
+            kept += left
+    return Rollback(runs, removed, kept)

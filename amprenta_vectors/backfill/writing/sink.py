@@ -1,0 +1,272 @@
+"""Writing a batch: binary COPY into a temporary table, then one UPDATE or upsert of what is still empty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as copy_with
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateTable
+
+from amprenta_vectors.backfill.progress import inserted
+from amprenta_vectors.backfill.verify.sides import embedded_here
+from amprenta_vectors.backfill.writing.bisect import isolate
+from amprenta_vectors.backfill.writing.encoding import BatchStream
+from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.errors import RowError
+from amprenta_vectors.pg.errors import is_row_refusal
+from amprenta_vectors.reasons import Reason
+from amprenta_vectors.schema.catalogue import check_visible
+from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
+from amprenta_vectors.schema.types import NamedType
+from amprenta_vectors.schema.vector_table import VectorTable
+
+_INLINE_BYTES = 7000
+"""Vectors up to this size stay out of TOAST in the temporary table: a row must fit a page of 8192 bytes."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a batch: rows written, of them those that held an older value, and the CRC-32 of what was sent.
+
+    ``refused`` are the rows that were to be written and were not, or were left alone for a reason.
+    """
+
+    rows: int = 0
+    replaced: int = 0
+    refused: Sequence[RowError] = ()
+    checksum: int = 0
+
+
+class Sink:
+    """Fills the embedding column of ``table`` in one scope; never touches a value that is there.
+
+    ``table`` must come from the catalogue. With ``insert``, rows that do not exist are inserted, text and metadata with
+    them; otherwise they are left out. A row that exists keeps its own text and metadata. What was written can be known
+    again by its hashes: that of the embedding, and that of text and metadata where they were written too, or, of
+    vectors that were ``computed``, of the text. The rows that are inserted are recorded as those of run ``record_for``
+    where it is given.
+    """
+
+    keeps_seen = False
+    """Whether a run is to know, once it has done every batch, which rows it saw."""
+
+    def __init__(
+        self,
+        table: VectorTable,
+        scope: Mapping[str, str],
+        model: str | None,
+        *,
+        insert: bool,
+        computed: bool = False,
+        record_for: int | None = None,
+    ) -> None:
+        self.inserts = insert
+        self._table = table
+        self._computed = computed
+        self._stage = make_stage(table)
+        self._prepare_stage = _prepare_stage(table, self._stage)
+        if insert:
+            upsert = _upsert(table, self._stage, scope, model)
+            self._statement: sa.Executable = upsert
+            if record_for is not None:
+                self._statement = inserted.recording(upsert, table, record_for)
+        else:
+            self._statement = make_update(table, self._stage, scope, model, computed=computed)
+
+    def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
+        """Write a batch with keys, which was fetched after ``since``."""
+        checksum = self.load(connection, batch)
+        written, refused = self.write(connection, batch)
+        return Written(written, 0, refused, checksum)
+
+    def load(self, connection: Connection, batch: VectorBatch) -> int:
+        """COPY a batch with keys into a temporary table of this transaction; returns the CRC-32 of its vectors.
+
+        No row of the target is locked yet. The bytes of every vector are those that the CRC is of.
+        """
+        table = self._table
+        stream = BatchStream(
+            batch if self._computed else stored_content(batch, table),
+            table.sparse_dimension,
+            hashed_as=None if table.hash is None else table.storage,
+            hashed=None if table.text_hash is None else "text" if self._computed else "content",
+        )
+        connection.execute(self._prepare_stage)
+        cursor: Any = connection.connection.cursor()
+        cursor.copy_expert("COPY amprenta_batch FROM STDIN (FORMAT binary)", stream)
+        return stream.checksum
+
+    def write(self, connection: Connection, batch: VectorBatch) -> tuple[int, list[RowError]]:
+        """Write what `load` brought; returns how many rows were filled, and the rows that were not.
+
+        Where PostgreSQL refuses, the batch is halved inside the transaction until the refused rows stand alone: at most
+        `bisect.most_tries` statements, and `bisect.budget` whatever happens. The source is not asked again.
+        """
+        written, refused = write_rows(connection, batch, self._statement)
+        if written + len(refused) < len(batch):
+            # Filled meanwhile, or gone; or hidden since the run began, which would pass for either.
+            check_visible(connection, self._table)
+        return written, refused
+
+
+def stored_content(batch: VectorBatch, table: VectorTable) -> VectorBatch:
+    """The batch without the texts and metadata that ``table`` has no column for."""
+    if table.text is None and batch.texts is not None:
+        batch = copy_with(batch, texts=None)
+    if table.metadata is None and batch.metadata is not None:
+        batch = copy_with(batch, metadata=None)
+    return batch
+
+
+def write_rows(
+    connection: Connection, batch: VectorBatch, statement: sa.Executable, values: Mapping[str, Any] | None = None
+) -> tuple[int, list[RowError]]:
+    """Execute ``statement`` for ranges of the rows of ``batch``, as `Sink.write` says, with ``values`` beside them."""
+    written = 0
+
+    def attempt(start: int, end: int) -> str | None:
+        nonlocal written
+        try:
+            with connection.begin_nested():
+                written += connection.execute(statement, {**(values or {}), "start": start, "end": end}).rowcount
+        except DBAPIError as error:
+            if not is_row_refusal(error):
+                raise
+            return _refusal(error)
+        return None
+
+    found = isolate(len(batch), attempt)
+    refused = [RowError(batch.source_keys[row], Reason.REFUSED, refusal) for row, refusal in found.alone]
+    refused += [
+        RowError(batch.source_keys[row], Reason.NOT_ISOLATED, f"one of several refused together: {refusal}")
+        for start, end, refusal in found.unsettled
+        for row in range(start, end)
+    ]
+    return written, refused
+
+
+def make_stage(table: VectorTable) -> sa.Table:
+    """The temporary table: keys and metadata as text, so that a value the target refuses is refused row by row."""
+    return sa.Table(
+        "amprenta_batch",
+        sa.MetaData(),
+        sa.Column("ordinal", sa.Integer),
+        *(sa.Column(f"key_{position}", sa.Text) for position in range(len(table.key))),
+        sa.Column("embedding", NamedType(f"vector({table.dimension})")),
+        sa.Column("text", sa.Text),
+        sa.Column("metadata", sa.Text),
+        *([] if table.sparse is None else [sa.Column("sparse", NamedType(f"sparsevec({table.sparse_dimension})"))]),
+        *([] if table.hash is None else [sa.Column("hash", sa.BigInteger)]),
+        *([] if table.text_hash is None else [sa.Column("text_hash", sa.BigInteger)]),
+        prefixes=["TEMPORARY"],
+        postgresql_on_commit="DROP",
+    )
+
+
+def _prepare_stage(table: VectorTable, stage: sa.Table) -> sa.TextClause:
+    """All that a transaction needs before its COPY, in one journey to the server.
+
+    The temporary table has no statistics; only the unique index keeps the write from reading the whole target. A
+    deferred constraint would refuse the batch as a whole, at its commit.
+    """
+    statements = [str(CreateTable(stage).compile(dialect=postgresql.dialect())).strip()]  # type: ignore[no-untyped-call]
+    if table.dimension * 4 <= _INLINE_BYTES:
+        statements.append("ALTER TABLE amprenta_batch ALTER COLUMN embedding SET STORAGE PLAIN")
+    statements += ["SET LOCAL enable_hashjoin = off", "SET LOCAL enable_mergejoin = off"]
+    return sa.text("; ".join([*statements, "SET CONSTRAINTS ALL IMMEDIATE"]))
+
+
+def stored_embedding(table: VectorTable, stage: sa.Table) -> sa.ColumnElement[Any]:
+    """As the column holds it."""
+    column: sa.ColumnElement[Any] = stage.c.embedding
+    return column if table.storage == "vector" else sa.cast(column, NamedType(f"halfvec({table.dimension})"))
+
+
+def in_range(stage: sa.Table) -> sa.ColumnElement[bool]:
+    """The rows from ``start`` to before ``end``, which are yet to be given."""
+    return sa.and_(stage.c.ordinal >= sa.bindparam("start"), stage.c.ordinal < sa.bindparam("end"))
+
+
+def is_among(name: str, stage: sa.Table) -> sa.ColumnElement[bool]:
+    """The rows whose places are in a list that is yet to be given as ``name``."""
+    return stage.c.ordinal == sa.func.any(sa.cast(sa.bindparam(name), postgresql.ARRAY(sa.Integer)))
+
+
+def make_update(
+    table: VectorTable,
+    stage: sa.Table,
+    scope: Mapping[str, str],
+    model: str | None,
+    wanted: sa.ColumnElement[bool] | None = None,
+    *,
+    computed: bool,
+) -> sa.Update:
+    """What gives the rows in the range that are ``wanted``, None for those without an embedding, what ``stage`` has."""
+    target = to_clause(table)
+    values: dict[str, Any] = {table.embedding: stored_embedding(table, stage)}
+    if table.sparse is not None:
+        values[table.sparse] = sa.func.coalesce(target.c[table.sparse], stage.c.sparse)
+    if table.model is not None and model is not None:
+        values[table.model] = model
+    if table.hash is not None:
+        values[table.hash] = stage.c.hash
+    if table.text_hash is not None:
+        values[table.text_hash] = stage.c.text_hash if computed else _without_text_of_old(table, target)
+    if wanted is None:
+        wanted = target.c[table.embedding].is_(None)
+    keys = (target.c[name] == value for name, value in stage_keys(table, stage).items())
+    return sa.update(target).values(values).where(in_range(stage), wanted, *in_scope(table, target, scope), *keys)
+
+
+def _without_text_of_old(table: VectorTable, target: sa.TableClause) -> sa.ColumnElement[Any]:
+    """What a row keeps of its text where its embedding comes from elsewhere: not of which an older one was made."""
+    return sa.case((embedded_here(table, target), sa.null()), else_=target.c[str(table.text_hash)])
+
+
+def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None) -> postgresql.Insert:
+    target = to_clause(table)
+    values: dict[str, Any] = {name: to_column_value(table, name, scope[name]) for name in table.scope}
+    values |= stage_keys(table, stage)
+    values[table.embedding] = stored_embedding(table, stage)
+    if table.sparse is not None:
+        values[table.sparse] = stage.c.sparse
+    if table.text is not None:
+        values[table.text] = stage.c.text
+    if table.metadata is not None:
+        values[table.metadata] = sa.func.coalesce(sa.cast(stage.c.metadata, postgresql.JSONB), sa.text("'{}'::jsonb"))
+    if table.model is not None and model is not None:
+        values[table.model] = sa.cast(model, sa.Text)
+    if table.hash is not None:
+        values[table.hash] = stage.c.hash
+    if table.text_hash is not None:
+        values[table.text_hash] = stage.c.text_hash
+    insert = postgresql.insert(target).from_select(list(values), sa.select(*values.values()).where(in_range(stage)))
+    filled = [name for name in values if name in {table.embedding, table.model, table.hash}]
+    changes: dict[str, Any] = {name: insert.excluded[name] for name in filled}
+    if table.sparse is not None:
+        changes[table.sparse] = sa.func.coalesce(target.c[table.sparse], insert.excluded[table.sparse])
+    if table.text_hash is not None:
+        changes[table.text_hash] = _without_text_of_old(table, target)
+    return insert.on_conflict_do_update(
+        index_elements=list(table.unique_columns),
+        set_=changes,
+        where=target.c[table.embedding].is_(None),
+    )
+
+
+def stage_keys(table: VectorTable, stage: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
+    """The value of each key column, by its name."""
+    return {name: to_column_value(table, name, stage.c[f"key_{i}"]) for i, name in enumerate(table.key)}
+
+
+def _refusal(error: DBAPIError) -> str:
+    """PostgreSQL's message without its DETAIL, which may quote the whole row."""
+    message: str | None = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    return message or type(error.orig).__name__

@@ -1,1 +1,0 @@
-"""Where vectors and texts are read from: one file a source, behind `protocol.Source`."""

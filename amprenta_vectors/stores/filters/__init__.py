@@ -1,0 +1,1 @@
+"""Pinecone's filter language, and the bound SQL that it becomes."""

@@ -1,0 +1,115 @@
+"""Filters on columns of the table itself: the same language and meaning as over metadata, on typed values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from amprenta_vectors.errors import FilterError
+from amprenta_vectors.stores.filters.language import RANGES
+from amprenta_vectors.stores.filters.values import edge, is_storable
+
+_TEXTS = ("text", "character varying", "character", "bpchar", "citext", "name")
+_INTEGERS = ("smallint", "integer", "bigint")
+_LARGEST_INTEGER = 2**63 - 1
+
+_KINDS: dict[str, sa.types.TypeEngine[Any]] = {
+    **dict.fromkeys(_TEXTS, sa.Text()),
+    **dict.fromkeys(_INTEGERS, sa.BigInteger()),
+    "numeric": sa.Numeric(),
+    "double precision": sa.Double(),
+    "real": sa.REAL(),
+    "boolean": sa.Boolean(),
+}
+
+
+def to_filter_column(column: sa.ColumnElement[Any], type_name: str, field: str) -> sa.ColumnElement[Any]:
+    """``column`` as `column_sql` takes it. Raises `FilterError` for a type that no operand can equal."""
+    kind = _KINDS.get(type_name.split("(")[0].split(".")[-1].rstrip())
+    if kind is None:
+        raise FilterError(
+            f"a filter on {field!r} asks a column of type {type_name}; expected text, a number or a boolean",
+            hint="filter on another field",
+        )
+    # The cast of a text type to text costs no index; a number is compared as what it is.
+    return sa.cast(column, kind) if isinstance(kind, sa.Text) else sa.type_coerce(column, kind)
+
+
+def column_sql(operator: str, operand: Any, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """A comparison that is not negated, on a column whose type says what it holds; NULL is a missing field.
+
+    What Pinecone says of numbers holds here: both sides are float64, so an exact column is compared with the values
+    that round to the operand, and a ``real`` one with the operand as a ``real``.
+    """
+    if operator == "$exists":
+        return column.is_not(None)
+    values: Sequence[Any] = operand if operator == "$in" else (operand,)
+    if isinstance(column.type, sa.Text):
+        texts = [] if operator in RANGES else [value for value in values if is_storable(value)]
+        return column == sa.func.any(_array(texts, sa.Text())) if texts else sa.false()
+    if isinstance(column.type, sa.Boolean):
+        wanted = [] if operator in RANGES else [value for value in values if isinstance(value, bool)]
+        return sa.or_(sa.false(), *(column.is_(value) for value in wanted))
+    numbers = [value for value in values if isinstance(value, float)]
+    if operator in RANGES:
+        return _ordered(operator, numbers[0], column)
+    if isinstance(column.type, sa.Float):
+        return column == sa.func.any(_array([_as_stored(value, column) for value in numbers], sa.Double()))
+    return sa.or_(sa.false(), *(_equal(value, column) for value in numbers))
+
+
+def _equal(number: float, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    if isinstance(column.type, sa.BigInteger) and abs(number) < 2**53:
+        return column == sa.cast(int(number), sa.BigInteger) if number.is_integer() else sa.false()
+    return sa.and_(_ordered("$gte", number, column), _ordered("$lte", number, column))
+
+
+def _ordered(operator: str, number: float, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    if isinstance(column.type, sa.Float):
+        bound: sa.ColumnElement[Any] = sa.cast(_as_stored(number, column), sa.Double)
+        # PostgreSQL takes NaN for greater than any number.
+        return sa.and_(compare(operator, column, bound), column != sa.cast(math.nan, sa.Double))
+    operator, exact = edge(operator, number)
+    if isinstance(column.type, sa.BigInteger):
+        return _integer_ordered(operator, exact, column)
+    bound = sa.cast(sa.bindparam(None, str(exact), sa.Text(), unique=True), sa.Numeric)
+    return sa.and_(compare(operator, column, bound), column != sa.cast("NaN", sa.Numeric))
+
+
+def _integer_ordered(operator: str, exact: Decimal, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """By the nearest integer that passes, so that an index on the column serves."""
+    upward = operator in ("$gt", "$gte")
+    whole = math.ceil(exact) if upward else math.floor(exact)
+    if whole == exact and operator in ("$gt", "$lt"):
+        whole += 1 if upward else -1
+    if abs(whole) > _LARGEST_INTEGER:
+        return column.is_not(None) if upward == (whole < 0) else sa.false()
+    return compare("$gte" if upward else "$lte", column, sa.cast(whole, sa.BigInteger))
+
+
+def compare(operator: str, column: sa.ColumnElement[Any], bound: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """``column`` in the relation to ``bound`` that the operator of a range names."""
+    match operator:
+        case "$gt":
+            return column > bound
+        case "$gte":
+            return column >= bound
+        case "$lt":
+            return column < bound
+        case _:
+            return column <= bound
+
+
+def _as_stored(number: float, column: sa.ColumnElement[Any]) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float32(number)) if isinstance(column.type, sa.REAL) else number
+
+
+def _array(items: Sequence[Any], type_: Any) -> sa.ColumnElement[Any]:
+    return sa.cast(sa.bindparam(None, list(items), ARRAY(type_), unique=True), ARRAY(type_))

@@ -1,0 +1,1 @@
+"""The store on PostgreSQL: its statements, how a search is planned and sent."""

@@ -1,0 +1,244 @@
+"""The statements of the pgvector store on one table, every one of them bound to one scope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from pgvector.sqlalchemy import HALFVEC, VECTOR
+from sqlalchemy.dialects.postgresql import BIT, JSONB, insert
+
+from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.pg.types import IndexStorage
+from amprenta_vectors.schema.expressions import among, in_scope, text_array, to_clause, to_column_value
+from amprenta_vectors.schema.key_values import canonical
+from amprenta_vectors.schema.vector_table import OPERATORS, VectorTable
+from amprenta_vectors.stores.filters.columns import to_filter_column
+from amprenta_vectors.stores.filters.language import Condition
+from amprenta_vectors.stores.filters.sql import to_sql
+
+UPDATED_AT = "updated_at"
+"""A timestamp column of this name is set when a row is replaced."""
+
+
+class Statements:
+    """Statements on ``table``, which has been resolved, for the rows whose scope columns equal ``scope``.
+
+    A key is one string: that of a composite key has its parts joined by the separator, that of a table with a look-up
+    column is what the column holds. Columns that the table does not have are selected as NULL. A filter on
+    ``text_field`` is one on the text column, one on a field of ``filter_columns`` is one on that column. A replaced
+    row's `UPDATED_AT` is set where ``has_updated_at``.
+    """
+
+    def __init__(self, table: VectorTable, scope: Mapping[str, str], text_field: str, *, has_updated_at: bool) -> None:
+        self.table = table
+        self._text_field = text_field
+        self._has_updated_at = has_updated_at
+        self._vector_type = (HALFVEC if table.storage == "halfvec" else VECTOR)(table.dimension)
+        self._table = to_clause(table, *table.filter_columns.values(), *([UPDATED_AT] if has_updated_at else []))
+        self._scope = {name: to_column_value(table, name, scope[name]) for name in table.scope}
+        self._key_columns = (table.key_rule.lookup,) if table.key_rule.lookup else table.key
+        self._key = self._joined()
+        self._embedding = self._table.c[table.embedding]
+        self._in_scope = sa.and_(sa.true(), *in_scope(table, self._table, scope))
+        self._stored = sa.and_(self._in_scope, self._embedding.is_not(None))
+
+    def nearest(self, condition: Condition | None, *, by: IndexStorage | None) -> sa.Select[Any]:
+        """``(key, distance, text, metadata)`` of the nearest rows, by an index that holds ``by``; None: without one.
+
+        Its parameters ``vector``, as `to_text` writes it, ``top_k`` and, with an index, ``candidates`` are yet to be
+        given: so many rows are taken from the index, and the nearest of them by exact distance are the answer.
+        """
+        vector = sa.bindparam("vector", type_=sa.Text)
+        distance = self._distance(vector)
+        order: sa.ColumnElement[Any] = sa.literal_column("distance")
+        if by is None:
+            # No index is ordered by this, so PostgreSQL looks at every row that the scope and filter leave.
+            distance = distance + sa.literal_column("0.0")
+        elif by == "bit":
+            order = self._signs(self._embedding).op("<~>", return_type=sa.Float())(
+                self._signs(sa.cast(vector, self._vector_type))
+            )
+        elif by != self.table.storage:
+            # The index is of the cast; the distances that are given are those of the vectors themselves.
+            order = self._distance(vector, HALFVEC(self.table.dimension))
+        statement = sa.select(*self._identity(), distance.label("distance"), *self._payload()).where(self._stored)
+        if condition is not None:
+            statement = statement.where(self._matching(condition))
+        top_k = sa.bindparam("top_k", type_=sa.Integer)
+        if by is None:
+            return statement.order_by(order).limit(top_k)
+        near = statement.order_by(order).limit(sa.bindparam("candidates", type_=sa.Integer)).subquery("near")
+        # PostgreSQL takes the order of an index scan for strict, and would not sort by the distance itself again.
+        return sa.select(*near.c).order_by(near.c.distance + sa.literal_column("0.0")).limit(top_k)
+
+    def distances(self, vector: NDArray[np.float32], keys: Sequence[str]) -> sa.Select[Any]:
+        """``(key, distance)`` of those ``keys``."""
+        distance = self._distance(sa.literal(to_text(vector), sa.Text))
+        return sa.select(*self._identity(), distance.label("distance")).where(self._stored, self._among(keys))
+
+    def fetch(self, keys: Sequence[str]) -> sa.Select[Any]:
+        """``(key, vector as text, text, metadata)`` of those ``keys``."""
+        vector = sa.cast(self._embedding, sa.Text).label("vector")
+        return sa.select(*self._identity(), vector, *self._payload()).where(self._stored, self._among(keys))
+
+    def sample(self, rows: int, seed: int) -> sa.Select[Any]:
+        """``(vector as text)`` of rows chosen by a hash of their key: the same for the same seed and rows."""
+        lottery = sa.func.hashtextextended(self._key, seed)
+        vector = sa.cast(self._embedding, sa.Text).label("vector")
+        return sa.select(vector).where(self._stored).order_by(lottery, self._key).limit(rows)
+
+    def few(self, rows: int) -> sa.Select[Any]:
+        """``(vector as text)`` of whichever rows come first."""
+        vector = sa.cast(self._embedding, sa.Text).label("vector")
+        return sa.select(vector).where(self._stored).limit(rows)
+
+    def located(self, keys: Sequence[str], condition: Condition | None) -> sa.Select[Any]:
+        """``(key, matches)`` of those ``keys``, of rows without a vector too."""
+        matches = sa.true() if condition is None else sa.func.coalesce(self._matching(condition), sa.false())
+        return sa.select(*self._identity(), matches.label("matches")).where(self._in_scope, self._among(keys))
+
+    def count(self) -> sa.Select[Any]:
+        """``(number of rows with a vector)``."""
+        return sa.select(sa.func.count()).select_from(self._table).where(self._stored)
+
+    def delete(self, keys: Sequence[str]) -> sa.Delete:
+        """Deletes those ``keys``."""
+        return sa.delete(self._table).where(self._in_scope, self._among(keys))
+
+    def upsert(
+        self,
+        keys: Sequence[str],
+        vectors: Sequence[str],
+        texts: Sequence[str | None],
+        metadata: Sequence[str],
+        model: str | None,
+    ) -> sa.Insert:
+        """Inserts or replaces rows, all in one statement; ``vectors`` and ``metadata`` are text.
+
+        Raises `ConfigError` where a key does not make a row.
+        """
+        table = self.table
+        if table.key_rule.lookup:
+            raise ConfigError(
+                f"table {table.qualified_name} is looked up by {table.key_rule.lookup}: its rows are the application's",
+                hint="insert them with their key, and UPDATE their embedding",
+            )
+        parts = list(zip(*(self._parts(key) for key in keys), strict=True)) or [()] * len(table.key)
+        arrays = [text_array(column) for column in (*parts, vectors, texts, metadata)]
+        named = [f"key_{position}" for position in range(len(table.key))]
+        rows = sa.func.unnest(*arrays).table_valued(*named, "vector", "text", "metadata", name="given").render_derived()
+        values: dict[str, sa.ColumnElement[Any]] = dict(self._scope)
+        values |= {
+            name: to_column_value(table, name, rows.c[given]) for name, given in zip(table.key, named, strict=True)
+        }
+        values[table.embedding] = sa.cast(rows.c.vector, self._vector_type)
+        if table.text is not None:
+            values[table.text] = sa.cast(rows.c.text, sa.Text)
+        if table.metadata is not None:
+            values[table.metadata] = sa.cast(rows.c.metadata, JSONB)
+        if table.model is not None and model is not None:
+            values[table.model] = sa.cast(sa.literal(model), sa.Text)
+        statement = insert(self._table).from_select(list(values), sa.select(*values.values()).select_from(rows))
+        replaced: dict[str, Any] = {
+            name: statement.excluded[name] for name in values if name not in table.unique_columns
+        }
+        # What an application writes is its own: a reconcile that finds no hash leaves the row as it is.
+        replaced |= {name: sa.null() for name in (table.hash, table.text_hash) if name is not None}
+        if self._has_updated_at:
+            replaced[UPDATED_AT] = sa.func.now()
+        return statement.on_conflict_do_update(index_elements=list(table.unique_columns), set_=replaced)
+
+    def _identity(self) -> tuple[sa.ColumnElement[Any], ...]:
+        return (self._key.label("key"),)
+
+    def _joined(self) -> sa.ColumnElement[Any]:
+        first, *rest = (sa.cast(self._table.c[name], sa.Text) for name in self._key_columns)
+        key: sa.ColumnElement[Any] = first
+        for part in rest:
+            key = key.concat(sa.literal(self.table.key_rule.separator, sa.Text)).concat(part)
+        return key
+
+    def _parts(self, key: str) -> list[str]:
+        """The value of each key column, as it is given. Raises `ConfigError` for a key of other parts."""
+        separator = self.table.key_rule.separator
+        parts = key.rsplit(separator, len(self._key_columns) - 1) if separator else [key]
+        if len(parts) != len(self._key_columns):
+            raise ConfigError(f"key {key!r} has no {len(self._key_columns)} parts between {separator!r}")
+        return parts
+
+    def spelled(self, keys: Iterable[str]) -> dict[str, str]:
+        """Each of ``keys`` that a row can have, by what is asked for; its value is how rows spell it."""
+        found: dict[str, str] = {}
+        for key in keys:
+            separator = self.table.key_rule.separator or ""
+            parts = key.rsplit(separator, len(self._key_columns) - 1) if separator else [key]
+            typed = zip(parts, self._key_columns, strict=False)
+            values = [canonical(part, self.table.column_types[name]) for part, name in typed]
+            if len(values) == len(self._key_columns) and None not in values:
+                found[key] = separator.join(value for value in values if value is not None)
+        return found
+
+    def _payload(self) -> tuple[sa.ColumnElement[Any], ...]:
+        text = self._table.c[self.table.text] if self.table.text else sa.null()
+        return sa.type_coerce(text, sa.Text).label("text"), self._metadata().label("metadata")
+
+    def _metadata(self) -> sa.ColumnElement[Any]:
+        column = self._table.c[self.table.metadata] if self.table.metadata else sa.null()
+        return sa.cast(column, JSONB)
+
+    def _matching(self, condition: Condition) -> sa.ColumnElement[bool]:
+        table = self.table
+        columns = {
+            field: to_filter_column(self._table.c[name], table.column_types[name], field)
+            for field, name in table.filter_columns.items()
+        }
+        if table.text is not None:
+            columns[self._text_field] = sa.type_coerce(self._table.c[table.text], sa.Text)
+        return to_sql(condition, None if table.metadata is None else self._metadata(), columns)
+
+    def _distance(self, vector: sa.ColumnElement[str], cast_to: HALFVEC | None = None) -> sa.ColumnElement[float]:
+        bound = sa.cast(vector, cast_to or self._vector_type)
+        stored = self._embedding if cast_to is None else sa.cast(self._embedding, cast_to)
+        return stored.op(OPERATORS[self.table.distance], return_type=sa.Float())(bound)
+
+    def _signs(self, vector: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """One bit a dimension: whether it is above zero."""
+        return sa.cast(sa.func.binary_quantize(vector), BIT(self.table.dimension))
+
+    def _among(self, keys: Sequence[str]) -> sa.ColumnElement[bool]:
+        """Rows of those keys, which `spelled` passed."""
+        table = self.table
+        if len(self._key_columns) == 1:
+            return among(table, self._table, self._key_columns[0], keys)
+        parts = list(zip(*(self._parts(key) for key in keys), strict=True)) or [()] * len(self._key_columns)
+        named = [f"key_{position}" for position in range(len(self._key_columns))]
+        arrays = sa.func.unnest(*(text_array(column) for column in parts))
+        asked = arrays.table_valued(*named, name="asked").render_derived()
+        typed = (
+            to_column_value(table, name, asked.c[given]) for name, given in zip(self._key_columns, named, strict=True)
+        )
+        return sa.tuple_(*(self._table.c[name] for name in self._key_columns)).in_(sa.select(*typed))
+
+
+def check_key(table: VectorTable) -> None:
+    """Raises `ConfigError` for a table whose key is not one string: one column, or several with a separator."""
+    if len(table.key) != 1 and table.key_rule.kind not in ("split", "lookup"):
+        raise ConfigError(
+            f"table {table.qualified_name} is keyed by {', '.join(table.key)}; a store needs a key of one column, "
+            'or key_map = "split"'
+        )
+
+
+def to_text(vector: NDArray[np.float32]) -> str:
+    """As pgvector reads it; every float32 survives, each as the shortest number that is read as it."""
+    return orjson.dumps(np.ascontiguousarray(vector), option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def from_text(text: str) -> NDArray[np.float32]:
+    """As pgvector writes it."""
+    return np.fromstring(text[1:-1], dtype=np.float32, sep=",")

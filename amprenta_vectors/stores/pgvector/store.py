@@ -1,0 +1,356 @@
+"""A PostgreSQL table with pgvector as a store."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import psycopg2
+import sqlalchemy as sa
+from numpy.typing import ArrayLike, NDArray
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
+from amprenta_vectors.pg.errors import to_error
+from amprenta_vectors.pg.indexes import STORES_LOOK_SECONDS
+from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.reasons import Reason
+from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
+from amprenta_vectors.schema.catalogue import columns_of, resolve_table
+from amprenta_vectors.schema.search_settings import stored_settings
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.filters.language import parse_filter
+from amprenta_vectors.stores.filters.values import is_storable
+from amprenta_vectors.stores.outbox import Outbox
+from amprenta_vectors.stores.pgvector.search import Searcher, to_ms, with_distance
+from amprenta_vectors.stores.pgvector.search_plan import SearchPlan, to_search_plan
+from amprenta_vectors.stores.pgvector.search_settings import MAX_EF_SEARCH, SearchSettings
+from amprenta_vectors.stores.pgvector.sql import (
+    UPDATED_AT,
+    Statements,
+    check_key,
+    from_text,
+    to_text,
+)
+from amprenta_vectors.stores.protocol import Filter, Hit, Record
+from amprenta_vectors.stores.top_k import check_top_k
+from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
+
+ROWS_PER_STATEMENT = 1000
+LOOK_SECONDS = STORES_LOOK_SECONDS
+"""After so long a search looks again which index serves: it may have been built or replaced meanwhile."""
+
+_TIME_OUT = sa.text("SELECT set_config('statement_timeout', :timeout_ms, true)")
+_SCORES: dict[Distance, Callable[[float], float]] = {
+    "cosine": lambda distance: 1.0 - distance,
+    "ip": lambda distance: -distance,
+    "l2": lambda distance: distance * distance,
+}
+"""Pinecone's scores from pgvector's distances. Its euclidean score is the squared distance: there lower is nearer."""
+
+
+class PgVectorStore:
+    """The rows of ``table`` whose scope columns equal ``scope``; no other row is read or written.
+
+    ``scope`` has a value for each scope column that the table is described with; where the real table lacks the column
+    it is one scope, and the value is not used. The catalogue is read on first use, and what is not there raises then:
+    `NotUpgraded`, `SchemaMismatch`. ``ef_search`` (1 to 1000) is how many candidates a search of the index keeps, never
+    fewer than ``top_k``; ``probes`` is how many lists one of an ivfflat index reads; ``oversampling`` is how many rows
+    are taken from an index for each hit, the nearest of them by exact distance being the hits. Without them, what
+    ``amprenta-vectors tune --apply`` stored for the table is used. ``dimension`` is what the settings demand of the
+    column, where they do: `DimensionMismatch` otherwise. ``model`` is written beside every vector. Hits not as near as
+    the score ``threshold`` are left out. A query that PostgreSQL takes longer than ``query_timeout_seconds`` for raises
+    `TimedOut`. Where Pinecone keeps the text in a metadata field, ``text_field``, a filter on that field asks the text
+    column here.
+    `close` disposes of ``engine`` only with ``owns_engine``.
+
+    Whichever index the catalogue has on the column, of its values, their halves or their signs, is searched by what it
+    holds; of several kinds, the one built last. What is built or stored later is used within a minute.
+
+    Any number of threads may share a store. Database errors are raised as `TransientError` or `AmprentaError`.
+    """
+
+    name = "pgvector"
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        table: VectorTable,
+        scope: Mapping[str, str],
+        *,
+        ef_search: int | None = None,
+        probes: int | None = None,
+        oversampling: int | None = None,
+        dimension: int | None = None,
+        model: str | None = None,
+        text_field: str = "text",
+        threshold: float | None = None,
+        query_timeout_seconds: float | None = None,
+        owns_engine: bool = False,
+    ) -> None:
+        if set(scope) != set(table.scope):
+            expected, given = (", ".join(sorted(names)) or "none" for names in (table.scope, scope))
+            raise ConfigError(
+                f"table {table.qualified_name} has the scope columns: {expected}; got values for: {given}"
+            )
+        if ef_search is not None and not 1 <= ef_search <= MAX_EF_SEARCH:
+            raise ConfigError(f"ef_search is {ef_search}; expected 1 to {MAX_EF_SEARCH}")
+        if engine.driver != "psycopg2":
+            raise ConfigError(
+                f"the engine's driver is {engine.driver}; expected psycopg2",
+                hint='create_engine("postgresql+psycopg2://…")',
+            )
+        check_key(table)
+        self._engine = engine
+        self._snapshots = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self._table = table
+        self._scope = dict(scope)
+        self._ef_search = ef_search
+        self._probes = probes
+        self._oversampling = oversampling
+        self._dimension = dimension
+        self._model = model
+        self._text_field = text_field
+        self._threshold = threshold
+        self._query_timeout_seconds = query_timeout_seconds
+        self._owns_engine = owns_engine
+        self._resolved: Statements | None = None
+        self._searcher: Searcher | None = None
+        self._looked_at = 0.0
+
+    def open_outbox(self) -> Outbox:
+        """The outbox of this table and scope, on this store's connections."""
+        return Outbox(self._engine, self._table.target, self._scope)
+
+    @property
+    def distance(self) -> Distance:
+        """That of the table; under ``l2`` the nearest row has the lowest score."""
+        return self._table.distance
+
+    def query(
+        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+    ) -> list[Hit]:
+        """The ``top_k`` nearest rows that match ``filter``, nearest first.
+
+        Where ``top_k`` rows match, that many come back: PostgreSQL chooses between the vector index and a scan by how
+        many rows the scope and filter leave, and what the index cut short is asked again without it. ``exact`` never
+        uses the index. Rows without a vector, and zero vectors under cosine, are no hits. Raises `FilterError`,
+        `DimensionMismatch` or `ConfigError` for what cannot be asked.
+        """
+        check_top_k(top_k)
+        condition = parse_filter(filter) if filter else None
+        with self._our_errors("querying"):
+            statements, searcher = self._open()
+            asked = self._query_vector(vector, statements)
+            found = searcher.nearest(asked, top_k, condition, exact=exact)
+        rows = sorted(found.rows, key=lambda row: (row[1], row[0]))
+        score = _SCORES[self._table.distance]
+        hits = [Hit(key, score(distance), text, metadata or {}) for key, distance, text, metadata in rows]
+        return near_enough(self, hits, self._threshold)
+
+    def explain(
+        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+    ) -> SearchPlan:
+        """Which way `query` goes with the same arguments, and why. It is asked, and what it raises is raised here."""
+        check_top_k(top_k)
+        condition = parse_filter(filter) if filter else None
+        with self._our_errors("explaining a query of"):
+            statements, searcher = self._open()
+            asked = self._query_vector(vector, statements)
+            found = searcher.nearest(asked, top_k, condition, exact=exact)
+            plan = searcher.explain(asked, top_k, condition, exact=exact)
+            with self._snapshots.begin() as connection:
+                indexes = ann_indexes(connection, statements.table)
+        return to_search_plan(plan, found, top_k, searcher.settings, indexes, exact=exact)
+
+    def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
+        """The exact score of each of ``keys`` that is here."""
+        with self._statements(self._snapshots, "scoring") as (connection, statements):
+            asked = self._query_vector(vector, statements)
+            spelled = statements.spelled(_possible(keys))
+            rows = with_distance(connection.execute(statements.distances(asked, list(spelled.values()))))
+        score = _SCORES[self._table.distance]
+        return {key: score(row.distance) for key, row in _as_asked(spelled, rows).items()}
+
+    def sample(self, rows: int, *, seed: int = 0) -> NDArray[np.float32]:
+        """At most ``rows`` stored vectors, ``(n, dimension)`` float32; the same ones for the same seed and rows."""
+        with self._statements(self._snapshots, "sampling") as (connection, statements):
+            vectors = [from_text(text) for text in connection.scalars(statements.sample(rows, seed))]
+            return np.array(vectors, dtype=np.float32).reshape(len(vectors), statements.table.dimension)
+
+    def stored_vector(self) -> NDArray[np.float32] | None:
+        """Some vector of the scope that can be asked for, ``(dimension,)``; None where none is found at once."""
+        with self._statements(self._snapshots, "reading") as (connection, statements):
+            return first_with_direction([from_text(text) for text in connection.scalars(statements.few(FEW_ROWS))])
+
+    def fetch(self, keys: Sequence[str], *, connection: Connection | None = None) -> dict[str, Record]:
+        """The rows of ``keys`` by key; keys that are absent, or have no vector yet, are absent."""
+        with self._statements(self._snapshots, "fetching", connection) as (joined, statements):
+            spelled = statements.spelled(_possible(keys))
+            rows = joined.execute(statements.fetch(list(spelled.values()))).all()
+        return {
+            key: Record(key, from_text(row.vector), row.text, row.metadata or {})
+            for key, row in _as_asked(spelled, rows).items()
+        }
+
+    def upsert(self, records: Sequence[Record], *, connection: Connection | None = None) -> int:
+        """Insert or replace whole rows, all or none; returns how many. Of records that share a key the last one counts.
+
+        With ``connection`` it happens in the caller's transaction, and is kept or undone with it. Raises `RowError`
+        naming the first record that cannot be stored, before anything is written.
+        """
+        with self._statements(self._engine, "writing", connection) as (joined, statements):
+            table = statements.table
+            batch = to_batch(records, table.dimension, cosine=table.distance == "cosine")
+            columns = _Columns(batch, table)
+            _check_keys(statements, batch.source_keys)
+            for start in range(0, len(batch), ROWS_PER_STATEMENT):
+                joined.execute(statements.upsert(*columns.part(start, start + ROWS_PER_STATEMENT), self._model))
+        return len(batch)
+
+    def delete(self, keys: Sequence[str], *, connection: Connection | None = None) -> None:
+        """Delete rows; an absent key is no error. With ``connection``, in the caller's transaction."""
+        with self._statements(self._engine, "deleting", connection) as (joined, statements):
+            joined.execute(statements.delete(list(statements.spelled(_possible(keys)).values())))
+
+    def count(self) -> int:
+        """How many rows have a vector."""
+        with self._statements(self._snapshots, "counting") as (connection, statements):
+            return int(connection.scalar(statements.count()) or 0)
+
+    def close(self) -> None:
+        """Close the engine's connections, if the engine is the store's own."""
+        if self._owns_engine:
+            self._engine.dispose()
+
+    @contextmanager
+    def _statements(
+        self, engine: sa.Engine, doing: str, connection: Connection | None = None
+    ) -> Iterator[tuple[Connection, Statements]]:
+        """A transaction, the caller's where there is one, and the statements for the table as it really is."""
+        with self._our_errors(doing):
+            if connection is not None:
+                yield connection, self._resolve(connection)
+            else:
+                with engine.begin() as own:
+                    yield own, self._resolve(own)
+
+    @contextmanager
+    def _our_errors(self, doing: str) -> Iterator[None]:
+        what = f"{doing} {self._table.qualified_name}"
+        try:
+            yield
+        except (DBAPIError, psycopg2.Error) as error:
+            ours = to_error(error, what)
+            if isinstance(ours, TimedOut):
+                ours.hint = "raise AMPRENTA_QUERY_TIMEOUT_SECONDS; store.explain(…) says why the query takes long"
+            raise ours from error
+        except sa.exc.TimeoutError:
+            raise TransientError(
+                f"{what}: all connections of the pool are in use", hint="raise AMPRENTA_POOL_SIZE"
+            ) from None
+
+    def _open(self) -> tuple[Statements, Searcher]:
+        searcher, now = self._searcher, time.monotonic()
+        if searcher is None or now - self._looked_at >= LOOK_SECONDS:
+            # Noted first, so that threads do not all look.
+            self._looked_at = now
+            searcher = self._searcher = self._look(searcher)
+        return searcher.statements, searcher
+
+    def _look(self, before: Searcher | None) -> Searcher:
+        """A searcher by the catalogue and what is stored now; the one ``before`` where nothing changed."""
+        with self._snapshots.begin() as connection:
+            if self._query_timeout_seconds is not None:
+                # It waits for an index that is being rebuilt.
+                connection.execute(_TIME_OUT, {"timeout_ms": str(to_ms(self._query_timeout_seconds))})
+            statements = self._resolve(connection)
+            stored = stored_settings(connection, self._table.target)
+            settings = SearchSettings(
+                statements.table,
+                serving(statements.table, ann_indexes(connection, statements.table)),
+                ef_search=self._ef_search or stored.get("ef_search"),
+                probes=self._probes or stored.get("probes"),
+                oversampling=self._oversampling or stored.get("oversampling"),
+            )
+        if before is not None and before.settings == settings:
+            return before
+        return Searcher(self._engine, statements, settings, self._query_timeout_seconds)
+
+    def _resolve(self, connection: Connection) -> Statements:
+        if self._resolved is None:
+            table = resolve_table(connection, self._table, dimension=self._dimension)
+            updated_at = columns_of(connection, table).get(UPDATED_AT)
+            has_updated_at = updated_at is not None and updated_at.type.startswith("timestamp")
+            self._resolved = Statements(table, self._scope, self._text_field, has_updated_at=has_updated_at)
+        return self._resolved
+
+    def _query_vector(self, vector: ArrayLike, statements: Statements) -> NDArray[np.float32]:
+        table = statements.table
+        return to_query_vector(vector, table.dimension, cosine=table.distance == "cosine")
+
+
+class _Columns:
+    """A batch as the columns of an upsert, all text. Raises `RowError` for what PostgreSQL would refuse."""
+
+    def __init__(self, batch: VectorBatch, table: VectorTable) -> None:
+        if table.storage == "halfvec":
+            _check_half(batch)
+        self._keys = batch.source_keys
+        self._vectors = batch.vectors
+        self._texts = batch.texts or ()
+        self._metadata = [
+            _encode(key, metadata) for key, metadata in zip(self._keys, batch.metadata or (), strict=True)
+        ]
+        for key, text, metadata in zip(self._keys, self._texts, self._metadata, strict=True):
+            if not all(map(is_storable, (key, text or "", metadata))):
+                raise RowError(key, Reason.REFUSED, "key, text or metadata has a character that PostgreSQL cannot hold")
+            if text is not None and table.text is None:
+                raise RowError(key, Reason.REFUSED, f"table {table.qualified_name} has no text column for its text")
+            if metadata != "{}" and table.metadata is None:
+                raise RowError(key, Reason.REFUSED, f"table {table.qualified_name} has no metadata column")
+
+    def part(self, start: int, end: int) -> tuple[Sequence[str], list[str], Sequence[str | None], list[str]]:
+        """Keys, vectors, texts and metadata of the rows from ``start`` to ``end``."""
+        vectors = [to_text(vector) for vector in self._vectors[start:end]]
+        return self._keys[start:end], vectors, self._texts[start:end], self._metadata[start:end]
+
+
+def _check_half(batch: VectorBatch) -> None:
+    with np.errstate(over="ignore"):
+        fits = np.isfinite(batch.vectors.astype(np.float16)).all(axis=1)
+    if not fits.all():
+        key = batch.source_keys[int(np.argmin(fits))]
+        raise RowError(key, Reason.REFUSED, "the vector has a value beyond the range of halfvec, 65504")
+
+
+def _encode(key: str, metadata: Mapping[str, Any] | None) -> str:
+    try:
+        return json.dumps(dict(metadata or {}), allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise RowError(key, Reason.REFUSED, f"the metadata is no JSON: {error}") from None
+
+
+def _possible(keys: Sequence[str]) -> list[str]:
+    """Keys that PostgreSQL can be asked for; the others cannot be there."""
+    return [key for key in keys if is_storable(key)]
+
+
+def _as_asked(spelled: Mapping[str, str], rows: Sequence[Any]) -> dict[str, Any]:
+    """The rows by the keys that were asked for: the spelling of a UUID there may be another one here."""
+    found = {row.key: row for row in rows}
+    asked = {key: found[value] for key, value in spelled.items() if value in found}
+    return asked | {key: row for key, row in found.items() if key not in set(spelled.values())}
+
+
+def _check_keys(statements: Statements, keys: Sequence[str]) -> None:
+    spelled = statements.spelled(keys)
+    for key in keys:
+        if key not in spelled:
+            raise RowError(key, Reason.REFUSED, f"no key of {', '.join(statements.table.key)}")

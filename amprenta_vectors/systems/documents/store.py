@@ -1,0 +1,135 @@
+"""Documents by the ids that their application gave them, where the table's keys are made of those ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from amprenta_vectors.backends.simple.cipher import ENCRYPTED, MetadataCipher, decrypted, is_encrypted
+from amprenta_vectors.backends.simple.source import ORIGINAL_ID
+from amprenta_vectors.errors import ConfigError, FilterError, RowError
+from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.reasons import Reason
+from amprenta_vectors.schema.key_values import canonical
+from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
+
+PAGE = 100
+"""Documents that are looked at at once for whether they are encrypted."""
+
+
+class DocumentStore:
+    """``store``, whose keys ``to_key`` makes, by the ids that they are made of; what is written, by ``cipher`` if any.
+
+    An id stands in the metadata field `ORIGINAL_ID` of what is written, and nowhere in what is read. A row without one,
+    which something else wrote, goes by its key. `fetch` and `delete` take either. Texts are not encrypted, nor ids.
+    """
+
+    def __init__(self, store: VectorStore, to_key: Callable[[str], str], cipher: MetadataCipher | None = None) -> None:
+        self._store = store
+        self._to_key = to_key
+        self._cipher = cipher
+
+    @property
+    def name(self) -> str:
+        """The store's."""
+        return self._store.name
+
+    @property
+    def distance(self) -> Distance:
+        """The store's."""
+        return self._store.distance
+
+    def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
+        """The ``top_k`` nearest documents that match ``filter``, nearest first.
+
+        Raises `FilterError` for a filter where metadata is encrypted: it would find nothing, or everything.
+        """
+        if filter:
+            self._check_plain(vector)
+        hits = self._store.query(vector, top_k=top_k, filter=filter)
+        return [Hit(own, hit.score, hit.text, metadata) for hit in hits for own, metadata in [self._told_by(hit)]]
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
+        """The documents of ids, or of keys."""
+        found = self._store.fetch(self._possible(keys))
+        rows = {asked: found.get(self._to_key(asked)) or found.get(asked) for asked in keys}
+        return {asked: self._to_document(row) for asked, row in rows.items() if row is not None}
+
+    def upsert(self, records: Sequence[Record]) -> int:
+        """Insert or replace documents; returns how many. Raises `RowError` naming the id of one that cannot be kept."""
+        rows = [self._to_row(record) for record in records]
+        try:
+            return self._store.upsert(rows)
+        except RowError as error:
+            ids = {row.key: record.key for row, record in zip(rows, records, strict=True)}
+            raise RowError(ids.get(error.key, error.key), error.reason, error.detail) from error
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete by id, or by key; an absent one is no error."""
+        self._store.delete(self._possible(keys))
+
+    def count(self) -> int:
+        """How many documents have a vector."""
+        return self._store.count()
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    def _check_plain(self, vector: ArrayLike) -> None:
+        if self._cipher is not None or self._has_encrypted(vector):
+            raise FilterError(
+                "the metadata of these documents is encrypted, and cannot be filtered by",
+                hint="search without a filter",
+            )
+
+    def _has_encrypted(self, vector: ArrayLike) -> bool:
+        """Asked each time: whoever has a key may have written since. A field of that name may be the user's own."""
+        plain: set[str] = set()
+        while True:
+            others = [{ENCRYPTED: {"$nin": sorted(plain)}}] if plain else []
+            asked = [{ENCRYPTED: {"$exists": True}}, *({ENCRYPTED: {"$ne": flag}} for flag in (True, False)), *others]
+            hits = self._store.query(vector, top_k=PAGE, filter={"$and": asked})
+            if any(is_encrypted(hit.metadata) for hit in hits):
+                return True
+            found = {value for hit in hits for value in _strings_in(hit.metadata.get(ENCRYPTED))} - plain
+            if len(hits) < PAGE or not found:
+                return False
+            plain |= found
+
+    def _possible(self, asked: Sequence[str]) -> list[str]:
+        """The keys that those ids, or keys, may stand for."""
+        made = [self._to_key(item) for item in asked]
+        return list(dict.fromkeys([*made, *(item for item in asked if canonical(item, "uuid"))]))
+
+    def _to_row(self, record: Record) -> Record:
+        metadata: Mapping[str, Any] = record.metadata
+        given = metadata.get(ORIGINAL_ID, record.key)
+        if given != record.key:
+            raise ConfigError(
+                f"the metadata of document {record.key!r} has {ORIGINAL_ID} {given!r}, a field that keeps its own id",
+                hint="give that field another name",
+            )
+        if self._cipher is not None:
+            try:
+                metadata = self._cipher.encrypt(metadata)
+            except (TypeError, ValueError) as error:
+                raise RowError(record.key, Reason.REFUSED, f"the metadata is no JSON: {error}") from None
+        return Record(self._to_key(record.key), record.vector, record.text, {**metadata, ORIGINAL_ID: record.key})
+
+    def _told_by(self, row: Hit | Record) -> tuple[str, dict[str, Any]]:
+        """A row's own id, and the metadata without it."""
+        metadata = decrypted(row.metadata, self._cipher)
+        own = metadata.pop(ORIGINAL_ID, row.key)
+        return (own, metadata) if isinstance(own, str) else (row.key, {**metadata, ORIGINAL_ID: own})
+
+    def _to_document(self, row: Record) -> Record:
+        own, metadata = self._told_by(row)
+        return Record(own, row.vector, row.text, metadata)
+
+
+def _strings_in(value: object) -> list[str]:
+    """The strings that a filter finds a field by."""
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
