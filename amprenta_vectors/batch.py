@@ -30,8 +30,8 @@ class VectorBatch:
 
     ``vectors`` is ``(n, dimension)`` float32, C-contiguous. ``source_keys`` may repeat: one source key can give several
     rows. ``keys`` is None until a key map has been applied. ``texts`` and ``metadata`` are None where the source has
-    none, ``sparse`` where nobody asked for sparse values. ``rejected`` holds what the source gave but no row can carry
-    (a vector of another length, a sparse-only record); nothing leaves a batch without standing there.
+    none, ``sparse`` where nobody asked for sparse values. ``quarantined`` holds what the source gave and no row
+    can carry (a vector of another length, a sparse-only record); nothing leaves a batch without standing there.
     """
 
     source_keys: Sequence[str]
@@ -40,7 +40,7 @@ class VectorBatch:
     metadata: Sequence[Mapping[str, Any] | None] | None = None
     keys: Sequence[Key] | None = None
     sparse: Sequence[Sparse | None] | None = None
-    rejected: tuple[RowError, ...] = ()
+    quarantined: tuple[RowError, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.source_keys)
@@ -74,11 +74,11 @@ class VectorBatch:
             metadata=None if self.metadata is None else [self.metadata[i] for i in rows],
             keys=keys,
             sparse=None if self.sparse is None else [self.sparse[i] for i in rows],
-            rejected=self.rejected,
+            quarantined=self.quarantined,
         )
 
     def validated(self, *, cosine: bool, storage: Literal["vector", "halfvec"] = "vector") -> VectorBatch:
-        """The rows that can be stored; the others stand in ``rejected`` with their reason.
+        """The rows that can be stored; the others stand in ``quarantined`` with their reason.
 
         NaN and infinite values are refused by pgvector. A zero vector has no direction: under cosine no index holds it
         and no query finds it. A halfvec is judged by what its cast to float16 leaves: 70,000 is infinite there, and
@@ -94,16 +94,16 @@ class VectorBatch:
         good = finite & ~zero & ~nul
         if good.all():
             return self
-        rejected = list(self.rejected)
+        quarantined = list(self.quarantined)
         for i in np.flatnonzero(~good).tolist():
             key = self.source_keys[i]
             if not finite[i]:
-                rejected.append(RowError(key, Reason.NOT_FINITE, f"a NaN or infinite value as {storage}"))
+                quarantined.append(RowError(key, Reason.NOT_FINITE, f"a NaN or infinite value as {storage}"))
             elif zero[i]:
-                rejected.append(RowError(key, Reason.ZERO, f"all values are 0 as {storage}, which has no direction"))
+                quarantined.append(RowError(key, Reason.ZERO, f"all values are 0 as {storage}, which has no direction"))
             else:
-                rejected.append(RowError(key, Reason.NUL, "text or metadata has a NUL character"))
-        return replace(self.take(np.flatnonzero(good)), rejected=tuple(rejected))
+                quarantined.append(RowError(key, Reason.NUL, "text or metadata has a NUL character"))
+        return replace(self.take(np.flatnonzero(good)), quarantined=tuple(quarantined))
 
     def _is_plainly_good(self, storage: str) -> bool:
         """Whether the squared lengths settle it: none is 0, which may be underflow, or not finite, as overflow is."""
@@ -116,17 +116,17 @@ class VectorBatch:
     def with_sparse(self, dimension: int) -> VectorBatch:
         """The rows with their sparse values as ``sparsevec(dimension)`` holds them: ascending, without zeros.
 
-        Sparse values that it cannot hold are left out and stand in ``rejected``; their row stays.
+        Sparse values that it cannot hold are left out and stand in ``quarantined``; their row stays.
         """
-        rejected = list(self.rejected)
+        quarantined = list(self.quarantined)
         fitted: list[Sparse | None] = []
         for key, values in zip(self.source_keys, self.sparse or [None] * len(self), strict=True):
             try:
                 fitted.append(None if values is None else fit_sparse(*values, dimension))
             except ValueError as error:
                 fitted.append(None)
-                rejected.append(RowError(key, Reason.SPARSE_REFUSED, str(error)))
-        return replace(self, sparse=fitted, rejected=tuple(rejected))
+                quarantined.append(RowError(key, Reason.SPARSE_REFUSED, str(error)))
+        return replace(self, sparse=fitted, quarantined=tuple(quarantined))
 
     def _has_nul(self, row: int) -> bool:
         text = self.texts[row] if self.texts is not None else None

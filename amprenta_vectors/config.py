@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from amprenta_vectors.errors import ConfigError
@@ -37,26 +39,49 @@ Threshold = Annotated[float | None, BeforeValidator(_to_threshold)]
 """A number, or ``off``, which is None."""
 
 
-def _to_ceiling(value: Any) -> Any:
+def _to_limit(value: Any) -> Any:
     threshold = _to_threshold(value)
     return threshold if threshold is not None and float(threshold) > 0 else None
 
 
-Ceiling = Annotated[float | None, BeforeValidator(_to_ceiling)]
+Limit = Annotated[float | None, BeforeValidator(_to_limit)]
 """A number above 0; ``off`` and 0 are None."""
 
 
-class RateSettings(BaseSettings):
-    """What a backfill may ask of its source, the same names as `amprenta_vectors.backfill.limits.pace.Ceilings`."""
-
-    list_per_second: Ceiling = _ours("list_per_second", 200.0)
-    fetch_per_second: Ceiling = _ours("fetch_per_second", 100.0)
-    read_units_per_second: Ceiling = _ours("read_units_per_second", None)
-    max_read_units: Annotated[int | None, BeforeValidator(_to_ceiling)] = _ours("max_read_units", None)
+LIST_PER_SECOND = 200.0
+FETCH_PER_SECOND = 100.0
+"""Requests that Pinecone takes of one index (https://docs.pinecone.io/reference/api/database-limits/rate-limits)."""
 
 
-class ThrottleSettings(BaseSettings):
-    """Beyond what a backfill waits, the same names as `amprenta_vectors.backfill.database.throttle.Thresholds`."""
+class _Group(BaseModel):
+    """Settings that belong together and are handed on together."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, extra="ignore")
+
+
+class SourceLimits(_Group):
+    """What a run may ask of its source; None is no limit. ``max_read_units`` is for a whole run, retries included."""
+
+    list_per_second: Limit = _ours("list_per_second", LIST_PER_SECOND)
+    fetch_per_second: Limit = _ours("fetch_per_second", FETCH_PER_SECOND)
+    read_units_per_second: Limit = _ours("read_units_per_second", None)
+    max_read_units: Annotated[int | None, BeforeValidator(_to_limit)] = _ours("max_read_units", None)
+
+    def of(self, kind: Literal["list", "fetch", "read_units"]) -> float | None:
+        """Return the limit a second of one kind."""
+        limit: float | None = getattr(self, f"{kind}_per_second")
+        return limit
+
+    def under(self, ordered: Mapping[str, Any]) -> Self:
+        """Return these with what was ordered of the run in their place; there 0 is no limit and null is not set."""
+        ours = type(self).model_fields
+        return self.model_copy(
+            update={name: value or None for name, value in ordered.items() if name in ours and value is not None}
+        )
+
+
+class Thresholds(_Group):
+    """Beyond what a run waits for its database; None: not looked at (docs/throttling.md)."""
 
     max_replica_lag_seconds: Threshold = _ours("max_replica_lag_seconds", 30.0)
     max_lock_waiters: Threshold = _ours("max_lock_waiters", 5.0)
@@ -68,7 +93,28 @@ class ThrottleSettings(BaseSettings):
     throttle_sql: str | None = _ours("throttle_sql", None)
 
 
-class Settings(ThrottleSettings, RateSettings):
+_GROUPS: Mapping[str, type[_Group]] = {"source_limits": SourceLimits, "thresholds": Thresholds}
+
+
+class _GroupedEnvironment(PydanticBaseSettingsSource):
+    """The variables of the settings in groups: each has a name of its own, as every other setting has."""
+
+    def __init__(self, settings_cls: type[BaseSettings], variables: Mapping[str, str | None]) -> None:
+        super().__init__(settings_cls)
+        self._variables = variables
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the variables of one group that are set."""
+        aliases = [_alias(_GROUPS[field_name], name) for name in _GROUPS[field_name].model_fields]
+        found = {alias: self._variables.get(alias.lower()) for alias in aliases}
+        return {alias: value for alias, value in found.items() if value is not None}, field_name, True
+
+    def __call__(self) -> dict[str, Any]:
+        """Return every group."""
+        return {name: self.get_field_value(self.settings_cls.model_fields[name], name)[0] for name in _GROUPS}
+
+
+class Settings(BaseSettings):
     """Everything that can be set. A field's variable is its name in capitals; the engine's own begin ``AMPRENTA_``."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
@@ -128,7 +174,7 @@ class Settings(ThrottleSettings, RateSettings):
     source: Literal["pinecone", "simple", "chroma", "rows"] | None = _ours("source", None)
     text_field: str = _ours("text_field", "text")
     batch_size: int = _ours("batch_size", 1000, ge=1, le=100_000)
-    batch_seconds: Ceiling = _ours("batch_seconds", 2.0)
+    batch_seconds: Limit = _ours("batch_seconds", 2.0)
     workers: int = _ours("workers", 5, ge=1, le=256)
     pool_size: int = _ours("pool_size", 5, ge=1)
     query_timeout_seconds: float | None = _ours("query_timeout_seconds", None, gt=0)
@@ -146,6 +192,8 @@ class Settings(ThrottleSettings, RateSettings):
     migration_lock_timeout: float = _ours("migration_lock_timeout", 600.0, ge=0)
     log_format: Literal["text", "json"] = _ours("log_format", "text")
     report: Path = _ours("report", Path("reports"))
+    source_limits: SourceLimits = Field(default_factory=SourceLimits)
+    thresholds: Thresholds = Field(default_factory=Thresholds)
 
     @field_validator("pinecone_namespace")
     @classmethod
@@ -162,16 +210,17 @@ class Settings(ThrottleSettings, RateSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return what is read: what is handed over, and the environment; no file."""
-        return init_settings, env_settings
+        variables: Mapping[str, str | None] = getattr(env_settings, "env_vars", {})
+        return init_settings, _GroupedEnvironment(settings_cls, variables), env_settings
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
         """The environment, with ``overrides`` (None: not given) on top. Raises `ConfigError` naming the variable."""
         try:
-            settings = cls(**{_alias(cls, name): value for name, value in overrides.items() if value is not None})
+            settings = cls(**_nested({name: value for name, value in overrides.items() if value is not None}))
         except ValidationError as error:
             problems = "; ".join(
-                f"{str(item['loc'][0]).upper()}: {item['msg']}, got {item['input']!r}" for item in error.errors()
+                f"{_variable(item['loc'])}: {item['msg']}, got {item['input']!r}" for item in error.errors()
             )
             raise ConfigError(problems, hint="correct the variable or the option and run the command again") from None
         return settings.model_copy(update=strategy_settings(dict(settings), settings.model_fields_set))
@@ -196,5 +245,21 @@ class Settings(ThrottleSettings, RateSettings):
         return {name: value for name, value in named.items() if value}
 
 
-def _alias(settings: type[Settings], field: str) -> str:
+def _alias(settings: type[BaseModel], field: str) -> str:
     return str(settings.model_fields[field].validation_alias or field)
+
+
+def _variable(location: Sequence[int | str]) -> str:
+    return next(str(part).upper() for part in location if part not in _GROUPS)
+
+
+def _nested(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was given by the names of the settings, those of a group within it."""
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        group = next((group for group, model in _GROUPS.items() if name in model.model_fields), None)
+        if group is None:
+            values[_alias(Settings, name)] = value
+        else:
+            values.setdefault(group, {})[_alias(_GROUPS[group], name)] = value
+    return values

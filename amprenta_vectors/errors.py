@@ -17,8 +17,8 @@ AmprentaError                   exit 1
 ├── MissingExtra                exit 2: an optional package is not installed
 ├── SourceError                 exit 1: the source answered what its protocol does not allow
 │   └── KeysRefused             halve the keys that were asked for until the refused ones stand alone
-├── ReadUnitsSpent              exit 1: the next request would pass the ceiling; the run can be gone on with
-├── TooManyBadRows              exit 1: more rows were set aside than may be; the run can be gone on with
+├── ReadUnitsSpent              exit 1: the next request would pass the limit; the run can be resumed
+├── TooManyQuarantined              exit 1: more rows were quarantined than may be; the run can be resumed
 ├── ModelMismatch               exit 2: vectors are not from the model that they are said to be from
 ├── RowError                    set the row aside and go on
 └── LeaseLost                   the batch belongs to another worker now; drop it
@@ -147,11 +147,11 @@ class KeysRefused(SourceError):
 
 
 class ReadUnitsSpent(AmprentaError):
-    """The next request to the source may cost more read units than the ceiling leaves."""
+    """The next request to the source may cost more read units than the limit leaves."""
 
 
-class TooManyBadRows(AmprentaError):
-    """A larger share of a run's keys was set aside than is allowed."""
+class TooManyQuarantined(AmprentaError):
+    """A larger share of a run's keys was quarantined than is allowed."""
 
 
 class ModelMismatch(AmprentaError):

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a row was set aside."""
+    """Why a row was quarantined."""
 
     MISSING = "missing_at_source"
     DIMENSION = "wrong_dimension"

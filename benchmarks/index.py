@@ -1,8 +1,8 @@
-"""A load whose HNSW index is put off and built afterwards, beside one with the index in place.
+"""A load whose HNSW index is deferred and built afterwards, beside one with the index in place.
 
     python benchmarks/index.py [--rows 20000] [--dimension 384]
 
-From the first batch's claim to the last one's commit, or to the end of the index that was put off. The index stays in
+From the first batch's claim to the last one's commit, or to the end of the index that was deferred. The index stays in
 place where the column holds a value, so one row is filled beforehand.
 """
 

@@ -99,11 +99,11 @@ class StubSource:
         self.before_fetch(keys)
         self.fetched.extend(keys)
         rows: list[tuple[str, Any]] = []
-        rejected: list[RowError] = []
+        quarantined: list[RowError] = []
         for key in reversed(keys):
             found = self.records.get(key, ())
             if isinstance(found, RowError):
-                rejected.append(found)
+                quarantined.append(found)
             else:
                 rows.extend((key, vector) for vector in found)
         dimension = self.description.dimension
@@ -113,7 +113,7 @@ class StubSource:
             vectors=vectors,
             texts=[None] * len(rows),
             metadata=[self.metadata.get(key, {}) for key, _ in rows],
-            rejected=tuple(rejected),
+            quarantined=tuple(quarantined),
         )
 
 
@@ -287,9 +287,9 @@ def writes_per_key(engine: sa.Engine) -> dict[str, int]:
 
 
 def errors_of(engine: sa.Engine, run_id: int) -> dict[str, str]:
-    """The reason of every row that a run has set aside."""
+    """The reason of every row that a run has quarantined."""
     rows: list[tuple[str, str]] = execute(
-        engine, "SELECT key, reason FROM migration_error WHERE run_id = :run AND resolved_at IS NULL", run=run_id
+        engine, "SELECT key, reason FROM migration_quarantine WHERE run_id = :run AND resolved_at IS NULL", run=run_id
     )
     return dict(rows)
 

@@ -184,8 +184,8 @@ def _sample(source: PineconeSource, namespace: str, keys: Sequence[str]) -> Samp
     dense_too = sum(values is not None for values in batch.sparse or ())
     return Sample(
         namespace=namespace,
-        records=len(set(batch.source_keys) | {error.key for error in batch.rejected}),
-        sparse=dense_too + sum(error.reason == Reason.SPARSE_ONLY for error in batch.rejected),
+        records=len(set(batch.source_keys) | {error.key for error in batch.quarantined}),
+        sparse=dense_too + sum(error.reason == Reason.SPARSE_ONLY for error in batch.quarantined),
         fields=_fields(batch),
     )
 

@@ -133,6 +133,6 @@ def main() -> None:
     """Move a running application's embeddings into PostgreSQL + pgvector, and back.
 
     Where things are comes from the environment: DATABASE_URL, PINECONE_API_KEY, PINECONE_INDEX_NAME and the others that
-    the README lists. Exit codes: 0 clean, 1 failed, 2 usage or configuration, 3 finished with rows set aside, 130
+    the README lists. Exit codes: 0 clean, 1 failed, 2 usage or configuration, 3 finished with rows quarantined, 130
     interrupted and resumable.
     """

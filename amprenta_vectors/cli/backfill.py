@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amprenta_vectors.cli.limit_options import limit_options, orders_of
 from amprenta_vectors.cli.options import namespace_options, run_options, source_option, stop_on_signal
-from amprenta_vectors.cli.rates import orders_of, rate_options
 from amprenta_vectors.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--resume", is_flag=True, help="Start what is queued, or go on with what was begun.")
+@click.option("--resume", is_flag=True, help="Start what is queued, or resume what was begun.")
 @click.option("--restart", is_flag=True, help="Begin anew; rows already filled stay filled.")
 @click.option("--dry-run", is_flag=True, help="Look at both ends, estimate, and change nothing.")
 @click.option("--offline", is_flag=True, help="With --dry-run: only read the settings, connect to nothing.")
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-bad-share",
     type=float,
-    help="Stop once more than this share of the keys was set aside, 0 to 1.  "
+    help="Stop once more than this share of the keys was quarantined, 0 to 1.  "
     "[env var: AMPRENTA_MAX_BAD_SHARE; default: 0.05]",
 )
 @click.option(
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many keys, to try it out.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
 @click.option("--defer-index", is_flag=True, help="Drop the ANN index for the load though the column holds values.")
-@rate_options
+@limit_options
 @run_options
 @click.pass_context
 def backfill(
@@ -78,7 +78,7 @@ def backfill(
     report: Path | None,
     log_format: str | None,
 ) -> None:
-    """Fill the embedding column from its source; stop it and go on with it at will, from any number of processes.
+    """Fill the embedding column from its source; stop it and resume it at will, from any number of processes.
 
     It waits while the database has no room for more; docs/throttling.md has the settings.
     """

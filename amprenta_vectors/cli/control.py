@@ -38,7 +38,7 @@ def pause(run: int | None) -> None:
     engine, run_id = _open(run, Order.PAUSE)
     click.echo(f"run {run_id}: waiting until nobody works at it (at most {orders.WAIT_SECONDS:.0f} s)", err=True)
     orders.pause(engine, run_id)
-    click.echo(f"run {run_id} is paused: nobody works at it; go on with: amprenta-vectors resume {run_id}")
+    click.echo(f"run {run_id} is paused: nobody works at it; resume with: amprenta-vectors resume {run_id}")
 
 
 @click.command()

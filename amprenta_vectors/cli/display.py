@@ -53,7 +53,7 @@ def _say_begun(run: Run, deferred: list[str]) -> None:
     scope = ", ".join(f"{name} {value or '(default)'!s}" for name, value in run.scope.items())
     click.echo(f"run {run.id}: {run.source} → {run.target}" + (f" ({scope})" if scope else ""), err=True)
     for name in deferred:
-        click.echo(f"index {name} is put off until the rows are in", err=True)
+        click.echo(f"index {name} is deferred until the rows are in", err=True)
 
 
 class BarDisplay:
@@ -89,7 +89,7 @@ class BarDisplay:
             return
         bar.total = keys_expected(run)
         aside = counts.missing + counts.quarantined
-        notes = [f"{aside} set aside"] if aside else []
+        notes = [f"{aside} quarantined"] if aside else []
         held = held_by(run)
         if held is not None:
             notes.append(held)
@@ -149,7 +149,7 @@ class LineDisplay:
         left = to_remaining(time_left(run, counts.keys_done, self._rates))
         click.echo(
             f"run {run.id}: {counts.keys_done:,} of {keys_expected(run):,} keys done, {counts.written:,} written, "
-            f"{aside} set aside, {left}, {held or _at_work(counts)}",
+            f"{aside} quarantined, {left}, {held or _at_work(counts)}",
             err=True,
         )
 

@@ -40,7 +40,7 @@ def documents() -> None:
 @documents.command()
 @_whose
 @click.option("--dry-run", is_flag=True, help="Read every store, say what it holds, and change nothing.")
-@click.option("--resume", is_flag=True, help="Start what is not begun, and go on with what was.")
+@click.option("--resume", is_flag=True, help="Start what is not begun, and resume what was.")
 @click.option("--restart", is_flag=True, help="Begin anew; rows already there stay as they are.")
 @click.option("--rollback", is_flag=True, help="Delete the rows that migrating inserted and nobody changed since.")
 @click.option("--batch-size", type=int, help="Documents a batch, at first.  [env var: AMPRENTA_BATCH_SIZE]")
@@ -48,7 +48,7 @@ def documents() -> None:
 @click.option(
     "--max-bad-share",
     type=float,
-    help="Stop a user once more than this share was set aside, 0 to 1.  [env var: AMPRENTA_MAX_BAD_SHARE]",
+    help="Stop a user once more than this share was quarantined, 0 to 1.  [env var: AMPRENTA_MAX_BAD_SHARE]",
 )
 @run_options
 def migrate(
@@ -118,10 +118,12 @@ def _print(event: MoveEvent) -> None:
             click.echo(how[doing] + message, err=doing != "plan")
         case events.StoreEnded(store, result):
             click.echo(f"{store}: {result}")
-        case events.StoreDescribed(store, shape, documents, rows, bad, first_bad):
-            click.echo(f"{store}: {documents:,} documents, {rows:,} rows in the table, {bad:,} to be set aside")
+        case events.StoreDescribed(store, shape, documents, rows, quarantined, first_quarantined):
+            click.echo(
+                f"{store}: {documents:,} documents, {rows:,} rows in the table, {quarantined:,} to be quarantined"
+            )
             click.echo(f"  {shape}")
-            for row in first_bad:
+            for row in first_quarantined:
                 click.echo(f"  {row.reason}: {row.key!r}: {row.detail}")
         case events.StoreToRollBack(store, rows, runs):
             numbers = ", ".join(map(str, runs))
@@ -140,8 +142,8 @@ def _print(event: MoveEvent) -> None:
 def remove_files(root: Path | None, users: tuple[str, ...], yes: bool) -> None:
     """Delete the old files of stores that were moved and verified, and of which a backup is there.
 
-    Refuses a store whose run is unfinished, rolled back or not verified, that has documents set aside, whose files have
-    changed since, or whose texts or metadata are not what the table has.
+    Refuses a store whose run is unfinished, rolled back or not verified, that has quarantined documents, whose files
+    have changed since, or whose texts or metadata are not what the table has.
     """
     from amprenta_vectors.backends.simple.source import open_simple_origin
     from amprenta_vectors.cli.move_text import MoveText

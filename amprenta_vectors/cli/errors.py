@@ -1,4 +1,4 @@
-"""``amprenta-vectors errors`` and ``retry-failed``: the rows that were set aside, and taking them again."""
+"""``amprenta-vectors errors`` and ``retry-failed``: the rows that were quarantined, and taking them again."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from amprenta_vectors.cli.options import (
 from amprenta_vectors.reasons import Reason
 
 if TYPE_CHECKING:
-    from amprenta_vectors.backfill.progress.set_aside import SetAside
+    from amprenta_vectors.backfill.progress.quarantine import QuarantinedRow
     from amprenta_vectors.moves.ends import Ends
     from amprenta_vectors.schema.kinds import SourceKind
 
 reason_option = click.option(
     "--reason",
     type=click.Choice([reason.value for reason in Reason]),
-    help="Only rows that were set aside for this reason.",
+    help="Only rows that were quarantined for this reason.",
 )
 
 
@@ -38,11 +38,11 @@ reason_option = click.option(
 @click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="List so many rows.")
 @json_option("Print one JSON document.")
 def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> None:
-    """List the rows that RUN set aside, or all runs, and how many there are for each reason.
+    """List the rows that RUN quarantined, or all runs, and how many there are for each reason.
 
     A row that was written since, by whatever run, is not among them.
     """
-    from amprenta_vectors.backfill.progress import set_aside, transactions
+    from amprenta_vectors.backfill.progress import quarantine, transactions
     from amprenta_vectors.config import Settings
     from amprenta_vectors.moves.orders import choose_run
 
@@ -51,12 +51,12 @@ def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> No
         transactions.require_tables(connection)
         if run is not None:
             choose_run(connection, run)
-        counts, rows = set_aside.list_set_aside(connection, run, reason, limit)
+        counts, rows = quarantine.list_quarantined(connection, run, reason, limit)
     if as_json:
         click.echo(json.dumps({"counts": counts, "errors": [_to_json(row) for row in rows]}))
         return
     if not counts:
-        click.echo("no row is set aside" + (f" for {reason}" if reason else ""))
+        click.echo("no row is quarantined" + (f" for {reason}" if reason else ""))
         return
     for name, number in counts.items():
         click.echo(f"{number:,} {name}")
@@ -68,11 +68,11 @@ def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> No
     click.echo("take them again with: amprenta-vectors retry-failed" + (f" --reason {reason}" if reason else ""))
 
 
-def _to_json(row: SetAside) -> dict[str, object]:
+def _to_json(row: QuarantinedRow) -> dict[str, object]:
     return {**vars(row), "at": row.at.isoformat(timespec="seconds")}
 
 
-def _print_rows(rows: list[SetAside]) -> None:
+def _print_rows(rows: list[QuarantinedRow]) -> None:
     """What is longest comes last."""
     from amprenta_vectors.cli.table_text import print_table
 
@@ -101,7 +101,7 @@ def retry_failed(
     model: str | None,
     log_format: str | None,
 ) -> None:
-    """Take the rows again that were set aside, in a run of their own; exit 3 where some are set aside once more.
+    """Take the rows again that were quarantined, in a run of their own; exit 3 where some are quarantined once more.
 
     Interrupted, it goes on by the same command, or by backfill --resume. Rows that are written are errors no longer.
     """
@@ -130,5 +130,5 @@ def _nothing_to_retry(ends: Ends, namespaces: Sequence[str], reason: str | None)
 
     target = ends.table.target
     if has_quarantined(ends, namespaces, reason):
-        return f"what is set aside of {target} is for amprenta-vectors reconcile, whose next pass takes it again"
-    return f"no row of {target} is set aside" + (f" for {reason}" if reason else "")
+        return f"what is quarantined of {target} is for amprenta-vectors reconcile, whose next pass takes it again"
+    return f"no row of {target} is quarantined" + (f" for {reason}" if reason else "")

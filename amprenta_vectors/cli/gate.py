@@ -8,7 +8,7 @@ from amprenta_vectors.cli.options import open_database
 
 
 @click.command()
-@click.option("--allow", multiple=True, metavar="REASON", help="Let rows set aside for this reason pass; repeatable.")
+@click.option("--allow", multiple=True, metavar="REASON", help="Let rows quarantined for this reason pass; repeatable.")
 def gate(allow: tuple[str, ...]) -> None:
     """Exit 0 if every row has its embedding and no run is live, else say what is missing and exit 2.
 

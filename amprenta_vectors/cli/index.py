@@ -69,7 +69,7 @@ def build(
     maintenance_work_mem: str | None,
     index_workers: int | None,
 ) -> None:
-    """Build the index that a load put off or that was dropped, as it was; where there is none, a new one."""
+    """Build the index that a load deferred or that was dropped, as it was; where there is none, a new one."""
     from amprenta_vectors.backfill.database.index import build_deferred
     from amprenta_vectors.moves.indexing import build_new, telling_plans, watching_builds
 

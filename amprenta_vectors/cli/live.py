@@ -29,7 +29,7 @@ SCREEN_SECONDS, LINE_SECONDS = 1.0, 5.0
 SHARE_OF_TIME = 20
 """A look is never more than this part of the time: one that takes 100 ms is made every two seconds."""
 INDEX_SECONDS = 5.0
-"""So soon after a run's end its process begins to build an index that was put off."""
+"""So soon after a run's end its process begins to build an index that was deferred."""
 
 
 Looks = Iterator[tuple[Snapshot, Outlook] | None]
@@ -111,7 +111,7 @@ def to_line(snapshot: Snapshot, outlook: Outlook) -> str:
     parts = [f"run {run.id} {to_state(run, counts)}: {counts.keys_done:,} of {outlook.keys_expected:,} keys done"]
     if run.state in UNFINISHED:
         parts.append(to_pace(outlook))
-    parts.append(f"{counts.set_aside:,} set aside")
+    parts.append(f"{counts.in_quarantine:,} quarantined")
     parts += [text for text in (held_by(run), to_read_units(run), *_index_lines(snapshot)) if text]
     return "; ".join(parts)
 
@@ -132,8 +132,8 @@ def to_screen(snapshot: Snapshot, outlook: Outlook) -> RenderableType:
     ]
     if snapshot.processes:
         parts.append(_processes(snapshot))
-    if snapshot.set_aside:
-        parts.append(_set_aside(snapshot))
+    if snapshot.quarantined:
+        parts.append(_quarantined(snapshot))
     return Group(*parts)
 
 
@@ -153,7 +153,7 @@ def _figures(snapshot: Snapshot, outlook: Outlook) -> Table:
     if snapshot.verified is not None:
         differing = snapshot.verified.get("unexpected", 0)
         table.add_row(
-            "verified", f"{differing:,} differ" if differing else "every vector equal, but for those set aside"
+            "verified", f"{differing:,} differ" if differing else "every vector equal, but for those quarantined"
         )
     if run.last_error:
         table.add_row("stopped by", f"[red]{escape(run.last_error)}[/]")
@@ -168,9 +168,9 @@ def _processes(snapshot: Snapshot) -> Table:
     return table
 
 
-def _set_aside(snapshot: Snapshot) -> Table:
-    table = Table("set aside", "rows", box=None)
-    for reason, rows in sorted(snapshot.set_aside.items()):
+def _quarantined(snapshot: Snapshot) -> Table:
+    table = Table("quarantined", "rows", box=None)
+    for reason, rows in sorted(snapshot.quarantined.items()):
         table.add_row(escape(reason), f"{rows:,}")
     return table
 

@@ -48,7 +48,7 @@ class MoveText:
             case events.Differed(kind, key, detail, quarantined):
                 self._differed[kind] += 1
                 if self._differed[kind] <= SHOWN:
-                    yield f"  {kind}: {key!r}" + (f": {detail}" if detail else "") + " (set aside)" * quarantined
+                    yield f"  {kind}: {key!r}" + (f": {detail}" if detail else "") + " (quarantined)" * quarantined
             case events.Verified():
                 yield from _verified(event)
             case events.ComparisonInterrupted(command):
@@ -98,7 +98,7 @@ def _summary(summary: Summary, source_count: int | None) -> Iterator[str]:
             "to insert rows: --keys-from source"
         )
     for reason, number in summary.errors.items():
-        yield f"  set aside: {number:,} {reason}"
+        yield f"  quarantined: {number:,} {reason}"
     if run.read_units:
         yield f"  read units: {run.read_units:,}"
     for name in summary.indexes_built:
@@ -106,7 +106,7 @@ def _summary(summary: Summary, source_count: int | None) -> Iterator[str]:
     if not summary.ended_it and not summary.written_here and run.state == "finished":
         yield f"  it had ended before; to list the source once more: {_command_of(run)} --restart"
     if summary.interrupted:
-        yield f"  go on with: {_command_of(run)} --resume"
+        yield f"  resume with: {_command_of(run)} --resume"
 
 
 def _command_of(run: Run) -> str:
@@ -126,14 +126,14 @@ def _pass(ended: events.PassEnded) -> Iterator[str]:
             f"  gone at the source: {gone.gone:,} rows, {gone.deleted:,} deleted, "
             f"{gone.emptied:,} of the application's own emptied"
         )
-    for reason, number in ended.set_aside.items():
+    for reason, number in ended.quarantined.items():
         yield f"  listed: {number:,} {reason}"
-    if ended.set_aside and ended.run is not None:
+    if ended.quarantined and ended.run is not None:
         yield f"  row by row: amprenta-vectors errors {ended.run}"
     if ended.advice is not None:
         yield f"  {ended.advice}"
     if ended.interrupted:
-        yield "  interrupted; go on with: amprenta-vectors reconcile"
+        yield "  interrupted; resume with: amprenta-vectors reconcile"
 
 
 def _verified(found: events.Verified) -> Iterator[str]:

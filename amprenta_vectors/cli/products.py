@@ -33,7 +33,7 @@ def products() -> None:
 @click.option("--force", is_flag=True, help="Embed every product anew, whether it has an embedding or not.")
 @click.option("--product-id", "ids", multiple=True, metavar="UUID", help="Embed this product anew; repeatable.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
-@click.option("--resume", is_flag=True, help="Go on with what was begun, or start.")
+@click.option("--resume", is_flag=True, help="Resume what was begun, or start.")
 @click.option("--restart", is_flag=True, help="Begin anew what was begun and not finished.")
 @click.option(
     "--report",

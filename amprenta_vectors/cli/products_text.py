@@ -46,7 +46,7 @@ def _lines(event: MoveEvent) -> Iterator[str]:
         case events.WouldMigrate(products):
             yield f"  Would migrate {products:,} products (DRY RUN)"
         case events.Interrupted():
-            yield "  go on with: amprenta-vectors products migrate --resume"
+            yield "  resume with: amprenta-vectors products migrate --resume"
         case events.LookedBack(embedded, expected, spots):
             yield f"  Products with pgvector embeddings after migration: {embedded:,}"
             yield f"  Expected embeddings: {expected:,}"

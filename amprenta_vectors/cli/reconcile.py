@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amprenta_vectors.cli.limit_options import limit_options, orders_of
 from amprenta_vectors.cli.options import namespace_options, run_options, source_option, stop_on_signal
-from amprenta_vectors.cli.rates import orders_of, rate_options
 from amprenta_vectors.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=int, help="Threads that fetch and write.  [env var: AMPRENTA_WORKERS; default: 5]")
 @source_option
 @namespace_options
-@rate_options
+@limit_options
 @run_options
 @click.pass_context
 def reconcile(

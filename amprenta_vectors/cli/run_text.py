@@ -26,7 +26,7 @@ def to_remaining(remaining: Remaining | None) -> str:
 def held_by(run: Run) -> str | None:
     """Why a run that goes on does not move, where somebody or something holds it."""
     if run.state == RunState.PAUSED:
-        return f"paused; go on with: amprenta-vectors resume {run.id}"
+        return f"paused; resume with: amprenta-vectors resume {run.id}"
     if run.state in UNFINISHED and run.desired_state != RunState.RUNNING:
         return "pausing" if run.desired_state == RunState.PAUSED else "being cancelled"
     return f"throttled: {run.throttle_reason}" if run.state == RunState.RUNNING and run.throttle_reason else None
@@ -51,10 +51,10 @@ def to_pace(outlook: Outlook) -> str:
 
 def to_read_units(run: Run) -> str | None:
     """What the source was asked for, and how much it may be."""
-    ceiling = run.limits.get("max_read_units") or None
-    if not run.read_units and ceiling is None:
+    limit = run.limits.get("max_read_units") or None
+    if not run.read_units and limit is None:
         return None
-    return f"{run.read_units:,} read units" + (f" of {ceiling:,.0f} at most" if ceiling is not None else "")
+    return f"{run.read_units:,} read units" + (f" of {limit:,.0f} at most" if limit is not None else "")
 
 
 def to_json(snapshot: Snapshot, outlook: Outlook) -> dict[str, Any]:
@@ -72,13 +72,13 @@ def to_json(snapshot: Snapshot, outlook: Outlook) -> dict[str, Any]:
         "keys": {"done": counts.keys_done, "expected": outlook.keys_expected, "listed": run.planned_at is not None},
         "batches": {"done": counts.batches_done, "running": counts.batches_running, "planned": counts.batches},
         "rows": {name: getattr(counts, name) for name in ("written", "skipped", "missing", "quarantined")},
-        "set_aside": dict(snapshot.set_aside),
+        "quarantined": dict(snapshot.quarantined),
         "keys_per_second": {"recent": outlook.recent, "mean": outlook.mean},
         "remaining_seconds": None if outlook.remaining is None else asdict(outlook.remaining),
         "processes": [asdict(process) for process in snapshot.processes],
         "throttle_reason": run.throttle_reason,
-        "read_units": {"spent": run.read_units, "ceiling": run.limits.get("max_read_units") or None},
-        "rates": dict(snapshot.quotas),
+        "read_units": {"spent": run.read_units, "limit": run.limits.get("max_read_units") or None},
+        "source_rates": dict(snapshot.source_rates),
         "indexes": dict(snapshot.indexes),
         "builds": [asdict(build) for build in snapshot.builds],
         "verification": snapshot.verified,

@@ -92,7 +92,7 @@ def _described(snapshot: Snapshot, outlook: Outlook) -> Iterator[str]:
     if counts.owners:
         yield f"  {to_pace(outlook)}"
     yield from (f"  {text}" for text in (held_by(run), to_read_units(run)) if text)
-    for reason, number in sorted(snapshot.set_aside.items()):
-        yield f"  set aside: {number:,} {reason}"
+    for reason, number in sorted(snapshot.quarantined.items()):
+        yield f"  quarantined: {number:,} {reason}"
     if run.last_error:
         yield f"  stopped by: {run.last_error}"

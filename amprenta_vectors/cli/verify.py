@@ -46,7 +46,7 @@ def verify(
 
         def observe(event: MoveEvent) -> None:
             if output is not None and isinstance(event, Differed):
-                line = {"kind": event.kind, "key": event.key, "detail": event.detail, "set_aside": event.quarantined}
+                line = {"kind": event.kind, "key": event.key, "detail": event.detail, "quarantined": event.quarantined}
                 output.write(json.dumps(line) + "\n")
             show(event)
 

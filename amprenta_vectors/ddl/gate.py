@@ -24,9 +24,9 @@ WHERE target = :target AND source IS NOT NULL AND state NOT IN ('finished', 'fai
 ORDER BY id""")
 
 # What a reconcile lists has a value, and a good one: whose is to count, a person decides.
-_SET_ASIDE = sa.text("""\
+_QUARANTINED = sa.text("""\
 SELECT e.reason, count(DISTINCT (r.scope, e.key)) AS rows
-FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+FROM migration_quarantine e JOIN migration_run r ON r.id = e.run_id
 WHERE r.target = :target AND e.resolved_at IS NULL AND e.reason NOT IN ('changed_here', 'gone_at_source')
 GROUP BY e.reason ORDER BY e.reason""")
 
@@ -58,9 +58,9 @@ class EnsureBackfillFinishedOp(SteppedOp):
         allow: Sequence[str] = (),
         schema: str | None = None,
     ) -> None:
-        """Raise `RunConflict` while a run into ``table.column`` is live, a value is NULL, or a row was set aside.
+        """Raise `RunConflict` while a run into ``table.column`` is live, a value is NULL, or a row was quarantined.
 
-        Rows set aside for a reason in ``allow`` may stay NULL. An empty table passes. Its reverse does nothing.
+        Rows quarantined for a reason in ``allow`` may stay NULL. An empty table passes. Its reverse does nothing.
         """
         operations.invoke(cls(table, column, allow, schema))
 
@@ -82,7 +82,7 @@ class EnsureBackfillFinishedOp(SteppedOp):
         condition = compose(
             _COMPLETE,
             live=str(_LIVE_RUNS),
-            aside=str(_SET_ASIDE),
+            aside=str(_QUARANTINED),
             table=qualified(self.table, self.schema),
             column=qualified(self.column),
             allowed=", ".join(map(literal, self.allow)) or "NULL",
@@ -95,7 +95,7 @@ def check_finished(
 ) -> int:
     """Return how many rows have a value; raises `RunConflict` with every reason why the column is not complete.
 
-    A NULL is excused by a row set aside for a reason in ``allow``: one each. Raises `NotUpgraded` without the table.
+    A NULL is excused by a row quarantined for a reason in ``allow``: one each. Raises `NotUpgraded` without the table.
     """
     found = table_of(connection, table, schema)
     if found is None:
@@ -111,10 +111,10 @@ def check_finished(
     excused = 0
     if table_of(connection, "migration_run") is not None:
         live = _live_runs(connection, target)
-        aside = _set_aside(connection, target)
+        aside = _quarantined(connection, target)
         excused = sum(number for reason, number in aside.items() if reason in allow)
         reasons += [f"run {number} is {state}" for number, state in live]
-        reasons += [f"{number:,} rows were set aside: {name}" for name, number in aside.items() if name not in allow]
+        reasons += [f"{number:,} rows were quarantined: {name}" for name, number in aside.items() if name not in allow]
     if rows - filled > excused:
         reasons.insert(0, f"{rows - filled:,} of {rows:,} rows have no value")
     if reasons:
@@ -130,6 +130,6 @@ def _live_runs(connection: Connection, target: str) -> list[tuple[int, str]]:
     return [(row.id, row.state) for row in rows]
 
 
-def _set_aside(connection: Connection, target: str) -> dict[str, int]:
-    rows = connection.execute(_SET_ASIDE.bindparams(target=target))
+def _quarantined(connection: Connection, target: str) -> dict[str, int]:
+    rows = connection.execute(_QUARANTINED.bindparams(target=target))
     return {row.reason: row.rows for row in rows}

@@ -36,7 +36,7 @@ def rows_without_embedding(patient: Patient) -> Iterator[Finding]:
             "serious" if patient.answers and not row.filled else "advice",
             f"{row.rows - row.filled:,} of {row.rows:,} rows of {patient.table.qualified_name} have no embedding: no "
             "search finds them",
-            "amprenta-vectors backfill --resume; those that were set aside are listed by: amprenta-vectors errors",
+            "amprenta-vectors backfill --resume; those that were quarantined are listed by: amprenta-vectors errors",
         )
 
 

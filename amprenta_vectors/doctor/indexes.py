@@ -93,7 +93,7 @@ def _missing(patient: Patient, leaf: Leaf, of_leaf: list[Index]) -> Finding:
         after = "the last run into the column builds it" if under_way else "no run is left to build it"
         return Finding(
             "note" if under_way else severity,
-            f"index {', '.join(waiting)} was put off for a load; {after}",
+            f"index {', '.join(waiting)} was deferred for a load; {after}",
             "" if under_way else build,
         )
     others = [f"{_typed(index)} ({index.opclass}{', partial' if index.partial else ''})" for index in of_leaf]

@@ -69,7 +69,7 @@ class RunEnded(MoveEvent):
             "run": summary.run.id,
             "written": summary.counts.written,
             "skipped": summary.counts.skipped,
-            "set_aside": summary.errors,
+            "quarantined": summary.errors,
             "read_units": summary.run.read_units,
             "seconds": round(summary.seconds, 2),
             "indexes_built": summary.indexes_built,
@@ -89,7 +89,7 @@ class PassEnded(MoveEvent):
     equal: int
     written: int
     replaced: int
-    set_aside: Mapping[str, int]
+    quarantined: Mapping[str, int]
     gone: Gone | None
     refused: str | None
     advice: str | None
@@ -102,7 +102,7 @@ class PassEnded(MoveEvent):
             return ExitCode.INTERRUPTED
         if self.refused is not None:
             return ExitCode.FAILED
-        return ExitCode.QUARANTINED if self.set_aside else ExitCode.CLEAN
+        return ExitCode.QUARANTINED if self.quarantined else ExitCode.CLEAN
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures; a dry run and an interrupted pass have other names."""
@@ -112,7 +112,7 @@ class PassEnded(MoveEvent):
         figures = {"equal": self.equal, "written": self.written, "replaced": self.replaced}
         gone = self.gone
         ends = {"gone": gone.gone, "deleted": gone.deleted, "emptied": gone.emptied} if gone is not None else {}
-        return {**about, **figures, **ends, "set_aside": dict(self.set_aside), "refused": self.refused}
+        return {**about, **figures, **ends, "quarantined": dict(self.quarantined), "refused": self.refused}
 
 
 @dataclass(frozen=True)

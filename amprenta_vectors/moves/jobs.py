@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TypedDict, Unpack
 
 from sqlalchemy.engine import Engine
@@ -13,7 +13,6 @@ from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.keys import count_empty
 from amprenta_vectors.backfill.engine.keys_from import KeysFrom, is_known, side_of
 from amprenta_vectors.backfill.engine.starting import Mode
-from amprenta_vectors.backfill.limits.pace import Ceilings
 from amprenta_vectors.backfill.progress import runs
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
@@ -86,7 +85,7 @@ def open_job(
         retry_seconds=settings.retry_seconds,
         drain_seconds=settings.drain_seconds,
         poll_seconds=settings.poll_seconds,
-        ceilings=ceilings_of(settings),
+        source_limits=settings.source_limits,
     )
     return replace(job, **options)
 
@@ -105,13 +104,8 @@ def open_comparison(settings: Settings, ends: Ends, namespace: str) -> Job:
         workers=settings.workers,
         lease_seconds=settings.lease_seconds,
         retry_seconds=settings.retry_seconds,
-        ceilings=ceilings_of(settings),
+        source_limits=settings.source_limits,
     )
-
-
-def ceilings_of(settings: Settings) -> Ceilings:
-    """Return what the settings let a run ask of its source."""
-    return Ceilings(**{field.name: getattr(settings, field.name) for field in fields(Ceilings)})
 
 
 def expected_keys(engine: Engine, job: Job) -> int | None:

@@ -18,7 +18,7 @@ from amprenta_vectors.backfill.engine.observer import MoveEvent, Observer, ignor
 from amprenta_vectors.backfill.engine.run import Backfill, Summary
 from amprenta_vectors.backfill.engine.starting import Mode
 from amprenta_vectors.backfill.limits.ledger import RunLedger
-from amprenta_vectors.backfill.progress import figures, runs, set_aside
+from amprenta_vectors.backfill.progress import figures, quarantine, runs
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.backfill.reconcile.dry_run import refusal_of
 from amprenta_vectors.config import Settings
@@ -183,8 +183,8 @@ class Move:
     def _compare(self, ends: Ends, job: Job, summary: Summary, observer: Observer) -> Verified:
         """Compare at the cost of the run, within what its processes may ask together."""
         with ends.engine.connect() as connection:
-            known = set_aside.set_aside_keys(connection, job.table.target, job.scope)
-        limited = replace(job, ceilings=job.ceilings.under(summary.run.limits))
+            known = quarantine.quarantined_keys(connection, job.table.target, job.scope)
+        limited = replace(job, source_limits=job.source_limits.under(summary.run.limits))
         ledger = RunLedger(ends.engine, summary.run.id)
         return verify_job(ends.engine, limited, observer, self.stop, known=known, ledger=ledger)
 
@@ -232,5 +232,5 @@ def _last_run(ends: Ends, job: Job) -> Summary:
                 hint="run the move to its end first: amprenta-vectors backfill --resume",
             )
         run, counts = runs.load_run(connection, run_id), figures.count(connection, run_id)
-        errors = set_aside.errors_by_reason(connection, run_id)
+        errors = quarantine.errors_by_reason(connection, run_id)
     return Summary(run, counts, errors, seconds=0.0, written_here=0, interrupted=False, ended_it=True)

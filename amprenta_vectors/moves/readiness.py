@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from amprenta_vectors.backfill.database.preflight import describe_target
-from amprenta_vectors.backfill.database.throttle import Thresholds, Throttle
+from amprenta_vectors.backfill.database.throttle import Throttle
 from amprenta_vectors.backfill.engine.observer import Observer
 from amprenta_vectors.config import Settings
 from amprenta_vectors.moves.ends import Ends
@@ -17,8 +15,7 @@ def open_throttle(settings: Settings, ends: Ends, observer: Observer, *, insert:
 
     Raises `ConfigError` where ``AMPRENTA_THROTTLE_SQL`` is no predicate.
     """
-    thresholds = Thresholds(**{field.name: getattr(settings, field.name) for field in fields(Thresholds)})
-    throttle = Throttle(ends.engine, ends.table, thresholds)
+    throttle = Throttle(ends.engine, ends.table, settings.thresholds)
     throttle.check()
     with ends.engine.connect() as connection:
         known = describe_target(connection, ends.table, insert=insert)

@@ -12,7 +12,7 @@ from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.engine.run import Summary
 from amprenta_vectors.backfill.limits.ledger import OwnLedger
-from amprenta_vectors.backfill.limits.quota import LeasedMeter, metered
+from amprenta_vectors.backfill.limits.meter import LeasedMeter, metered
 from amprenta_vectors.backfill.reconcile.dry_run import DryRun, refusal_of
 from amprenta_vectors.errors import ExitCode, TransientError, worst
 from amprenta_vectors.moves.events import PassEnded
@@ -39,17 +39,17 @@ def try_passes(engine: Engine, jobs: Sequence[Job], stop: threading.Event, obser
 
 def _try_pass(engine: Engine, job: Job, stop: threading.Event) -> PassEnded:
     goes_on = go_on_until(stop, "the dry run was interrupted", "amprenta-vectors reconcile --dry-run")
-    with metered(job.source, LeasedMeter(OwnLedger(), lambda: job.ceilings, stop, goes_on)):
+    with metered(job.source, LeasedMeter(OwnLedger(), lambda: job.source_limits, stop, goes_on)):
         found = DryRun(engine, job, retry=Retry(job.retry_seconds, stop, lambda _: None)).run()
     return PassEnded(
         run=None,
         equal=found.equal,
         written=found.written,
         replaced=found.replaced,
-        set_aside=found.set_aside,
+        quarantined=found.quarantined,
         gone=found.gone,
         refused=refusal_of(found.gone, delete=job.delete),
-        advice=_advice(job, found.set_aside),
+        advice=_advice(job, found.quarantined),
     )
 
 
@@ -61,7 +61,7 @@ def pass_ended(job: Job, summary: Summary) -> PassEnded:
         equal=counts.skipped,
         written=counts.written,
         replaced=counts.replaced,
-        set_aside=summary.errors,
+        quarantined=summary.errors,
         gone=summary.gone,
         refused=refusal_of(summary.gone, delete=job.delete),
         advice=_advice(job, summary.errors),
@@ -69,8 +69,8 @@ def pass_ended(job: Job, summary: Summary) -> PassEnded:
     )
 
 
-def _advice(job: Job, set_aside: Mapping[str, int]) -> str | None:
-    if job.table.hash is not None or not set_aside.get(Reason.CHANGED_HERE):
+def _advice(job: Job, quarantined: Mapping[str, int]) -> str | None:
+    if job.table.hash is not None or not quarantined.get(Reason.CHANGED_HERE):
         return None
     name = job.table.qualified_name
     return (

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from amprenta_vectors.backfill.engine.keys_from import Side, is_retry, retry_of, side_of
-from amprenta_vectors.backfill.progress import runs, set_aside
+from amprenta_vectors.backfill.progress import quarantine, runs
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.moves.ends import Ends, scope_of
@@ -26,11 +26,11 @@ def open_retries(
     target, scope = ends.table.target, scope_of(ends.table, namespace)
     with ends.engine.connect() as connection:
         begun = runs.unfinished_run(connection, target, scope)
-        waiting = set_aside.kinds_to_retry(connection, target, scope, ends.origin.kind, reason)
+        waiting = quarantine.kinds_to_retry(connection, target, scope, ends.origin.kind, reason)
     if begun is not None and not is_retry(begun.keys_from or "table"):
         raise RunConflict(
             f"run {begun.id} into {target} is unfinished",
-            hint="amprenta-vectors backfill --resume goes on with it; then take again what was set aside",
+            hint="amprenta-vectors backfill --resume resumes it; then take again what was quarantined",
         )
     if begun is not None and begun.keys_from is not None:
         kinds = [(begun.keys_from, begun.replaces)]
@@ -58,6 +58,8 @@ def has_quarantined(ends: Ends, namespaces: Sequence[str], reason: str | None) -
     scopes = [scope_of(ends.table, namespace) for namespace in namespaces]
     with ends.engine.connect() as connection:
         found = [
-            each for scope in scopes for each in set_aside.set_aside_keys(connection, ends.table.target, scope).values()
+            each
+            for scope in scopes
+            for each in quarantine.quarantined_keys(connection, ends.table.target, scope).values()
         ]
     return bool(found) if reason is None else reason in found

@@ -13,7 +13,7 @@ from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.limits.ledger import Ledger, OwnLedger
-from amprenta_vectors.backfill.limits.quota import LeasedMeter, metered
+from amprenta_vectors.backfill.limits.meter import LeasedMeter, metered
 from amprenta_vectors.backfill.progress import events, runs
 from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.transactions import transaction
@@ -56,7 +56,7 @@ def verify_job(
     verifier = _open_verifier(engine, job, Retry(job.retry_seconds, stop, lambda _: None))
     observer(ComparisonStarted(described.computed, described.lists))
     goes_on = go_on_until(stop, "the verification was interrupted", "amprenta-vectors verify")
-    with metered(job.source, LeasedMeter(ledger or OwnLedger(), lambda: job.ceilings, stop, goes_on)):
+    with metered(job.source, LeasedMeter(ledger or OwnLedger(), lambda: job.source_limits, stop, goes_on)):
         found = verifier.run(tell)
     result = Verified(described.identity, described.computed, found.compared, found.counts, unexpected)
     _record(engine, job, result)

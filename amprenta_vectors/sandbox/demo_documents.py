@@ -56,7 +56,7 @@ class DocumentsDemo(Stage):
         killed_at = self._kill_at(int(KILL_AT * self._count), process)
         self._note("killed", f"SIGKILL after {killed_at:,} rows")
         _, output = self._do(f"{self._migrate_command()} --resume")
-        if output.count("0 set aside") != len(STORES):
+        if output.count("0 quarantined") != len(STORES):
             raise AmprentaError("not every store arrived whole")
         self._do("amprenta-vectors verify --all-namespaces")
         if self._digest() != self._before:

@@ -16,7 +16,7 @@ QUESTION = "compress and decompress files"
 FILTERS = "--category class --category function --max-price 60 --min-stock 1"
 KILL_AT = 0.3
 """The share of the products that is written by then."""
-SET_ASIDE = 3
+QUARANTINED = 3
 """The exit code of a run that has named what it could not place: ChromaDB has products that are no more."""
 BATCH_SIZE = 20
 
@@ -55,7 +55,7 @@ class ProductsDemo(Stage):
         killed_at = self._kill_at(int(KILL_AT * self._count), process)
         self._note("killed", f"SIGKILL after {killed_at:,} of {self._count:,} products")
         self._do("amprenta-vectors status")
-        _, output = self._do(f"{self._migrate} --resume", expect=SET_ASIDE)
+        _, output = self._do(f"{self._migrate} --resume", expect=QUARANTINED)
         self._do("amprenta-vectors products coverage")
         if self._number("SELECT count(*) FROM products WHERE embedding IS NULL") or "0 different" not in output:
             raise AmprentaError("the products were not all migrated and verified")

@@ -163,7 +163,7 @@ def _of_index(connection: Connection, table: VectorTable) -> Iterator[Finding]:
     there = "; ".join(f"{row.name} with {row.opclass}{', partial' if row.partial else ''}" for row in rows)
     yield Finding(
         expected,
-        f"{', '.join(waiting)}, put off until the load is done" if waiting else there or "none",
+        f"{', '.join(waiting)}, deferred until the load is done" if waiting else there or "none",
         f"CREATE INDEX CONCURRENTLY ON {_name(table)} USING hnsw ({wanted.typed})",
         blocking=not waiting,
     )

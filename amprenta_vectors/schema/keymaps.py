@@ -38,7 +38,7 @@ class KeyMap(Protocol):
         ...
 
     def apply(self, batch: VectorBatch) -> VectorBatch:
-        """The batch with ``keys`` set; rows without a target key have moved to ``rejected``."""
+        """The batch with ``keys`` set; rows without a target key have moved to ``quarantined``."""
         ...
 
     def to_source(self, key: Key) -> str:
@@ -186,7 +186,7 @@ class LookUp:
         return f"lookup:{self._column}" + (f":{self._id_field}" if self._id_field else "")
 
     def apply(self, batch: VectorBatch) -> VectorBatch:
-        """The rows found, with one statement; a source key that no row holds is set aside.
+        """The rows found, with one statement; a source key that no row holds is quarantined.
 
         Of two ids that are spellings of one value, the first counts.
         """
@@ -199,15 +199,15 @@ class LookUp:
         found = self._find(list(owners))
         positions: list[int] = []
         keys: list[Key] = []
-        rejected = list(batch.rejected)
+        quarantined = list(batch.quarantined)
         for position, source in enumerate(batch.source_keys):
             value = told[source]
             rows = found.get(value, []) if value is not None and owners[value] == source else []
             positions += [position] * len(rows)
             keys += rows
             if not rows:
-                rejected.append(RowError(source, Reason.NO_TARGET, self._why(source, value, owners)))
-        return replace(batch.take(positions, keys), rejected=tuple(rejected))
+                quarantined.append(RowError(source, Reason.NO_TARGET, self._why(source, value, owners)))
+        return replace(batch.take(positions, keys), quarantined=tuple(quarantined))
 
     def _value(self, source_key: str, metadata: Mapping[str, Any] | None) -> str | None:
         """What the look-up column is to hold."""
@@ -325,15 +325,17 @@ def _with_keys(batch: VectorBatch, keys: Sequence[Key | str]) -> VectorBatch:
     owners: dict[Key, str] = {}
     kept: list[int] = []
     made: list[Key] = []
-    rejected = list(batch.rejected)
+    quarantined = list(batch.quarantined)
     for position, (source, key) in enumerate(zip(batch.source_keys, keys, strict=True)):
         if isinstance(key, str):
-            rejected.append(RowError(source, Reason.NO_TARGET, key))
+            quarantined.append(RowError(source, Reason.NO_TARGET, key))
         elif owners.setdefault(key, source) != source:
-            rejected.append(RowError(source, Reason.NO_TARGET, f"{owners[key]!r} is another spelling of the same key"))
+            quarantined.append(
+                RowError(source, Reason.NO_TARGET, f"{owners[key]!r} is another spelling of the same key")
+            )
         else:
             kept.append(position)
             made.append(key)
     if len(kept) == len(batch):
         return replace(batch, keys=made)
-    return replace(batch.take(kept, made), rejected=tuple(rejected))
+    return replace(batch.take(kept, made), quarantined=tuple(quarantined))

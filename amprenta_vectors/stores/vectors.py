@@ -75,8 +75,8 @@ def to_batch(records: Sequence[Record], dimension: int, *, cosine: bool) -> Vect
         texts=[record.text for record in ordered],
         metadata=[record.metadata for record in ordered],
     ).validated(cosine=cosine)
-    if batch.rejected:
-        raise batch.rejected[0]
+    if batch.quarantined:
+        raise batch.quarantined[0]
     return batch
 
 

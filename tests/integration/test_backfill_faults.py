@@ -384,7 +384,7 @@ def test_a_signal_ends_a_process_with_130_and_nothing_claimed(
     assert execute(engine, "SELECT count(*) FROM migration_progress WHERE status = 'running'") == [(0,)]
     pinecone.faults.clear()
     # The silence that the source asked for is over.
-    execute(engine, "DELETE FROM migration_quota")
+    execute(engine, "DELETE FROM migration_limit")
     # With a lease of ten minutes, anything left claimed would be waited for.
     assert ends(launch())[0] == 0
     all_once(engine)

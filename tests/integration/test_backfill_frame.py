@@ -85,7 +85,7 @@ def test_rows_of_a_composite_key_are_filled_by_the_source_keys_they_come_from(
     assert sent(chunks, "chunks", "document, number") == expected
 
 
-def test_a_bad_row_of_several_of_one_source_key_stands_alone(chunks: sa.Engine) -> None:
+def test_a_refused_row_of_several_of_one_source_key_stands_alone(chunks: sa.Engine) -> None:
     nan = np.full(8, np.nan, np.float32)
     source = StubSource({"a": [VECTORS[0], nan, VECTORS[2]], "b": [VECTORS[3]]})
     summary = run_job(chunks, to_job(chunks, source, table=CHUNKS, key_map=Numbered()))
@@ -132,7 +132,7 @@ def test_keys_and_scopes_have_the_types_that_the_table_gives_them(
     assert [difference.kind for difference in differences(engine, job)] == ["missing"] * (40 - number)
 
 
-def test_a_key_that_the_columns_type_refuses_is_set_aside(chunks: sa.Engine) -> None:
+def test_a_key_that_the_columns_type_refuses_is_quarantined(chunks: sa.Engine) -> None:
     execute(chunks, "CREATE TABLE numbered (id integer PRIMARY KEY, embedding vector(8))")
     table = VectorTable(name="numbered", table="numbered", key=("id",), dimension=8)
     source = StubSource({"1": [VECTORS[0]], "two": [VECTORS[1]], "3": [VECTORS[2]]})

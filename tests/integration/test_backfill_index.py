@@ -1,4 +1,4 @@
-"""The ANN index around a load: put off where it helps nobody yet, built once when the last run is over."""
+"""The ANN index around a load: deferred where it helps nobody yet, built once when the last run is over."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_an_index_that_queries_use_is_never_dropped(engine: sa.Engine) -> None:
     assert summary.indexes_built == []
 
 
-def test_an_index_in_use_is_put_off_when_a_person_asks_for_it(engine: sa.Engine) -> None:
+def test_an_index_in_use_is_deferred_when_a_person_asks_for_it(engine: sa.Engine) -> None:
     run_job(engine, to_job(engine, stub()))
     before = index(engine)
     summary = run_job(engine, replace(to_job(engine, stub(), namespace="other"), defer_index=True))
@@ -219,7 +219,7 @@ def test_a_build_that_is_told_to_stop_is_left_to_the_next_start(engine: sa.Engin
 
     with engine.begin() as holder, ThreadPoolExecutor(1) as pool:
         # Another transaction that holds the build up, as a report of the application may for an hour.
-        holder.execute(sa.text("UPDATE migration_error SET attempts = 1"))
+        holder.execute(sa.text("UPDATE migration_quarantine SET attempts = 1"))
         holder.execute(sa.text("LOCK TABLE rag_chunks IN ROW EXCLUSIVE MODE"))
         defer_indexes_without_lock(engine, job)
         summary = pool.submit(run_job, engine, job, observer=stop_at_build, stop=stop).result()
@@ -232,7 +232,7 @@ def test_a_build_that_is_told_to_stop_is_left_to_the_next_start(engine: sa.Engin
 
 
 def defer_indexes_without_lock(engine: sa.Engine, job: Any) -> None:
-    """Record the index as put off; the holder's lock keeps it from being dropped, so its catalogue entry is renamed."""
+    """Record the index as deferred; the holder's lock keeps it from being dropped, so its entry is renamed."""
     definition, comment = index(engine)[1:3]
     execute(
         engine,

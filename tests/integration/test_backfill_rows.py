@@ -1,4 +1,4 @@
-"""Rows that cannot be carried over: each is set aside with its reason, the others arrive, and a later run mends it."""
+"""Rows that cannot be carried over: each is quarantined with its reason, the others arrive, a later run mends it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from backfill_tools import (
     to_vectors,
 )
 
-from amprenta_vectors.backfill.progress import set_aside
+from amprenta_vectors.backfill.progress import quarantine
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import AmprentaError, RowError, SourceError
 from amprenta_vectors.reasons import Reason
@@ -44,7 +44,7 @@ def stub(**records: Any) -> StubSource:
     return StubSource({**{key: [vector] for key, vector in zip(IDS, VECTORS, strict=True)}, **records})
 
 
-def test_every_kind_of_bad_row_is_set_aside_with_its_reason(engine: sa.Engine) -> None:
+def test_every_kind_of_row_that_cannot_be_carried_over_is_quarantined_with_its_reason(engine: sa.Engine) -> None:
     ones = np.ones(8, np.float32)
     source = stub(
         nan=[ones * math.nan],
@@ -66,7 +66,7 @@ def test_every_kind_of_bad_row_is_set_aside_with_its_reason(engine: sa.Engine) -
     }
     counts = summary.counts
     assert (counts.written, counts.missing, counts.quarantined, counts.skipped) == (60, 1, 5, 0)
-    assert counts.set_aside == 6
+    assert counts.quarantined == 6
     assert counts.keys_done == summary.run.planned_keys == 66
     assert summary.errors == {"missing_at_source": 1, "not_finite": 2, "wrong_dimension": 1, "zero_under_cosine": 2}
 
@@ -79,7 +79,7 @@ def test_a_zero_vector_is_kept_under_another_distance(engine: sa.Engine) -> None
 
 
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
-def test_what_pinecone_holds_and_the_table_cannot_is_set_aside_alike_over_both_transports(
+def test_what_pinecone_holds_and_the_table_cannot_is_quarantined_alike_over_both_transports(
     engine: sa.Engine, emulator: StartEmulator, transport: str
 ) -> None:
     pinecone = emulator(metric="dotproduct")
@@ -98,7 +98,7 @@ def test_what_pinecone_holds_and_the_table_cannot_is_set_aside_alike_over_both_t
         "sparse too": "sparse_without_column",
         **dict.fromkeys(["nul-0", "nul-1", "nul-2", "nul-3"], "nul_character"),
     }
-    assert (summary.counts.written, summary.counts.quarantined, summary.counts.set_aside) == (61, 6, 7)
+    assert (summary.counts.written, summary.counts.quarantined, summary.counts.quarantined) == (61, 6, 7)
 
 
 def test_metadata_that_json_has_no_number_for_is_refused_row_by_row(engine: sa.Engine) -> None:
@@ -118,12 +118,12 @@ def test_rows_that_postgresql_refuses_stand_alone_and_the_others_are_written(eng
     good = {key: vector for key, vector in expected(IDS, VECTORS).items() if key not in bad}
     assert stored(engine) == good
     assert errors_of(engine, summary.run.id) == dict.fromkeys(bad, "write_refused")
-    details = execute(engine, "SELECT detail FROM migration_error WHERE key = :key", key=IDS[13])
+    details = execute(engine, "SELECT detail FROM migration_quarantine WHERE key = :key", key=IDS[13])
     assert details == [(f"no {IDS[13]} here",)]
     assert (summary.counts.written, summary.counts.quarantined, summary.counts.skipped) == (56, 4, 0)
 
 
-def test_seven_bad_rows_of_a_thousand_cost_a_bounded_number_of_statements(engine: sa.Engine) -> None:
+def test_seven_quarantined_rows_of_a_thousand_cost_a_bounded_number_of_statements(engine: sa.Engine) -> None:
     ids, vectors = to_ids(1000), to_vectors(1000)
     bad = [ids[position] for position in np.random.default_rng(5).choice(1000, 7, replace=False)]
     add_rows(engine, ids)
@@ -159,7 +159,7 @@ def test_what_is_kept_of_a_refusal_does_not_quote_the_row(engine: sa.Engine) -> 
     source = stub(odd=[VECTORS[0]])
     source.metadata = {"odd": {"secret": "hush-hush"}}
     run_job(engine, to_job(engine, source))
-    ((detail,),) = execute(engine, "SELECT detail FROM migration_error")
+    ((detail,),) = execute(engine, "SELECT detail FROM migration_quarantine")
     assert detail == 'new row for relation "rag_chunks" violates check constraint "short"'
 
 
@@ -168,7 +168,7 @@ def test_a_row_is_resolved_by_the_run_that_writes_it_and_its_attempts_are_counte
     refuse(engine, [IDS[1], IDS[2]])
     job = to_job(engine, stub(), keys_from="table")
     runs = [run_job(engine, job).run.id for _ in range(2)]
-    attempts = "SELECT run_id, key, attempts, resolved_at IS NULL FROM migration_error ORDER BY run_id, key"
+    attempts = "SELECT run_id, key, attempts, resolved_at IS NULL FROM migration_quarantine ORDER BY run_id, key"
     assert execute(engine, attempts) == [
         (runs[0], IDS[1], 1, True),
         (runs[0], IDS[2], 1, True),
@@ -179,13 +179,13 @@ def test_a_row_is_resolved_by_the_run_that_writes_it_and_its_attempts_are_counte
     refuse(engine, [IDS[2]])
     summary = run_job(engine, job)
     assert summary.errors == {"write_refused": 1}
-    unresolved = execute(engine, "SELECT run_id, key, attempts FROM migration_error WHERE resolved_at IS NULL")
+    unresolved = execute(engine, "SELECT run_id, key, attempts FROM migration_quarantine WHERE resolved_at IS NULL")
     assert unresolved == [(runs[0], IDS[2], 1), (runs[1], IDS[2], 2), (summary.run.id, IDS[2], 3)]
     with engine.connect() as connection:
-        assert set_aside.set_aside_keys(connection, job.table.target, job.scope) == {IDS[2]: "write_refused"}
+        assert quarantine.quarantined_keys(connection, job.table.target, job.scope) == {IDS[2]: "write_refused"}
     execute(engine, "DROP FUNCTION refuse CASCADE")
     assert run_job(engine, job).errors == {}
-    assert execute(engine, "SELECT count(*) FROM migration_error WHERE resolved_at IS NULL") == [(0,)]
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine WHERE resolved_at IS NULL") == [(0,)]
 
 
 def test_errors_of_another_scope_are_left_alone(engine: sa.Engine) -> None:
@@ -196,7 +196,7 @@ def test_errors_of_another_scope_are_left_alone(engine: sa.Engine) -> None:
     assert errors_of(engine, other.run.id) == {"gone": "missing_at_source"}
 
 
-def test_the_script_exits_with_3_and_a_later_run_mends_what_was_set_aside(
+def test_the_script_exits_with_3_and_a_later_run_mends_what_was_quarantined(
     upgraded_url: str, engine: sa.Engine, emulator: StartEmulator
 ) -> None:
     pinecone = emulator()
@@ -206,14 +206,14 @@ def test_the_script_exits_with_3_and_a_later_run_mends_what_was_set_aside(
     variables = environment(upgraded_url, pinecone)
     code, output = run_forked(variables)
     assert code == 3, output
-    assert "set aside: 1 missing_at_source" in output
-    assert "set aside: 1 write_refused" in output
+    assert "quarantined: 1 missing_at_source" in output
+    assert "quarantined: 1 write_refused" in output
     pinecone.load("", IDS[-1:], VECTORS[-1:])
     execute(engine, "DROP FUNCTION refuse CASCADE")
     code, output = run_forked(variables)
     assert code == 0, output
     assert stored(engine) == expected(IDS, VECTORS)
-    assert execute(engine, "SELECT count(*) FROM migration_error WHERE resolved_at IS NULL") == [(0,)]
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine WHERE resolved_at IS NULL") == [(0,)]
 
 
 def test_a_source_that_answers_with_other_records_stops_the_run(engine: sa.Engine) -> None:

@@ -461,9 +461,9 @@ def test_ids_find_their_products_by_the_stated_rule_and_the_others_are_listed(
     summary = run_job(engine, to_job(engine, source, table=PRODUCTS, key_map=products))
     found = dict(execute(engine, "SELECT id::text, vector_send(embedding) FROM products WHERE embedding IS NOT NULL"))
     assert {key: bytes(vector) for key, vector in found.items()} == expected(UUIDS[:30], vectors[:30])
-    set_aside = errors_of(engine, summary.run.id)
-    assert set_aside == dict.fromkeys([*unmatched, f"again_{UUIDS[0]}"], Reason.NO_TARGET)
-    details = dict(execute(engine, "SELECT key, detail FROM migration_error"))
+    quarantined = errors_of(engine, summary.run.id)
+    assert quarantined == dict.fromkeys([*unmatched, f"again_{UUIDS[0]}"], Reason.NO_TARGET)
+    details = dict(execute(engine, "SELECT key, detail FROM migration_quarantine"))
     assert details[f"again_{UUIDS[0]}"] == f"{UUIDS[0]!r} is another spelling of the same key"
 
 

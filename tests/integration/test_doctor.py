@@ -240,11 +240,11 @@ def test_an_index_of_another_distance_or_of_some_rows_serves_no_search(patient: 
 
 
 @pytest.mark.usefixtures("many")
-def test_an_index_that_was_put_off_and_that_no_run_will_build_is_serious(patient: Patient) -> None:
+def test_an_index_that_was_deferred_and_that_no_run_will_build_is_serious(patient: Patient) -> None:
     assert CliRunner().invoke(main, ["index", "drop"], env={"DATABASE_URL": patient.url}).exit_code == 0
     found = patient.finding("missing index")
     assert (found.severity, found.mend) == ("serious", "amprenta-vectors index build")
-    assert f"index {INDEX} was put off for a load; no run is left to build it" in found.found
+    assert f"index {INDEX} was deferred for a load; no run is left to build it" in found.found
     begin_run(patient)
     assert patient.finding("missing index").severity == "note"
 
@@ -499,7 +499,9 @@ def role(patient: Patient) -> Iterator[str]:
 
 def test_a_check_that_this_role_may_not_make_is_said_and_the_others_are_made(patient: Patient, role: str) -> None:
     begin_run(patient)
-    patient.execute(f"GRANT SELECT ON migration_run, migration_index, migration_progress, migration_error TO {role}")
+    patient.execute(
+        f"GRANT SELECT ON migration_run, migration_index, migration_progress, migration_quarantine TO {role}"
+    )
     patient.settings["database_url"] = patient.url.replace("//postgres@", f"//{role}@")
     found = {finding.check: finding for finding in patient.findings()}
     assert "this check could not be made" in found["rows without embedding"].found

@@ -106,7 +106,7 @@ def test_text_and_metadata_are_the_other_fields(emulator: StartEmulator) -> None
     assert batch.sparse[0] is not None
     assert [values.tolist() for values in batch.sparse[0]] == [[3, 5], [0.5, 1.0]]
     without = open_source(settings, index, "").fetch(["a"])
-    assert [error.reason for error in without.rejected] == ["sparse_without_column"]
+    assert [error.reason for error in without.quarantined] == ["sparse_without_column"]
 
 
 def test_of_several_vector_fields_one_is_to_be_chosen(emulator: StartEmulator) -> None:

@@ -133,7 +133,7 @@ def test_every_users_documents_arrive_bit_for_bit_under_keys_of_their_own(engine
         ("bob", "notes", 3, 5),
     ):
         vectors, documents = to_documents(count, seed)
-        assert f"{user}/{collection}: {count} documents in the files, {count} rows in the table, 0 set aside" in (
+        assert f"{user}/{collection}: {count} documents in the files, {count} rows in the table, 0 quarantined" in (
             result.output
         )
         for identity, vector in vectors.items():
@@ -169,9 +169,9 @@ def test_a_dry_run_says_what_there_is_and_changes_nothing(engine: sa.Engine, roo
     (root / "erin" / "vector_store_new").mkdir(parents=True)
     result = run(root, "--dry-run")
     assert result.exit_code == 1
-    assert "alice/personal_assistant: 30 documents, 0 rows in the table, 0 to be set aside" in result.output
+    assert "alice/personal_assistant: 30 documents, 0 rows in the table, 0 to be quarantined" in result.output
     assert "vectors: a dict by id; metadata: a dict by id, not encrypted" in result.output
-    assert "carol/odd: 4 documents, 0 rows in the table, 1 to be set aside" in result.output
+    assert "carol/odd: 4 documents, 0 rows in the table, 1 to be quarantined" in result.output
     assert "unpaired: 'alone'" in result.output
     assert "vector_store_x/vectors.pkl is not there" in result.output
     assert "erin" not in result.output
@@ -180,15 +180,15 @@ def test_a_dry_run_says_what_there_is_and_changes_nothing(engine: sa.Engine, roo
     assert not list(root.parent.glob("user_data_backup_*"))
 
 
-def test_what_cannot_be_carried_over_is_set_aside_and_exits_3(engine: sa.Engine, root: Path) -> None:
+def test_what_cannot_be_carried_over_is_quarantined_and_exits_3(engine: sa.Engine, root: Path) -> None:
     vectors, documents = to_documents(40, 7)
     vectors |= {"short": [1.0] * 3, "alone": [1.0] * DIMENSION, "zero": [0.0] * DIMENSION}
     documents |= {name: {"text": "x"} for name in ("short", "zero", "no vector")}
     folder = write_store(root, "carol", "odd", vectors, documents)
     result = run(root, "--max-bad-share", "0.5")
     assert result.exit_code == 3, result.output
-    assert "carol/odd: 44 documents in the files, 40 rows in the table, 4 set aside" in result.output
-    found = execute(engine, "SELECT key, reason, detail FROM migration_error ORDER BY key")
+    assert "carol/odd: 44 documents in the files, 40 rows in the table, 4 quarantined" in result.output
+    found = execute(engine, "SELECT key, reason, detail FROM migration_quarantine ORDER BY key")
     assert [(key, reason) for key, reason, _ in found] == [
         ("alone", "unpaired"),
         ("no vector", "unpaired"),
@@ -217,7 +217,7 @@ def test_stores_that_cannot_be_read_are_named_and_stop_nobody_else(engine: sa.En
         "has vectors of 16 dimensions, vector_documents.embedding has 8",
         "VECTOR_DIMENSION=16",
         "is encrypted with another key than VECTOR_STORE_ENCRYPTION_KEY",
-        "bob/notes: 5 documents in the files, 5 rows in the table, 0 set aside",
+        "bob/notes: 5 documents in the files, 5 rows in the table, 0 quarantined",
     ):
         assert said in result.output, said
 
@@ -523,7 +523,7 @@ def test_stores_are_moved_from_python_and_tell_an_observer_what_becomes_of_each(
     assert len(rows_of(engine)) == 60
     lines = [json.loads(json.dumps(event.to_json())) for event in told]
     ended = {line["store"]: line["result"] for line in lines if line["event"] == "store"}
-    whole = "30 documents in the files, 30 rows in the table, 0 set aside"
+    whole = "30 documents in the files, 30 rows in the table, 0 quarantined"
     assert ended.pop("bob/notes").startswith("failed: ")
     assert list(ended.values()) == [whole, whole]
     assert [line["doing"] for line in lines if line["event"] == "store_refused"] == ["plan", "move"]

@@ -1,4 +1,4 @@
-"""`errors` lists what is set aside and nothing that is secret; `retry-failed` takes it again."""
+"""`errors` lists what is quarantined and nothing that is secret; `retry-failed` takes it again."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def run(variables: Mapping[str, str], *arguments: str, code: int = 0) -> Result:
 
 
 @pytest.fixture
-def set_aside(engine: sa.Engine, variables: dict[str, str]) -> None:
-    """A run that has set aside three rows that PostgreSQL refuses, and one that the source has not."""
+def quarantined(engine: sa.Engine, variables: dict[str, str]) -> None:
+    """A run that has quarantined three rows that PostgreSQL refuses, and one that the source has not."""
     add_rows(engine, IDS)
     refuse(engine, BAD)
     run(variables, "backfill", "--no-verify", code=3)
@@ -66,7 +66,7 @@ def document(result: Result) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.usefixtures("set_aside")
+@pytest.mark.usefixtures("quarantined")
 def test_errors_counts_by_reason_and_lists_the_rows(variables: dict[str, str]) -> None:
     output = run(variables, "errors").output
     assert output.splitlines()[:2] == ["1 missing_at_source", "3 write_refused"]
@@ -77,7 +77,7 @@ def test_errors_counts_by_reason_and_lists_the_rows(variables: dict[str, str]) -
     assert "own text" not in output
 
 
-@pytest.mark.usefixtures("set_aside")
+@pytest.mark.usefixtures("quarantined")
 def test_errors_of_one_run_one_reason_and_so_many(variables: dict[str, str]) -> None:
     found = document(run(variables, "errors", "1", "--reason", "write_refused", "--limit", "2", "--json"))
     assert found["counts"] == {"write_refused": 3}
@@ -90,7 +90,7 @@ def test_errors_of_one_run_one_reason_and_so_many(variables: dict[str, str]) -> 
 
 
 def test_errors_without_any_says_so_and_an_unknown_run_is_a_usage_error(variables: dict[str, str]) -> None:
-    assert "no row is set aside" in run(variables, "errors").output
+    assert "no row is quarantined" in run(variables, "errors").output
     assert "there is no run 7" in run(variables, "errors", "7", code=2).output
 
 
@@ -106,7 +106,7 @@ def test_a_key_cannot_speak_to_the_terminal(engine: sa.Engine, variables: dict[s
     assert "\\x1b[2J\\nred" in output
 
 
-@pytest.mark.usefixtures("set_aside")
+@pytest.mark.usefixtures("quarantined")
 def test_rows_taken_again_are_written_and_are_errors_no_longer(
     engine: sa.Engine, variables: dict[str, str], pinecone: PineconeEmulator
 ) -> None:
@@ -115,33 +115,33 @@ def test_rows_taken_again_are_written_and_are_errors_no_longer(
     pinecone.calls.clear()
     assert "4 rows written" in run(variables, "retry-failed").output
     assert stored(engine) == expected(IDS, VECTORS)
-    assert execute(engine, "SELECT count(*) FROM migration_error WHERE resolved_at IS NULL") == [(0,)]
-    # The keys are those that were set aside: nothing is listed.
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine WHERE resolved_at IS NULL") == [(0,)]
+    # The keys are those that were quarantined: nothing is listed.
     assert (pinecone.calls["list"], pinecone.calls["fetch"]) == (0, 1)
-    assert "no row of rag_chunks.embedding is set aside" in run(variables, "retry-failed").output
+    assert "no row of rag_chunks.embedding is quarantined" in run(variables, "retry-failed").output
 
 
-@pytest.mark.usefixtures("set_aside")
+@pytest.mark.usefixtures("quarantined")
 def test_rows_refused_again_count_their_attempts_on_and_exit_with_3(
     engine: sa.Engine, variables: dict[str, str]
 ) -> None:
     accept(engine)
     refuse(engine, BAD[:1])
-    assert "set aside: 1 write_refused" in run(variables, "retry-failed", code=3).output
+    assert "quarantined: 1 write_refused" in run(variables, "retry-failed", code=3).output
     found = document(run(variables, "errors", "--json"))
     attempts = {row["key"]: (row["run"], row["attempts"]) for row in found["errors"]}
     assert attempts == {BAD[0]: (2, 2), IDS[-1]: (2, 2)}
     assert found["counts"] == {"missing_at_source": 1, "write_refused": 1}
 
 
-@pytest.mark.usefixtures("set_aside")
+@pytest.mark.usefixtures("quarantined")
 def test_only_rows_of_one_reason_can_be_taken_again(engine: sa.Engine, variables: dict[str, str]) -> None:
     accept(engine)
     assert "3 rows written" in run(variables, "retry-failed", "--reason", "write_refused").output
     assert document(run(variables, "errors", "--json"))["counts"] == {"missing_at_source": 1}
 
 
-@pytest.mark.usefixtures("set_aside")
+@pytest.mark.usefixtures("quarantined")
 def test_a_row_that_the_application_deleted_is_not_inserted_again(engine: sa.Engine, variables: dict[str, str]) -> None:
     accept(engine)
     execute(engine, "DELETE FROM rag_chunks WHERE chunk_id = :key", key=BAD[0])
@@ -181,9 +181,9 @@ def test_rows_that_were_not_isolated_are_isolated_when_taken_again(
     assert len(stored(engine)) == 36
 
 
-@pytest.mark.usefixtures("set_aside")
+@pytest.mark.usefixtures("quarantined")
 @pytest.mark.parametrize("command", [["retry-failed"], ["backfill", "--resume", "--no-verify"]])
-def test_a_retry_that_was_killed_is_gone_on_with(
+def test_a_retry_that_was_killed_is_resumed(
     engine: sa.Engine, variables: dict[str, str], pinecone: PineconeEmulator, command: list[str]
 ) -> None:
     accept(engine)
@@ -207,7 +207,7 @@ def test_a_retry_that_was_killed_is_gone_on_with(
     ]
 
 
-@pytest.mark.usefixtures("set_aside")
+@pytest.mark.usefixtures("quarantined")
 def test_an_unfinished_backfill_is_finished_first(engine: sa.Engine, variables: dict[str, str]) -> None:
     execute(engine, "UPDATE migration_run SET state = 'running'")
     output = run(variables, "retry-failed", code=2).output
@@ -215,7 +215,7 @@ def test_an_unfinished_backfill_is_finished_first(engine: sa.Engine, variables: 
     assert "backfill --resume" in output
 
 
-@pytest.mark.usefixtures("set_aside")
+@pytest.mark.usefixtures("quarantined")
 def test_a_queued_backfill_is_started_first(engine: sa.Engine, variables: dict[str, str]) -> None:
     execute(
         engine,
@@ -226,11 +226,11 @@ def test_a_queued_backfill_is_started_first(engine: sa.Engine, variables: dict[s
     assert execute(engine, "SELECT count(*) FROM migration_run") == [(2,)]
 
 
-@pytest.mark.usefixtures("set_aside")
-def test_what_another_namespace_has_set_aside_is_left_alone(
+@pytest.mark.usefixtures("quarantined")
+def test_what_another_namespace_has_quarantined_is_left_alone(
     engine: sa.Engine, variables: dict[str, str], pinecone: PineconeEmulator
 ) -> None:
     accept(engine)
     pinecone.load("other", IDS, VECTORS)
-    assert "is set aside" in run(variables, "retry-failed", "--namespace", "other").output
+    assert "is quarantined" in run(variables, "retry-failed", "--namespace", "other").output
     assert "3 rows written" in run(variables, "retry-failed", "--all-namespaces", code=3).output

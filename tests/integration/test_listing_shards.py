@@ -1,4 +1,4 @@
-"""A listing by several cursors gives what one cursor gives: every id, once, from wherever it is gone on with."""
+"""A listing by several cursors gives what one cursor gives: every id, once, from wherever it is resumed."""
 
 from __future__ import annotations
 

@@ -452,8 +452,8 @@ def own(kind: Kind, upgraded_url: str, pinecone: PineconeEmulator, tmp_path: Pat
     return environment_of(tmp_path, upgraded_url, pinecone, kind.description)
 
 
-def set_aside(engine: sa.Engine) -> dict[str, str]:
-    return dict(execute(engine, "SELECT key, reason FROM migration_error WHERE resolved_at IS NULL"))
+def quarantined(engine: sa.Engine) -> dict[str, str]:
+    return dict(execute(engine, "SELECT key, reason FROM migration_quarantine WHERE resolved_at IS NULL"))
 
 
 def load(pinecone: PineconeEmulator, ids: Sequence[str], vectors: Any) -> None:
@@ -486,7 +486,7 @@ def test_every_spelling_of_a_uuid_finds_its_row_and_is_verified_as_that_uuid(
     done = run(environment, "backfill", "--keys-from", "source")
     assert done.exit_code == 3, done.output
     assert stored(engine, kind) == {(key,): on_the_wire(row) for key, row in zip(plain, vectors, strict=False)}
-    assert set_aside(engine) == {"no-uuid": "no_target_key"}
+    assert quarantined(engine) == {"no-uuid": "no_target_key"}
     assert "no-uuid" in done.output
     assert "no_target_key: 'no-uuid' is no uuid" in done.output
 
@@ -501,7 +501,7 @@ def test_every_spelling_of_a_uuid_finds_its_row_and_is_verified_as_that_uuid(
     assert f"different: {ids[1]!r}: row {plain[1]}" in found
 
 
-def test_an_id_that_is_no_number_or_another_spelling_of_one_is_set_aside_and_the_run_goes_on(
+def test_an_id_that_is_no_number_or_another_spelling_of_one_is_quarantined_and_the_run_goes_on(
     upgraded_url: str, engine: sa.Engine, emulator: StartEmulator, tmp_path: Path
 ) -> None:
     ids, vectors = ["42", "042", "abc", "-7", "9" * 30, "4 2", "0"], to_vectors(7)
@@ -513,7 +513,7 @@ def test_an_id_that_is_no_number_or_another_spelling_of_one_is_set_aside_and_the
     assert done.exit_code == 3, done.output
     written = {(ids[place],): on_the_wire(vectors[place]) for place in (0, 3, 6)}
     assert stored(engine, kind) == written
-    assert set_aside(engine) == dict.fromkeys(("042", "abc", "9" * 30, "4 2"), "no_target_key")
+    assert quarantined(engine) == dict.fromkeys(("042", "abc", "9" * 30, "4 2"), "no_target_key")
     # They are told apart from what is lost: nothing else is missing.
     assert run(environment, "gate", "--allow", "no_target_key").exit_code == 0
 
@@ -529,12 +529,12 @@ def test_what_only_postgresql_can_tell_is_refused_by_row_and_compared_without_an
     done = run(environment, "backfill", "--keys-from", "source")
     assert done.exit_code == 3, f"{done.output}{done.exception!r}"
     assert stored(engine, kind) == {("1.50",): on_the_wire(vectors[0]), ("2.50",): on_the_wire(vectors[1])}
-    assert set_aside(engine) == {"x": "write_refused", "1e99": "write_refused"}
+    assert quarantined(engine) == {"x": "write_refused", "1e99": "write_refused"}
     found = run(environment, "verify")
     assert "2 missing, 0 extra, 0 different" in found.output, f"{found.output}{found.exception!r}"
 
 
-def test_one_source_key_fills_every_row_that_holds_it_and_one_that_none_holds_is_set_aside(
+def test_one_source_key_fills_every_row_that_holds_it_and_one_that_none_holds_is_quarantined(
     upgraded_url: str, engine: sa.Engine, emulator: StartEmulator, tmp_path: Path
 ) -> None:
     kind = Kind(
@@ -567,7 +567,7 @@ def test_one_source_key_fills_every_row_that_holds_it_and_one_that_none_holds_is
     a, b = (on_the_wire(row) for row in vectors[:2])
     got = [(key, tenant, vector and bytes(vector)) for key, tenant, vector in rows]
     assert got == [("a", "", a), ("a", "", a), ("b", "", b), ("b", "other", None), (None, "", None)]
-    assert set_aside(engine) == {"c": "no_target_key"}
+    assert quarantined(engine) == {"c": "no_target_key"}
 
     execute(engine, "UPDATE copies SET embedding = NULL")
     again = run(environment, "backfill", "--keys-from", "table", "--no-verify")
@@ -575,7 +575,7 @@ def test_one_source_key_fills_every_row_that_holds_it_and_one_that_none_holds_is
     assert execute(engine, "SELECT count(embedding) FROM copies") == [(3,)]
 
 
-def test_rows_that_were_set_aside_are_taken_again_once_their_table_takes_them(
+def test_rows_that_were_quarantined_are_taken_again_once_their_table_takes_them(
     upgraded_url: str, engine: sa.Engine, emulator: StartEmulator, tmp_path: Path
 ) -> None:
     kind, vectors = KINDS["composite"], to_vectors(30)
@@ -585,12 +585,12 @@ def test_rows_that_were_set_aside_are_taken_again_once_their_table_takes_them(
     execute(engine, "ALTER TABLE pages ADD CONSTRAINT few CHECK (page < 25)")
     done = run(environment, "backfill", "--keys-from", "source")
     assert done.exit_code == 3, f"{done.output}{done.exception!r}"
-    assert set_aside(engine) == dict.fromkeys(kind.ids[25:], "write_refused")
+    assert quarantined(engine) == dict.fromkeys(kind.ids[25:], "write_refused")
     execute(engine, "ALTER TABLE pages DROP CONSTRAINT few")
     again = run(environment, "retry-failed")
     assert again.exit_code == 0, f"{again.output}{again.exception!r}"
     assert stored(engine, kind) == expected(kind, vectors)
-    assert set_aside(engine) == {}
+    assert quarantined(engine) == {}
 
 
 def test_an_id_that_no_row_held_is_taken_again_once_one_does(
@@ -602,7 +602,7 @@ def test_an_id_that_no_row_held_is_taken_again_once_one_does(
     environment = own(kind, upgraded_url, pinecone, tmp_path, engine)
     execute(engine, "INSERT INTO known (pinecone_id) VALUES ('a')")
     assert run(environment, "backfill", "--keys-from", "source").exit_code == 3
-    assert set_aside(engine) == {"b": "no_target_key"}
+    assert quarantined(engine) == {"b": "no_target_key"}
     execute(engine, "INSERT INTO known (pinecone_id) VALUES ('b')")
     again = run(environment, "retry-failed")
     assert again.exit_code == 0, f"{again.output}{again.exception!r}"

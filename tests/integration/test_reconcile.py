@@ -39,7 +39,7 @@ from amprenta_vectors.backends.rows.source import RowsSource
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.engine.run import Summary
-from amprenta_vectors.backfill.progress import set_aside
+from amprenta_vectors.backfill.progress import quarantine
 from amprenta_vectors.backfill.reconcile.dry_run import DryRun, Prospect
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.cli import main
@@ -95,7 +95,7 @@ def test_new_and_changed_rows_come_and_equal_ones_are_not_written(engine: sa.Eng
     source = stub()
     source.records = {**source.records, IDS[3]: [OTHER[3]], "new": [OTHER[0]]}
     prospect = look(engine, source)
-    assert (prospect.equal, prospect.written, prospect.replaced, prospect.set_aside) == (39, 2, 1, {})
+    assert (prospect.equal, prospect.written, prospect.replaced, prospect.quarantined) == (39, 2, 1, {})
     assert figures(reconcile(engine, source)) == (39, 2, 1, {})
     assert stored(engine) == {**expected(IDS, VECTORS), IDS[3]: on_the_wire(OTHER[3]), "new": on_the_wire(OTHER[0])}
     same = set(before) & set(execute(engine, "SELECT chunk_id, xmin::text FROM rag_chunks"))
@@ -111,10 +111,10 @@ def test_a_row_changed_on_both_sides_is_listed_and_untouched(engine: sa.Engine) 
     write_here(engine, IDS[2], OTHER[2])
     source = stub()
     source.records = {**source.records, IDS[1]: [OTHER[7]]}
-    assert look(engine, source).set_aside == {"changed_here": 2}
+    assert look(engine, source).quarantined == {"changed_here": 2}
     summary = reconcile(engine, source)
     assert figures(summary) == (38, 0, 0, {"changed_here": 2})
-    details = dict(execute(engine, "SELECT key, detail FROM migration_error WHERE resolved_at IS NULL"))
+    details = dict(execute(engine, "SELECT key, detail FROM migration_quarantine WHERE resolved_at IS NULL"))
     assert details[IDS[1]] == "changed here, and at the source"
     assert details[IDS[2]] == "changed here; the source still has what was written"
     assert {key: stored(engine)[key] for key in IDS[1:3]} == expected(IDS[1:3], OTHER[1:3])
@@ -122,7 +122,7 @@ def test_a_row_changed_on_both_sides_is_listed_and_untouched(engine: sa.Engine) 
         # They have a value, so that the gate does not wait for them, and no retry takes them.
         assert check_finished(connection, "rag_chunks", "embedding") == 40
         target = summary.run.target
-        assert set_aside.kinds_to_retry(connection, target, {"namespace": ""}, "stub", None) == set()
+        assert quarantine.kinds_to_retry(connection, target, {"namespace": ""}, "stub", None) == set()
     # Settled by whoever makes the sides equal.
     source.records = {**source.records, IDS[1]: [OTHER[1]], IDS[2]: [OTHER[2]]}
     assert figures(reconcile(engine, source)) == (40, 0, 0, {})
@@ -176,13 +176,13 @@ def test_rows_that_are_gone_are_listed_and_deleted_only_when_asked_to(engine: sa
     source = stub()
     source.records = dict(list(source.records.items())[3:])
     prospect = look(engine, source)
-    assert prospect.set_aside == {"gone_at_source": 4}
+    assert prospect.quarantined == {"gone_at_source": 4}
     summary = reconcile(engine, source)
     assert summary.errors == {"gone_at_source": 4}
     assert len(stored(engine)) == 42
     would = look(engine, source, delete=True)
     assert would.gone is not None
-    assert (would.gone.gone, would.gone.deleted, would.set_aside) == (4, 2, {"gone_at_source": 2})
+    assert (would.gone.gone, would.gone.deleted, would.quarantined) == (4, 2, {"gone_at_source": 2})
     assert len(stored(engine)) == 42
     summary = reconcile(engine, source, delete=True)
     assert summary.gone is not None
@@ -193,7 +193,7 @@ def test_rows_that_are_gone_are_listed_and_deleted_only_when_asked_to(engine: sa
     # A row that the source has again is no longer listed.
     source.records = {**source.records, "own": [OTHER[0]], IDS[1]: [OTHER[1]]}
     assert reconcile(engine, source).errors == {}
-    assert execute(engine, "SELECT count(*) FROM migration_error WHERE resolved_at IS NULL") == [(0,)]
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine WHERE resolved_at IS NULL") == [(0,)]
 
 
 def test_a_row_of_the_applications_own_loses_its_embedding_and_stays(engine: sa.Engine) -> None:
@@ -245,7 +245,7 @@ def test_records_that_cannot_be_written_are_not_gone(engine: sa.Engine) -> None:
     assert stored(engine) == expected(IDS, VECTORS)
 
 
-def test_what_a_pass_set_aside_is_for_the_next_pass_and_no_retry(
+def test_what_a_pass_quarantined_is_for_the_next_pass_and_no_retry(
     upgraded_url: str, engine: sa.Engine, emulator: StartEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinecone = emulator()
@@ -597,7 +597,7 @@ def test_texts_that_are_new_or_have_changed_are_embedded_and_no_others(engine: s
     # Where the embedding came without a text, nobody knows whether that changed.
     execute(engine, "UPDATE docs SET body = 'quatre', text_kept = NULL WHERE id = 'd'")
     prospect = look(engine, source, table=table, key_map=key_map)
-    assert (prospect.written, prospect.replaced, prospect.set_aside) == (2, 1, {"changed_here": 1})
+    assert (prospect.written, prospect.replaced, prospect.quarantined) == (2, 1, {"changed_here": 1})
     embedder.texts.clear()
     summary = reconcile(engine, source, table=table, key_map=key_map, delete=True)
     assert figures(summary) == (0, 2, 1, {"changed_here": 1})

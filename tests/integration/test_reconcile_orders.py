@@ -70,7 +70,7 @@ def test_a_run_that_is_cancelled_halfway_lists_nothing_as_gone(engine: sa.Engine
     source.before_page = cancel
     with pytest.raises(RunConflict, match="was cancelled by somebody else"):
         reconcile(engine, source, batch_size=10)
-    assert execute(engine, "SELECT count(*) FROM migration_error") == [(0,)]
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine") == [(0,)]
     assert len(stored(engine)) == 40
 
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_cancelled_while_it_looks_lists_nothing(
     while_looking(monkeypatch, lambda: orders.cancel(engine, the_run(engine)))
     with pytest.raises(RunConflict, match="was cancelled by somebody else"):
         reconcile(engine, stub(*GONE))
-    assert execute(engine, "SELECT count(*) FROM migration_error") == [(0,)]
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine") == [(0,)]
     assert len(stored(engine)) == 40
 
 

@@ -114,7 +114,7 @@ def test_what_was_embedded_here_is_not_the_sources_to_list_to_replace_or_to_empt
     job = to_job(engine, source, table=goods, key_map=key_map, keys_from="reconcile", delete=True)
     would = DryRun(engine, job, retry=Retry(5.0, threading.Event(), lambda _: None)).run()
     assert would.gone is not None
-    assert (would.replaced, would.gone.gone, would.gone.emptied, would.set_aside) == (1, 2, 2, {"changed_here": 1})
+    assert (would.replaced, would.gone.gone, would.gone.emptied, would.quarantined) == (1, 2, 2, {"changed_here": 1})
     summary = from_source(engine, goods, source, keys_from="reconcile", delete=True)
     assert summary.gone is not None
     assert (summary.counts.replaced, summary.gone.gone, summary.gone.emptied) == (1, 2, 2)

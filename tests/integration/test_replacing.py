@@ -145,11 +145,11 @@ def test_what_the_application_wrote_to_both_stores_meanwhile_is_newer_and_stays(
     assert stored(engine) == expected(IDS, np.array(kept))
 
 
-def test_rows_that_such_a_run_set_aside_are_replaced_when_they_are_taken_again(engine: sa.Engine) -> None:
+def test_rows_that_such_a_run_quarantined_are_replaced_when_they_are_taken_again(engine: sa.Engine) -> None:
     bad = NEW.copy()
     bad[5] = np.nan
     run_job(engine, replacing(engine, bad))
     again = replacing(engine, keys_from="source_errors")
     assert run_job(engine, again).counts.replaced == 1
     assert stored(engine) == expected(IDS, NEW)
-    assert execute(engine, "SELECT count(*) FROM migration_error WHERE resolved_at IS NULL") == [(0,)]
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine WHERE resolved_at IS NULL") == [(0,)]

@@ -59,7 +59,7 @@ def _no_plots() -> None:
 
 @pytest.fixture
 def index(emulator: StartEmulator) -> PineconeEmulator:
-    """200 records and one that is set aside, its key being a script."""
+    """200 records and one that is quarantined, its key being a script."""
     started = emulator()
     ids, vectors = [*IDS, HOSTILE], np.concatenate([VECTORS, np.zeros((1, 8), np.float32)])
     started.load("", ids, vectors, [{"text": f"{TEXT} {key}"} for key in ids])
@@ -150,7 +150,7 @@ def check_what_a_reader_looks_for(text: str, report: dict[str, Any]) -> None:
             "bad",
             "Not equal: the source lacks 3 that PostgreSQL has.",
         ),
-        ({"verification": {"compared": 9}, "counts": {"set_aside": 2}}, "attention", "; 2 rows are quarantined."),
+        ({"verification": {"compared": 9}, "counts": {"quarantined": 2}}, "attention", "; 2 rows are quarantined."),
         (
             {"verification": {"compared": 9}, "moved": {"source_kind": "rows"}},
             "good",
@@ -209,8 +209,8 @@ def check_against_database(engine: sa.Engine, report: dict[str, Any]) -> None:
     )
     assert (report["moved"]["source"], counts["keys_planned"]) == (row.source, row.planned_keys)
     assert report["read_units"]["spent"] == row.read_units
-    assert report["set_aside"]["by_reason"] == {"zero_under_cosine": 1}
-    assert report["set_aside"]["first_keys"] == {"zero_under_cosine": [HOSTILE]}
+    assert report["quarantined"]["by_reason"] == {"zero_under_cosine": 1}
+    assert report["quarantined"]["first_keys"] == {"zero_under_cosine": [HOSTILE]}
     with engine.connect() as connection:
         events = list_events(connection, 1)
     assert [event["event"] for event in report["events"]["listed"]] == [event.event for event in events]

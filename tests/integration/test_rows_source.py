@@ -127,7 +127,7 @@ def test_rows_are_embedded_verified_and_told_of_their_model(
     result = run(articles, "backfill", "--resume")
     assert result.exit_code == 3, result.output
     assert "298 rows written" in result.output
-    assert "set aside: 2 no_text" in result.output
+    assert "quarantined: 2 no_text" in result.output
     assert "verified 200 vectors of articles(title, body)/, embedded again: each is as near" in result.output
     numbers = [number for number in range(1, ROWS + 1) if number not in WITHOUT_TEXT]
     found = vectors_of(engine)
@@ -174,7 +174,7 @@ def test_rows_that_get_a_text_are_taken_again(articles: dict[str, str], engine: 
     result = run(articles, "retry-failed")
     assert result.exit_code == 3, result.output
     assert "1 rows written" in result.output
-    assert "set aside: 1 no_text" in result.output
+    assert "quarantined: 1 no_text" in result.output
     assert 7 in vectors_of(engine)
 
 

@@ -1,4 +1,4 @@
-"""Sparse values beside the embedding: written, compared, and set aside where the column cannot hold them."""
+"""Sparse values beside the embedding: written, compared, and quarantined where the column cannot hold them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(environment: dict[str, str], *arguments: str) -> Result:
 
 
 @pytest.mark.parametrize("keys_from", ["table", "source"])
-def test_sparse_values_go_to_their_column_and_what_does_not_fit_is_set_aside_without_its_row(
+def test_sparse_values_go_to_their_column_and_what_does_not_fit_is_quarantined_without_its_row(
     environment: dict[str, str], engine: sa.Engine, keys_from: str
 ) -> None:
     if keys_from == "table":
@@ -72,7 +72,7 @@ def test_sparse_values_go_to_their_column_and_what_does_not_fit_is_set_aside_wit
         key: on_the_wire(row) for key, row in zip(MADE, VECTORS, strict=True)
     }
     assert {key: words for key, _, words in rows if words is not None} == {**KEPT, "filled": "{2:1}/100"}
-    aside = dict(execute(engine, "SELECT key, detail FROM migration_error WHERE reason = 'sparse_does_not_fit'"))
+    aside = dict(execute(engine, "SELECT key, detail FROM migration_quarantine WHERE reason = 'sparse_does_not_fit'"))
     assert aside == {
         "beyond": "sparse index 100; sparsevec(100) holds 0 to 99",
         "uint32": "sparse index 4294967295; sparsevec(100) holds 0 to 99",

@@ -156,7 +156,9 @@ def test_watching_as_json_is_one_object_a_line(upgraded_url: str, held: Held) ->
 def test_a_terminal_gets_a_screen_and_ctrl_c_leaves_the_run_alone(
     engine: sa.Engine, upgraded_url: str, held: Held
 ) -> None:
-    execute(engine, "INSERT INTO migration_error (run_id, key, reason, batch, detail) VALUES (1, 'k', '[/]', 1, '')")
+    execute(
+        engine, "INSERT INTO migration_quarantine (run_id, key, reason, batch, detail) VALUES (1, 'k', '[/]', 1, '')"
+    )
     ours, theirs = pty.openpty()
     process = start_watching(upgraded_url, terminal=theirs)
     os.close(theirs)

@@ -176,7 +176,7 @@ def test_a_column_that_an_insert_cannot_fill_is_a_note_and_no_refusal(check: Che
     assert f"ALTER TABLE {TABLE} ALTER COLUMN owner SET DEFAULT" in done.output
 
 
-def test_an_index_that_a_load_has_put_off_is_a_note(check: Check, engine: sa.Engine) -> None:
+def test_an_index_that_a_load_has_deferred_is_a_note(check: Check, engine: sa.Engine) -> None:
     make(engine)
     execute(engine, 'DROP INDEX "My Schema".vec_index')
     execute(
@@ -186,7 +186,7 @@ def test_an_index_that_a_load_has_put_off_is_a_note(check: Check, engine: sa.Eng
     )
     done = check("notes")
     assert done.exit_code == 0
-    assert "found vec_index, put off until the load is done" in done.output
+    assert "found vec_index, deferred until the load is done" in done.output
 
 
 def test_past_2000_dimensions_the_index_is_of_the_cast_to_halfvec(check: Check, engine: sa.Engine) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ from click.testing import CliRunner
 
 from amprenta_vectors.backfill.database import throttle as throttle_module
 from amprenta_vectors.backfill.database.server_load import Replica, ServerLoad, unarchived
-from amprenta_vectors.backfill.database.throttle import MB, Thresholds, Throttle, WalHistory, furthest_replica
+from amprenta_vectors.backfill.database.throttle import MB, Throttle, WalHistory, furthest_replica
 from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.cli import main
-from amprenta_vectors.config import Settings
+from amprenta_vectors.config import Settings, Thresholds
 from amprenta_vectors.db import COMMAND_SESSION, create_engine
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
@@ -57,8 +57,13 @@ def application(upgraded_url: str) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
+def to_thresholds(**thresholds: Any) -> Thresholds:
+    """Of all thresholds only these."""
+    return Thresholds(**(dict.fromkeys(Thresholds.model_fields) | thresholds))
+
+
 def to_throttle(engine: sa.Engine, **thresholds: Any) -> Throttle:
-    return Throttle(engine, RAG_CHUNKS, Thresholds(**thresholds))
+    return Throttle(engine, RAG_CHUNKS, to_thresholds(**thresholds))
 
 
 def wait_for_reason(throttle: Throttle, expected: Callable[[str | None], bool], seconds: float = 20) -> str | None:
@@ -123,7 +128,7 @@ def test_waiters_of_other_tables_and_our_own_do_not_count(engine: sa.Engine, app
 def test_waiters_of_a_partition_count_for_the_table(engine: sa.Engine, application: sa.Engine) -> None:
     execute(application, "CREATE TABLE parts (id int) PARTITION BY LIST (id)")
     execute(application, "CREATE TABLE parts_1 PARTITION OF parts FOR VALUES IN (1)")
-    throttle = Throttle(engine, RAG_CHUNKS.with_columns(table="parts"), Thresholds(max_lock_waiters=0))
+    throttle = Throttle(engine, RAG_CHUNKS.with_columns(table="parts"), to_thresholds(max_lock_waiters=0))
     with application.connect() as holder:
         holder.execute(sa.text("LOCK TABLE ONLY parts_1 IN ACCESS EXCLUSIVE MODE"))
         with in_background(lambda: execute(application, "SELECT count(*) FROM parts_1")):
@@ -255,7 +260,7 @@ def test_a_query_that_cannot_say_it_is_refused_at_the_start(engine: sa.Engine, q
 def test_a_reason_holds_for_a_while_when_the_server_cannot_be_looked_at(engine: sa.Engine) -> None:
     now = 1000.0
     execute(engine, "CREATE TABLE verdict AS SELECT 'closed'::text AS said")
-    throttle = Throttle(engine, RAG_CHUNKS, Thresholds(throttle_sql="SELECT said FROM verdict"), clock=lambda: now)
+    throttle = Throttle(engine, RAG_CHUNKS, to_thresholds(throttle_sql="SELECT said FROM verdict"), clock=lambda: now)
     said = throttle.reason()
     execute(engine, "DROP TABLE verdict")
     now += throttle_module.FORGET_SECONDS
@@ -301,7 +306,7 @@ def test_what_is_off_is_not_even_looked_at(engine: sa.Engine) -> None:
     assert not [statement for statement in seen if "pg_stat_replication" in statement or "pg_current_wal" in statement]
 
 
-ALL = {field.name: 0.0 for field in fields(Thresholds) if field.name != "throttle_sql"}
+ALL = {name: 0.0 for name in Thresholds.model_fields if name != "throttle_sql"}
 
 
 @pytest.fixture
@@ -534,9 +539,9 @@ def test_a_faulty_query_ends_the_command_before_anything_is_done(
 
 
 def test_a_threshold_is_a_number_or_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Settings.load().max_replica_lag_seconds == 30
+    assert Settings.load().thresholds.max_replica_lag_seconds == 30
     monkeypatch.setenv("AMPRENTA_MAX_REPLICA_LAG_SECONDS", "off")
-    assert Settings.load().max_replica_lag_seconds is None
+    assert Settings.load().thresholds.max_replica_lag_seconds is None
     monkeypatch.setenv("AMPRENTA_MAX_LOCK_WAITERS", "none")
     with pytest.raises(ConfigError, match=r"AMPRENTA_MAX_LOCK_WAITERS: .*a number that is not negative, or off"):
         Settings.load()
@@ -544,7 +549,7 @@ def test_a_threshold_is_a_number_or_off(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_every_threshold_is_documented_with_its_default() -> None:
     page = Path(ROOT, "docs/throttling.md").read_text()
-    for field in fields(Thresholds):
-        default = Settings.model_fields[field.name].default
+    for name, field in Thresholds.model_fields.items():
+        default = field.default
         shown = "off" if default is None else f"{default:g}"
-        assert f"| `AMPRENTA_{field.name.upper()}` | {shown} |" in page
+        assert f"| `AMPRENTA_{name.upper()}` | {shown} |" in page

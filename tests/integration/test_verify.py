@@ -99,7 +99,7 @@ def test_only_the_scope_is_compared(engine: sa.Engine) -> None:
     assert verify(engine, job)[1] == []
 
 
-def test_what_was_set_aside_is_listed_with_its_reason_where_the_source_said_so(engine: sa.Engine) -> None:
+def test_what_was_quarantined_is_listed_with_its_reason_where_the_source_said_so(engine: sa.Engine) -> None:
     short = RowError("short", Reason.DIMENSION, "the vector has 7 values")
     dropped = RowError(IDS[0], Reason.SPARSE_DROPPED, "no column holds its sparse values")
     nan = np.full(8, np.nan, np.float32)
@@ -112,7 +112,7 @@ def test_what_was_set_aside_is_listed_with_its_reason_where_the_source_said_so(e
         ("missing", "zero", ""),
     ]
     fetch = job.source.fetch
-    job.source.fetch = lambda keys: replace(fetch(keys), rejected=(dropped,))  # type: ignore[method-assign]
+    job.source.fetch = lambda keys: replace(fetch(keys), quarantined=(dropped,))  # type: ignore[method-assign]
     job.source.records = {key: [vector] for key, vector in zip(IDS, VECTORS, strict=True)}  # type: ignore[attr-defined]
     assert verify(engine, job)[1] == []
 

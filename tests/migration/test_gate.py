@@ -40,8 +40,8 @@ def begin_run(engine: sa.Engine, state: str, **errors: str) -> None:
         engine,
         f"UPDATE migration_run SET source = 'somewhere', state = '{state}'",
         *(
-            f"INSERT INTO migration_error (run_id, key, reason, batch, detail) SELECT id, '{key}', '{reason}', 1, '' "
-            f"FROM migration_run"
+            f"INSERT INTO migration_quarantine (run_id, key, reason, batch, detail) "
+            f"SELECT id, '{key}', '{reason}', 1, '' FROM migration_run"
             for key, reason in errors.items()
         ),
     )
@@ -77,15 +77,15 @@ def test_a_live_run_is_refused_though_nothing_is_null(engine: sa.Engine, state: 
         check(engine)
 
 
-def test_a_row_set_aside_is_refused_unless_its_reason_is_allowed(engine: sa.Engine) -> None:
+def test_a_row_quarantined_is_refused_unless_its_reason_is_allowed(engine: sa.Engine) -> None:
     add_rows(engine, filled=3, empty=2)
     begin_run(engine, "finished", e1="missing_at_source", e2="not_finite")
-    with pytest.raises(RunConflict, match=r"1 rows were set aside: not_finite"):
+    with pytest.raises(RunConflict, match=r"1 rows were quarantined: not_finite"):
         check(engine, "missing_at_source")
     assert check(engine, "missing_at_source", "not_finite") == 3
 
 
-def test_an_allowed_reason_excuses_no_more_nulls_than_rows_it_set_aside(engine: sa.Engine) -> None:
+def test_an_allowed_reason_excuses_no_more_nulls_than_rows_it_quarantined(engine: sa.Engine) -> None:
     add_rows(engine, filled=3, empty=2)
     begin_run(engine, "finished", e1="missing_at_source")
     with pytest.raises(RunConflict, match="2 of 5 rows have no value"):
@@ -95,7 +95,7 @@ def test_an_allowed_reason_excuses_no_more_nulls_than_rows_it_set_aside(engine: 
 def test_an_error_that_was_resolved_counts_no_more(engine: sa.Engine) -> None:
     add_rows(engine, filled=3)
     begin_run(engine, "finished", f1="not_finite")
-    execute(engine, "UPDATE migration_error SET resolved_at = now()")
+    execute(engine, "UPDATE migration_quarantine SET resolved_at = now()")
     assert check(engine) == 3
 
 

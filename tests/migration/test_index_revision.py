@@ -57,7 +57,7 @@ def leave_invalid_index(db: Database) -> None:
     assert db.index_is_valid(INDEX) is False
 
 
-def put_off(engine: sa.Engine) -> VectorTable:
+def defer(engine: sa.Engine) -> VectorTable:
     """Defer the index as a backfill does; returns the vector table it is on."""
     with engine.connect() as connection:
         table = resolve_table(connection, RAG_CHUNKS)
@@ -143,11 +143,11 @@ def test_the_roles_own_time_limits_do_not_end_the_build(db: Database) -> None:
 
 
 @AT_HEAD
-def test_an_index_whose_building_a_backfill_put_off_is_not_built_by_the_upgrade(
+def test_an_index_whose_building_a_backfill_deferred_is_not_built_by_the_upgrade(
     db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = create_engine(Settings.load(database_url=db.url))
-    table = put_off(engine)
+    table = defer(engine)
     db.execute("UPDATE amprenta_version_rag SET version_num = 'rag_0002'")
     with caplog.at_level(logging.INFO, "amprenta_vectors.ddl"):
         db.upgrade()
@@ -158,16 +158,16 @@ def test_an_index_whose_building_a_backfill_put_off_is_not_built_by_the_upgrade(
 
 
 @AT_HEAD
-def test_a_downgrade_drops_an_index_that_was_put_off_and_built_again(db: Database) -> None:
+def test_a_downgrade_drops_an_index_that_was_deferred_and_built_again(db: Database) -> None:
     engine = create_engine(Settings.load(database_url=db.url))
-    build_deferred(engine, put_off(engine), threading.Event())
+    build_deferred(engine, defer(engine), threading.Event())
     db.downgrade("rag_0002")
     assert db.index_is_valid(INDEX) is None
 
 
 @AT_HEAD
-def test_a_downgrade_forgets_an_index_that_is_put_off(db: Database) -> None:
-    put_off(create_engine(Settings.load(database_url=db.url)))
+def test_a_downgrade_forgets_an_index_that_is_deferred(db: Database) -> None:
+    defer(create_engine(Settings.load(database_url=db.url)))
     db.downgrade("rag_0002")
     assert db.scalar("SELECT count(*) FROM migration_index") == 0
     db.upgrade()

@@ -36,9 +36,9 @@ def test_alembic_upgrade_head_fits_out_an_empty_database(db: Database, alembic: 
     for table in (
         "migration_run",
         "migration_progress",
-        "migration_error",
+        "migration_quarantine",
         "migration_insert",
-        "migration_quota",
+        "migration_limit",
         "migration_event",
         "shadow_query",
         "vector_setting",

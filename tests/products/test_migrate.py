@@ -86,7 +86,7 @@ def test_the_dry_run_says_what_would_be_done_and_changes_nothing(run: Run, engin
 def test_chromas_vectors_arrive_bit_for_bit_and_the_rest_is_embedded(
     migrated: tuple[str, Result], migrated_engine: sa.Engine, chroma_folder: Path
 ) -> None:
-    # Ids that are no product's were set aside.
+    # Ids that are no product's were quarantined.
     assert migrated[1].exit_code == 3, migrated[1].output
     read = [sys.executable, "-c", READ_CHROMA, str(chroma_folder)]
     there = json.loads(subprocess.run(read, capture_output=True, text=True, check=True).stdout)
@@ -98,7 +98,7 @@ def test_chromas_vectors_arrive_bit_for_bit_and_the_rest_is_embedded(
         assert vector.tobytes() == np.array(there[key], np.float32).tobytes()
     assert all(row.embedding and row.embedding_version == 1 for row in here.values())
     assert {row.embedding_model for row in here.values()} == {"wordllama-l2-supercat"}
-    assert rows(migrated_engine, "SELECT reason, count(*) FROM migration_error GROUP BY 1") == [
+    assert rows(migrated_engine, "SELECT reason, count(*) FROM migration_quarantine GROUP BY 1") == [
         ("no_target_key", UNMATCHED)
     ]
 
@@ -190,14 +190,14 @@ def test_without_verification_nothing_is_compared_and_json_has_one_object_with_t
     assert "verified" not in {event["event"] for event in events}
 
 
-def test_a_run_that_was_begun_is_said_and_gone_on_with_by_resume(
+def test_a_run_that_was_begun_is_said_and_resumed_by_resume(
     run: Run, migrated_url: str, migrated_engine: sa.Engine
 ) -> None:
     rows(migrated_engine, AS_BEGUN)
     refused = run("migrate", set={"DATABASE_URL": migrated_url})
     assert refused.exit_code == 2
     assert "run 1 into products.embedding is unfinished" in refused.output
-    assert "--resume goes on with it" in refused.output
+    assert "--resume resumes it" in refused.output
     resumed = run("migrate", "--resume", "--no-verify", set={"DATABASE_URL": migrated_url})
     assert f"run 1 finished: {PRODUCTS - ABSENT} rows written" in resumed.output
     assert f"Successfully migrated: {PRODUCTS}\n" in resumed.output
@@ -210,7 +210,7 @@ def test_interrupted_it_names_its_own_command_once(run: Run, monkeypatch: pytest
     monkeypatch.setattr("amprenta_vectors.cli.products.stop_on_signal", lambda: nullcontext(stopped))
     result = run("migrate")
     assert result.exit_code == 130
-    assert re.findall("go on with: (.*)", result.output) == ["amprenta-vectors products migrate --resume"]
+    assert re.findall("resume with: (.*)", result.output) == ["amprenta-vectors products migrate --resume"]
 
 
 def test_resume_after_a_run_that_finished_moves_and_embeds_what_came_since(
@@ -228,7 +228,7 @@ def test_resume_after_a_run_that_finished_moves_and_embeds_what_came_since(
     assert rows(migrated_engine, "SELECT count(*) FROM products WHERE embedding IS NULL") == [(0,)]
 
 
-def test_a_run_that_embedded_beside_it_is_gone_on_with_where_nothing_is_to_be_embedded_any_more(
+def test_a_run_that_embedded_beside_it_is_resumed_where_nothing_is_to_be_embedded_any_more(
     run: Run, migrated_url: str, migrated_engine: sa.Engine
 ) -> None:
     rows(migrated_engine, OF_CHROMA_ALONE + AS_BEGUN)
@@ -236,7 +236,7 @@ def test_a_run_that_embedded_beside_it_is_gone_on_with_where_nothing_is_to_be_em
     assert f"run 1 finished: {PRODUCTS - ABSENT} rows written" in result.output, result.output
 
 
-def test_a_run_that_moved_all_there_was_is_gone_on_with_where_a_product_came_since(
+def test_a_run_that_moved_all_there_was_is_resumed_where_a_product_came_since(
     run: Run, migrated_url: str, migrated_engine: sa.Engine
 ) -> None:
     rows(migrated_engine, OF_CHROMA_ALONE + "UPDATE products SET embedding = NULL")

@@ -38,7 +38,7 @@ def assert_whole(engine: sa.Engine, ids: Sequence[str], vectors: Vectors) -> Non
     ]
     figures = "SELECT sum(rows_written)::int, sum(rows_skipped)::int, count(*) FILTER (WHERE status <> 'done')"
     assert execute(engine, figures + " FROM migration_progress") == [(len(ids), 0, 0)]
-    assert execute(engine, "SELECT count(*) FROM migration_error") == [(0,)]
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine") == [(0,)]
     assert execute(engine, "SELECT count(*) FROM migration_index WHERE built_at IS NULL") == [(0,)]
     bytes_of = dict(zip(ids, (vector.astype(">f4").tobytes() for vector in vectors), strict=True))
     recorded = execute(engine, "SELECT batch, checksum FROM migration_progress ORDER BY batch")

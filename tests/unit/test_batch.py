@@ -18,7 +18,7 @@ def to_batch(vectors: Any, **columns: Any) -> VectorBatch:
 
 
 def reasons(batch: VectorBatch) -> dict[str, str]:
-    return {error.key: error.reason for error in batch.rejected}
+    return {error.key: error.reason for error in batch.quarantined}
 
 
 @pytest.mark.parametrize(
@@ -42,30 +42,30 @@ def test_rows_are_taken_with_all_their_columns() -> None:
         texts=["a", None, "c"],
         metadata=[{"n": 0}, None, {"n": 2}],
         keys=[("x",), ("y",), ("z",)],
-        rejected=(error,),
+        quarantined=(error,),
     )
     taken = batch.take([2, 0])
     assert (taken.source_keys, taken.texts, taken.keys) == (["k2", "k0"], ["c", "a"], [("z",), ("x",)])
     assert taken.metadata == [{"n": 2}, {"n": 0}]
     assert taken.vectors.tolist() == [[5, 6], [1, 2]]
-    assert taken.rejected == (error,)
+    assert taken.quarantined == (error,)
     assert batch.take([1], [("new",)]).keys == [("new",)]
     assert len(batch.take([])) == 0
     assert batch.take([]).dimension == 2
 
 
-def test_a_batch_without_a_bad_row_is_not_copied() -> None:
+def test_a_batch_without_a_row_to_quarantine_is_not_copied() -> None:
     batch = to_batch([[1, 2], [0, -1]])
     assert batch.validated(cosine=True) is batch
 
 
-def test_each_bad_row_stands_aside_with_its_reason_and_the_others_keep_their_place() -> None:
+def test_each_row_that_cannot_be_stored_is_quarantined_with_its_reason_and_the_others_keep_their_place() -> None:
     nan, infinity = float("nan"), float("inf")
     before = RowError("before", Reason.DIMENSION, "")
     batch = to_batch(
         [[1, 2], [nan, 1], [infinity, 1], [-infinity, nan], [0, 0], [-0.0, 0.0], [3, 4], [5, 6]],
         texts=["a", None, None, None, None, None, "nul\0", "z"],
-        rejected=(before,),
+        quarantined=(before,),
     )
     checked = batch.validated(cosine=True)
     assert (checked.source_keys, checked.texts) == (["k0", "k7"], ["a", "z"])
@@ -81,7 +81,7 @@ def test_each_bad_row_stands_aside_with_its_reason_and_the_others_keep_their_pla
 
 
 def test_a_zero_vector_has_a_place_under_other_distances() -> None:
-    assert to_batch([[0, 0]]).validated(cosine=False).rejected == ()
+    assert to_batch([[0, 0]]).validated(cosine=False).quarantined == ()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_nul_is_found_wherever_it_hides_in_metadata(metadata: Any) -> None:
 )
 def test_a_halfvec_is_judged_by_what_the_cast_leaves(value: float, reason: Reason | None) -> None:
     vectors: Vectors = np.full((1, 2), value, np.float32)
-    assert to_batch(vectors).validated(cosine=True).rejected == ()
+    assert to_batch(vectors).validated(cosine=True).quarantined == ()
     half = to_batch(vectors).validated(cosine=True, storage="halfvec")
     assert reasons(half) == ({"k0": reason} if reason else {})
 
@@ -116,13 +116,13 @@ def test_a_bad_vector_is_found_in_a_batch_of_vectors_alone(value: float, reason:
     vectors = np.array([[1, 2], [value, 0], [3, 4]], np.float32)
     valid = VectorBatch(source_keys=["a", "b", "c"], vectors=vectors).validated(cosine=True)
     assert list(valid.source_keys) == ["a", "c"]
-    assert [(error.key, error.reason) for error in valid.rejected] == [("b", reason)]
+    assert [(error.key, error.reason) for error in valid.quarantined] == [("b", reason)]
 
 
 @pytest.mark.parametrize("value", [1e-30, 1e-45, 3e38])
 def test_a_vector_whose_squared_length_is_no_float32_is_kept(value: float) -> None:
     vectors = np.full((2, 8), value, np.float32)
-    assert VectorBatch(source_keys=["a", "b"], vectors=vectors).validated(cosine=True).rejected == ()
+    assert VectorBatch(source_keys=["a", "b"], vectors=vectors).validated(cosine=True).quarantined == ()
 
 
 def test_an_empty_batch_is_valid() -> None:

@@ -1,4 +1,4 @@
-"""Halving finds every bad row wherever it stands, within the number of tries that is stated."""
+"""Halving finds every quarantined row wherever it stands, within the number of tries that is stated."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rows_and_bad(draw: st.DrawFn) -> tuple[int, set[int]]:
 
 
 @given(rows_and_bad())
-def test_every_bad_row_stands_alone_and_every_other_passes_once_within_the_stated_tries(
+def test_every_refused_row_stands_alone_and_every_other_passes_once_within_the_stated_tries(
     given_rows: tuple[int, set[int]],
 ) -> None:
     rows, bad = given_rows

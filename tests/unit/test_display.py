@@ -62,7 +62,7 @@ def test_time_in_which_the_run_was_throttled_does_not_count_towards_its_rate(lin
     ("values", "said"),
     [
         ({"desired_state": "paused"}, "pausing"),
-        ({"state": "paused", "desired_state": "paused"}, "paused; go on with: amprenta-vectors resume 3"),
+        ({"state": "paused", "desired_state": "paused"}, "paused; resume with: amprenta-vectors resume 3"),
         ({"desired_state": "cancelled"}, "being cancelled"),
         ({}, "1 process(es) at work"),
     ],

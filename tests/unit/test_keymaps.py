@@ -15,7 +15,7 @@ from amprenta_vectors.schema.keymaps import Identity, KeyMap, Numbered, Split, U
 
 def to_batch(*source_keys: str) -> VectorBatch:
     vectors = np.arange(len(source_keys), dtype=np.float32).reshape(-1, 1)
-    return VectorBatch(source_keys=source_keys, vectors=vectors, rejected=(RowError("bad", Reason.DIMENSION, ""),))
+    return VectorBatch(source_keys=source_keys, vectors=vectors, quarantined=(RowError("bad", Reason.DIMENSION, ""),))
 
 
 def test_identity_keeps_each_key() -> None:
@@ -34,7 +34,7 @@ def test_the_source_key_is_found_again_and_nothing_else_of_the_batch_changes(key
     assert mapped.keys is not None
     assert [key_map.to_source(key) for key in mapped.keys] == list(batch.source_keys)
     assert (mapped.vectors == batch.vectors).all()
-    assert mapped.rejected == batch.rejected
+    assert mapped.quarantined == batch.quarantined
 
 
 @pytest.mark.parametrize("key_map", [Identity(), Numbered()])
@@ -49,7 +49,7 @@ def test_names_tell_the_maps_apart() -> None:
 def keys_of(key_map: KeyMap, *source_keys: str) -> tuple[list[tuple[str, ...]], dict[str, str]]:
     mapped = key_map.apply(to_batch(*source_keys))
     assert mapped.keys is not None
-    return list(mapped.keys), {error.key: error.detail for error in mapped.rejected if error.key != "bad"}
+    return list(mapped.keys), {error.key: error.detail for error in mapped.quarantined if error.key != "bad"}
 
 
 SPELLINGS = [
@@ -75,7 +75,7 @@ def test_what_is_no_uuid_has_no_key(text: str) -> None:
     assert (keys, list(why)) == ([], [text])
 
 
-def test_of_two_spellings_of_one_uuid_the_first_counts_and_the_other_is_set_aside() -> None:
+def test_of_two_spellings_of_one_uuid_the_first_counts_and_the_other_is_quarantined() -> None:
     keys, why = keys_of(Identity(["uuid"]), SPELLINGS[0], SPELLINGS[1])
     assert len(keys) == 1
     assert why == {SPELLINGS[1]: f"{SPELLINGS[0]!r} is another spelling of the same key"}

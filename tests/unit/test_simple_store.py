@@ -215,14 +215,14 @@ def test_one_list_in_many_places_is_one_array(tmp_path: Path) -> None:
     assert len({id(record.vector) for record in store.records.values()}) == 1
 
 
-def test_a_text_with_half_of_a_character_is_set_aside(tmp_path: Path) -> None:
+def test_a_text_with_half_of_a_character_is_quarantined(tmp_path: Path) -> None:
     vectors, documents = good()
     documents = {**documents, "a": {"text": "\ud800"}, "b": {"text": "x", "metadata": {"y": "\ud800"}}}
     write(tmp_path / "alice" / f"{PREFIX}x", vectors, documents)
     origin = SimpleOrigin(tmp_path, Fernet.generate_key().decode())
     batch = origin.open(VECTOR_DOCUMENTS.with_columns(dimension=2), "alice/x", with_metadata=True).fetch(IDS)
     assert batch.source_keys == ["c"]
-    assert [(row.key, row.reason) for row in batch.rejected] == [("a", Reason.UNREADABLE), ("b", Reason.UNREADABLE)]
+    assert [(row.key, row.reason) for row in batch.quarantined] == [("a", Reason.UNREADABLE), ("b", Reason.UNREADABLE)]
 
 
 def test_a_user_whose_folder_cannot_be_listed_is_a_store_that_cannot_be_read(

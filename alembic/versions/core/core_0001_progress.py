@@ -88,7 +88,7 @@ def upgrade() -> None:
         ),
     )
     op.adopt_table(
-        "migration_error",
+        "migration_quarantine",
         sa.Column("run_id", sa.BigInteger, sa.ForeignKey("migration_run.id"), primary_key=True),
         sa.Column("key", sa.Text, primary_key=True),
         sa.Column("reason", sa.Text, primary_key=True),
@@ -99,7 +99,7 @@ def upgrade() -> None:
         sa.Column("resolved_at", sa.TIMESTAMP(timezone=True)),
     )
     op.adopt_table(
-        "migration_quota",
+        "migration_limit",
         sa.Column("run_id", sa.BigInteger, sa.ForeignKey("migration_run.id"), primary_key=True),
         sa.Column("kind", sa.Text, primary_key=True),
         sa.Column("rate", sa.Double, nullable=False),
@@ -192,8 +192,8 @@ def downgrade() -> None:
         "vector_outbox",
         "migration_event",
         "migration_insert",
-        "migration_quota",
-        "migration_error",
+        "migration_limit",
+        "migration_quarantine",
         "migration_progress",
         "migration_run",
     ):

@@ -31,7 +31,7 @@ class PineconeSource:
     """One namespace of one index. Opened by :func:`open_source`; safe to share between threads.
 
     With ``text_field`` None neither texts nor metadata are read out of the records; with ``""`` the text stays among
-    the metadata. Sparse values are read ``with_sparse``, else set aside.
+    the metadata. Sparse values are read ``with_sparse``, else quarantined.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class PineconeSource:
         """Close the transport's channel."""
         self._transport.close()
 
-    def _to_batch(self, records: Iterator[Record], most: int, rejected: list[RowError]) -> VectorBatch:
+    def _to_batch(self, records: Iterator[Record], most: int, quarantined: list[RowError]) -> VectorBatch:
         """The records as one batch; each is let go of before the next is read. There are at most ``most``."""
         dimension = self.description.dimension
         ids: list[str] = []
@@ -124,16 +124,18 @@ class PineconeSource:
                 kept_fields = _to_fields(fields) if self._text_field is not None else {}
                 kept_sparse = _to_sparse(sparse) if sparse and self._with_sparse else None
             except (ValueError, DecodeError) as error:
-                rejected.append(RowError(key, Reason.UNREADABLE, f"the record cannot be decoded: {error}"))
+                quarantined.append(RowError(key, Reason.UNREADABLE, f"the record cannot be decoded: {error}"))
                 continue
             if len(row) != row_bytes:
                 reason = Reason.SPARSE_ONLY if sparse and not row else Reason.DIMENSION
-                rejected.append(RowError(key, reason, f"the vector has {len(row) // 4} values; expected {dimension}"))
+                quarantined.append(
+                    RowError(key, reason, f"the vector has {len(row) // 4} values; expected {dimension}")
+                )
                 continue
             if self._with_sparse:
                 sparse_values.append(kept_sparse)
             elif sparse:
-                rejected.append(RowError(key, Reason.SPARSE_DROPPED, "no column holds its sparse values"))
+                quarantined.append(RowError(key, Reason.SPARSE_DROPPED, "no column holds its sparse values"))
             rows[len(ids) * row_bytes : (len(ids) + 1) * row_bytes] = row
             ids.append(key)
             if self._text_field is not None:
@@ -146,7 +148,7 @@ class PineconeSource:
             texts=texts if self._text_field is not None else None,
             metadata=metadata if self._text_field is not None else None,
             sparse=sparse_values if self._with_sparse else None,
-            rejected=tuple(rejected),
+            quarantined=tuple(quarantined),
         )
 
 

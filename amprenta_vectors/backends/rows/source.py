@@ -57,7 +57,7 @@ class RowsSource:
         return AllRows(self._engine, self._table, self._scope, self._own).iter_keys(token)
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
-        """The vectors of the rows' texts as they are now; a row without any stands in ``rejected``.
+        """The vectors of the rows' texts as they are now; a row without any stands in ``quarantined``.
 
         Raises `TransientError` where database or embedder is away, `SourceError` for vectors of another shape.
         """
@@ -68,7 +68,7 @@ class RowsSource:
             source_keys=list(named),
             vectors=self._embed(list(named.values())),
             texts=list(named.values()),
-            rejected=tuple(
+            quarantined=tuple(
                 RowError(key, Reason.NO_TEXT, f"nothing to embed in {listed}")
                 for key, text in texts.items()
                 if not text

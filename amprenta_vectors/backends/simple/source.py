@@ -153,9 +153,9 @@ class SimpleSource:
             yield ids[start:end], f"{digest}:{end}" if end < len(ids) else None
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
-        """The records of ``keys``; a vector of another dimension, or without its document, stands in ``rejected``."""
+        """The records of ``keys``; one of another dimension, or without its document, is in ``quarantined``."""
         store = self._origin.store(self._namespace)
-        rejected = [RowError(key, Reason.UNPAIRED, store.unpaired[key]) for key in keys if key in store.unpaired]
+        quarantined = [RowError(key, Reason.UNPAIRED, store.unpaired[key]) for key in keys if key in store.unpaired]
         found: list[str] = []
         for key in keys:
             if key not in store.records:
@@ -164,19 +164,19 @@ class SimpleSource:
             if amiss is None:
                 found.append(key)
             else:
-                rejected.append(amiss)
+                quarantined.append(amiss)
         records = [store.records[key] for key in found]
         vectors = np.empty((len(found), self._dimension), np.float32)
         for row, record in zip(vectors, records, strict=True):
             row[:] = record.vector
         if not self._with_metadata:
-            return VectorBatch(found, vectors, rejected=tuple(rejected))
+            return VectorBatch(found, vectors, quarantined=tuple(quarantined))
         return VectorBatch(
             found,
             vectors,
             texts=[record.text for record in records],
             metadata=[self._metadata_of(key, record) for key, record in zip(found, records, strict=True)],
-            rejected=tuple(rejected),
+            quarantined=tuple(quarantined),
         )
 
     def _amiss_with(self, key: str, store: LegacyStore) -> RowError | None:

@@ -1,4 +1,4 @@
-"""The ANN index around a load: put off while the column is empty, built once when the last run is done."""
+"""The ANN index around a load: deferred while the column is empty, built once when the last run is done."""
 
 from __future__ import annotations
 

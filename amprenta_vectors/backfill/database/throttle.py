@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from amprenta_vectors.backfill.database.server_load import Observatory, ServerLoad
+from amprenta_vectors.config import Thresholds
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.errors import sqlstate, to_error
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -31,20 +32,6 @@ _BLIND = sa.text("""
     SELECT pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all, current_user AS role,
            EXISTS (SELECT FROM pg_stat_replication WHERE state IS NULL) AS hidden_replicas
 """)
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Beyond what a run waits; None: not looked at. A field is the setting of the same name (docs/throttling.md)."""
-
-    max_replica_lag_seconds: float | None = None
-    max_lock_waiters: float | None = None
-    max_active_sessions: float | None = None
-    max_wal_mb_per_second: float | None = None
-    max_unarchived_segments: float | None = None
-    autovacuum_wait_seconds: float | None = None
-    max_snapshot_seconds: float | None = None
-    throttle_sql: str | None = None
 
 
 _NEEDS = {

@@ -16,7 +16,7 @@ from amprenta_vectors.reasons import Reason
 
 
 def fetch_all(retry: Retry, source: Source, keys: Sequence[str]) -> VectorBatch:
-    """What ``source`` has of ``keys``; a key that it refuses to look for stands in ``rejected``.
+    """What ``source`` has of ``keys``; a key that it refuses to look for stands in ``quarantined``.
 
     A refused request is halved until the refused keys stand alone: at most `bisect.most_tries` calls, and
     `bisect.budget` whatever happens. A call that is tried again because its failure passes is one. Call it outside any
@@ -59,5 +59,5 @@ def _joined(answers: Sequence[VectorBatch], refused: Sequence[RowError], dimensi
         texts=texts if any(answer.texts is not None for answer in answers) else None,
         metadata=metadata if any(answer.metadata is not None for answer in answers) else None,
         sparse=sparse if any(answer.sparse is not None for answer in answers) else None,
-        rejected=(*(error for answer in answers for error in answer.rejected), *refused),
+        quarantined=(*(error for answer in answers for error in answer.quarantined), *refused),
     )

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backfill.engine.keys_from import KeysFrom, is_retry, side_of
 from amprenta_vectors.backfill.engine.retry import LONGEST_WAIT_SECONDS
-from amprenta_vectors.backfill.limits.pace import Ceilings
 from amprenta_vectors.backfill.progress.runs import RunSpec
+from amprenta_vectors.config import SourceLimits
 from amprenta_vectors.schema.keymaps import KeyMap, check_invertible
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -42,7 +42,7 @@ class Job:
     figures_seconds: float = 0.5
     """How often the figures are shown; whether too many rows are bad is asked half as often."""
     expected_keys: int | None = None
-    ceilings: Ceilings = field(default_factory=Ceilings)
+    source_limits: SourceLimits = field(default_factory=SourceLimits)
     limits: Mapping[str, float] = field(default_factory=dict)
     """Ordered of the run when this process comes to work at it."""
     max_bad_share: float = 1.0
@@ -70,8 +70,8 @@ class Job:
         return self.inserts and self.source.description.kind == "simple"
 
     @property
-    def most_bad(self) -> float:
-        """The share of keys that may be set aside; all of those that were set aside before."""
+    def most_quarantined(self) -> float:
+        """The share of keys that may be quarantined; all of those that were quarantined before."""
         return 1.0 if is_retry(self.keys_from) else self.max_bad_share
 
     @property

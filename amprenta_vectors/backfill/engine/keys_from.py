@@ -6,14 +6,14 @@ from typing import Literal, get_args
 
 KeysFrom = Literal["table", "source", "given", "table_errors", "source_errors", "reconcile"]
 """The table's rows without an embedding, the source's list, a list that a person gave, or the rows that runs of the one
-or the other side have set aside; or the source's list once more, to bring the table to what the source has by now."""
+or the other side have quarantined; or the source's list once more, to bring the table to what the source has by now."""
 
 Side = Literal["table", "source"]
 """Of a migration: where rows are to be filled, or where vectors are read."""
 
 
 def retry_of(side: Side) -> KeysFrom:
-    """Where the keys come from of a run that takes again what runs with keys from that ``side`` have set aside."""
+    """Where the keys come from of a run that takes again what runs with keys from that ``side`` have quarantined."""
     return "table_errors" if side == "table" else "source_errors"
 
 
@@ -29,7 +29,7 @@ def all_of(side: Side) -> list[KeysFrom]:
 
 
 def is_retry(keys_from: KeysFrom) -> bool:
-    """Whether the keys are those of rows that were set aside."""
+    """Whether the keys are those of rows that were quarantined."""
     return keys_from in {"table_errors", "source_errors"}
 
 

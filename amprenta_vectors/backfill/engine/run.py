@@ -34,10 +34,10 @@ from amprenta_vectors.backfill.engine.sizing import BatchSizer
 from amprenta_vectors.backfill.engine.starting import Mode, begin_or_join
 from amprenta_vectors.backfill.engine.steering import Steering
 from amprenta_vectors.backfill.engine.worker import Worker, Writer
-from amprenta_vectors.backfill.limits.bad_share import BadShare
 from amprenta_vectors.backfill.limits.ledger import RunLedger
-from amprenta_vectors.backfill.limits.quota import LeasedMeter, metered
-from amprenta_vectors.backfill.progress import events, figures, indexes, plans, runs, seen, set_aside, transactions
+from amprenta_vectors.backfill.limits.meter import LeasedMeter, metered
+from amprenta_vectors.backfill.limits.quarantined_share import QuarantinedShare
+from amprenta_vectors.backfill.progress import events, figures, indexes, plans, quarantine, runs, seen, transactions
 from amprenta_vectors.backfill.progress.batches import Batch, Outcome
 from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.figures import Counts
@@ -50,7 +50,7 @@ from amprenta_vectors.backfill.reconcile.gone import Gone, GoneRows, RunOver, Wo
 from amprenta_vectors.backfill.reconcile.reconciler import Reconciler
 from amprenta_vectors.backfill.writing.replacing import ReplacingSink
 from amprenta_vectors.backfill.writing.sink import Sink
-from amprenta_vectors.errors import RunConflict, TooManyBadRows, TransientError
+from amprenta_vectors.errors import RunConflict, TooManyQuarantined, TransientError
 from amprenta_vectors.pg.errors import is_transient
 from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -111,7 +111,7 @@ class Backfill:
         self._seen: tuple[Run, Counts]
 
     def start(self, mode: Mode) -> Run:
-        """Begin a run or find the one to go on with.
+        """Begin a run or find the one to resume.
 
         A process that comes to resume when its fellows have finished finds the finished run: nothing is read twice.
         Raises `RunConflict`, `NotUpgraded`.
@@ -131,7 +131,9 @@ class Backfill:
             self._seen = self._retry.database("counting", partial(self._counted, run))
             return self._finish(began, repair=True)
         self._seen = self._retry.database("counting", partial(self._counted, run))
-        share = BadShare(self._engine, run, self._job.most_bad, look_seconds=2 * self._job.figures_seconds)
+        share = QuarantinedShare(
+            self._engine, run, self._job.most_quarantined, look_seconds=2 * self._job.figures_seconds
+        )
         self._retry.database("counting", share.begin)
         worker = self._worker(run)
         steering = self._steering(run, worker)
@@ -158,7 +160,7 @@ class Backfill:
                 thread.join(self._job.drain_seconds)
             self._unless_away(partial(self._note, Event.LEFT, {"owner": self._owner, "written": self._written}))
 
-    def _work_through(self, run: Run, worker: Worker, share: BadShare) -> None:
+    def _work_through(self, run: Run, worker: Worker, share: QuarantinedShare) -> None:
         """Plan and work until nothing is left, the process is to end, or a thread has failed."""
         planner = self._planner(run)
         doing = [self._thread("planner", planner.run)]
@@ -183,11 +185,11 @@ class Backfill:
         self._unless_away(self._look)
         self._check_share(share)
 
-    def _check_share(self, share: BadShare) -> None:
+    def _check_share(self, share: QuarantinedShare) -> None:
         """Once more at the end: what came after the last look counts too."""
         try:
             self._unless_away(partial(share.check, self._seen[1], last=True))
-        except TooManyBadRows as error:
+        except TooManyQuarantined as error:
             self._failure = self._failure or error
 
     def _conclude(self, began: float) -> Summary:
@@ -197,7 +199,7 @@ class Backfill:
             if isinstance(self._failure, TransientError) and not self._failure.hint:
                 self._failure.hint = (
                     f"it was tried again for {self._job.retry_seconds:.0f} s (AMPRENTA_RETRY_SECONDS); "
-                    "--resume goes on with the run"
+                    "--resume resumes the run"
                 )
             raise self._failure
         if self._stop.is_set():
@@ -206,11 +208,11 @@ class Backfill:
         return self._finish(began)
 
     def _prepare(self) -> bool:
-        """Put the index off as soon as the run may go on; returns whether it does, or this process ends."""
+        """Defer the index as soon as the run may go on; returns whether it does, or this process ends."""
         defer = partial(defer_indexes, self._engine, self._job.table, force=self._job.defer_index)
         while self._wait_while_held():
             with suppress(Held):
-                deferred = self._retry.database("putting the index off", defer)
+                deferred = self._retry.database("deferring the index", defer)
                 if deferred:
                     self._unless_away(partial(self._note, Event.INDEX_DEFERRED, {"indexes": deferred}))
                 self._observer(RunStarted(self._seen[0], deferred))
@@ -369,7 +371,7 @@ class Backfill:
     def _meter(self, run: Run) -> LeasedMeter:
         return LeasedMeter(
             RunLedger(self._engine, run.id),
-            lambda: self._job.ceilings.under(self.control.limits),
+            lambda: self._job.source_limits.under(self.control.limits),
             self.control.hold,
             self.control.check,
             self._wait,
@@ -380,8 +382,8 @@ class Backfill:
         while not self._over.wait(self._job.poll_seconds):
             meter.tidy()
 
-    def _show(self, share: BadShare) -> None:
-        """Show the figures now and then, and fail where they show too many bad rows."""
+    def _show(self, share: QuarantinedShare) -> None:
+        """Show the figures now and then, and fail where they show too many quarantined rows."""
         while not self._over.wait(self._job.figures_seconds):
             self._unless_away(self._look)
             self._unless_away(partial(share.check, self._seen[1]))
@@ -518,7 +520,7 @@ class Backfill:
         if self.control.halt.is_set():
             raise RunConflict(
                 f"run {self._seen[0].id} was to be cancelled, and then was not; this process has left it",
-                hint="amprenta-vectors backfill --resume goes on with it",
+                hint="amprenta-vectors backfill --resume resumes it",
             )
 
     def _ending(self, *, repair: bool) -> Callable[[], tuple[str, bool, bool]]:
@@ -558,7 +560,7 @@ class Backfill:
             nonlocal errors
             self._seen = self._counted(self._seen[0])
             with transaction(self._engine) as connection:
-                errors = set_aside.errors_by_reason(connection, self._seen[0].id)
+                errors = quarantine.errors_by_reason(connection, self._seen[0].id)
 
         self._unless_away(look)
         seconds = self._clock() - began

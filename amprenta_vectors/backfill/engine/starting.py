@@ -10,7 +10,7 @@ from amprenta_vectors.backfill.database.index import column_is_empty
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.keys import has_empty
 from amprenta_vectors.backfill.engine.keys_from import all_of, is_known, is_retry, side_of
-from amprenta_vectors.backfill.progress import batches, events, figures, orders, plans, runs, set_aside, transactions
+from amprenta_vectors.backfill.progress import batches, events, figures, orders, plans, quarantine, runs, transactions
 from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.progress.transactions import transaction
@@ -18,7 +18,7 @@ from amprenta_vectors.backfill.verify.row_sample import models_in_rows
 from amprenta_vectors.errors import RunConflict
 
 Mode = Literal["new", "resume", "join", "restart"]
-"""What becomes of an unfinished run: it is in the way, gone on with, or cancelled. Where there is none, ``resume`` also
+"""What becomes of an unfinished run: it is in the way, resumed, or cancelled. Where there is none, ``resume`` also
 takes a like run that has finished for the run's end, and ``join`` begins another, as ``new`` does."""
 
 
@@ -38,7 +38,7 @@ def begin_or_join(engine: Engine, job: Job, owner: str, mode: Mode) -> Run:
                 done = figures.count(connection, run.id).keys_done
                 raise RunConflict(
                     f"run {run.id} into {run.target} is unfinished: {done:,} of {run.planned_keys:,} keys are done",
-                    hint="--resume goes on with it; --restart begins anew (rows already filled stay filled)",
+                    hint="--resume resumes it; --restart begins anew (rows already filled stay filled)",
                 )
             runs.check_same(run, spec)
             return _join(connection, job, run, owner)
@@ -57,19 +57,19 @@ def _join(connection: Connection, job: Job, run: Run, owner: str) -> Run:
     detail = {"owner": owner, "workers": job.workers, "batch_size": job.batch_size}
     events.record_event(connection, run.id, Event.JOINED, detail)
     limits = dict(job.limits)
-    if job.ceilings.max_read_units is not None and "max_read_units" not in run.limits:
+    if job.source_limits.max_read_units is not None and "max_read_units" not in run.limits:
         # What a run may cost holds for all its processes, also for those whose environment does not say it.
-        limits.setdefault("max_read_units", job.ceilings.max_read_units)
+        limits.setdefault("max_read_units", job.source_limits.max_read_units)
     if limits:
         orders.change_limits(connection, run.id, limits)
     return run
 
 
 def _plan_known(connection: Connection, job: Job, run: Run) -> Run:
-    """Store all batches of a run whose keys are given, or are those of rows that were set aside."""
+    """Store all batches of a run whose keys are given, or are those of rows that were quarantined."""
     if is_retry(job.keys_from):
         origins = all_of(side_of(job.keys_from))
-        set_aside.plan_retry(connection, run, origins, job.retry_reason, job.batch_size)
+        quarantine.plan_retry(connection, run, origins, job.retry_reason, job.batch_size)
     else:
         plans.plan_given(connection, run.id, job.given_keys, job.batch_size)
     return runs.load_run(connection, run.id)

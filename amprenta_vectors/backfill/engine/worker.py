@@ -51,7 +51,7 @@ Writer = Sink | ReplacingSink | Reconciler
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was fetched of a batch: ``rows`` to write, rows to set ``aside``, and, where the run is to know, its keys.
+    """What was fetched of a batch: ``rows`` to write, rows to quarantine``, and, where the run is to know, its keys.
 
     ``seen`` are the target keys of all that the source has, of what cannot be written too, each key part after part.
     """
@@ -199,8 +199,8 @@ class Worker:
         self._on_done(batch, outcome)
 
     def _prepare(self, batch: Batch, fetched: VectorBatch) -> Prepared:
-        """The rows to write, in planned order and with their target keys, and the rows to set aside."""
-        present = set(fetched.source_keys) | {error.key for error in fetched.rejected}
+        """The rows to write, in planned order and with their target keys, and the rows to quarantine."""
+        present = set(fetched.source_keys) | {error.key for error in fetched.quarantined}
         # To a run that finds what the source no longer has, what is deleted after it was listed is no error.
         missing = [] if self._sink.keeps_seen else [key for key in batch.keys if key not in present]
         # Keys first: a row's number among those of its source key does not depend on which of them are bad.
@@ -210,15 +210,15 @@ class Worker:
             valid = valid.with_sparse(self._sparse_dimension)
         rows = self._in_planned_order(batch, valid)
         aside = [
-            *rows.rejected,
+            *rows.quarantined,
             *(RowError(key, Reason.MISSING, "the source has no such record") for key in missing),
         ]
         return Prepared(rows, aside, self._seen(fetched, keyed) if self._sink.keeps_seen else [])
 
     def _seen(self, fetched: VectorBatch, keyed: VectorBatch) -> list[str]:
         keys = list(keyed.keys or ())
-        if fetched.rejected:
-            bad: Sequence[str] = [error.key for error in fetched.rejected]
+        if fetched.quarantined:
+            bad: Sequence[str] = [error.key for error in fetched.quarantined]
             without_vectors = VectorBatch(source_keys=bad, vectors=np.empty((len(bad), 0), np.float32))
             looked_up = self._retry.database("looking up keys", partial(self._key_map.apply, without_vectors))
             keys += looked_up.keys or ()

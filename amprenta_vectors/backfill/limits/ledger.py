@@ -1,4 +1,4 @@
-"""Where quotas are kept: with the run, for all its processes, or in memory, for a process that works at no run."""
+"""Where token buckets are kept: with the run, for all its processes, or in memory, for a process without a run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import psycopg2
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill.limits.pace import Kind, Lease, Quota, lend, lower, published, refill
-from amprenta_vectors.backfill.progress import figures, quotas, runs
+from amprenta_vectors.backfill.limits.token_bucket import Kind, Lease, TokenBucket, lend, lower, published, refill
+from amprenta_vectors.backfill.progress import figures, limits, runs
 from amprenta_vectors.backfill.progress.states import RunState
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.errors import ReadUnitsSpent
@@ -27,18 +27,18 @@ Result = TypeVar("Result")
 class Ledger(Protocol):
     """What may be asked of the source by the second, and how many read units in all. Safe to use from any thread."""
 
-    def lease(self, kind: Kind, ceiling: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
-        """Buy quota; see `pace.lend`. Raises `TransientError`."""
+    def lease(self, kind: Kind, limit: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
+        """Lease requests or read units; see `token_bucket.lend`. Raises `TransientError`."""
         ...
 
-    def lower(self, kind: Kind, ceiling: float | None, retry_after: float | None) -> None:
-        """The source refused a request; see `pace.lower`. Raises `TransientError`."""
+    def lower(self, kind: Kind, limit: float | None, retry_after: float | None) -> None:
+        """The source refused a request; see `token_bucket.lower`. Raises `TransientError`."""
         ...
 
-    def reserve(self, *, needed: int, wanted: int, ceiling: int | None) -> int:
+    def reserve(self, *, needed: int, wanted: int, limit: int | None) -> int:
         """Reserve ``needed`` read units or more; returns how many.
 
-        Raises `ReadUnitsSpent` where ``needed`` would pass the ceiling, `TransientError`.
+        Raises `ReadUnitsSpent` where ``needed`` would pass the limit, `TransientError`.
         """
         ...
 
@@ -48,53 +48,53 @@ class Ledger(Protocol):
 
 
 class RunLedger:
-    """A run's own, in `migration_quota` and `migration_run`; each call is one short transaction."""
+    """A run's own, in `migration_limit` and `migration_run`; each call is one short transaction."""
 
     def __init__(self, engine: Engine, run_id: int) -> None:
         self._engine = engine
         self._run_id = run_id
 
-    def lease(self, kind: Kind, ceiling: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
+    def lease(self, kind: Kind, limit: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
         """Buy from what all processes of the run share."""
 
         def buy(connection: Connection) -> Lease:
-            held = quotas.lock_quota(connection, self._run_id, kind)
-            if held is None and ceiling is not None:
-                quotas.open_quota(connection, self._run_id, kind, ceiling)
-                held = quotas.lock_quota(connection, self._run_id, kind)
+            held = limits.lock_bucket(connection, self._run_id, kind)
+            if held is None and limit is not None:
+                limits.open_bucket(connection, self._run_id, kind, limit)
+                held = limits.lock_bucket(connection, self._run_id, kind)
             if held is None:
                 return UNLIMITED
-            quota, now = held
-            quota = refill(quota, now, kind, ceiling)
-            if math.isinf(quota.rate):
-                quotas.drop_quota(connection, self._run_id, kind)
+            bucket, now = held
+            bucket = refill(bucket, now, kind, limit)
+            if math.isinf(bucket.rate):
+                limits.drop_bucket(connection, self._run_id, kind)
                 return UNLIMITED
-            quota, lease = lend(quota, now, needed=needed, wanted=wanted, turn_seconds=turn_seconds)
-            quotas.store_quota(connection, self._run_id, kind, quota)
+            bucket, lease = lend(bucket, now, needed=needed, wanted=wanted, turn_seconds=turn_seconds)
+            limits.store_bucket(connection, self._run_id, kind, bucket)
             return lease
 
-        return self._briefly(f"leasing {kind} quota", buy)
+        return self._briefly(f"leasing {kind} requests", buy)
 
-    def lower(self, kind: Kind, ceiling: float | None, retry_after: float | None) -> None:
+    def lower(self, kind: Kind, limit: float | None, retry_after: float | None) -> None:
         """Slow every process of the run down."""
 
         def write(connection: Connection) -> None:
-            quotas.open_quota(connection, self._run_id, kind, ceiling or published(kind))
-            held = quotas.lock_quota(connection, self._run_id, kind)
+            limits.open_bucket(connection, self._run_id, kind, limit or published(kind))
+            held = limits.lock_bucket(connection, self._run_id, kind)
             if held is not None:
-                quota, now = held
-                quota = lower(refill(quota, now, kind, ceiling), now, kind, retry_after)
-                quotas.store_quota(connection, self._run_id, kind, quota)
+                bucket, now = held
+                bucket = lower(refill(bucket, now, kind, limit), now, kind, retry_after)
+                limits.store_bucket(connection, self._run_id, kind, bucket)
 
-        self._briefly(f"lowering the {kind} quota", write)
+        self._briefly(f"lowering the {kind} limit", write)
 
-    def reserve(self, *, needed: int, wanted: int, ceiling: int | None) -> int:
+    def reserve(self, *, needed: int, wanted: int, limit: int | None) -> int:
         """Reserve from what the run may spend."""
 
         def write(connection: Connection) -> int:
-            granted = quotas.reserve_read_units(connection, self._run_id, needed=needed, wanted=wanted, ceiling=ceiling)
-            if not granted and ceiling is not None:
-                raise self._spent(connection, needed, ceiling)
+            granted = limits.reserve_read_units(connection, self._run_id, needed=needed, wanted=wanted, limit=limit)
+            if not granted and limit is not None:
+                raise self._spent(connection, needed, limit)
             return granted
 
         return self._briefly("reserving read units", write)
@@ -103,23 +103,23 @@ class RunLedger:
         """Take the units off the run's sum."""
         self._briefly(
             "giving read units back",
-            lambda connection: quotas.give_back_read_units(connection, self._run_id, units),
+            lambda connection: limits.give_back_read_units(connection, self._run_id, units),
         )
 
-    def _spent(self, connection: Connection, needed: int, ceiling: int) -> ReadUnitsSpent:
+    def _spent(self, connection: Connection, needed: int, limit: int) -> ReadUnitsSpent:
         run = runs.load_run(connection, self._run_id)
         if run.state == RunState.FINISHED:
             return ReadUnitsSpent(
-                f"run {run.id} is finished, but has spent {run.read_units:,} of {ceiling:,} read units, "
+                f"run {run.id} is finished, but has spent {run.read_units:,} of {limit:,} read units, "
                 f"and the next request of the comparison may cost {needed:,}",
-                hint="amprenta-vectors verify compares within the ceiling of its own, AMPRENTA_MAX_READ_UNITS",
+                hint="amprenta-vectors verify compares within the limit of its own, AMPRENTA_MAX_READ_UNITS",
             )
         left = run.planned_keys - figures.count(connection, self._run_id).keys_done
         listed = "the listing is complete" if run.planned_at else "more will be listed"
         return ReadUnitsSpent(
-            f"run {run.id} has spent or reserved {run.read_units:,} of {ceiling:,} read units, "
+            f"run {run.id} has spent or reserved {run.read_units:,} of {limit:,} read units, "
             f"and the next request may cost {needed:,}; {left:,} planned keys are not done, {listed}",
-            hint=f"raise the ceiling, amprenta-vectors limits {run.id} --max-read-units N, then "
+            hint=f"raise the limit, amprenta-vectors limits {run.id} --max-read-units N, then "
             "amprenta-vectors backfill --resume",
         )
 
@@ -137,29 +137,29 @@ class OwnLedger:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._quotas: dict[Kind, Quota] = {}
+        self._buckets: dict[Kind, TokenBucket] = {}
         self._reserved = 0
 
-    def lease(self, kind: Kind, ceiling: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
+    def lease(self, kind: Kind, limit: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
         """Buy at the process's own rate."""
         with self._lock:
             now = self._clock()
-            quota = refill(self._quota(kind, now), now, kind, ceiling)
-            self._quotas[kind], lease = lend(quota, now, needed=needed, wanted=wanted, turn_seconds=turn_seconds)
+            bucket = refill(self._bucket(kind, now), now, kind, limit)
+            self._buckets[kind], lease = lend(bucket, now, needed=needed, wanted=wanted, turn_seconds=turn_seconds)
             return lease
 
-    def lower(self, kind: Kind, ceiling: float | None, retry_after: float | None) -> None:
+    def lower(self, kind: Kind, limit: float | None, retry_after: float | None) -> None:
         """Slow the process down."""
         with self._lock:
             now = self._clock()
-            self._quotas[kind] = lower(refill(self._quota(kind, now), now, kind, ceiling), now, kind, retry_after)
+            self._buckets[kind] = lower(refill(self._bucket(kind, now), now, kind, limit), now, kind, retry_after)
 
-    def reserve(self, *, needed: int, wanted: int, ceiling: int | None) -> int:
+    def reserve(self, *, needed: int, wanted: int, limit: int | None) -> int:
         """Just ``needed``: nobody else waits for what is left."""
         with self._lock:
-            if ceiling is not None and self._reserved + needed > ceiling:
+            if limit is not None and self._reserved + needed > limit:
                 raise ReadUnitsSpent(
-                    f"{self._reserved:,} of {ceiling:,} read units are spent, and the next request may cost {needed:,}",
+                    f"{self._reserved:,} of {limit:,} read units are spent, and the next request may cost {needed:,}",
                     hint="export AMPRENTA_MAX_READ_UNITS=N with a higher N, and run the command again",
                 )
             self._reserved += needed
@@ -170,5 +170,5 @@ class OwnLedger:
         with self._lock:
             self._reserved -= units
 
-    def _quota(self, kind: Kind, now: float) -> Quota:
-        return self._quotas.get(kind) or Quota(math.inf, filled_at=now)
+    def _bucket(self, kind: Kind, now: float) -> TokenBucket:
+        return self._buckets.get(kind) or TokenBucket(math.inf, filled_at=now)

@@ -9,8 +9,8 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.backfill.progress.quarantine import settle
 from amprenta_vectors.backfill.progress.runs import Run
-from amprenta_vectors.backfill.progress.set_aside import settle
 from amprenta_vectors.errors import LeaseLost, RowError
 
 

@@ -22,7 +22,8 @@ class Counts:
     skipped: int
     missing: int
     quarantined: int
-    set_aside: int
+    in_quarantine: int
+    """Rows listed with a reason that no later run has resolved, those left alone and those that are missing too."""
     owners: int
 
 
@@ -42,8 +43,8 @@ def count(connection: Connection, run_id: int) -> Counts:
                        WHERE status = 'running' AND lease_expires_at > clock_timestamp()
                    ) AS owners,
                    (
-                       SELECT count(*) FROM migration_error e WHERE e.run_id = :run_id AND resolved_at IS NULL
-                   ) AS set_aside
+                       SELECT count(*) FROM migration_quarantine e WHERE e.run_id = :run_id AND resolved_at IS NULL
+                   ) AS in_quarantine
             FROM migration_progress WHERE run_id = :run_id
         """),
         {"run_id": run_id},

@@ -45,13 +45,13 @@ def list_shares(connection: Connection, run_id: int) -> list[Share]:
     return [Share(**row._mapping) for row in rows]
 
 
-def first_set_aside(connection: Connection, run_id: int, most: int) -> dict[str, list[str]]:
-    """At most ``most`` keys of each reason that rows are still set aside for, in the order of the keys."""
+def first_quarantined(connection: Connection, run_id: int, most: int) -> dict[str, list[str]]:
+    """At most ``most`` keys of each reason that rows are still quarantined for, in the order of the keys."""
     rows = connection.execute(
         sa.text("""
             SELECT reason, array_agg(key ORDER BY key) AS keys FROM (
                 SELECT reason, key, row_number() OVER (PARTITION BY reason ORDER BY key) AS place
-                FROM migration_error WHERE run_id = :run_id AND resolved_at IS NULL
+                FROM migration_quarantine WHERE run_id = :run_id AND resolved_at IS NULL
             ) e WHERE place <= :most GROUP BY reason ORDER BY reason
         """),
         {"run_id": run_id, "most": most},
@@ -60,13 +60,13 @@ def first_set_aside(connection: Connection, run_id: int, most: int) -> dict[str,
 
 
 def count_resolved(connection: Connection, run_id: int) -> int:
-    """How many rows were set aside and carried over later."""
-    statement = sa.text("SELECT count(*) FROM migration_error WHERE run_id = :run_id AND resolved_at IS NOT NULL")
+    """How many rows were quarantined and carried over later."""
+    statement = sa.text("SELECT count(*) FROM migration_quarantine WHERE run_id = :run_id AND resolved_at IS NOT NULL")
     return int(connection.execute(statement, {"run_id": run_id}).scalar_one())
 
 
 def list_deferred(connection: Connection, target: str) -> list[DeferredIndex]:
-    """Every index of a column that was ever put off."""
+    """Every index of a column that was ever deferred."""
     rows = connection.execute(
         sa.text("""
             SELECT index_name AS name, definition, deferred_at, built_at FROM migration_index

@@ -108,8 +108,7 @@ def unfinished_run(connection: Connection, target: str, scope: Mapping[str, str]
 def finished_run(connection: Connection, target: str, fingerprint: str) -> Run | None:
     """The last run of that fingerprint, if it finished and no revision has queued another one since.
 
-    One that took rows again that were set aside is none: it did not look for others. Nor is one whose scope was rolled
-    back since.
+    One that retried quarantined rows is none: it did not look for others. Nor is one whose scope was rolled back since.
     """
     row = connection.execute(
         sa.text("""

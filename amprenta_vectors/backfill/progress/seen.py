@@ -38,20 +38,20 @@ def list_gone(connection: Connection, run: Run, keys: sa.Select[str]) -> None:
     """
     scope = json.dumps(run.scope)
     listed_already = connection.execute(
-        sa.text("SELECT EXISTS (SELECT 1 FROM migration_error WHERE run_id = :run_id AND reason = :reason)"),
+        sa.text("SELECT EXISTS (SELECT 1 FROM migration_quarantine WHERE run_id = :run_id AND reason = :reason)"),
         {"run_id": run.id, "reason": Reason.GONE},
     ).scalar_one()
     if listed_already:
         return
     connection.execute(
         sa.text("""
-            UPDATE migration_error e SET resolved_at = clock_timestamp() FROM migration_run r
+            UPDATE migration_quarantine e SET resolved_at = clock_timestamp() FROM migration_run r
             WHERE r.id = e.run_id AND r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.reason = :reason
               AND e.resolved_at IS NULL
         """),
         {"target": run.target, "scope": scope, "reason": Reason.GONE},
     )
-    listed = sa.table("migration_error", *map(sa.column, ("run_id", "key", "reason", "batch", "detail")))
+    listed = sa.table("migration_quarantine", *map(sa.column, ("run_id", "key", "reason", "batch", "detail")))
     key = keys.subquery().c[0]
     rows = sa.select(
         sa.literal(run.id, sa.BigInteger),
@@ -66,7 +66,7 @@ def list_gone(connection: Connection, run: Run, keys: sa.Select[str]) -> None:
 def gone_after(connection: Connection, run_id: int, key: str | None, most: int) -> list[str]:
     """Keys that stand listed as gone, in order, the first of them after ``key``."""
     statement = sa.text("""
-        SELECT key FROM migration_error
+        SELECT key FROM migration_quarantine
         WHERE run_id = :run_id AND reason = :reason AND resolved_at IS NULL
           AND (CAST(:key AS text) IS NULL OR key > :key)
         ORDER BY key LIMIT :most
@@ -79,14 +79,14 @@ def settle_gone(connection: Connection, run_id: int, settled: Sequence[str], lef
     """Of rows that stood listed as gone, some are ``settled``, and others ``left`` as they are, for a reason."""
     connection.execute(
         sa.text("""
-            UPDATE migration_error SET resolved_at = clock_timestamp()
+            UPDATE migration_quarantine SET resolved_at = clock_timestamp()
             WHERE run_id = :run_id AND reason = :reason AND key = ANY(CAST(:keys AS text[]))
         """),
         {"run_id": run_id, "reason": Reason.GONE, "keys": list(settled)},
     )
     connection.execute(
         sa.text("""
-            UPDATE migration_error e SET detail = given.why
+            UPDATE migration_quarantine e SET detail = given.why
             FROM unnest(CAST(:keys AS text[]), CAST(:whys AS text[])) AS given(key, why)
             WHERE e.run_id = :run_id AND e.reason = :reason AND e.key = given.key
         """),

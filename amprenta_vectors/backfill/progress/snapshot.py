@@ -62,7 +62,7 @@ class IndexBuild:
 class Snapshot:
     """Everything there is to show of a run. ``seconds`` is its age, or how long it took; buckets cover just that.
 
-    ``quotas`` has the rate a second by kind of request, ``events`` the latest of `WAITS` in order, and ``verified`` the
+    ``source_rates`` has the requests a second by kind, ``events`` the latest of `WAITS` in order, and ``verified`` the
     detail of the last verification.
     """
 
@@ -74,8 +74,8 @@ class Snapshot:
     bucket_seconds: float
     buckets: Sequence[Bucket]
     processes: Sequence[Process]
-    set_aside: Mapping[str, int]
-    quotas: Mapping[str, float]
+    quarantined: Mapping[str, int]
+    source_rates: Mapping[str, float]
     indexes: Mapping[str, bool]
     """The deferred indexes of the run's column, and whether they are built by now."""
     builds: Sequence[IndexBuild]
@@ -125,11 +125,11 @@ _LOOK = sa.text("""
            ) AS processes,
            (
                SELECT jsonb_object_agg(e.reason, e.rows) FROM (
-                   SELECT reason, count(*) AS rows FROM migration_error
+                   SELECT reason, count(*) AS rows FROM migration_quarantine
                    WHERE run_id = :run_id AND resolved_at IS NULL GROUP BY reason
                ) e
-           ) AS set_aside,
-           (SELECT jsonb_object_agg(kind, rate) FROM migration_quota WHERE run_id = :run_id) AS quotas,
+           ) AS quarantined,
+           (SELECT jsonb_object_agg(kind, rate) FROM migration_limit WHERE run_id = :run_id) AS source_rates,
            (
                SELECT jsonb_object_agg(index_name, built_at IS NOT NULL) FROM migration_index WHERE target = run.target
            ) AS indexes,
@@ -182,7 +182,7 @@ def look(connection: Connection, run_id: int, *, buckets: int) -> Snapshot | Non
 
 def _to_snapshot(row: Any) -> Snapshot:
     bins, processes = row.bins or [], [Process(**process) for process in row.processes or []]
-    set_aside = row.set_aside or {}
+    quarantined = row.quarantined or {}
 
     def total(name: str) -> int:
         return sum(part[name] for part in bins)
@@ -200,7 +200,7 @@ def _to_snapshot(row: Any) -> Snapshot:
             skipped=total("skipped"),
             missing=total("missing"),
             quarantined=total("quarantined"),
-            set_aside=sum(set_aside.values()),
+            in_quarantine=sum(quarantined.values()),
             owners=sum(process.lease_seconds > 0 for process in processes),
         ),
         seconds=row.seconds or 0.0,
@@ -212,8 +212,8 @@ def _to_snapshot(row: Any) -> Snapshot:
             if part["begin"] is not None
         ],
         processes=processes,
-        set_aside=set_aside,
-        quotas=row.quotas or {},
+        quarantined=quarantined,
+        source_rates=row.source_rates or {},
         indexes=row.indexes or {},
         builds=[IndexBuild(**build) for build in row.builds or []],
         events=[Happening(part["at"], Event(part["event"]), part["detail"]) for part in row.events or []],

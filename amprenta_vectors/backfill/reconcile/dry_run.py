@@ -37,13 +37,13 @@ MOST_READINGS = 3
 class Prospect:
     """What a pass would come to: rows that are equal, rows to write and of them to replace, and rows to list.
 
-    ``set_aside`` counts by reason what would be listed, and what the source has that no row can hold.
+    ``quarantined`` counts by reason what would be listed, and what the source has that no row can hold.
     """
 
     equal: int
     written: int
     replaced: int
-    set_aside: Mapping[str, int]
+    quarantined: Mapping[str, int]
     gone: Gone | None
 
 
@@ -82,9 +82,9 @@ class DryRun:
         figures: Counter[str] = Counter()
         aside: Counter[str] = Counter()
         seen.write(COPY_HEADER)
-        for keys, rejected, rows, preview in self._previews():
+        for keys, quarantined, rows, preview in self._previews():
             seen.writelines(map(copy_row, keys))
-            aside.update(str(error.reason) for error in (*rejected, *preview.changed))
+            aside.update(str(error.reason) for error in (*quarantined, *preview.changed))
             figures.update(written=preview.written, replaced=preview.replaced)
             figures["equal"] += rows - preview.written - len(preview.changed)
         seen.write(COPY_TRAILER)
@@ -141,13 +141,13 @@ class DryRun:
         fetched = fetch_all(self._retry, self._job.source, keys)
         keyed = self._mapped(fetched)
         seen = list(keyed.keys or ())
-        if fetched.rejected:
-            bad = [error.key for error in fetched.rejected]
+        if fetched.quarantined:
+            bad = [error.key for error in fetched.quarantined]
             seen += self._mapped(VectorBatch(source_keys=bad, vectors=np.empty((len(bad), 0), np.float32))).keys or ()
         rows = keyed.validated(cosine=table.distance == "cosine", storage=table.storage)
         if table.sparse_dimension is not None:
             rows = rows.with_sparse(table.sparse_dimension)
-        return seen, rows.rejected, len(rows), self._retry.database("comparing rows", partial(self._compare, rows))
+        return seen, rows.quarantined, len(rows), self._retry.database("comparing rows", partial(self._compare, rows))
 
     def _compare(self, rows: VectorBatch) -> Preview:
         with self._engine.begin() as connection:

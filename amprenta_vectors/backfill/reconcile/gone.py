@@ -224,7 +224,7 @@ class GoneRows:
             asked = [name for name in dict.fromkeys(names.values()) if name]
             if asked:
                 answer = fetch_all(self._retry, self._source, asked)
-                back = {*answer.source_keys, *(error.key for error in answer.rejected)}
+                back = {*answer.source_keys, *(error.key for error in answer.quarantined)}
         store_keys = [key[0] if names is None else names.get(key, "") for key in keys]
         there = {text for text, name in zip(listed, store_keys, strict=True) if name in back}
         step = partial(self._delete, listed, keys, store_keys, there, moment)

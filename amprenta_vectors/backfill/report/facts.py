@@ -59,15 +59,19 @@ def collect_report(connection: Connection, run_id: int) -> dict[str, Any]:
         "counts": {"keys_planned": run.planned_keys, **_counts(snapshot)},
         "processes": _processes(connection, snapshot),
         "timeline": _timeline(snapshot, spans),
-        "set_aside": {
-            "by_reason": dict(snapshot.set_aside),
-            "first_keys": history.first_set_aside(connection, run_id, FIRST_KEYS),
+        "quarantined": {
+            "by_reason": dict(snapshot.quarantined),
+            "first_keys": history.first_quarantined(connection, run_id, FIRST_KEYS),
             "resolved_since": history.count_resolved(connection, run_id),
         },
-        "read_units": {"spent": run.read_units, "ceiling": run.limits.get("max_read_units") or None},
+        "read_units": {"spent": run.read_units, "limit": run.limits.get("max_read_units") or None},
         "verification": _last(events, Event.VERIFIED),
         "indexes": _indexes(connection, run, events),
-        "limits": {"in_force": run.limits, "rates": dict(snapshot.quotas), "changes": _limit_changes(events)},
+        "limits": {
+            "in_force": run.limits,
+            "source_rates": dict(snapshot.source_rates),
+            "changes": _limit_changes(events),
+        },
         "events": _events(events),
         "versions": _versions(connection),
         "undo": [asdict(step) for step in undo_steps(run)],
@@ -120,7 +124,7 @@ def _timeline(snapshot: Snapshot, spans: Sequence[Span]) -> dict[str, Any]:
 
 
 def _indexes(connection: Connection, run: Run, events: Sequence[RunEvent]) -> list[dict[str, Any]]:
-    """Those of the run's column that a load put off; the build's length where this run's processes built it."""
+    """Those of the run's column that a load deferred; the build's length where this run's processes built it."""
     seconds = _build_seconds(events)
     return [
         {

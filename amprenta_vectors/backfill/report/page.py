@@ -42,7 +42,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         pace=_pace(report),
         plot=draw_rate(report["timeline"], report["run"]["seconds"]),
         waits=list(_waits(report)),
-        quarantine=report["set_aside"],
+        quarantine=report["quarantined"],
         examples=EXAMPLES,
         cost=list(_cost(report)),
         duration=_took,
@@ -75,7 +75,7 @@ def to_verdict(report: Mapping[str, Any]) -> Verdict:
 
 
 def _finished(report: Mapping[str, Any]) -> Verdict:
-    verified, quarantined = report["verification"], report["counts"]["set_aside"]
+    verified, quarantined = report["verification"], report["counts"]["quarantined"]
     aside = f"; {_rows(quarantined)} quarantined" if quarantined else ""
     if verified is None:
         return Verdict("attention", f"Not verified yet{aside}: amprenta-vectors verify compares every vector.")
@@ -101,7 +101,7 @@ def _numbers(report: Mapping[str, Any]) -> Iterator[Number]:
     replaced = f"of them {counts['replaced']:,} replaced" if counts["replaced"] else ""
     yield Number("rows written", f"{counts['written']:,}", replaced)
     yield Number("rows left as they were", f"{counts['skipped']:,}")
-    yield Number("rows quarantined", f"{counts['set_aside']:,}")
+    yield Number("rows quarantined", f"{counts['quarantined']:,}")
     yield Number("from begin to end", _took(run["seconds"]), _rate(report))
 
 
@@ -151,11 +151,14 @@ def _waits(report: Mapping[str, Any]) -> Iterator[_Wait]:
 
 def _cost(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     units, limits = report["read_units"], report["limits"]
-    most = f" of at most {units['ceiling']:,.0f}" if units["ceiling"] else ", without a limit"
+    most = f" of at most {units['limit']:,.0f}" if units["limit"] else ", without a limit"
     yield "Read units", f"{units['spent']:,}{most}"
     yield "Limits", _said(limits["in_force"]) or "none was set"
-    if limits["rates"]:
-        yield "Source allowed", "; ".join(f"{kind} {rate:,.1f} a second" for kind, rate in limits["rates"].items())
+    if limits["source_rates"]:
+        yield (
+            "Source allowed",
+            "; ".join(f"{kind} {rate:,.1f} a second" for kind, rate in limits["source_rates"].items()),
+        )
     if limits["changes"]:
         yield "Changed", f"{len(limits['changes']):,} times, last {to_moment(limits['changes'][-1]['at'])} UTC"
     if report["run"]["state"] in UNFINISHED and report["run"]["throttle_reason"]:

@@ -183,10 +183,10 @@ class Verifier:
         hashes = digests(batch.vectors, table.storage, self._sparse_bytes(batch))
         for source, key, digest in zip(batch.source_keys, batch.keys or (), hashes, strict=True):
             parts += (fields, *map(_text, key), _text(source), _field(digest), _NULL)
-        rejected = [error for error in batch.rejected if error.reason not in STILL_WRITTEN]
-        keys = self._keys_of([error.key for error in rejected if error.reason != Reason.NO_TARGET])
+        quarantined = [error for error in batch.quarantined if error.reason not in STILL_WRITTEN]
+        keys = self._keys_of([error.key for error in quarantined if error.reason != Reason.NO_TARGET])
         no_key = [_NULL] * len(table.key)
-        for error in rejected:
+        for error in quarantined:
             detail = f"{error.reason}: {error.detail}"
             for row in keys.get(error.key, [None]):
                 parts += (fields, *(no_key if row is None else map(_text, row)), _text(error.key), _NULL, _text(detail))
@@ -222,10 +222,10 @@ class Verifier:
         rows = connection.execution_options(yield_per=1000).execute(
             compare_sides(self._table, self._scope, there, server_version=version)
         )
-        for here, _, rejected, source, *key in rows:
+        for here, _, quarantined, source, *key in rows:
             kind: Kind = "extra" if source is None else "missing" if here is None else "different"
             row = "/".join(part for part in key if part is not None)
-            detail = rejected or (f"row {row}" if source is not None and row != source else "")
+            detail = quarantined or (f"row {row}" if source is not None and row != source else "")
             yield Difference(kind, row if source is None else source, detail)
 
 

@@ -57,7 +57,7 @@ class ContentCheck:
         self._has_times = updated is not None and updated.type == "timestamp with time zone"
 
     def compare(self, source: Source) -> Contents:
-        """Every key of ``source``; those that it has set aside are left out."""
+        """Every key of ``source``; those that it has quarantined are left out."""
         found = Contents()
         for keys, _ in source.iter_keys():
             batch = stored_content(source.fetch(keys), self._table)

@@ -107,5 +107,5 @@ class SampleVerifier:
             apart = float(np.linalg.norm(stored[key] - vector)) / length if length else float("inf")
             if not apart <= MOST_APART:
                 yield Difference("different", key, f"its text embedded again lies {apart:.2f} of its length apart")
-        for error in again.rejected:
+        for error in again.quarantined:
             yield Difference("extra", error.key, f"{error.reason}: {error.detail}")

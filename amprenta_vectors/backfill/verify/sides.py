@@ -23,7 +23,7 @@ def source_side(table: VectorTable) -> sa.Table:
         *(sa.Column(f"key_{position}", sa.Text) for position in range(len(table.key))),
         sa.Column("source", sa.Text),
         sa.Column("digest", sa.LargeBinary),
-        sa.Column("rejected", sa.Text),
+        sa.Column("quarantined", sa.Text),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
     )
@@ -32,7 +32,7 @@ def source_side(table: VectorTable) -> sa.Table:
 def compare_sides(
     table: VectorTable, scope: Mapping[str, str], there: sa.Table, *, server_version: int
 ) -> sa.Select[Any]:
-    """``(digest here, digest there, why rejected, source key, *key as text)`` of whatever differs.
+    """``(digest here, digest there, why quarantined, source key, *key as text)`` of whatever differs.
 
     A row that was embedded from its own text need not be there. Keys are compared as the values that the columns hold,
     never as text: a UUID has many spellings.
@@ -52,10 +52,10 @@ def compare_sides(
         on.append(mine == as_key(table, name, theirs, server_version))
         shown.append(sa.func.coalesce(sa.cast(mine, sa.Text), theirs))
     return (
-        sa.select(here.c.digest, there.c.digest, there.c.rejected, there.c.source, *shown)
+        sa.select(here.c.digest, there.c.digest, there.c.quarantined, there.c.source, *shown)
         .select_from(here.join(there, sa.and_(*on), full=True))
         .where(
-            here.c.digest.is_distinct_from(there.c.digest) | there.c.rejected.is_not(None),
+            here.c.digest.is_distinct_from(there.c.digest) | there.c.quarantined.is_not(None),
             sa.or_(there.c.source.is_not(None), sa.not_(here.c.own)),
         )
         .order_by(sa.func.coalesce(there.c.source, shown[0]), *shown)

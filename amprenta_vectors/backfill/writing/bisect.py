@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 ALWAYS_ISOLATED = 64
-"""Bad rows that a batch may have, however small a share of it they are, and each is still found."""
+"""Refused rows that a batch may have, however small a share of it they are, and each is still found."""
 ISOLATED_SHARE = 20
 """One in so many rows may be bad, and each is still found: the share at which a run stops by default."""
 
@@ -46,7 +46,7 @@ class Isolated(Generic[Refusal]):
 
 
 def isolate(rows: int, attempt: Callable[[int, int], Refusal | None], most: int | None = None) -> Isolated[Refusal]:
-    """Try ``rows`` rows, and the halves of what fails, until every bad row stands alone or ``most`` tries are spent.
+    """Try ``rows`` rows, and the halves of what fails, until each refused row stands alone or ``most`` tries are spent.
 
     ``attempt(start, end)`` does the step for those rows and returns None, or why it was refused. Larger parts are tried
     before smaller ones, so that what is left when the tries are spent is as little as can be. ``most`` is `budget` of

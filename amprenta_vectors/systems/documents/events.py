@@ -9,7 +9,7 @@ from amprenta_vectors.backfill.engine.observer import MoveEvent
 
 
 @dataclass(frozen=True)
-class BadDocument:
+class QuarantinedDocument:
     """A document that cannot be carried over."""
 
     key: str
@@ -19,15 +19,15 @@ class BadDocument:
 
 @dataclass(frozen=True)
 class StoreDescribed(MoveEvent):
-    """What a store holds, and how many rows the table has of it; ``first_bad`` are the first of its bad documents."""
+    """What a store holds, and how many rows the table has of it; ``first_quarantined`` are examples."""
 
     name, shown = "store_described", "text"
     store: str
     shape: str
     documents: int
     rows: int
-    bad: int
-    first_bad: tuple[BadDocument, ...]
+    quarantined: int
+    first_quarantined: tuple[QuarantinedDocument, ...]
 
 
 @dataclass(frozen=True)

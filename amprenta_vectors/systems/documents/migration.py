@@ -12,13 +12,19 @@ from amprenta_vectors.backends.simple.source import SimpleOrigin
 from amprenta_vectors.backfill.database.throttle import Throttle
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.engine.starting import Mode
-from amprenta_vectors.backfill.progress import set_aside
+from amprenta_vectors.backfill.progress import quarantine
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ExitCode, RunConflict, worst
 from amprenta_vectors.moves.ends import Ends, scope_of
 from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.readiness import open_throttle
-from amprenta_vectors.systems.documents.events import BadDocument, StoreDescribed, StoreEnded, StoreOpened, StoreRefused
+from amprenta_vectors.systems.documents.events import (
+    QuarantinedDocument,
+    StoreDescribed,
+    StoreEnded,
+    StoreOpened,
+    StoreRefused,
+)
 from amprenta_vectors.systems.documents.stores import SHOWN, count_rows
 
 
@@ -61,10 +67,10 @@ class StoreMigration:
             self._observer(StoreRefused("plan", store, str(error)))
             return ExitCode.FAILED
         held, rows = self._origin.store(store), count_rows(self._ends.engine, table, scope_of(table, store))
-        bad = source.fetch(held.ids).rejected
-        first = tuple(BadDocument(row.key, row.reason, row.detail) for row in bad[:SHOWN])
-        self._observer(StoreDescribed(store, held.shape, len(held.ids), rows, len(bad), first))
-        return ExitCode.QUARANTINED if bad else ExitCode.CLEAN
+        quarantined = source.fetch(held.ids).quarantined
+        first = tuple(QuarantinedDocument(row.key, row.reason, row.detail) for row in quarantined[:SHOWN])
+        self._observer(StoreDescribed(store, held.shape, len(held.ids), rows, len(quarantined), first))
+        return ExitCode.QUARANTINED if quarantined else ExitCode.CLEAN
 
     def _move(self, store: str, throttle: Throttle) -> tuple[ExitCode, str]:
         """Move one store; return the code and what became of it."""
@@ -93,9 +99,9 @@ class StoreMigration:
         move.prepare(self._observer, throttle)
         code = move.complete(self._observer)
         with self._ends.engine.connect() as connection:
-            aside = len(set_aside.set_aside_keys(connection, self._ends.table.target, scope))
+            aside = len(quarantine.quarantined_keys(connection, self._ends.table.target, scope))
         rows, expected = count_rows(self._ends.engine, self._ends.table, scope), len(held.ids) - aside
-        result = f"{len(held.ids):,} documents in the files, {rows:,} rows in the table, {aside:,} set aside"
+        result = f"{len(held.ids):,} documents in the files, {rows:,} rows in the table, {aside:,} quarantined"
         if code == ExitCode.INTERRUPTED or rows >= expected:
             return code, result
         return ExitCode.FAILED, f"{result}: {expected - rows:,} are missing"

@@ -15,7 +15,7 @@ from amprenta_vectors.backends.simple.backup import backup_of
 from amprenta_vectors.backends.simple.cipher import decrypted
 from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, locked
 from amprenta_vectors.backends.simple.source import SimpleOrigin
-from amprenta_vectors.backfill.progress import runs, set_aside
+from amprenta_vectors.backfill.progress import quarantine, runs
 from amprenta_vectors.backfill.progress.events import RunEvent
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.verify.contents import ContentCheck, Contents
@@ -96,16 +96,16 @@ class Removal:
         scope = scope_of(self.table, self.name)
         with self.engine.connect() as connection:
             if runs.unfinished_run(connection, self.table.target, scope) is not None:
-                return "its run is unfinished; go on with it: amprenta-vectors documents migrate --resume"
+                return "its run is unfinished; resume it: amprenta-vectors documents migrate --resume"
             verified = runs.last_verified(connection, self.table.target, scope)
-            aside = set_aside.set_aside_keys(connection, self.table.target, scope)
+            aside = quarantine.quarantined_keys(connection, self.table.target, scope)
         if verified is None:
             return "it was not moved and verified; do both: amprenta-vectors documents migrate --restart"
         if verified[0].source != str(folder.resolve()):
             return f"what was moved and verified is {verified[0].source}, not {folder.resolve()}"
         if aside:
             return (
-                f"{len(aside):,} of its documents were set aside; they are nowhere else: "
+                f"{len(aside):,} of its documents were quarantined; they are nowhere else: "
                 f"AMPRENTA_TABLE={self.table.name} amprenta-vectors errors {verified[0].id}"
             )
         return verified

@@ -95,7 +95,7 @@ def look_at_both(engine: Engine, table: VectorTable, source: Source, key_map: Ke
 def _matched(key_map: KeyMap, batch: VectorBatch) -> tuple[list[str], list[str]]:
     """The products' ids, and the source keys that are no product's."""
     matched = key_map.apply(batch)
-    return [key[0] for key in matched.keys or ()], [error.key for error in matched.rejected]
+    return [key[0] for key in matched.keys or ()], [error.key for error in matched.quarantined]
 
 
 def _without_vectors(keys: Sequence[str]) -> VectorBatch:

@@ -1,4 +1,4 @@
-"""``migration_error``: the rows that were set aside, by reason, and a run that takes them again."""
+"""``migration_quarantine``: the rows that were quarantined, by reason, and a run that takes them again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.errors import RowError
 
 LONGEST_DETAIL = 500
-"""Characters that are kept of why a row was set aside."""
+"""Characters that are kept of why a row was quarantined."""
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """A row that a run set aside and none has settled since. ``attempts`` counts those of all runs."""
+class QuarantinedRow:
+    """A row that a run quarantined and none has settled since. ``attempts`` counts those of all runs."""
 
     run: int
     target: str
@@ -36,7 +36,7 @@ class SetAside:
 def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowError]) -> None:
     """Record what became of the keys of a batch, in the transaction that wrote their rows, while it still has them.
 
-    A key that was set aside before, by this run or another into the same column and scope, is resolved where there is
+    A key that was quarantined before, by this run or another into the same column and scope, is resolved where there is
     no error for it now, or another one; its attempts are counted on.
     """
     current = {(error.key, str(error.reason)): error for error in errors}
@@ -52,23 +52,23 @@ def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowErr
     if current:
         connection.execute(
             sa.text("""
-                INSERT INTO migration_error (run_id, key, reason, batch, detail, attempts)
+                INSERT INTO migration_quarantine (run_id, key, reason, batch, detail, attempts)
                 SELECT :run_id, now.key, now.reason, :batch, now.detail, 1 + coalesce((
-                    SELECT max(e.attempts) FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+                    SELECT max(e.attempts) FROM migration_quarantine e JOIN migration_run r ON r.id = e.run_id
                     WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.key = now.key
                       AND e.resolved_at IS NULL
                 ), 0)
                 FROM unnest(CAST(:keys AS text[]), CAST(:reasons AS text[]), CAST(:details AS text[]))
                     AS now(key, reason, detail)
                 ON CONFLICT (run_id, key, reason) DO UPDATE
-                SET attempts = greatest(excluded.attempts, migration_error.attempts + 1), detail = excluded.detail,
+                SET attempts = greatest(excluded.attempts, migration_quarantine.attempts + 1), detail = excluded.detail,
                     resolved_at = NULL
             """),
             values,
         )
     connection.execute(
         sa.text("""
-            UPDATE migration_error e SET resolved_at = clock_timestamp() FROM migration_run r
+            UPDATE migration_quarantine e SET resolved_at = clock_timestamp() FROM migration_run r
             WHERE r.id = e.run_id AND r.target = :target AND r.scope = CAST(:scope AS jsonb)
               AND e.resolved_at IS NULL
               AND e.key = ANY(CAST((
@@ -84,10 +84,10 @@ def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowErr
 
 
 def errors_by_reason(connection: Connection, run_id: int) -> dict[str, int]:
-    """How many rows each reason set aside."""
+    """How many rows each reason quarantined."""
     rows = connection.execute(
         sa.text("""
-            SELECT reason, count(*) AS rows FROM migration_error WHERE run_id = :run_id AND resolved_at IS NULL
+            SELECT reason, count(*) AS rows FROM migration_quarantine WHERE run_id = :run_id AND resolved_at IS NULL
             GROUP BY reason ORDER BY reason
         """),
         {"run_id": run_id},
@@ -96,8 +96,8 @@ def errors_by_reason(connection: Connection, run_id: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class BadFigures:
-    """What was handled and set aside since a run was last stopped for it; missing keys are handled, and not bad.
+class QuarantineFigures:
+    """What was handled and quarantined since a run was last stopped for it; missing keys are handled, and not bad.
 
     ``last_stop`` tells that stop from every other one; 0 where there was none.
     """
@@ -107,7 +107,7 @@ class BadFigures:
     bad: int
 
 
-def bad_figures(connection: Connection, run_id: int) -> BadFigures:
+def quarantine_figures(connection: Connection, run_id: int) -> QuarantineFigures:
     """The figures of all processes of a run, since it was begun or last stopped."""
     row = connection.execute(
         sa.text("""
@@ -122,14 +122,14 @@ def bad_figures(connection: Connection, run_id: int) -> BadFigures:
         """),
         {"run_id": run_id},
     ).one()
-    return BadFigures(**row._mapping)
+    return QuarantineFigures(**row._mapping)
 
 
-def set_aside_keys(connection: Connection, target: str, scope: Mapping[str, str]) -> dict[str, str]:
-    """The source keys that runs into that column and scope set aside, with the reason."""
+def quarantined_keys(connection: Connection, target: str, scope: Mapping[str, str]) -> dict[str, str]:
+    """The source keys that runs into that column and scope quarantined, with the reason."""
     rows = connection.execute(
         sa.text("""
-            SELECT e.key, min(e.reason) AS reason FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+            SELECT e.key, min(e.reason) AS reason FROM migration_quarantine e JOIN migration_run r ON r.id = e.run_id
             WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.resolved_at IS NULL GROUP BY e.key
         """),
         {"target": target, "scope": json.dumps(dict(scope))},
@@ -137,11 +137,11 @@ def set_aside_keys(connection: Connection, target: str, scope: Mapping[str, str]
     return {row.key: row.reason for row in rows}
 
 
-# A row that several runs set aside for one reason is one row: the latest run's.
+# A row that several runs quarantined for one reason is one row: the latest run's.
 _STANDING = """
     SELECT DISTINCT ON (r.target, r.scope, e.key, e.reason)
            e.run_id AS run, r.target, r.scope, e.key, e.reason, e.detail, e.attempts, e.created_at AS at
-    FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+    FROM migration_quarantine e JOIN migration_run r ON r.id = e.run_id
     WHERE e.resolved_at IS NULL AND (CAST(:run AS bigint) IS NULL OR e.run_id = :run)
       AND (CAST(:reason AS text) IS NULL OR e.reason = :reason)
     ORDER BY r.target, r.scope, e.key, e.reason, e.run_id DESC
@@ -152,16 +152,16 @@ _COUNTED = sa.text(
 )
 
 
-def list_set_aside(
+def list_quarantined(
     connection: Connection, run_id: int | None, reason: str | None, limit: int
-) -> tuple[dict[str, int], list[SetAside]]:
-    """How many rows stand set aside by reason, and the first ``limit`` of them, the newest run's first.
+) -> tuple[dict[str, int], list[QuarantinedRow]]:
+    """How many rows stand quarantined by reason, and the first ``limit`` of them, the newest run's first.
 
     Of one run, or of all; of one reason, or of all.
     """
     values = {"run": run_id, "reason": reason, "limit": limit}
     counts = {row.reason: row.rows for row in connection.execute(_COUNTED, values)}
-    return counts, [SetAside(**row._mapping) for row in connection.execute(_LISTED, values)]
+    return counts, [QuarantinedRow(**row._mapping) for row in connection.execute(_LISTED, values)]
 
 
 # A key is the latest run's that set it aside: what that run did with rows that are not there, the next one must do.
@@ -169,7 +169,7 @@ def list_set_aside(
 _TO_RETRY = """
     SELECT key, keys_from, replaces FROM (
         SELECT DISTINCT ON (e.key) e.key, r.keys_from, r.replaces
-        FROM migration_error e JOIN migration_run r ON r.id = e.run_id
+        FROM migration_quarantine e JOIN migration_run r ON r.id = e.run_id
         WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND r.source_kind = :source_kind
           AND e.resolved_at IS NULL AND (CAST(:reason AS text) IS NULL OR e.reason = :reason)
           AND e.reason NOT IN ('changed_here', 'gone_at_source')
@@ -213,7 +213,7 @@ def kinds_to_retry(
 
 
 def plan_retry(connection: Connection, run: Run, origins: Sequence[str], reason: str | None, batch_size: int) -> None:
-    """Store all batches of a run that takes rows again that runs with ``keys_from`` among ``origins`` set aside.
+    """Store all batches of a run that takes rows again that runs with ``keys_from`` among ``origins`` quarantined.
 
     Of runs from its kind of source that replaced values as it does, or did not. In the transaction that begins it; its
     plan is complete afterwards.

@@ -1,4 +1,4 @@
-"""Whether more of a run's keys are set aside than may be."""
+"""Whether more of a run's keys are quarantined than may be."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable
 
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill.progress import events, set_aside
+from amprenta_vectors.backfill.progress import events, quarantine
 from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.figures import Counts
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.progress.transactions import transaction
-from amprenta_vectors.errors import TooManyBadRows
+from amprenta_vectors.errors import TooManyQuarantined
 
 LEAST_KEYS = 2000
 """The share is of what was handled, and of no fewer keys than this: a small run is not stopped by a row or two."""
 
 
-class BadShare:
+class QuarantinedShare:
     """Watches the figures that all processes of a run share, for one of them.
 
     The run is stopped where more than ``most`` (0 to 1) of the keys that were handled since it was begun, or since it
-    was last stopped for this, were set aside; keys that are missing at the source do not count. Every process that has
+    was last stopped for this, were quarantined; keys that the source does not have do not count. Every process that has
     joined before the stop ends by it. One that resumes afterwards counts from 0.
     """
 
@@ -46,10 +46,10 @@ class BadShare:
     def begin(self) -> None:
         """Take note of stops there were before; call it before anything is handled."""
         with transaction(self._engine) as connection:
-            self._last_stop = set_aside.bad_figures(connection, self._run.id).last_stop
+            self._last_stop = quarantine.quarantine_figures(connection, self._run.id).last_stop
 
     def check(self, counts: Counts, *, last: bool = False) -> None:
-        """Raises `TooManyBadRows`. As long as ``counts`` give no reason to, nothing is asked of the database.
+        """Raises `TooManyQuarantined`. As long as ``counts`` give no reason to, nothing is asked of the database.
 
         At most once in ``look_seconds``, but for the ``last`` time.
         """
@@ -57,21 +57,21 @@ class BadShare:
             return
         self._next = self._clock() + self._look_seconds
         with transaction(self._engine) as connection:
-            figures = set_aside.bad_figures(connection, self._run.id)
+            figures = quarantine.quarantine_figures(connection, self._run.id)
             stopped = figures.last_stop != self._last_stop
             if not stopped and figures.bad <= self._most * max(figures.handled, LEAST_KEYS):
                 return
-            reasons = set_aside.errors_by_reason(connection, self._run.id)
+            reasons = quarantine.errors_by_reason(connection, self._run.id)
             if not stopped:
-                detail = {"handled": figures.handled, "set_aside": figures.bad, "most": self._most}
+                detail = {"handled": figures.handled, "quarantined": figures.bad, "most": self._most}
                 events.record_event(connection, self._run.id, Event.STOPPED, detail)
         raise self._error(stopped, figures.bad, figures.handled, reasons)
 
-    def _error(self, stopped: bool, bad: int, handled: int, reasons: dict[str, int]) -> TooManyBadRows:
+    def _error(self, stopped: bool, bad: int, handled: int, reasons: dict[str, int]) -> TooManyQuarantined:
         listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
-        found = "another process found that" if stopped else f"{bad:,} of {handled:,} keys were set aside:"
-        return TooManyBadRows(
-            f"run {self._run.id} is stopped: {found} more than the {100 * self._most:g} % that may be set aside "
+        found = "another process found that" if stopped else f"{bad:,} of {handled:,} keys were quarantined:"
+        return TooManyQuarantined(
+            f"run {self._run.id} is stopped: {found} more than the {100 * self._most:g} % that may be quarantined "
             f"({listed})",
             hint=f"amprenta-vectors errors {self._run.id} lists them; once the cause is mended, amprenta-vectors "
             "backfill --resume goes on and amprenta-vectors retry-failed takes them again; --max-bad-share allows more",

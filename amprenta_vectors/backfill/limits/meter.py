@@ -1,4 +1,4 @@
-"""What a process asks before each request to the source: quota by the second, and read units from what may be spent."""
+"""What a process asks before each request to the source: its turn by the second, and read units to spend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 
 from amprenta_vectors.backends.protocol import Metered, Route, Source
 from amprenta_vectors.backfill.limits.ledger import Ledger
-from amprenta_vectors.backfill.limits.pace import LEASE_SECONDS, Ceilings, Kind
+from amprenta_vectors.backfill.limits.token_bucket import LEASE_SECONDS, Kind
+from amprenta_vectors.config import SourceLimits
 from amprenta_vectors.errors import TransientError
 
 WORTH_SAYING_SECONDS = 1.0
@@ -22,23 +23,23 @@ SHORTER_TURN = 0.8
 
 
 class LeasedMeter:
-    """A `Meter` for all threads of a process, which buys quota about once a second for all of them.
+    """A `Meter` for all threads of a process, which leases requests about once a second for all of them.
 
-    ``ceilings`` gives those in force. While ``hold`` is set, and before each request, ``check`` decides by an error
-    whether one may be made at all. Raises `ReadUnitsSpent`, `TransientError` where the database is away.
+    ``source_limits`` gives those in force. While ``hold`` is set, and before each request, ``check`` raises where none
+    may be made. Raises `ReadUnitsSpent`, `TransientError` where the database is away.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        ceilings: Callable[[], Ceilings],
+        source_limits: Callable[[], SourceLimits],
         hold: threading.Event,
         check: Callable[[], None],
         on_wait: Callable[[str | None], None] = lambda _: None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ceilings = ceilings
+        self._limits = source_limits
         self._hold = hold
         self._check = check
         self._on_wait = on_wait
@@ -49,16 +50,16 @@ class LeasedMeter:
 
     def before(self, route: Route, read_units: int) -> None:
         """Wait for the route's turn and for read units by the second, then reserve the units in all."""
-        ceilings = self._ceilings()
-        self._wait_for(route, 1.0, ceilings)
-        if ceilings.read_units_per_second is not None:
-            self._wait_for("read_units", float(read_units), ceilings)
+        limits = self._limits()
+        self._wait_for(route, 1.0, limits)
+        if limits.read_units_per_second is not None:
+            self._wait_for("read_units", float(read_units), limits)
         self._check()
-        self._purse.take(read_units, ceilings.max_read_units)
+        self._purse.take(read_units, limits.max_read_units)
 
     def limited(self, route: Route, retry_after: float | None) -> None:
         """Every process of the run asks less often from now on, and not at all until ``retry_after`` has passed."""
-        self._shares[route].refused(retry_after, self._ceilings().of(route))
+        self._shares[route].refused(retry_after, self._limits().of(route))
 
     def tidy(self) -> None:
         """Give back read units that have not been wanted for a while; to be called now and then."""
@@ -68,13 +69,13 @@ class LeasedMeter:
         """Give back what was not spent."""
         self._purse.empty()
 
-    def _wait_for(self, kind: Kind, amount: float, ceilings: Ceilings) -> None:
-        share, ceiling = self._shares[kind], ceilings.of(kind)
+    def _wait_for(self, kind: Kind, amount: float, limits: SourceLimits) -> None:
+        share, limit = self._shares[kind], limits.of(kind)
         said = False
         try:
             while True:
                 self._check()
-                taken, seconds = share.take(amount, ceiling)
+                taken, seconds = share.take(amount, limit)
                 if seconds >= WORTH_SAYING_SECONDS:
                     said = True
                     self._on_wait(share.reason(seconds))
@@ -102,7 +103,7 @@ class Share:
         self._next = -math.inf
         """When the next request may be made."""
         self._ask_at = -math.inf
-        """When quota is asked for again, where there was none."""
+        """When the ledger is asked again, where it had nothing to lease."""
         self._silent_until = -math.inf
         self._told_at = -math.inf
         self._turn = FIRST_TURN_SECONDS
@@ -119,7 +120,7 @@ class Share:
             return f"the source limits the rate of {_NAMES[self._kind]}; goes on in {math.ceil(seconds)} s"
         return f"held to {self._rate:,.3g} {_NAMES[self._kind]} a second"
 
-    def take(self, amount: float, ceiling: float | None) -> tuple[bool, float]:
+    def take(self, amount: float, limit: float | None) -> tuple[bool, float]:
         """Whether ``amount`` was taken, and how long to wait: for its time to come, or until asking again."""
         with self._lock:
             now = self._clock()
@@ -128,7 +129,7 @@ class Share:
             if now >= self._ends:
                 self._left = 0.0
             if self._left < amount:
-                self._lease(amount, ceiling, now)
+                self._lease(amount, limit, now)
                 if self._left < amount:
                     return False, self._ask_at - now
             self._left -= amount
@@ -137,7 +138,7 @@ class Share:
             self._next = at + amount / self._rate
             return True, at - now
 
-    def refused(self, retry_after: float | None, ceiling: float | None) -> None:
+    def refused(self, retry_after: float | None, limit: float | None) -> None:
         """Stop asking for ``retry_after`` seconds, and tell the others, but not once for each of many refusals."""
         with self._lock:
             now = self._clock()
@@ -149,12 +150,12 @@ class Share:
             if told:
                 return
             self._told_at = now
-            self._ledger.lower(self._kind, ceiling, retry_after)
+            self._ledger.lower(self._kind, limit, retry_after)
 
-    def _lease(self, amount: float, ceiling: float | None, now: float) -> None:
+    def _lease(self, amount: float, limit: float | None, now: float) -> None:
         lease = self._ledger.lease(
             self._kind,
-            ceiling,
+            limit,
             needed=amount - self._left,
             wanted=self._wanted(now),
             turn_seconds=self._turn,
@@ -182,7 +183,7 @@ class Share:
     def _adjust_turn(self, now: float, begins: float) -> None:
         """Buy so much at a time that all processes have their turn in about a second, whatever their number.
 
-        Where another one's quota lies before this lease, the time since the last one shows how many they are. To add a
+        Where another process leased before this one, the time since then shows how many they are. To add a
         constant and to take off a share makes unequal turns equal (Chiu and Jain, 1989,
         https://doi.org/10.1016/0169-7552(89)90019-6).
         """
@@ -201,15 +202,15 @@ class Purse:
         self._clock = clock
         self._lock = threading.Lock()
         self._left = self._used = self._demand = 0
-        self._ceiling: int | None = None
+        self._limit: int | None = None
         self._reserved_at = self._taken_at = -math.inf
 
-    def take(self, units: int, ceiling: int | None) -> None:
+    def take(self, units: int, limit: int | None) -> None:
         """Spend ``units``, reserving some ahead. Raises `ReadUnitsSpent`, `TransientError`."""
         with self._lock:
-            if ceiling != self._ceiling:
+            if limit != self._limit:
                 self._give_back()
-                self._ceiling = ceiling
+                self._limit = limit
             now = self._clock()
             if self._left < units:
                 self._reserve(units, now)
@@ -232,7 +233,7 @@ class Purse:
         """As much ahead as is spent in a second; the demand doubles until it is."""
         early = now < self._reserved_at + LEASE_SECONDS
         self._demand = max(units, 2 * self._demand if early else self._used)
-        self._left += self._ledger.reserve(needed=units - self._left, wanted=self._demand, ceiling=self._ceiling)
+        self._left += self._ledger.reserve(needed=units - self._left, wanted=self._demand, limit=self._limit)
         self._reserved_at, self._used = now, 0
 
     def _give_back(self) -> None:

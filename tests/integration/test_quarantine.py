@@ -1,4 +1,4 @@
-"""Bad rows among a thousand: found within the stated number of tries, never lost, and too many of them stop the run."""
+"""Rows that cannot be carried over: found within the stated number of tries, never lost, and too many stop the run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from amprenta_vectors.backends.pinecone import wire as wire
 from amprenta_vectors.backfill.writing import bisect
 from amprenta_vectors.backfill.writing.bisect import budget, most_tries
 from amprenta_vectors.batch import VectorBatch
-from amprenta_vectors.errors import KeysRefused, SourceError, TooManyBadRows
+from amprenta_vectors.errors import KeysRefused, SourceError, TooManyQuarantined
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 
@@ -81,7 +81,7 @@ def test_of_1000_rows_with_7_bad_ones_993_are_written_within_113_statements(
     assert len(source.fetched) == 1000
 
 
-def test_rows_that_the_budget_leaves_over_are_set_aside_with_a_reason_of_their_own(
+def test_rows_that_the_budget_leaves_over_are_quarantined_with_a_reason_of_their_own(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bisect, "budget", lambda rows: 20)
@@ -96,7 +96,7 @@ def test_rows_that_the_budget_leaves_over_are_set_aside_with_a_reason_of_their_o
     assert set(found.values()) == {"not_isolated"}
     assert {**stored(engine), **dict.fromkeys(found, b"")}.keys() == set(IDS)
     assert summary.counts.written + summary.counts.quarantined == 1000
-    assert "no " in execute(engine, "SELECT detail FROM migration_error LIMIT 1")[0][0]
+    assert "no " in execute(engine, "SELECT detail FROM migration_quarantine LIMIT 1")[0][0]
 
 
 def test_a_batch_in_which_every_row_is_bad_costs_no_more_than_its_budget(engine: sa.Engine) -> None:
@@ -166,7 +166,7 @@ def test_a_source_that_refuses_every_request_stops_the_run_instead_of_setting_it
     pinecone.faults.set("fetch", Fault(status=400))
     with pytest.raises(KeysRefused):
         run_job(engine, to_job(engine, source, keys_from="table", batch_size=80, workers=1))
-    assert execute(engine, "SELECT count(*) FROM migration_error") == [(0,)]
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine") == [(0,)]
     assert pinecone.calls["fetch"] <= budget(80)
 
 
@@ -234,7 +234,7 @@ def test_a_record_that_cannot_be_decoded_stands_alone(
     assert summary.counts.written == 19
 
 
-# How many may be set aside.
+# How many may be quarantined.
 
 
 def failing(share: float, number: int = 6000) -> StubSource:
@@ -262,8 +262,8 @@ STOPPED = "SELECT 1 FROM migration_event WHERE event = 'stopped'"
 WATCHED: dict[str, Any] = {"max_bad_share": 0.05, "figures_seconds": 0.02}
 
 
-def test_too_large_a_share_of_bad_rows_stops_the_run_and_says_of_which_kinds(engine: sa.Engine) -> None:
-    with pytest.raises(TooManyBadRows) as caught:
+def test_too_large_a_share_of_quarantined_rows_stops_the_run_and_says_of_which_kinds(engine: sa.Engine) -> None:
+    with pytest.raises(TooManyQuarantined) as caught:
         run_job(engine, to_job(engine, pausing(engine, failing(0.2)), **WATCHED))
     assert "not_finite" in caught.value.message
     assert "5 %" in caught.value.message
@@ -273,12 +273,12 @@ def test_too_large_a_share_of_bad_rows_stops_the_run_and_says_of_which_kinds(eng
     )
     assert state == "running"
     assert "stopped" in last_error
-    # Not at the first bad row, and long before the end.
+    # Not at the first quarantined row, and long before the end.
     assert 500 <= done < 6000
 
 
-def test_a_run_that_was_stopped_for_its_bad_rows_goes_on_once_the_source_is_mended(engine: sa.Engine) -> None:
-    with pytest.raises(TooManyBadRows):
+def test_a_run_that_was_stopped_for_its_quarantined_rows_goes_on_once_the_source_is_mended(engine: sa.Engine) -> None:
+    with pytest.raises(TooManyQuarantined):
         run_job(engine, to_job(engine, pausing(engine, failing(0.2)), **WATCHED))
     ids, vectors = to_ids(6000), to_vectors(6000)
     mended = StubSource({key: [vector] for key, vector in zip(ids, vectors, strict=True)}, page=1000)
@@ -287,23 +287,23 @@ def test_a_run_that_was_stopped_for_its_bad_rows_goes_on_once_the_source_is_mend
     assert summary.counts.written + summary.counts.quarantined == 6000
 
 
-def test_one_process_that_finds_too_many_bad_rows_stops_the_others(engine: sa.Engine) -> None:
-    from amprenta_vectors.backfill.limits.bad_share import BadShare
+def test_one_process_that_finds_too_many_quarantined_rows_stops_the_others(engine: sa.Engine) -> None:
+    from amprenta_vectors.backfill.limits.quarantined_share import QuarantinedShare
     from amprenta_vectors.backfill.progress.figures import count
 
     source = failing(0.2)
     job = to_job(engine, source, max_bad_share=0.05)
-    with pytest.raises(TooManyBadRows):
+    with pytest.raises(TooManyQuarantined):
         run_job(engine, job)
     with engine.connect() as connection:
         counts = count(connection, 1)
         from amprenta_vectors.backfill.progress import runs
 
         run = runs.load_run(connection, 1)
-    early, late = (BadShare(engine, run, 0.05, look_seconds=1.0) for _ in range(2))
+    early, late = (QuarantinedShare(engine, run, 0.05, look_seconds=1.0) for _ in range(2))
     late.begin()
     # One that took note of the stops before there was any ends; one that joined after it counts anew.
-    with pytest.raises(TooManyBadRows, match="another process"):
+    with pytest.raises(TooManyQuarantined, match="another process"):
         early.check(counts)
     late.check(counts)
 
@@ -317,13 +317,13 @@ def test_keys_that_are_missing_at_the_source_stop_no_run(engine: sa.Engine) -> N
     assert summary.errors == {"missing_at_source": 3000, "not_finite": 120}
 
 
-def test_a_small_run_is_not_stopped_by_a_few_bad_rows(engine: sa.Engine) -> None:
+def test_a_small_run_is_not_stopped_by_a_few_quarantined_rows(engine: sa.Engine) -> None:
     summary = run_job(engine, to_job(engine, failing(0.25, 200), max_bad_share=0.05, batch_size=10))
     assert summary.errors == {"not_finite": 50}
 
 
-def test_a_share_of_0_stops_at_any_bad_row(engine: sa.Engine) -> None:
-    with pytest.raises(TooManyBadRows):
+def test_a_share_of_0_stops_at_any_quarantined_row(engine: sa.Engine) -> None:
+    with pytest.raises(TooManyQuarantined):
         run_job(engine, to_job(engine, failing(0.05, 1000), max_bad_share=0.0, batch_size=10))
 
 

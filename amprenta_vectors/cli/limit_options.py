@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _HELP = {
-    "list_per_second": "List requests a second, of all processes together; off: no ceiling.  "
+    "list_per_second": "List requests a second, of all processes together; off: no limit.  "
     "[env var: AMPRENTA_LIST_PER_SECOND; default: 200, Pinecone's limit]",
     "fetch_per_second": "Fetch requests a second, likewise.  "
     "[env var: AMPRENTA_FETCH_PER_SECOND; default: 100, Pinecone's limit]",
@@ -24,8 +24,8 @@ _HELP = {
 }
 
 
-def rate_options(command: Command) -> Any:
-    """The ceilings, handed to the command as ``rates``: by the name of the setting, None where not given."""
+def limit_options(command: Command) -> Any:
+    """The limits, handed to the command as ``rates``: by the name of the setting, None where not given."""
 
     @functools.wraps(command)
     def collect(*arguments: Any, **options: Any) -> Any:
@@ -38,5 +38,5 @@ def rate_options(command: Command) -> Any:
 
 
 def orders_of(settings: Settings, rates: Mapping[str, str | None]) -> dict[str, float]:
-    """What was given as an option, which holds for the run from now on, in all its processes; 0 is no ceiling."""
-    return {name: getattr(settings, name) or 0 for name, text in rates.items() if text is not None}
+    """What was given as an option, which holds for the run from now on, in all its processes; 0 is no limit."""
+    return {name: getattr(settings.source_limits, name) or 0 for name, text in rates.items() if text is not None}

@@ -1,4 +1,4 @@
-"""Quotas by a clock that the test moves: what is sold when, how the rate falls and rises, what a process asks for."""
+"""Token buckets by a clock that the test moves: what is sold when, how the rate falls and rises, what a process asks for."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from amprenta_vectors.backfill.engine.hold import Control, Held
-from amprenta_vectors.backfill.limits import pace
+from amprenta_vectors.backfill.limits import token_bucket
 from amprenta_vectors.backfill.limits.ledger import OwnLedger
-from amprenta_vectors.backfill.limits.pace import Ceilings, Lease, Quota, lend, lower, refill
-from amprenta_vectors.backfill.limits.quota import LeasedMeter, Share
-from amprenta_vectors.config import Settings
+from amprenta_vectors.backfill.limits.meter import LeasedMeter, Share
+from amprenta_vectors.backfill.limits.token_bucket import Lease, TokenBucket, lend, lower, refill
+from amprenta_vectors.config import Settings, SourceLimits
 from amprenta_vectors.errors import ConfigError, ReadUnitsSpent
 
 
@@ -40,16 +40,18 @@ class Waiting(threading.Event):
         return False
 
 
-def to_meter(clock: Clock, ceilings: Ceilings, on_wait: Callable[[str | None], None] = lambda _: None) -> LeasedMeter:
-    return LeasedMeter(OwnLedger(clock), lambda: ceilings, Waiting(clock), lambda: None, on_wait, clock=clock)
+def to_meter(
+    clock: Clock, source_limits: SourceLimits, on_wait: Callable[[str | None], None] = lambda _: None
+) -> LeasedMeter:
+    return LeasedMeter(OwnLedger(clock), lambda: source_limits, Waiting(clock), lambda: None, on_wait, clock=clock)
 
 
 # The rate.
 
 
-def test_requests_are_spread_evenly_and_never_above_the_ceiling() -> None:
+def test_requests_are_spread_evenly_and_never_above_the_limit() -> None:
     clock = Clock()
-    meter = to_meter(clock, Ceilings(fetch_per_second=20.0))
+    meter = to_meter(clock, SourceLimits(fetch_per_second=20.0))
     times = []
     for _ in range(200):
         meter.before("fetch", 0)
@@ -58,9 +60,9 @@ def test_requests_are_spread_evenly_and_never_above_the_ceiling() -> None:
     assert 9.5 <= times[-1] - times[0] <= 11.0
 
 
-def test_without_a_ceiling_nobody_waits() -> None:
+def test_without_a_limit_nobody_waits() -> None:
     clock = Clock()
-    meter = to_meter(clock, Ceilings(None, None))
+    meter = to_meter(clock, SourceLimits(list_per_second=None, fetch_per_second=None))
     for _ in range(1000):
         meter.before("fetch", 0)
     assert clock.now == 1000.0
@@ -83,44 +85,44 @@ def test_several_processes_take_turns_and_share_the_rate_evenly() -> None:
 
 
 def test_a_refusal_lowers_the_rate_once_a_second_and_calm_raises_it_by_a_constant() -> None:
-    quota = refill(Quota(rate=100.0, filled_at=0.0), 0.0, "fetch", 100.0)
+    bucket = refill(TokenBucket(rate=100.0, filled_at=0.0), 0.0, "fetch", 100.0)
     for moment in (0.0, 0.1, 0.9):
-        quota = lower(refill(quota, moment, "fetch", 100.0), moment, "fetch", None)
-    assert quota.rate == pytest.approx(70.0)
-    quota = lower(refill(quota, 1.0, "fetch", 100.0), 1.0, "fetch", None)
-    assert quota.rate == pytest.approx(49.0)
-    assert refill(quota, 2.0, "fetch", 100.0).rate == pytest.approx(49.0)
-    assert refill(quota, 12.0, "fetch", 100.0).rate == pytest.approx(59.0)
-    recovered = refill(quota, 60.0, "fetch", 100.0)
+        bucket = lower(refill(bucket, moment, "fetch", 100.0), moment, "fetch", None)
+    assert bucket.rate == pytest.approx(70.0)
+    bucket = lower(refill(bucket, 1.0, "fetch", 100.0), 1.0, "fetch", None)
+    assert bucket.rate == pytest.approx(49.0)
+    assert refill(bucket, 2.0, "fetch", 100.0).rate == pytest.approx(49.0)
+    assert refill(bucket, 12.0, "fetch", 100.0).rate == pytest.approx(59.0)
+    recovered = refill(bucket, 60.0, "fetch", 100.0)
     assert (recovered.rate, recovered.lowered_at) == (100.0, None)
 
 
-def test_without_a_ceiling_a_refusal_goes_out_from_the_published_limit() -> None:
-    quota = lower(refill(Quota(rate=100.0), 0.0, "fetch", None), 0.0, "fetch", None)
-    assert quota.rate == pytest.approx(pace.FETCH_PER_SECOND * pace.LOWERED_TO)
+def test_without_a_limit_a_refusal_goes_out_from_the_published_limit() -> None:
+    bucket = lower(refill(TokenBucket(rate=100.0), 0.0, "fetch", None), 0.0, "fetch", None)
+    assert bucket.rate == pytest.approx(token_bucket.FETCH_PER_SECOND * token_bucket.LOWERED_TO)
 
 
-@pytest.mark.parametrize(("ceiling", "least"), [(100.0, 1.0), (0.5, 0.5)])
-def test_the_rate_never_falls_so_low_that_it_stands_still(ceiling: float, least: float) -> None:
-    quota = Quota(rate=ceiling)
+@pytest.mark.parametrize(("limit", "least"), [(100.0, 1.0), (0.5, 0.5)])
+def test_the_rate_never_falls_so_low_that_it_stands_still(limit: float, least: float) -> None:
+    bucket = TokenBucket(rate=limit)
     for second in range(60):
-        quota = lower(refill(quota, float(second), "fetch", ceiling), float(second), "fetch", None)
-    assert quota.rate == pytest.approx(least, abs=0.01)
+        bucket = lower(refill(bucket, float(second), "fetch", limit), float(second), "fetch", None)
+    assert bucket.rate == pytest.approx(least, abs=0.01)
 
 
 def test_nothing_is_sold_while_the_source_asks_for_silence() -> None:
-    quota = lower(Quota(rate=100.0), 0.0, "fetch", 7.0)
-    quota = lower(refill(quota, 2.0, "fetch", 100.0), 2.0, "fetch", 1.0)
-    _, lease = lend(refill(quota, 3.0, "fetch", 100.0), 3.0, needed=1, wanted=50, turn_seconds=1)
+    bucket = lower(TokenBucket(rate=100.0), 0.0, "fetch", 7.0)
+    bucket = lower(refill(bucket, 2.0, "fetch", 100.0), 2.0, "fetch", 1.0)
+    _, lease = lend(refill(bucket, 3.0, "fetch", 100.0), 3.0, needed=1, wanted=50, turn_seconds=1)
     assert lease == Lease(0.0, 70.0, pytest.approx(4.0), blocked=True)
-    _, lease = lend(refill(quota, 7.5, "fetch", 100.0), 7.5, needed=1, wanted=50, turn_seconds=1)
+    _, lease = lend(refill(bucket, 7.5, "fetch", 100.0), 7.5, needed=1, wanted=50, turn_seconds=1)
     assert lease.amount == 50
 
 
-def test_a_changed_ceiling_holds_from_the_next_lease_on() -> None:
-    quota = refill(Quota(rate=100.0, filled_at=0.0), 1.0, "fetch", 10.0)
-    assert quota.rate == 10.0
-    assert refill(quota, 2.0, "fetch", 50.0).rate == 50.0
+def test_a_changed_limit_holds_from_the_next_lease_on() -> None:
+    bucket = refill(TokenBucket(rate=100.0, filled_at=0.0), 1.0, "fetch", 10.0)
+    assert bucket.rate == 10.0
+    assert refill(bucket, 2.0, "fetch", 50.0).rate == 50.0
 
 
 # A process.
@@ -128,7 +130,7 @@ def test_a_changed_ceiling_holds_from_the_next_lease_on() -> None:
 
 def test_all_threads_stop_for_as_long_as_the_source_asked_and_say_why() -> None:
     clock, reasons = Clock(), list[str | None]()
-    meter = to_meter(clock, Ceilings(), reasons.append)
+    meter = to_meter(clock, SourceLimits(), reasons.append)
     meter.before("fetch", 0)
     meter.limited("fetch", 30.0)
     meter.before("fetch", 0)
@@ -138,21 +140,21 @@ def test_all_threads_stop_for_as_long_as_the_source_asked_and_say_why() -> None:
     assert clock.now < 1031.0
 
 
-def test_a_pause_ends_the_wait_for_quota_and_no_request_is_made() -> None:
+def test_a_pause_ends_the_wait_for_a_lease_and_no_request_is_made() -> None:
     control, ledger = Control(), OwnLedger()
-    meter = LeasedMeter(ledger, Ceilings, control.hold, control.check)
+    meter = LeasedMeter(ledger, SourceLimits, control.hold, control.check)
     meter.limited("fetch", 60.0)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(meter.before, "fetch", 1)
         control.pause()
         with pytest.raises(Held):
             waiting.result(timeout=10)
-    assert ledger.reserve(needed=5, wanted=5, ceiling=5) == 5
+    assert ledger.reserve(needed=5, wanted=5, limit=5) == 5
 
 
-def test_a_low_ceiling_is_named_as_what_is_waited_for() -> None:
+def test_a_low_limit_is_named_as_what_is_waited_for() -> None:
     clock, reasons = Clock(), list[str | None]()
-    meter = to_meter(clock, Ceilings(fetch_per_second=0.5), reasons.append)
+    meter = to_meter(clock, SourceLimits(fetch_per_second=0.5), reasons.append)
     for _ in range(4):
         meter.before("fetch", 0)
     assert clock.now >= 1006.0
@@ -160,7 +162,7 @@ def test_a_low_ceiling_is_named_as_what_is_waited_for() -> None:
     assert reasons[-1] is None
 
 
-def test_quota_is_asked_for_about_once_a_second_and_not_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_is_asked_for_about_once_a_second_and_not_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     ledger = OwnLedger(clock)
     leases = 0
@@ -172,7 +174,7 @@ def test_quota_is_asked_for_about_once_a_second_and_not_for_each_request(monkeyp
         return buy(*arguments, **wishes)
 
     monkeypatch.setattr(ledger, "lease", lease)
-    meter = LeasedMeter(ledger, Ceilings, Waiting(clock), lambda: None, clock=clock)
+    meter = LeasedMeter(ledger, SourceLimits, Waiting(clock), lambda: None, clock=clock)
     for _ in range(6000):
         meter.before("fetch", 0)
     assert 55 <= clock.now - 1000.0 <= 62
@@ -181,14 +183,14 @@ def test_quota_is_asked_for_about_once_a_second_and_not_for_each_request(monkeyp
 
 def test_read_units_by_the_second_are_kept_to() -> None:
     clock = Clock()
-    meter = to_meter(clock, Ceilings(read_units_per_second=50.0))
+    meter = to_meter(clock, SourceLimits(read_units_per_second=50.0))
     for _ in range(10):
         meter.before("fetch", 100)
     assert clock.now - 1000.0 >= 17.0
 
 
-def test_one_request_too_many_for_the_ceiling_of_read_units_is_not_made() -> None:
-    meter = to_meter(Clock(), Ceilings(max_read_units=250))
+def test_one_request_too_many_for_the_limit_of_read_units_is_not_made() -> None:
+    meter = to_meter(Clock(), SourceLimits(max_read_units=250))
     meter.before("fetch", 100)
     meter.before("fetch", 100)
     with pytest.raises(ReadUnitsSpent) as caught:
@@ -202,23 +204,28 @@ def test_one_request_too_many_for_the_ceiling_of_read_units_is_not_made() -> Non
 
 
 @pytest.mark.parametrize(("text", "value"), [("off", None), ("0", None), ("0.5", 0.5), ("150", 150.0)])
-def test_a_ceiling_is_a_number_or_off(monkeypatch: pytest.MonkeyPatch, text: str, value: float | None) -> None:
+def test_a_limit_is_a_number_or_off(monkeypatch: pytest.MonkeyPatch, text: str, value: float | None) -> None:
     monkeypatch.setenv("AMPRENTA_LIST_PER_SECOND", text)
-    assert Settings.load().list_per_second == value
+    assert Settings.load().source_limits.list_per_second == value
 
 
-def test_a_ceiling_that_is_no_number_is_refused_by_its_name() -> None:
+def test_a_limit_that_is_no_number_is_refused_by_its_name() -> None:
     with pytest.raises(ConfigError, match=r"AMPRENTA_MAX_READ_UNITS.*-1"):
         Settings.load(max_read_units="-1")
 
 
 def test_what_is_set_for_the_run_goes_before_what_the_process_was_started_with() -> None:
-    ceilings = Ceilings(list_per_second=10.0, max_read_units=5)
+    source_limits = SourceLimits(list_per_second=10.0, max_read_units=5)
     limits = {"list_per_second": 20.0, "fetch_per_second": 0, "max_read_units": None, "workers": 3}
-    assert ceilings.under(limits) == Ceilings(20.0, None, None, 5)
+    assert source_limits.under(limits) == SourceLimits(
+        list_per_second=20.0, fetch_per_second=None, read_units_per_second=None, max_read_units=5
+    )
 
 
 def test_the_defaults_of_the_settings_are_the_published_limits() -> None:
-    settings = Settings.load()
-    assert (settings.list_per_second, settings.fetch_per_second) == (pace.LIST_PER_SECOND, pace.FETCH_PER_SECOND)
+    settings = Settings.load().source_limits
+    assert (settings.list_per_second, settings.fetch_per_second) == (
+        token_bucket.LIST_PER_SECOND,
+        token_bucket.FETCH_PER_SECOND,
+    )
     assert (settings.read_units_per_second, settings.max_read_units) == (None, None)

@@ -33,11 +33,10 @@ from backfill_tools import (
 from amprenta_vectors.backends.protocol import Metered, Route
 from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.backfill.limits.ledger import RunLedger
-from amprenta_vectors.backfill.limits.pace import Ceilings
-from amprenta_vectors.backfill.limits.quota import LeasedMeter
+from amprenta_vectors.backfill.limits.meter import LeasedMeter
 from amprenta_vectors.backfill.progress import orders
 from amprenta_vectors.backfill.progress.transactions import transaction
-from amprenta_vectors.config import Settings
+from amprenta_vectors.config import Settings, SourceLimits
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import RateLimited, ReadUnitsSpent
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
@@ -69,9 +68,9 @@ def begin(engine: sa.Engine, pinecone: PineconeEmulator) -> int:
 
 
 def to_meter(
-    engine: sa.Engine, run_id: int, ceilings: Ceilings, on_wait: Callable[[str | None], None] = lambda _: None
+    engine: sa.Engine, run_id: int, source_limits: SourceLimits, on_wait: Callable[[str | None], None] = lambda _: None
 ) -> LeasedMeter:
-    return LeasedMeter(RunLedger(engine, run_id), lambda: ceilings, threading.Event(), lambda: None, on_wait)
+    return LeasedMeter(RunLedger(engine, run_id), lambda: source_limits, threading.Event(), lambda: None, on_wait)
 
 
 def reserved(engine: sa.Engine) -> int:
@@ -80,29 +79,29 @@ def reserved(engine: sa.Engine) -> int:
 
 
 def rate_of(engine: sa.Engine, kind: str) -> float:
-    rate: float = execute(engine, "SELECT rate FROM migration_quota WHERE kind = :kind", kind=kind)[0][0]
+    rate: float = execute(engine, "SELECT rate FROM migration_limit WHERE kind = :kind", kind=kind)[0][0]
     return rate
 
 
 # Read units.
 
 
-def test_four_processes_under_refusals_stay_below_the_ceiling_and_finish_once_it_is_raised(
+def test_four_processes_under_refusals_stay_below_the_limit_and_finish_once_it_is_raised(
     engine: sa.Engine, upgraded_url: str, pinecone: PineconeEmulator
 ) -> None:
-    ceiling = 150
+    limit = 150
     count_writes(engine)
     for route in ("list", "fetch"):
         pinecone.faults.set(route, Fault(status=429, probability=0.2))
     variables = environment(upgraded_url, pinecone, AMPRENTA_BATCH_SIZE="40", AMPRENTA_WORKERS="2")
-    variables["AMPRENTA_MAX_READ_UNITS"] = str(ceiling)
+    variables["AMPRENTA_MAX_READ_UNITS"] = str(limit)
     arguments = ("--resume", "--keys-from", "source", "--no-verify")
     processes = [fork_process(variables, *arguments) for _ in range(4)]
     ended = [(*process.communicate(timeout=60), process.returncode) for process in processes]
     assert [code for _, _, code in ended] == [1] * 4
-    assert pinecone.calls.read_units <= reserved(engine) <= ceiling
+    assert pinecone.calls.read_units <= reserved(engine) <= limit
     assert 0 < len(stored(engine)) < 2000
-    assert all(f"of {ceiling} read units" in output and "--max-read-units" in output for output, *_ in ended)
+    assert all(f"of {limit} read units" in output and "--max-read-units" in output for output, *_ in ended)
 
     pinecone.faults.clear()
     code, output = run_forked(variables, *arguments, "--max-read-units", "1000")
@@ -116,12 +115,12 @@ def test_four_processes_under_refusals_stay_below_the_ceiling_and_finish_once_it
 def test_what_a_killed_process_had_reserved_is_never_spent_twice(
     engine: sa.Engine, upgraded_url: str, pinecone: PineconeEmulator
 ) -> None:
-    ceiling = 150
+    limit = 150
     pinecone.faults.set("fetch", Fault(latency=0.05))
     variables = environment(
         upgraded_url, pinecone, AMPRENTA_BATCH_SIZE="40", AMPRENTA_WORKERS="4", AMPRENTA_LEASE_SECONDS="0.5"
     )
-    variables["AMPRENTA_MAX_READ_UNITS"] = str(ceiling)
+    variables["AMPRENTA_MAX_READ_UNITS"] = str(limit)
     arguments = ("--resume", "--keys-from", "source", "--no-verify")
     for kill_at in (30, 60, 90):
         process = fork_process(variables, *arguments)
@@ -130,10 +129,10 @@ def test_what_a_killed_process_had_reserved_is_never_spent_twice(
             process.send_signal(signal.SIGKILL)
         finally:
             end_process(process)
-        assert pinecone.calls.read_units <= reserved(engine) <= ceiling
+        assert pinecone.calls.read_units <= reserved(engine) <= limit
     code, output = run_forked(variables, *arguments)
     assert code == 1, output
-    assert pinecone.calls.read_units <= reserved(engine) <= ceiling
+    assert pinecone.calls.read_units <= reserved(engine) <= limit
 
 
 def has_cost(pinecone: PineconeEmulator, read_units: int) -> bool:
@@ -203,7 +202,9 @@ def test_each_attempt_is_reserved_over_either_transport(
 def test_the_error_says_what_was_spent_and_what_is_left_and_releases_the_batch(
     engine: sa.Engine, pinecone: PineconeEmulator
 ) -> None:
-    job = to_job(engine, open_pinecone(pinecone), batch_size=100, ceilings=Ceilings(max_read_units=LISTING + 55))
+    job = to_job(
+        engine, open_pinecone(pinecone), batch_size=100, source_limits=SourceLimits(max_read_units=LISTING + 55)
+    )
     with pytest.raises(ReadUnitsSpent) as caught:
         run_job(engine, job)
     states = dict(execute(engine, "SELECT status, count(*) FROM migration_progress GROUP BY 1"))
@@ -225,7 +226,7 @@ def test_however_many_reserve_at_once_the_sum_is_what_they_got_and_never_passes(
         ledger, got = RunLedger(engine, run_id), 0
         while True:
             try:
-                got += ledger.reserve(needed=3, wanted=40, ceiling=2000)
+                got += ledger.reserve(needed=3, wanted=40, limit=2000)
             except ReadUnitsSpent:
                 return got
 
@@ -238,7 +239,7 @@ def test_units_that_a_process_does_not_want_are_given_back_while_it_works(
     engine: sa.Engine, pinecone: PineconeEmulator
 ) -> None:
     run_id = begin(engine, pinecone)
-    meter = to_meter(engine, run_id, Ceilings())
+    meter = to_meter(engine, run_id, SourceLimits())
     for _ in range(20):
         meter.before("fetch", 10)
     assert reserved(engine) > 200
@@ -249,15 +250,15 @@ def test_units_that_a_process_does_not_want_are_given_back_while_it_works(
     assert reserved(engine) == 200
 
 
-def test_under_a_lowered_ceiling_nothing_is_spent_that_was_reserved_before(
+def test_under_a_lowered_limit_nothing_is_spent_that_was_reserved_before(
     engine: sa.Engine, pinecone: PineconeEmulator
 ) -> None:
-    run_id, ceilings = begin(engine, pinecone), [Ceilings()]
+    run_id, source_limits = begin(engine, pinecone), [SourceLimits()]
     ledger = RunLedger(engine, run_id)
-    meter = LeasedMeter(ledger, lambda: ceilings[0], threading.Event(), lambda: None)
+    meter = LeasedMeter(ledger, lambda: source_limits[0], threading.Event(), lambda: None)
     for _ in range(20):
         meter.before("fetch", 10)
-    ceilings[0] = Ceilings(max_read_units=205)
+    source_limits[0] = SourceLimits(max_read_units=205)
     with pytest.raises(ReadUnitsSpent, match="200 of 205"):
         meter.before("fetch", 10)
     assert reserved(engine) == 200
@@ -267,12 +268,12 @@ def test_the_comparison_at_the_end_of_a_run_is_counted_and_limited_too(
     upgraded_url: str, engine: sa.Engine, pinecone: PineconeEmulator
 ) -> None:
     variables = environment(upgraded_url, pinecone, AMPRENTA_BATCH_SIZE="100")
-    ceiling = str(LISTING + FETCHING + 30)
-    code, output = run_forked(variables, "--keys-from", "source", "--max-read-units", ceiling)
+    limit = str(LISTING + FETCHING + 30)
+    code, output = run_forked(variables, "--keys-from", "source", "--max-read-units", limit)
     assert code == 1
     assert "is finished" in output
     assert "amprenta-vectors verify" in output
-    assert pinecone.calls.read_units <= reserved(engine) <= int(ceiling)
+    assert pinecone.calls.read_units <= reserved(engine) <= int(limit)
     assert execute(engine, "SELECT state FROM migration_run") == [("finished",)]
 
 
@@ -296,8 +297,8 @@ def test_retry_after_seen_by_one_process_stops_the_others(
     run_id = begin(engine, pinecone)
     reasons: list[str | None] = []
     one, other = (
-        to_meter(engine, run_id, Ceilings()),
-        to_meter(other_engine, run_id, Ceilings(), reasons.append),
+        to_meter(engine, run_id, SourceLimits()),
+        to_meter(other_engine, run_id, SourceLimits(), reasons.append),
     )
     began = time.monotonic()
     one.limited("fetch", 2.0)
@@ -313,13 +314,13 @@ def test_refusals_that_several_processes_see_at_once_lower_the_rate_once(
     engine: sa.Engine, other_engine: sa.Engine, pinecone: PineconeEmulator
 ) -> None:
     run_id = begin(engine, pinecone)
-    meters = [to_meter(engine, run_id, Ceilings()), to_meter(other_engine, run_id, Ceilings())]
+    meters = [to_meter(engine, run_id, SourceLimits()), to_meter(other_engine, run_id, SourceLimits())]
     for meter in meters * 5:
         meter.limited("fetch", None)
     assert rate_of(engine, "fetch") == pytest.approx(70.0, abs=1.0)
 
 
-def test_the_ceiling_holds_for_all_processes_together(
+def test_the_limit_holds_for_all_processes_together(
     engine: sa.Engine, other_engine: sa.Engine, pinecone: PineconeEmulator
 ) -> None:
     run_id = begin(engine, pinecone)
@@ -331,9 +332,9 @@ def test_the_ceiling_holds_for_all_processes_together(
             made.append(time.monotonic())
 
     ends = time.monotonic() + 3.0
-    ceilings = Ceilings(fetch_per_second=50.0)
+    source_limits = SourceLimits(fetch_per_second=50.0)
     with ThreadPoolExecutor(6) as pool:
-        for meter in (to_meter(engine, run_id, ceilings), to_meter(other_engine, run_id, ceilings)):
+        for meter in (to_meter(engine, run_id, source_limits), to_meter(other_engine, run_id, source_limits)):
             for _ in range(3):
                 pool.submit(ask, meter)
     made.sort()
@@ -341,10 +342,10 @@ def test_the_ceiling_holds_for_all_processes_together(
     assert all(later - earlier >= 0.8 for earlier, later in zip(made, made[50:], strict=False))
 
 
-def test_a_ceiling_that_is_changed_while_the_run_goes_on_holds_at_once(
+def test_a_limit_that_is_changed_while_the_run_goes_on_holds_at_once(
     engine: sa.Engine, pinecone: PineconeEmulator
 ) -> None:
-    job = to_job(engine, open_pinecone(pinecone), batch_size=50, ceilings=Ceilings(fetch_per_second=1.0))
+    job = to_job(engine, open_pinecone(pinecone), batch_size=50, source_limits=SourceLimits(fetch_per_second=1.0))
     work = Backfill(engine, job, observer := Recorder(), threading.Event())
     run = work.start("new")
     began = time.monotonic()
@@ -355,7 +356,7 @@ def test_a_ceiling_that_is_changed_while_the_run_goes_on_holds_at_once(
             orders.change_limits(connection, run.id, {"fetch_per_second": 0})
         assert running.result().counts.written == 2000
     assert time.monotonic() - began < 20
-    assert execute(engine, "SELECT kind FROM migration_quota WHERE kind = 'fetch'") == []
+    assert execute(engine, "SELECT kind FROM migration_limit WHERE kind = 'fetch'") == []
 
 
 def test_an_option_holds_for_the_run_and_all_its_processes(
@@ -367,4 +368,4 @@ def test_an_option_holds_for_the_run_and_all_its_processes(
     assert code == 0, output
     limits = {"list_per_second": 0, "fetch_per_second": 40.0, "max_read_units": 900}
     assert execute(engine, "SELECT limits FROM migration_run") == [(limits,)]
-    assert dict(execute(engine, "SELECT kind, rate FROM migration_quota")) == {"fetch": 40.0}
+    assert dict(execute(engine, "SELECT kind, rate FROM migration_limit")) == {"fetch": 40.0}
