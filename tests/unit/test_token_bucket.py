@@ -1,4 +1,4 @@
-"""Token buckets by a clock that the test moves: what is leased when, how the rate falls and rises, what is asked for."""
+"""Token buckets by a clock that the test moves: what is leased when, how the rate falls and rises, what is asked."""
 
 from __future__ import annotations
 
