@@ -133,7 +133,7 @@ class Settings(BaseSettings):
 
     pinecone_api_key: SecretStr | None = None
     pinecone_index_name: str | None = None
-    pinecone_namespace: str = ""
+    namespace: str = Field("", validation_alias="PINECONE_NAMESPACE")
     pinecone_controller_host: str | None = None
     pinecone_transport: Literal["auto", "grpc", "rest"] = "auto"
     pinecone_vector_field: str | None = None
@@ -195,7 +195,7 @@ class Settings(BaseSettings):
     source_limits: SourceLimits = Field(default_factory=SourceLimits)
     thresholds: Thresholds = Field(default_factory=Thresholds)
 
-    @field_validator("pinecone_namespace")
+    @field_validator("namespace")
     @classmethod
     def _normalize_namespace(cls, name: str) -> str:
         return normalize_namespace(name)

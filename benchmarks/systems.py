@@ -110,7 +110,7 @@ def said(output: str) -> str:
 
 def search(url: str, table: str, asked: Vectors, filters: Mapping[str, Filter], namespace: str = "") -> None:
     """Recall, and answers cut short."""
-    settings = Settings.load(database_url=url, table=table, pinecone_namespace=namespace)
+    settings = Settings.load(database_url=url, table=table, namespace=namespace)
     with closing(open_pgvector_store(settings)) as store:
         click.echo(f"{store.count():,} rows to search")
         recall(store, asked, filters)

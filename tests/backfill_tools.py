@@ -21,7 +21,9 @@ from forked import ForkedProcess
 from amprenta_vectors.backends.pinecone.client import open_index
 from amprenta_vectors.backends.pinecone.source import PineconeSource, open_source
 from amprenta_vectors.backends.protocol import Source, SourceDescription
+from amprenta_vectors.backfill.database.load_gate import Gate
 from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.kinds import open_kind
 from amprenta_vectors.backfill.engine.observer import (
     IndexBuilding,
     MoveEvent,
@@ -30,9 +32,13 @@ from amprenta_vectors.backfill.engine.observer import (
     RunStarted,
     Waiting,
 )
+from amprenta_vectors.backfill.engine.planner import Planner
 from amprenta_vectors.backfill.engine.run import Backfill, Summary
 from amprenta_vectors.backfill.engine.starting import Mode
+from amprenta_vectors.backfill.engine.worker import Worker
 from amprenta_vectors.backfill.progress.figures import Counts
+from amprenta_vectors.backfill.progress.keys_from import KeysFrom
+from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.batch import VectorBatch, Vectors
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import RowError
@@ -40,6 +46,7 @@ from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.keymaps import Identity, KeyMap
 from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +170,11 @@ def to_job(
     namespace: str = "",
     scope: Mapping[str, str] | None = None,
     key_map: KeyMap | None = None,
+    keys_from: KeysFrom = "source",
+    replaces: bool = False,
+    delete: bool = False,
+    given: Sequence[str] = (),
+    reason: str | None = None,
     **changes: Any,
 ) -> Job:
     """A job from ``source`` into a table as the catalogue has it; keys from the source, two workers, small batches."""
@@ -171,11 +183,9 @@ def to_job(
     if scope is None:
         scope = {"namespace": namespace} if "namespace" in resolved.scope else {}
     job = Job(
-        table=resolved,
-        scope=scope,
+        slice=Slice(resolved, scope, key_map or Identity()),
         source=source,
-        key_map=key_map or Identity(),
-        keys_from="source",
+        kind=open_kind(keys_from, replace=replaces, delete=delete, given=given, reason=reason),
         model=None,
         batch_size=50,
         workers=2,
@@ -185,6 +195,22 @@ def to_job(
         retry_seconds=20.0,
     )
     return replace(job, **changes)
+
+
+def open_worker(work: Backfill, run: Run, *, owner: str | None = None, lease_seconds: float | None = None) -> Worker:
+    """A worker of a process that works at ``run``, for a test that takes its steps one by one."""
+    context = work.open_context(run)
+    job = replace(context.job, lease_seconds=context.job.lease_seconds if lease_seconds is None else lease_seconds)
+    context = replace(context, owner=owner or context.owner, job=job)
+    gate = Gate(lambda: None, lambda reason: None, lambda reason: None)
+    return Worker(context, context.job.kind.open_writer(context), gate, lambda batch, outcome: None)
+
+
+def open_planner(engine: sa.Engine, job: Job, run: Run, stop: threading.Event | None = None) -> Planner:
+    """The planner of a process whose batches keep the job's size."""
+    stop = stop or threading.Event()
+    context = Backfill(engine, job, Recorder(), stop).open_context(run)
+    return Planner(context, job.kind.open_keys(context), lambda: job.batch_size)
 
 
 def run_job(

@@ -14,8 +14,8 @@ from amprenta_vectors.cli.options import namespace_options, run_options, source_
 from amprenta_vectors.errors import ConfigError
 
 if TYPE_CHECKING:
-    from amprenta_vectors.backfill.engine.keys_from import KeysFrom
     from amprenta_vectors.backfill.engine.starting import Mode
+    from amprenta_vectors.backfill.progress.keys_from import KeysFrom
     from amprenta_vectors.schema.kinds import SourceKind
 
 

@@ -39,7 +39,7 @@ def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | N
     from amprenta_vectors.stores.comparison import compare_stores, perturbed
     from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store
 
-    settings = Settings.load(pinecone_namespace=namespace)
+    settings = Settings.load(namespace=namespace)
     with ExitStack() as stack:
         pgvector = stack.enter_context(closing(open_pgvector_store(settings)))
         source = stack.enter_context(closing(open_source_store(settings)))

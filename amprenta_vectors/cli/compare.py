@@ -77,18 +77,19 @@ def run(
     from amprenta_vectors.compare.whereabouts import Whereabouts
     from amprenta_vectors.config import Settings
     from amprenta_vectors.moves.ends import open_table, scope_of
+    from amprenta_vectors.schema.slice import open_slice
     from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store, text_field_of
 
-    settings = for_measuring(Settings.load(pinecone_namespace=namespace))
+    settings = for_measuring(Settings.load(namespace=namespace))
     engine = open_database(settings, 2)
     with engine.connect() as connection:
         table = open_table(settings, connection)
-    scope = scope_of(table, settings.pinecone_namespace)
+    slice_ = open_slice(engine, table, scope_of(table, settings.namespace))
     asked = read_queries(settings, engine, table, origin, queries, seed)
     with ExitStack() as stack:
         pgvector = stack.enter_context(closing(open_pgvector_store(settings)))
         source = stack.enter_context(closing(open_source_store(settings)))
-        whereabouts = Whereabouts(engine, table, scope, text_field_of(settings))
+        whereabouts = Whereabouts(engine, slice_, text_field_of(settings))
         found = Comparer(source, pgvector, whereabouts, table).compare(asked, top_k)
     if as_json:
         click.echo(json.dumps(_to_json(found)))

@@ -94,7 +94,7 @@ def _roll_back(settings: Settings, users: Sequence[str], show: Observer, *, dry_
 
     engine, table = open_target(settings, 1, show)
     chosen = stores_to_roll_back(engine, table, users)
-    codes = [roll_back_store(engine, table, *store, show, dry_run=dry_run) for store in chosen.items()]
+    codes = [roll_back_store(engine, *store, show, dry_run=dry_run) for store in chosen.items()]
     if not chosen:
         click.echo("no row of theirs was inserted by a run: nothing to take back")
     _exit(worst(codes))

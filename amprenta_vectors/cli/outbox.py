@@ -81,7 +81,7 @@ def drain(ctx: click.Context) -> None:
     with _open_outbox(settings) as box:
         for scope in box.pending_scopes():
             namespace = "/".join(scope.get(name, "") for name in columns)
-            of_scope = settings.model_copy(update={"pinecone_namespace": namespace})
+            of_scope = settings.model_copy(update={"namespace": namespace})
             done, error = _drain_scope(of_scope, others[0])
             brought, refusal = brought + done, error or refusal
         left = box.status().pending

@@ -15,7 +15,7 @@ def to_place(settings: Settings, table: VectorTable) -> str:
         case "pinecone":
             settings.require("pinecone_api_key")
             index = settings.require("pinecone_index_name")
-            namespace = settings.pinecone_namespace or "(default)"
+            namespace = settings.namespace or "(default)"
             return f"index {index!r} over {settings.pinecone_transport}, namespace {namespace}"
         case "simple":
             return f"the stores below {settings.simple_store_root}"

@@ -51,7 +51,7 @@ def tune(
     from amprenta_vectors.moves.ends import open_table
     from amprenta_vectors.schema.search_settings import store_setting
 
-    settings = for_measuring(Settings.load(pinecone_namespace=namespace))
+    settings = for_measuring(Settings.load(namespace=namespace))
     engine = open_database(settings, 1)
     with engine.connect() as connection:
         table = open_table(settings, connection)

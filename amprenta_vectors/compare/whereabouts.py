@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import sqlalchemy as sa
 
-from amprenta_vectors.batch import VectorBatch
-from amprenta_vectors.schema.keymaps import open_key_map
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.keymaps import look_up
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.stores.filters.language import parse_filter
 from amprenta_vectors.stores.pgvector.sql import Statements
 from amprenta_vectors.stores.protocol import Filter
 
 
 class Whereabouts:
-    """Rows of ``table``, which is from the catalogue, with a vector or without. Of other scopes, keys alone are seen.
+    """Rows of a slice, with a vector or without. Of other scopes, keys alone are seen.
 
     A key is spelled as `PgVectorStore` gives it. ``text_field`` is as there.
     """
 
-    def __init__(self, engine: sa.Engine, table: VectorTable, scope: Mapping[str, str], text_field: str) -> None:
+    def __init__(self, engine: sa.Engine, slice_: Slice, text_field: str) -> None:
         self._engine = engine
-        self._table = table
-        self._scope = scope
-        self._here = Statements(table, scope, text_field, has_updated_at=False)
-        self._anywhere = Statements(table.with_columns(scope=()), {}, text_field, has_updated_at=False)
+        self._slice = slice_
+        self._here = Statements(slice_, text_field, has_updated_at=False)
+        anywhere = replace(slice_, table=slice_.table.with_columns(scope=()), scope={})
+        self._anywhere = Statements(anywhere, text_field, has_updated_at=False)
 
     def spelled(self, source_keys: Sequence[str]) -> dict[str, str]:
         """The key that a row has for each of ``source_keys``; those that no row can have are absent."""
         keys = {key: key for key in source_keys}
-        if self._table.key_rule.kind == "uuid5":
-            rows = VectorBatch(source_keys=list(source_keys), vectors=np.empty((len(source_keys), 0), np.float32))
-            mapped = open_key_map(self._table, self._scope, self._engine).apply(rows)
-            keys = {source: key for source, (key,) in zip(mapped.source_keys, mapped.keys or (), strict=True)}
+        if self._slice.table.key_rule.kind == "uuid5":
+            keys = {source: key for source, [(key,)] in look_up(self._slice.key_map, source_keys).items()}
         spelled = self._here.spelled(keys.values())
         return {source: spelled[key] for source, key in keys.items() if key in spelled}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection, Engine
@@ -17,9 +16,9 @@ from amprenta_vectors.errors import ConfigError, DimensionMismatch
 from amprenta_vectors.moves.events import Warned
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.key_values import canonical
-from amprenta_vectors.schema.keymaps import KeyMap, OwnKeys, open_key_map
-from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.keymaps import OwnKeys
 from amprenta_vectors.schema.registry import RAG_CHUNKS, get_table
+from amprenta_vectors.schema.slice import Slice, open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
 SPARE_CONNECTIONS = 6
@@ -81,7 +80,7 @@ def choose_namespaces(
         raise ConfigError("--namespace and --all-namespaces contradict each other", hint="give one of them")
     if not all_namespaces:
         if namespace is None:
-            namespace = settings.pinecone_namespace if ends.origin.kind == "pinecone" else ""
+            namespace = settings.namespace if ends.origin.kind == "pinecone" else ""
         return [normalize_namespace(namespace)]
     if not ends.table.namespace_columns:
         raise ConfigError(
@@ -109,11 +108,12 @@ def scope_of(table: VectorTable, namespace: str) -> dict[str, str]:
     return scope
 
 
-def key_map_for(engine: Engine, table: VectorTable, scope: Mapping[str, str], kind: SourceKind) -> KeyMap:
-    """Return the key map of a table from the catalogue; rows that are their own source go by their own keys."""
-    if kind == "rows":
-        return OwnKeys([table.column_types[name] for name in table.key])
-    return open_key_map(table, scope, engine)
+def slice_of(ends: Ends, namespace: str = "") -> Slice:
+    """Return the slice of a namespace; rows that are their own source go by their own keys."""
+    table, scope = ends.table, scope_of(ends.table, namespace)
+    if ends.origin.kind == "rows":
+        return Slice(table, scope, OwnKeys([table.column_types[name] for name in table.key]))
+    return open_slice(ends.engine, table, scope)
 
 
 def _check_dimensions(origin: Origin, table: VectorTable) -> None:

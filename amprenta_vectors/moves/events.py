@@ -9,7 +9,7 @@ from typing import Any
 from amprenta_vectors.backfill.database.index_plan import BuildPlan
 from amprenta_vectors.backfill.engine.observer import MoveEvent
 from amprenta_vectors.backfill.engine.run import Summary
-from amprenta_vectors.backfill.reconcile.gone import Gone
+from amprenta_vectors.backfill.progress.seen import Gone
 from amprenta_vectors.backfill.verify.compare import Kind
 from amprenta_vectors.errors import ExitCode
 

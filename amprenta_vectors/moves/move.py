@@ -13,14 +13,14 @@ from amprenta_vectors.backfill.database.index import build_deferred
 from amprenta_vectors.backfill.database.stats_view import refresh_stats
 from amprenta_vectors.backfill.database.throttle import Throttle
 from amprenta_vectors.backfill.engine.job import Job
-from amprenta_vectors.backfill.engine.keys_from import KeysFrom
 from amprenta_vectors.backfill.engine.observer import MoveEvent, Observer, ignore
 from amprenta_vectors.backfill.engine.run import Backfill, Summary
 from amprenta_vectors.backfill.engine.starting import Mode
 from amprenta_vectors.backfill.limits.ledger import RunLedger
 from amprenta_vectors.backfill.progress import figures, quarantine, runs
+from amprenta_vectors.backfill.progress.keys_from import KeysFrom
 from amprenta_vectors.backfill.progress.transactions import transaction
-from amprenta_vectors.backfill.reconcile.dry_run import refusal_of
+from amprenta_vectors.backfill.reconcile.dry_run import deletes, refusal_of
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ExitCode, RunConflict, TransientError, worst
 from amprenta_vectors.moves.ends import Ends, choose_namespaces, open_ends
@@ -97,7 +97,7 @@ class Move:
         job = replace(job, expected_keys=expected_keys(ends.engine, job))
         build = partial(build_deferred, settings=build_settings(self._settings), say=telling_plans(observer))
         work = Backfill(ends.engine, job, observer, self.stop, before_claim=throttle.reason, build_index=build)
-        with watching_builds(ends.engine, job.table, observer):
+        with watching_builds(ends.engine, job.slice.table, observer):
             self.summary = work.work(work.start(self._mode))
         observer(self._ended(job, self.summary))
         return self.summary
@@ -124,7 +124,7 @@ class Move:
                 # Of a run that had ended before, whose index was still to be built.
                 report()
             return code
-        stale = refresh_stats(ends.engine, job.table)
+        stale = refresh_stats(ends.engine, job.slice.table)
         if stale is not None:
             observer(Noticed(stale))
         try:
@@ -176,14 +176,14 @@ class Move:
         return name
 
     def _ended(self, job: Job, summary: Summary) -> MoveEvent:
-        if job.keys_from == "reconcile":
+        if job.kind.keys_from == "reconcile":
             return pass_ended(job, summary)
         return RunEnded(summary, job.source.description.count)
 
     def _compare(self, ends: Ends, job: Job, summary: Summary, observer: Observer) -> Verified:
         """Compare at the cost of the run, within what its processes may ask together."""
         with ends.engine.connect() as connection:
-            known = quarantine.quarantined_keys(connection, job.table.target, job.scope)
+            known = quarantine.quarantined_keys(connection, job.slice.target, job.slice.scope)
         limited = replace(job, source_limits=job.source_limits.under(summary.run.limits))
         ledger = RunLedger(ends.engine, summary.run.id)
         return verify_job(ends.engine, limited, observer, self.stop, known=known, ledger=ledger)
@@ -215,7 +215,7 @@ def complete(moves: Sequence[Move], observer: Observer = ignore, *, verify: bool
 def _code_of(job: Job, summary: Summary) -> ExitCode:
     if summary.interrupted:
         return ExitCode.INTERRUPTED
-    if refusal_of(summary.gone, delete=job.delete) is not None:
+    if refusal_of(summary.gone, delete=deletes(job)) is not None:
         return ExitCode.FAILED
     return ExitCode.QUARANTINED if summary.errors else ExitCode.CLEAN
 
@@ -223,12 +223,12 @@ def _code_of(job: Job, summary: Summary) -> ExitCode:
 def _last_run(ends: Ends, job: Job) -> Summary:
     """Return how the last run into the slice stands, which other processes have worked at."""
     with transaction(ends.engine) as connection:
-        unfinished = runs.unfinished_run(connection, job.table.target, job.scope)
-        run_id = runs.last_finished(connection, job.table.target, job.scope)
+        unfinished = runs.unfinished_run(connection, job.slice.target, job.slice.scope)
+        run_id = runs.last_finished(connection, job.slice.target, job.slice.scope)
         if unfinished is not None or run_id is None:
             found = f"run {unfinished.id} is unfinished" if unfinished is not None else "there was no run"
             raise RunConflict(
-                f"{found} into {job.table.target}: there is nothing to conclude",
+                f"{found} into {job.slice.target}: there is nothing to conclude",
                 hint="run the move to its end first: amprenta-vectors backfill --resume",
             )
         run, counts = runs.load_run(connection, run_id), figures.count(connection, run_id)

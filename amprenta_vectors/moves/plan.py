@@ -9,7 +9,7 @@ from sqlalchemy.engine import Engine
 from amprenta_vectors.backends.protocol import Metered, SourceDescription
 from amprenta_vectors.backfill.database.estimate import Estimate, estimate
 from amprenta_vectors.backfill.engine.job import Job
-from amprenta_vectors.backfill.engine.keys_from import KeysFrom
+from amprenta_vectors.backfill.progress.keys_from import KeysFrom
 from amprenta_vectors.db import server_versions
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -35,11 +35,10 @@ def plan_job(engine: Engine, job: Job) -> Plan:
         server, pgvector = server_versions(connection)
         figures = estimate(
             connection,
-            job.table,
-            job.scope,
+            job.slice,
             described.count or 0,
-            from_source=job.keys_from == "source",
+            from_source=job.kind.keys_from == "source",
             model=job.model,
         )
     metered = isinstance(job.source, Metered)
-    return Plan(job.table, described, job.keys_from, job.model, server, pgvector, figures, metered)
+    return Plan(job.slice.table, described, job.kind.keys_from, job.model, server, pgvector, figures, metered)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.engine import Engine
 
+from amprenta_vectors.backfill.engine.context import open_retry
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.engine.run import Summary
 from amprenta_vectors.backfill.limits.ledger import OwnLedger
 from amprenta_vectors.backfill.limits.meter import LeasedMeter, metered
-from amprenta_vectors.backfill.reconcile.dry_run import DryRun, refusal_of
+from amprenta_vectors.backfill.reconcile.dry_run import DryRun, deletes, refusal_of
 from amprenta_vectors.errors import ExitCode, TransientError, worst
 from amprenta_vectors.moves.events import PassEnded
 from amprenta_vectors.moves.verification import go_on_until
@@ -40,7 +40,7 @@ def try_passes(engine: Engine, jobs: Sequence[Job], stop: threading.Event, obser
 def _try_pass(engine: Engine, job: Job, stop: threading.Event) -> PassEnded:
     goes_on = go_on_until(stop, "the dry run was interrupted", "amprenta-vectors reconcile --dry-run")
     with metered(job.source, LeasedMeter(OwnLedger(), lambda: job.source_limits, stop, goes_on)):
-        found = DryRun(engine, job, retry=Retry(job.retry_seconds, stop, lambda _: None)).run()
+        found = DryRun(engine, job, retry=open_retry(job, stop)).run()
     return PassEnded(
         run=None,
         equal=found.equal,
@@ -48,7 +48,7 @@ def _try_pass(engine: Engine, job: Job, stop: threading.Event) -> PassEnded:
         replaced=found.replaced,
         quarantined=found.quarantined,
         gone=found.gone,
-        refused=refusal_of(found.gone, delete=job.delete),
+        refused=refusal_of(found.gone, delete=deletes(job)),
         advice=_advice(job, found.quarantined),
     )
 
@@ -63,19 +63,19 @@ def pass_ended(job: Job, summary: Summary) -> PassEnded:
         replaced=counts.replaced,
         quarantined=summary.errors,
         gone=summary.gone,
-        refused=refusal_of(summary.gone, delete=job.delete),
+        refused=refusal_of(summary.gone, delete=deletes(job)),
         advice=_advice(job, summary.errors),
         interrupted=summary.interrupted,
     )
 
 
 def _advice(job: Job, quarantined: Mapping[str, int]) -> str | None:
-    if job.table.hash is not None or not quarantined.get(Reason.CHANGED_HERE):
+    if job.slice.table.hash is not None or not quarantined.get(Reason.CHANGED_HERE):
         return None
-    name = job.table.qualified_name
+    name = job.slice.table.qualified_name
     return (
         f"{name} has no column in which the engine could keep what it wrote, so that no row is known to be unchanged: "
         f"ALTER TABLE {name} ADD COLUMN {HASH_COLUMN} bigint"
-        + (f' and hash = "{HASH_COLUMN}" in amprenta.toml' if job.table.declared else "")
+        + (f' and hash = "{HASH_COLUMN}" in amprenta.toml' if job.slice.table.declared else "")
         + "; it holds for what is written from then on"
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from amprenta_vectors.backfill.engine.keys_from import Side, is_retry, retry_of, side_of
 from amprenta_vectors.backfill.progress import quarantine, runs
+from amprenta_vectors.backfill.progress.keys_from import Side, is_retry, retry_of, side_of
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.moves.ends import Ends, scope_of

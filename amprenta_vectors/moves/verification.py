@@ -9,9 +9,10 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backends.protocol import SourceDescription, TextSource
+from amprenta_vectors.backfill.engine.backoff import Backoff
+from amprenta_vectors.backfill.engine.context import open_retry
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.limits.ledger import Ledger, OwnLedger
 from amprenta_vectors.backfill.limits.meter import LeasedMeter, metered
 from amprenta_vectors.backfill.progress import events, runs
@@ -53,7 +54,7 @@ def verify_job(
         unexpected += not aside
         observer(Differed(difference.kind, difference.key, difference.detail, aside))
 
-    verifier = _open_verifier(engine, job, Retry(job.retry_seconds, stop, lambda _: None))
+    verifier = _open_verifier(engine, job, open_retry(job, stop))
     observer(ComparisonStarted(described.computed, described.lists))
     goes_on = go_on_until(stop, "the verification was interrupted", "amprenta-vectors verify")
     with metered(job.source, LeasedMeter(ledger or OwnLedger(), lambda: job.source_limits, stop, goes_on)):
@@ -82,19 +83,10 @@ def go_on_until(stop: threading.Event, message: str, hint: str) -> Callable[[], 
     return check
 
 
-def _open_verifier(engine: Engine, job: Job, retry: Retry) -> Verifier | SampleVerifier:
+def _open_verifier(engine: Engine, job: Job, retry: Backoff) -> Verifier | SampleVerifier:
     if isinstance(job.source, TextSource):
-        return SampleVerifier(engine, job.table, job.scope, job.source, job.key_map, retry=retry)
-    return Verifier(
-        engine,
-        job.table,
-        job.scope,
-        job.source,
-        job.key_map,
-        batch_size=job.batch_size,
-        workers=job.workers,
-        retry=retry,
-    )
+        return SampleVerifier(engine, job.slice, job.source, retry=retry)
+    return Verifier(engine, job.slice, job.source, batch_size=job.batch_size, workers=job.workers, retry=retry)
 
 
 def _record(engine: Engine, job: Job, found: Verified) -> None:
@@ -102,7 +94,7 @@ def _record(engine: Engine, job: Job, found: Verified) -> None:
     detail = {"compared": found.compared, **found.counts, "unexpected": found.unexpected}
     try:
         with transaction(engine) as connection:
-            run_id = runs.last_finished(connection, job.table.target, job.scope)
+            run_id = runs.last_finished(connection, job.slice.target, job.slice.scope)
             if run_id is not None:
                 events.record_event(connection, run_id, Event.VERIFIED, detail)
     except DBAPIError as error:

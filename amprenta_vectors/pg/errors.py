@@ -5,6 +5,8 @@ The codes: https://www.postgresql.org/docs/current/errcodes-appendix.html.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.errors import AmprentaError, TimedOut, TransientError
@@ -58,6 +60,15 @@ def is_transient(error: BaseException) -> bool:
     return is_connection_lost(error) or (
         state is not None and (state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES)
     )
+
+
+def unless_away(step: Callable[[], object]) -> None:
+    """Take a step that can be left out where the database is away: to wait for it is for others."""
+    try:
+        step()
+    except DBAPIError as error:
+        if not is_transient(error):
+            raise
 
 
 def is_row_refusal(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 from uuid import UUID, uuid5
 
+import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
@@ -305,6 +306,16 @@ def to_key_maker(table: VectorTable, scope: Mapping[str, str]) -> Callable[[str]
         return key[0]
 
     return to_key
+
+
+def look_up(key_map: KeyMap, source_keys: Sequence[str]) -> dict[str, list[Key]]:
+    """Return the target keys of source keys alone, without their records; those that have none are absent."""
+    found: dict[str, list[Key]] = {}
+    if source_keys:
+        keyed = key_map.apply(VectorBatch(list(source_keys), np.empty((len(source_keys), 0), np.float32)))
+        for source, key in zip(keyed.source_keys, keyed.keys or (), strict=True):
+            found.setdefault(source, []).append(key)
+    return found
 
 
 def store_keys(key_map: KeyMap, batch: VectorBatch) -> Sequence[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from amprenta_vectors.schema.catalogue import check_visible
-from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
-from amprenta_vectors.schema.keymaps import KeyMap
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.expressions import to_column_value
+from amprenta_vectors.schema.slice import Slice
 
 KEYSET_PAGE = 10_000
 
@@ -23,11 +22,9 @@ class EmptyRows:
     The token is the last row's key as JSON: a keyset, so that rows filled meanwhile shift nothing.
     """
 
-    def __init__(self, engine: Engine, table: VectorTable, scope: Mapping[str, str], key_map: KeyMap) -> None:
+    def __init__(self, engine: Engine, slice_: Slice) -> None:
         self._engine = engine
-        self._table = table
-        self._scope = scope
-        self._key_map = key_map
+        self._slice = slice_
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
         """Pages of at most 10,000 keys; each is one short statement, so that no snapshot grows old."""
@@ -35,15 +32,15 @@ class EmptyRows:
         while True:
             with self._engine.connect() as connection:
                 rows = connection.execute(self._page(last)).all()
-                check_visible(connection, self._table)
-            width = len(self._table.key)
+                check_visible(connection, self._slice.table)
+            width = len(self._slice.table.key)
             last = tuple(rows[-1][:width]) if rows else None
             following = json.dumps(last) if len(rows) == KEYSET_PAGE else None
             # A row's own key, or after it the columns that hold the source's.
-            told = slice(width, None) if self._key_map.source_columns else slice(width)
+            told = slice(width, None) if self._slice.key_map.source_columns else slice(width)
             # Several rows of one source key stand together, because the key is what they are ordered by; where a
             # look-up column tells it, a key that comes again finds its rows filled.
-            yield list(dict.fromkeys(self._key_map.to_source(tuple(row[told])) for row in rows)), following
+            yield list(dict.fromkeys(self._slice.key_map.to_source(tuple(row[told])) for row in rows)), following
             if following is None:
                 return
 
@@ -52,17 +49,16 @@ class EmptyRows:
         return embedding.is_(None)
 
     def _page(self, last: tuple[str, ...] | None) -> sa.Select[Any]:
-        table = self._table
-        target = to_clause(table)
+        table, target = self._slice.table, self._slice.rows
         keys = [target.c[name] for name in table.key]
-        named = [*table.key, *(self._key_map.source_columns or ())]
+        named = [*table.key, *(self._slice.key_map.source_columns or ())]
         columns: list[Any] = [sa.cast(target.c[name], sa.Text) for name in named]
         statement = (
             sa.select(*columns)
             .where(
-                self._wanted(target.c[table.embedding]),
+                self._wanted(self._slice.embedding()),
                 *(target.c[name].is_not(None) for name in named),
-                *in_scope(table, target, self._scope),
+                *self._slice.in_scope(),
             )
             .order_by(*keys)
             .limit(KEYSET_PAGE)

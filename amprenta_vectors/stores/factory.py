@@ -82,7 +82,7 @@ def open_pgvector_store(settings: Settings, engine: Engine | None = None) -> PgV
     return PgVectorStore(
         create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS) if engine is None else engine,
         table,
-        table.scope_for(settings.pinecone_namespace),
+        table.scope_for(settings.namespace),
         ef_search=settings.ef_search,
         probes=settings.probes,
         oversampling=settings.oversampling,
@@ -103,7 +103,7 @@ def open_pinecone_store(settings: Settings) -> VectorStore:
 
     return PineconeStore(
         open_index(settings),
-        settings.pinecone_namespace,
+        settings.namespace,
         text_field_of(settings),
         threshold=settings.pinecone_similarity_threshold,
     )

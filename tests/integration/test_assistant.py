@@ -97,14 +97,14 @@ def write_old_store(root: Path, user: str = "alice", *, key: str | None = None) 
 
 def migrate(user: str = "alice") -> None:
     """What the backfill brings, by the source and the key map that it uses."""
-    settings = Settings.load(table="vector_documents", pinecone_namespace=f"{user}/personal_assistant")
+    settings = Settings.load(table="vector_documents", namespace=f"{user}/personal_assistant")
     store = open_pgvector_store(settings)
     origin = open_simple_origin(settings)
     table = VECTOR_DOCUMENTS.with_columns(dimension=DIMENSION)
-    source = origin.open(table, settings.pinecone_namespace, with_metadata=True)
+    source = origin.open(table, settings.namespace, with_metadata=True)
     namespace = VECTOR_DOCUMENTS.key_rule.uuid_namespace
     assert namespace is not None
-    key_map = Uuid5(namespace, VECTOR_DOCUMENTS.scope_for(settings.pinecone_namespace))
+    key_map = Uuid5(namespace, VECTOR_DOCUMENTS.scope_for(settings.namespace))
     batch = key_map.apply(source.fetch([name for names, _ in source.iter_keys() for name in names]))
     assert batch.keys
     assert batch.texts
@@ -395,7 +395,7 @@ def test_files_and_postgresql_answer_as_one(
     assert ("doc-1" in {item.id for item in found}) is (mode == "hybrid")
     store.close()
     of_scope = Settings.load(
-        table="vector_documents", pinecone_namespace="alice/personal_assistant", vector_mode="single"
+        table="vector_documents", namespace="alice/personal_assistant", vector_mode="single"
     ).model_copy(update={"vector_secondary": None})
     sides = [open_simple_store(of_scope), open_pgvector_store(of_scope)]
     contents = [
@@ -435,7 +435,7 @@ def test_what_the_files_did_not_get_is_brought_by_the_outbox(
 
 
 def test_stores_whose_keys_differ_are_not_joined(root: Path) -> None:
-    options = {"table": "vector_documents", "pinecone_namespace": "a/b", "vector_mode": "dual"}
+    options = {"table": "vector_documents", "namespace": "a/b", "vector_mode": "dual"}
     with pytest.raises(ConfigError, match="cannot be joined"):
         get_vector_store(Settings.load(**options, vector_backend="pgvector", vector_secondary="pinecone"))
     with pytest.raises(ConfigError, match="a simple store is one user's collection"):
@@ -451,7 +451,7 @@ def test_a_store_that_nothing_refers_to_is_closed(root: Path, monkeypatch: pytes
         def close(self) -> None:
             closed.append(True)
 
-    settings = Settings.load(pinecone_namespace="alice/x")
+    settings = Settings.load(namespace="alice/x")
     store = AssistantStore(settings, open_store=lambda _: Closable())  # type: ignore[arg-type,return-value]
     del store
     assert closed == [True]

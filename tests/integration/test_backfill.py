@@ -128,7 +128,7 @@ def test_an_adopted_table_without_a_namespace_column_is_one_namespace(
     execute(engine, "ALTER TABLE rag_chunks DROP COLUMN namespace CASCADE, ADD PRIMARY KEY (chunk_id)")
     execute(engine, "INSERT INTO rag_chunks (chunk_id) SELECT unnest(CAST(:ids AS text[]))", ids=ids[:40])
     job = to_job(engine, open_pinecone(pinecone, "ns"), keys_from=keys_from)
-    assert job.scope == {}
+    assert job.slice.scope == {}
     run_job(engine, job)
     number = 40 if keys_from == "table" else 60
     assert stored(engine) == expected(ids[:number], vectors[:number])

@@ -31,8 +31,8 @@ from backfill_tools import (
 from forked import ForkedProcess
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill.engine import retry as retry_module
-from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine import backoff as backoff_module
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.progress import batches, figures
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -173,16 +173,16 @@ def test_time_that_runs_out_ends_the_process_with_what_to_type_and_keeps_the_run
 
 def test_the_wait_is_never_shorter_than_the_source_asked_for() -> None:
     error = RateLimited("slow down", retry_after=7.0)
-    retry = Retry(600.0, threading.Event(), lambda _: None)
+    retry = Backoff(600.0, threading.Event(), lambda _: None)
     for attempt in range(1, 20):
         state = SimpleNamespace(outcome=SimpleNamespace(exception=lambda: error), attempt_number=attempt)
         wait = retry._wait(state)  # type: ignore[arg-type]
-        assert 7.0 <= wait <= 7.0 + retry_module.LONGEST_WAIT_SECONDS
+        assert 7.0 <= wait <= 7.0 + backoff_module.LONGEST_WAIT_SECONDS
 
 
 def test_waiting_is_told_once_it_begins_and_once_it_ends() -> None:
     reasons: list[str | None] = []
-    retry = Retry(5.0, threading.Event(), reasons.append)
+    retry = Backoff(5.0, threading.Event(), reasons.append)
     failures = iter([TransientError("away"), TransientError("still away")])
 
     def step() -> str:
@@ -196,7 +196,7 @@ def test_waiting_is_told_once_it_begins_and_once_it_ends() -> None:
 
 def test_waiting_ends_when_told_to_stop() -> None:
     stop = threading.Event()
-    retry = Retry(600.0, stop, lambda _: stop.set())
+    retry = Backoff(600.0, stop, lambda _: stop.set())
 
     def fail() -> None:
         raise RateLimited("later", retry_after=600.0)

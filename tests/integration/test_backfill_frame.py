@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 from backfill_tools import StubSource, execute, on_the_wire, run_job, to_job, to_vectors
 
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.job import Job
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.verify.compare import Difference, Verifier
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.schema.keymaps import Numbered
@@ -24,8 +24,8 @@ VECTORS = to_vectors(40)
 
 def differences(engine: sa.Engine, job: Job) -> list[Difference]:
     found: list[Difference] = []
-    retry = Retry(5.0, threading.Event(), lambda _: None)
-    verifier = Verifier(engine, job.table, job.scope, job.source, job.key_map, batch_size=7, workers=2, retry=retry)
+    retry = Backoff(5.0, threading.Event(), lambda _: None)
+    verifier = Verifier(engine, job.slice, job.source, batch_size=7, workers=2, retry=retry)
     verifier.run(found.append)
     return found
 
@@ -63,7 +63,7 @@ def documents() -> tuple[StubSource, dict[Any, bytes]]:
 def test_one_source_key_becomes_several_rows_of_a_composite_key(chunks: sa.Engine) -> None:
     source, expected = documents()
     job = to_job(chunks, source, table=CHUNKS, key_map=Numbered(), batch_size=3)
-    assert job.scope == {}
+    assert job.slice.scope == {}
     summary = run_job(chunks, job)
     assert sent(chunks, "chunks", "document, number") == expected
     # Documents without any chunk are not passed over in silence.
@@ -152,7 +152,7 @@ def test_halfvec_storage_holds_each_vector_after_one_cast(engine: sa.Engine) -> 
     records = {id_: [vector] for id_, vector in zip(ids, VECTORS, strict=True)}
     source = StubSource({**records, "too large": [large], "too small": [tiny]})
     job = to_job(engine, source, table=HALVES)
-    assert job.table.storage == "halfvec"
+    assert job.slice.table.storage == "halfvec"
     summary = run_job(engine, job)
     found = dict(execute(engine, "SELECT id, halfvec_send(embedding) FROM halves"))
     assert {id_: bytes(vector)[4:] for id_, vector in found.items()} == {

@@ -182,7 +182,7 @@ def test_an_invalid_leftover_of_a_killed_build_is_repaired_at_the_next_start(eng
 
 def test_an_index_that_another_session_is_building_is_waited_for(engine: sa.Engine) -> None:
     definition = index(engine)[1]
-    table = to_job(engine, stub()).table
+    table = to_job(engine, stub()).slice.table
     run_job(engine, replace(to_job(engine, stub()), limit=50))
     execute(engine, f"DROP INDEX {NAME}")
     execute(engine, "UPDATE migration_index SET built_at = NULL")
@@ -238,7 +238,7 @@ def defer_indexes_without_lock(engine: sa.Engine, job: Any) -> None:
         engine,
         "INSERT INTO migration_index (target, index_name, definition, comment) VALUES (:target, :name, :definition, "
         ":comment)",
-        target=job.table.target,
+        target=job.slice.target,
         name=NAME,
         definition=definition,
         comment=comment,
@@ -255,7 +255,7 @@ def test_time_outs_of_the_role_do_not_end_a_build(upgraded_url: str, engine: sa.
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as holder:
             holder.execute(sa.text("UPDATE rag_chunks SET content = 'x' WHERE chunk_id = :key"), {"key": IDS[0]})
-            building = pool.submit(build_deferred, hasty, to_job(engine, stub()).table, NEVER)
+            building = pool.submit(build_deferred, hasty, to_job(engine, stub()).slice.table, NEVER)
             holder.execute(sa.text("SELECT pg_sleep(0.8)"))
         assert building.result() == [NAME]
     with hasty.connect() as connection:
@@ -314,12 +314,12 @@ def test_an_index_whose_lock_is_not_had_stays_in_place(engine: sa.Engine, monkey
     monkeypatch.setattr(index_module, "LOCK_SECONDS", 0.1)
     with engine.begin() as reader:
         reader.execute(sa.text("SELECT count(*) FROM rag_chunks"))
-        assert defer_indexes(engine, to_job(engine, stub()).table) == []
+        assert defer_indexes(engine, to_job(engine, stub()).slice.table) == []
     assert (index(engine), waiting(engine)) == (before, [])
 
 
 def test_two_processes_that_begin_together_put_the_index_off_once(engine: sa.Engine) -> None:
-    table = to_job(engine, stub()).table
+    table = to_job(engine, stub()).slice.table
     with ThreadPoolExecutor(6) as pool:
         deferred = list(pool.map(lambda _: defer_indexes(engine, table), range(6)))
     assert sorted(deferred) == [[], [], [], [], [], [NAME]]
@@ -328,7 +328,7 @@ def test_two_processes_that_begin_together_put_the_index_off_once(engine: sa.Eng
 
 def test_a_build_has_the_memory_and_workers_it_is_given_and_no_other_session_has(engine: sa.Engine) -> None:
     ours = sa.create_engine(engine.url, pool_size=1, max_overflow=0)
-    table, said = to_job(engine, stub()).table, []
+    table, said = to_job(engine, stub()).slice.table, []
     defer_indexes(engine, table)
     assert build_deferred(ours, table, NEVER, BuildSettings("97MB", 1), said.append) == [NAME]
     (plan,) = said
@@ -358,7 +358,7 @@ def test_how_far_a_build_is_is_shown_while_it_goes_on(engine: sa.Engine, monkeyp
     told: list[MoveEvent] = []
     monkeypatch.setattr("amprenta_vectors.moves.indexing.LOOK_SECONDS", 0.05)
     run_job(engine, to_job(engine, stub()))
-    table = to_job(engine, stub()).table
+    table = to_job(engine, stub()).slice.table
     defer_indexes(engine, table, force=True)
     with ThreadPoolExecutor(1) as pool, watching_builds(engine, table, told.append):
         with engine.begin() as holder:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from backfill_tools import (
-    POLL_SECONDS,
     Recorder,
     StubSource,
     add_rows,
@@ -27,6 +26,8 @@ from backfill_tools import (
     expected,
     fork_process,
     on_the_wire,
+    open_planner,
+    open_worker,
     run_job,
     stored,
     to_ids,
@@ -39,8 +40,8 @@ from sqlalchemy.exc import OperationalError
 
 from amprenta_vectors.backends.protocol import TokenRefused
 from amprenta_vectors.backfill.engine.job import Job
+from amprenta_vectors.backfill.engine.kinds import open_kind
 from amprenta_vectors.backfill.engine.planner import Planner
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.backfill.engine.worker import Worker
 from amprenta_vectors.backfill.progress import batches, plans, runs
@@ -371,8 +372,8 @@ def test_a_worker_that_comes_back_after_its_lease_leaves_the_rows_alone(engine: 
     work = Backfill(engine, job, Recorder(), threading.Event())
     run = work.start("new")
     plan(engine, run, job)
-    late, current = work._worker(run), Backfill(engine, job, Recorder(), threading.Event())._worker(run)
-    late._owner, current._owner, late._lease_seconds = "late", "current", 0.0
+    late = open_worker(work, run, owner="late", lease_seconds=0.0)
+    current = open_worker(work, run, owner="current")
     batch = late._claim()
     assert batch is not None
     fetched = job.source.fetch(batch.keys)
@@ -437,7 +438,7 @@ def test_a_cancelled_run_waits_for_the_write_under_way_and_lets_no_other_commit(
     work = Backfill(engine, job, Recorder(), threading.Event())
     run = work.start("new")
     plan(engine, run, job)
-    worker = work._worker(run)
+    worker = open_worker(work, run)
     first, second = worker._claim(), worker._claim()
     assert first is not None
     assert second is not None
@@ -472,10 +473,10 @@ def test_what_differs_from_the_runs_beginning_is_named(engine: sa.Engine) -> Non
     other = [
         (replace(job, model="m2"), "model was 'm1', is 'm2'"),
         (replace(job, source=stub(identity="elsewhere")), "source was 'stub', is 'elsewhere'"),
-        (replace(job, table=replace(job.table, dimension=9)), "dimension was 8, is 9"),
+        (replace(job, slice=replace(job.slice, table=replace(job.slice.table, dimension=9))), "dimension was 8, is 9"),
         (replace(job, source=stub(distance="l2")), "its distance"),
         (replace(job, limit=5), "--limit was None, is 5"),
-        (replace(job, keys_from="table"), "--keys-from was 'source', is 'table'"),
+        (replace(job, kind=open_kind("table")), "--keys-from was 'source', is 'table'"),
     ]
     for changed, message in other:
         with pytest.raises(RunConflict, match=message):
@@ -548,29 +549,10 @@ def test_a_limit_ends_a_run_after_so_many_keys(engine: sa.Engine, keys_from: str
 # Planning.
 
 
-def plan(engine: sa.Engine, run: Run, job: Job, owner: str = "planner") -> None:
+def plan(engine: sa.Engine, run: Run, job: Job) -> None:
     """Plan a run without working at it."""
-    to_planner(engine, run, job, owner).run()
+    open_planner(engine, job, run).run()
     execute(engine, "UPDATE migration_run SET plan_owner = NULL")
-
-
-def to_planner(engine: sa.Engine, run: Run, job: Job, owner: str = "planner") -> Planner:
-    stop = threading.Event()
-    retry = Retry(5.0, stop, lambda _: None)
-    keys = job.source
-    if job.keys_from == "table":
-        keys = EmptyRows(engine, job.table, job.scope, job.key_map)  # type: ignore[assignment]
-    return Planner(
-        engine,
-        run,
-        keys,
-        owner,
-        batch_size=lambda: job.batch_size,
-        lease_seconds=60.0,
-        poll_seconds=POLL_SECONDS,
-        retry=retry,
-        stop=stop,
-    )
 
 
 def planned(engine: sa.Engine) -> list[str]:
@@ -663,7 +645,7 @@ def test_rows_filled_meanwhile_shift_no_page_of_the_tables_keys(
     add_rows(engine, IDS)
     job = to_job(engine, stub(), keys_from="table")
     seen: list[str] = []
-    for page, token in EmptyRows(engine, job.table, job.scope, job.key_map).iter_keys():
+    for page, token in EmptyRows(engine, job.slice).iter_keys():
         seen.extend(page)
         fill = "UPDATE rag_chunks SET embedding = '[1,1,1,1,1,1,1,1]' WHERE chunk_id = ANY(:keys)"
         execute(engine, fill, keys=list(page))
@@ -752,7 +734,7 @@ def test_a_process_that_was_told_to_end_does_not_call_an_unfinished_run_finished
     job, source = to_job(engine, stub(), batch_size=10), stub()
     work = Backfill(engine, replace(job, source=source), Recorder(), threading.Event())
     run = work.start("new")
-    source.before_fetch = lambda keys: work.control.end()
+    source.before_fetch = lambda keys: work.hold.end()
     with pytest.raises(RunConflict, match="this process has left it"):
         work.work(run)
     assert execute(engine, "SELECT state FROM migration_run WHERE source IS NOT NULL") == [("running",)]

@@ -66,14 +66,14 @@ def test_every_kind_of_row_that_cannot_be_carried_over_is_quarantined_with_its_r
     }
     counts = summary.counts
     assert (counts.written, counts.missing, counts.quarantined, counts.skipped) == (60, 1, 5, 0)
-    assert counts.quarantined == 6
+    assert counts.in_quarantine == 6
     assert counts.keys_done == summary.run.planned_keys == 66
     assert summary.errors == {"missing_at_source": 1, "not_finite": 2, "wrong_dimension": 1, "zero_under_cosine": 2}
 
 
 def test_a_zero_vector_is_kept_under_another_distance(engine: sa.Engine) -> None:
     job = to_job(engine, stub(zero=[np.zeros(8, np.float32)]))
-    summary = run_job(engine, replace(job, table=replace(job.table, distance="l2")))
+    summary = run_job(engine, replace(job, slice=replace(job.slice, table=replace(job.slice.table, distance="l2"))))
     assert summary.errors == {}
     assert len(stored(engine)) == 61
 
@@ -98,7 +98,7 @@ def test_what_pinecone_holds_and_the_table_cannot_is_quarantined_alike_over_both
         "sparse too": "sparse_without_column",
         **dict.fromkeys(["nul-0", "nul-1", "nul-2", "nul-3"], "nul_character"),
     }
-    assert (summary.counts.written, summary.counts.quarantined, summary.counts.quarantined) == (61, 6, 7)
+    assert (summary.counts.written, summary.counts.quarantined, summary.counts.in_quarantine) == (61, 6, 7)
 
 
 def test_metadata_that_json_has_no_number_for_is_refused_row_by_row(engine: sa.Engine) -> None:
@@ -182,7 +182,7 @@ def test_a_row_is_resolved_by_the_run_that_writes_it_and_its_attempts_are_counte
     unresolved = execute(engine, "SELECT run_id, key, attempts FROM migration_quarantine WHERE resolved_at IS NULL")
     assert unresolved == [(runs[0], IDS[2], 1), (runs[1], IDS[2], 2), (summary.run.id, IDS[2], 3)]
     with engine.connect() as connection:
-        assert quarantine.quarantined_keys(connection, job.table.target, job.scope) == {IDS[2]: "write_refused"}
+        assert quarantine.quarantined_keys(connection, job.slice.target, job.slice.scope) == {IDS[2]: "write_refused"}
     execute(engine, "DROP FUNCTION refuse CASCADE")
     assert run_job(engine, job).errors == {}
     assert execute(engine, "SELECT count(*) FROM migration_quarantine WHERE resolved_at IS NULL") == [(0,)]

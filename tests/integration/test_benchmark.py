@@ -96,7 +96,7 @@ def test_perturbed_vectors_are_near_and_repeatable() -> None:
 
 @pytest.mark.parametrize("options", [["--use-db-vectors"], ["--seed", "3"]])
 def test_the_command_prints_a_table_or_json(settings: Settings, variables: dict[str, str], options: list[str]) -> None:
-    scoped = Settings.load(**{name.lower(): value for name, value in variables.items()}, pinecone_namespace="other")
+    scoped = Settings.load(**{name.lower(): value for name, value in variables.items()}, namespace="other")
     for store in (open_pgvector_store(scoped), open_pinecone_store(scoped)):
         store.upsert(records())
         store.close()

@@ -25,6 +25,7 @@ from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.expressions import among, in_scope, to_clause
 from amprenta_vectors.schema.keymaps import Identity, LookUp
 from amprenta_vectors.schema.row_keys import EmptyRows
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
 
 ROWS = 6000
@@ -105,7 +106,7 @@ def batch_of(keys: Sequence[str]) -> VectorBatch:
 
 @pytest.mark.parametrize("insert", [False, True], ids=["update", "upsert"])
 def test_a_batch_finds_its_rows_by_the_index(collated: VectorTable, collated_engine: sa.Engine, insert: bool) -> None:
-    sink = Sink(collated, scope_of(1), None, insert=insert)
+    sink = Sink(Slice(collated, scope_of(1), Identity()), None, insert=insert)
     keys = KEYS[1:1000:6]
     with collated_engine.begin() as connection:
         sink.load(connection, batch_of(keys))
@@ -129,11 +130,11 @@ def test_a_key_of_another_type_is_found_by_its_index(type_: str, engine: sa.Engi
     with engine.begin() as connection:
         connection.exec_driver_sql("ANALYZE typed")
         table = resolve_table(connection, VectorTable(name="typed", table="typed", key=("id",), dimension=3))
-        sink = Sink(table, {}, None, insert=False)
+        sink = Sink(Slice(table, {}, Identity()), None, insert=False)
         sink.load(connection, batch_of(keys[:50]))
         assert sink.write(connection, batch_of(keys[:50])) == (50, [])
         plan = explain(connection, sink._statement, start=0, end=1000)
-        page = explain(connection, EmptyRows(engine, table, {}, Identity())._page((keys[900],)))
+        page = explain(connection, EmptyRows(engine, Slice(table, {}, Identity()))._page((keys[900],)))
     assert "Index Cond: (id = " in plan, plan
     assert "Index Cond: (id > " in page or "Index Cond: (ROW(id) > " in page, page
 
@@ -142,7 +143,7 @@ def test_a_page_of_rows_that_wait_is_read_in_the_order_of_the_index(
     collated: VectorTable, collated_engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amprenta_vectors.schema.row_keys.KEYSET_PAGE", 100)
-    rows = EmptyRows(collated_engine, collated, scope_of(1), Identity())
+    rows = EmptyRows(collated_engine, Slice(collated, scope_of(1), Identity()))
     with collated_engine.connect() as connection:
         plan = explain(connection, rows._page((KEYS[500],)))
     assert_found_by_index(plan, ("id", "tenant"))
@@ -159,7 +160,7 @@ def test_a_verification_reads_one_scope_by_the_index(collated: VectorTable, coll
         there.create(connection)
         connection.exec_driver_sql("INSERT INTO amprenta_source SELECT id, id FROM notes WHERE tenant = 'tenant 1'")
         connection.exec_driver_sql("ANALYZE amprenta_source")
-        statement = compare_sides(collated, scope_of(1), there, server_version=180000)
+        statement = compare_sides(connection, Slice(collated, scope_of(1), Identity()), there)
         plan = explain(connection, statement)
         found = connection.execute(statement).all()
     assert_found_by_index(plan, ("tenant",))

@@ -140,8 +140,8 @@ def test_a_setting_that_the_backend_needs_is_named(settings: dict[str, str], mes
 def test_the_default_namespace_goes_by_both_its_names(upgraded_url: str) -> None:
     for written, read in (("", "__default__"), ("__default__", "")):
         settings = {"vector_backend": "pgvector", "database_url": upgraded_url}
-        get_vector_store(Settings.load(pinecone_namespace=written, **settings)).upsert([RECORD])
-        store = get_vector_store(Settings.load(pinecone_namespace=read, **settings))
+        get_vector_store(Settings.load(namespace=written, **settings)).upsert([RECORD])
+        store = get_vector_store(Settings.load(namespace=read, **settings))
         assert list(store.fetch(["k"])) == ["k"]
         store.delete(["k"])
 

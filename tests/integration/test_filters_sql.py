@@ -17,8 +17,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+from amprenta_vectors.stores.filters import sql as filter_sql
 from amprenta_vectors.stores.filters.language import parse_filter
-from amprenta_vectors.stores.filters.language import sql as filter_sql
 from amprenta_vectors.stores.filters.sql import to_sql
 
 FIELDS = ["genre", "year", "a\"b'c", "a.b", "", "%(x)s :y ?", "naïve ключ", "0", "a\\b", "x[*]", "nul\0", "\ud800"]

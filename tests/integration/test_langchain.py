@@ -66,9 +66,7 @@ class Standard(VectorStoreIntegrationTests):
     @pytest.fixture
     def settings(self, shared: dict[str, Any]) -> Settings:
         """A namespace of the test's own, in which nothing is yet."""
-        return Settings.load(
-            **shared, pinecone_namespace=f"test-{next(NUMBERS)}", vector_backend=self.backend, **self.mode
-        )
+        return Settings.load(**shared, namespace=f"test-{next(NUMBERS)}", vector_backend=self.backend, **self.mode)
 
     @pytest.fixture
     def vectorstore(self, settings: Settings) -> Iterator[VectorStore]:  # type: ignore[override]

@@ -36,7 +36,7 @@ from amprenta_vectors.backfill.limits.ledger import RunLedger
 from amprenta_vectors.backfill.limits.meter import LeasedMeter
 from amprenta_vectors.backfill.progress import orders
 from amprenta_vectors.backfill.progress.transactions import transaction
-from amprenta_vectors.config import Settings, SourceLimits
+from amprenta_vectors.config import FETCH_PER_SECOND, Settings, SourceLimits
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import RateLimited, ReadUnitsSpent
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
@@ -288,7 +288,7 @@ def test_a_lower_limit_of_the_source_is_found_with_few_refusals(engine: sa.Engin
     refused = pinecone.calls["fetch"] - batches
     assert stored(engine) == expected(IDS, VECTORS)
     assert 0 < refused <= 0.2 * batches
-    assert rate_of(engine, "fetch") < 60
+    assert rate_of(engine, "fetch") < FETCH_PER_SECOND
 
 
 def test_retry_after_seen_by_one_process_stops_the_others(

@@ -19,6 +19,8 @@ from amprenta_vectors.embedders.wordllama import MODEL, WordLlamaEmbedder
 from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
+from amprenta_vectors.schema.keymaps import Identity
+from amprenta_vectors.schema.slice import Slice
 
 StartEmulator = Callable[..., PineconeEmulator]
 IDS = to_ids(120)
@@ -214,14 +216,14 @@ def test_some_rows_are_found_by_the_index_whatever_the_size_of_the_table(engine:
         "SELECT 'n' || g % 3, g::text, '' FROM generate_series(1, 60000) g",
     )
     execute(engine, "ANALYZE rag_chunks")
-    table = to_job(engine, a_stub()).table
-    rows = sa.select(some_rows(table, {"namespace": "n1"}))
+    table = to_job(engine, a_stub()).slice.table
+    rows = sa.select(some_rows(Slice(table, {"namespace": "n1"}, Identity())))
     compiled = rows.compile(engine)
     with engine.connect() as connection:
         plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {compiled}", compiled.params).scalars())
         assert "Seq Scan" not in plan
         assert "Sort" not in plan
-        assert models_in_rows(connection, table, {"namespace": "n1"}) == set()
+        assert models_in_rows(connection, Slice(table, {"namespace": "n1"}, Identity())) == set()
 
 
 def test_the_median_is_of_cosines_and_a_vector_without_direction_has_none() -> None:

@@ -84,13 +84,13 @@ def test_without_another_store_it_says_which_setting_is_missing(
 def test_every_namespace_is_counted_and_brought(pinecone: PineconeEmulator) -> None:
     pinecone.faults.set("upsert", Fault(status=503))
     for namespace in ("one", "two"):
-        store = get_vector_store(Settings.load(pinecone_namespace=namespace))
+        store = get_vector_store(Settings.load(namespace=namespace))
         store.upsert(RECORDS)
         store.close()
     pinecone.faults.clear()
     assert "16 key(s) pending" in command("status").output
     assert command("drain").output == "16 key(s) brought to pinecone, 0 pending\n"
     for namespace in ("one", "two"):
-        store = get_vector_store(Settings.load(pinecone_namespace=namespace))
+        store = get_vector_store(Settings.load(namespace=namespace))
         assert store.count() == 8
         store.close()

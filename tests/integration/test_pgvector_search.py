@@ -187,7 +187,7 @@ def test_behind_a_pooler_no_setting_of_a_search_reaches_the_next_client(rows: sa
 
 
 def test_a_search_whose_connection_was_lost_meanwhile_is_asked_again_once(rows: sa.Engine, upgraded_url: str) -> None:
-    store = open_pgvector_store(Settings.load(database_url=upgraded_url, pinecone_namespace="a"))
+    store = open_pgvector_store(Settings.load(database_url=upgraded_url, namespace="a"))
     expected = store.query(QUERY)
     end_sessions(rows)
     assert store.query(QUERY) == expected
@@ -232,7 +232,7 @@ def test_a_query_past_its_time_is_an_error_not_a_short_answer(rows: sa.Engine, u
         store.query(QUERY, top_k=10_000, exact=True)
     assert "AMPRENTA_QUERY_TIMEOUT_SECONDS" in caught.value.hint
     assert len(open_store(rows, query_timeout_seconds=60).query(QUERY)) == 10
-    hurried = Settings.load(database_url=upgraded_url, pinecone_namespace="a", query_timeout_seconds=0.001)
+    hurried = Settings.load(database_url=upgraded_url, namespace="a", query_timeout_seconds=0.001)
     from_settings = open_pgvector_store(hurried)
     with pytest.raises(TimedOut):
         from_settings.query(QUERY, top_k=10_000, exact=True)

@@ -19,7 +19,7 @@ from amprenta_vectors.backends.pinecone.client import open_index
 from amprenta_vectors.backends.pinecone.source import PineconeSource, open_source
 from amprenta_vectors.backends.pinecone.transports import GrpcTransport, RestTransport
 from amprenta_vectors.backends.protocol import TokenRefused
-from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import (
     AmprentaError,
@@ -256,7 +256,7 @@ def test_failures_without_number_do_not_end_the_trying_over_rest(emulator: Start
     pinecone = emulator()
     pinecone.load("", to_ids(100), to_vectors(100))
     source = open_pinecone(pinecone, transport="rest")
-    retry = Retry(60.0, threading.Event(), lambda reason: None, longest_wait_seconds=0.0)
+    retry = Backoff(60.0, threading.Event(), lambda reason: None, longest_wait_seconds=0.0)
     # The SDK gives up trying for good at 50 failures in one process, of any of its clients.
     for fault in (Fault(status=503, times=70), Fault(truncate=True, times=70)):
         pinecone.faults.set("*", fault)

@@ -8,11 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import sqlalchemy as sa
-from backfill_tools import POLL_SECONDS, Recorder, StubSource, execute, run_job, stored, to_ids, to_job, to_vectors
+from backfill_tools import (
+    Recorder,
+    StubSource,
+    execute,
+    open_planner,
+    run_job,
+    stored,
+    to_ids,
+    to_job,
+    to_vectors,
+)
 
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.planner import Planner
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.errors import TransientError
 
@@ -45,20 +54,12 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def open_planner(engine: sa.Engine, job: Job, batch_size: Callable[[], int] | None = None) -> Planner:
+def plan_anew(engine: sa.Engine, job: Job, batch_size: Callable[[], int] | None = None) -> Planner:
     stop = threading.Event()
     run = Backfill(engine, job, Recorder(), stop).start("new")
-    return Planner(
-        engine,
-        run,
-        job.source,
-        "planner",
-        batch_size=batch_size or (lambda: job.batch_size),
-        lease_seconds=60.0,
-        poll_seconds=POLL_SECONDS,
-        retry=Retry(5.0, stop, lambda _: None),
-        stop=stop,
-    )
+    planner = open_planner(engine, job, run, stop)
+    planner._batch_size = batch_size or planner._batch_size
+    return planner
 
 
 def batch_sizes(engine: sa.Engine) -> list[int]:
@@ -86,18 +87,18 @@ def test_after_a_failure_the_listing_goes_on_where_it_stood(engine: sa.Engine) -
 
 
 def test_pages_fill_a_batch_for_as_long_as_they_fit(engine: sa.Engine) -> None:
-    open_planner(engine, to_job(engine, Listed(page=7), batch_size=50)).run()
+    plan_anew(engine, to_job(engine, Listed(page=7), batch_size=50)).run()
     assert batch_sizes(engine) == [49] * 6 + [6]
 
 
 def test_a_page_larger_than_a_batch_is_cut_evenly(engine: sa.Engine) -> None:
-    open_planner(engine, to_job(engine, Listed(page=100), batch_size=40)).run()
+    plan_anew(engine, to_job(engine, Listed(page=100), batch_size=40)).run()
     assert batch_sizes(engine) == [34, 34, 32] * 3
 
 
 def test_another_batch_size_holds_from_the_next_batch_on(engine: sa.Engine) -> None:
     sizes = iter([20, 20, 20, 20])
-    open_planner(engine, to_job(engine, Listed()), lambda: next(sizes, 100)).run()
+    plan_anew(engine, to_job(engine, Listed()), lambda: next(sizes, 100)).run()
     assert batch_sizes(engine) == [20, 20, 100, 100, 60]
 
 

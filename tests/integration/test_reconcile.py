@@ -36,8 +36,8 @@ from forked import ForkedProcess
 
 from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backends.rows.source import RowsSource
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.job import Job
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.engine.run import Summary
 from amprenta_vectors.backfill.progress import quarantine
 from amprenta_vectors.backfill.reconcile.dry_run import DryRun, Prospect
@@ -75,7 +75,7 @@ def reconcile(engine: sa.Engine, source: Source, **changes: Any) -> Summary:
 
 def look(engine: sa.Engine, source: Source, **changes: Any) -> Prospect:
     job: Job = to_job(engine, source, keys_from="reconcile", **changes)
-    return DryRun(engine, job, retry=Retry(5.0, threading.Event(), lambda _: None)).run()
+    return DryRun(engine, job, retry=Backoff(5.0, threading.Event(), lambda _: None)).run()
 
 
 def figures(summary: Summary) -> tuple[int, int, int, dict[str, int]]:
@@ -363,7 +363,7 @@ def test_rows_that_are_looked_up_are_never_deleted(engine: sa.Engine) -> None:
     execute(engine, "INSERT INTO docs (id, ref) SELECT 'row-' || r, r FROM unnest(CAST(:ids AS text[])) r", ids=IDS)
     table = OWN.with_columns(hash="kept", key_rule=KeyRule("lookup", lookup="ref"))
     job = to_job(engine, stub(), table=table)
-    key_map = LookUp(engine, job.table, {})
+    key_map = LookUp(engine, job.slice.table, {})
     run_job(engine, to_job(engine, stub(), table=table, key_map=key_map))
     source = stub(OTHER)
     source.records = dict(list(source.records.items())[2:])
@@ -584,7 +584,7 @@ def test_texts_that_are_new_or_have_changed_are_embedded_and_no_others(engine: s
     execute(engine, "INSERT INTO docs (id, body) VALUES ('a', 'one'), ('b', 'two'), ('c', 'three'), ('d', 'four')")
     table = OWN.with_columns(text="body", hash="kept", text_hash="text_kept")
     embedder = CountingEmbedder()
-    resolved = to_job(engine, stub(), table=table).table
+    resolved = to_job(engine, stub(), table=table).slice.table
     source = RowsSource(engine, resolved, {}, embedder, 4)
     key_map = OwnKeys(["text"])
     filled(engine, source, table=table, key_map=key_map, keys_from="table")

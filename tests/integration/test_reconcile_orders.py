@@ -11,11 +11,14 @@ import pytest
 import sqlalchemy as sa
 from backfill_tools import StubSource, execute, run_job, stored, to_ids, to_job, to_vectors
 
-from amprenta_vectors.backfill import gone, orders
+from amprenta_vectors.backfill.engine.ending import Ending
 from amprenta_vectors.backfill.engine.hold import Held
-from amprenta_vectors.backfill.engine.run import Backfill, Summary
+from amprenta_vectors.backfill.engine.run import Summary
+from amprenta_vectors.backfill.progress.seen import Gone
+from amprenta_vectors.backfill.reconcile import gone
 from amprenta_vectors.backfill.reconcile.gone import GoneRows, find_gone
 from amprenta_vectors.errors import RunConflict
+from amprenta_vectors.moves import orders
 
 IDS, VECTORS = to_ids(40), to_vectors(40)
 GONE = IDS[:5]
@@ -117,7 +120,7 @@ def test_a_paused_run_deletes_nothing_until_it_goes_on(engine: sa.Engine, held: 
         assert paused.wait(20)
         if held:
             # As a source's meter does.
-            raise Held("the run is held")
+            raise Held
 
     when_gone_are_asked_for(source, pause)
     summary = reconcile(engine, source)
@@ -154,21 +157,20 @@ def test_of_two_processes_the_later_finds_the_run_settled_and_finished(
     others: list[Summary] = []
 
     def other_process() -> None:
-        monkeypatch.setattr(Backfill, "_has_work", has_work)
+        monkeypatch.setattr(GoneRows, "settle", settle)
         monkeypatch.setattr(GoneRows, "_page", page)
         others.append(reconcile(engine, stub(*GONE)))
 
-    has_work, page = Backfill._has_work, GoneRows._page
+    settle, page = GoneRows.settle, GoneRows._page
     if late == "while looking":
         while_looking(monkeypatch, other_process)
     elif late == "before looking":
 
-        def look(self: Backfill) -> bool:
-            found = has_work(self)
+        def settle_late(self: GoneRows, *, delete: bool) -> Gone:
             other_process()
-            return found
+            return settle(self, delete=delete)
 
-        monkeypatch.setattr(Backfill, "_has_work", look)
+        monkeypatch.setattr(GoneRows, "settle", settle_late)
     else:
 
         def list_page(self: GoneRows, last: str | None) -> list[str]:
@@ -189,7 +191,7 @@ def test_what_one_process_has_settled_the_next_does_not_list_again(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_job(engine, to_job(engine, stub()))
-    source, end = stub(), Backfill._end
+    source, end = stub(), Ending._finish
     listed = source.iter_keys
 
     def leave_out(token: str | None = None) -> Any:
@@ -199,12 +201,12 @@ def test_what_one_process_has_settled_the_next_does_not_list_again(
     source.iter_keys = leave_out  # type: ignore[method-assign]
     others: list[Summary] = []
 
-    def other_process_first(self: Backfill, *arguments: Any, **named: Any) -> Any:
-        monkeypatch.setattr(Backfill, "_end", end)
+    def other_process_first(self: Ending, *arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(Ending, "_finish", end)
         others.append(reconcile(engine, source))
         return end(self, *arguments, **named)
 
-    monkeypatch.setattr(Backfill, "_end", other_process_first)
+    monkeypatch.setattr(Ending, "_finish", other_process_first)
     monkeypatch.setattr(GoneRows, "_settle_page", _once(GoneRows._settle_page))
     summary = reconcile(engine, source)
     assert (summary.errors, others[0].errors) == ({}, {})

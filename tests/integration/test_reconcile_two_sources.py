@@ -25,7 +25,7 @@ from backfill_tools import (
 
 from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backends.rows.source import RowsSource
-from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.run import Summary
 from amprenta_vectors.backfill.reconcile.dry_run import DryRun
 from amprenta_vectors.batch import Vectors
@@ -77,7 +77,7 @@ def goods(engine: sa.Engine) -> VectorTable:
         "FROM unnest(CAST(:ids AS text[])) r",
         ids=IDS,
     )
-    return to_job(engine, stub({}), table=GOODS).table
+    return to_job(engine, stub({}), table=GOODS).slice.table
 
 
 def stub(records: dict[str, Vectors]) -> StubSource:
@@ -87,12 +87,12 @@ def stub(records: dict[str, Vectors]) -> StubSource:
 def from_rows(engine: sa.Engine, table: VectorTable, embedder: Embedder, **changes: Any) -> Summary:
     source = RowsSource(engine, table, dict.fromkeys(table.scope, ""), embedder, 20)
     job = to_job(engine, source, table=table, key_map=OwnKeys(["text"]), **changes)
-    return run_job(engine, job, "resume" if job.keys_from == "reconcile" else "new")
+    return run_job(engine, job, "resume" if job.kind.keys_from == "reconcile" else "new")
 
 
 def from_source(engine: sa.Engine, table: VectorTable, source: Source, **changes: Any) -> Summary:
     job = to_job(engine, source, table=table, key_map=LookUp(engine, table, {}), **changes)
-    return run_job(engine, job, "resume" if job.keys_from == "reconcile" else "new")
+    return run_job(engine, job, "resume" if job.kind.keys_from == "reconcile" else "new")
 
 
 def vectors_in(engine: sa.Engine) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def test_what_was_embedded_here_is_not_the_sources_to_list_to_replace_or_to_empt
     source = stub({key: vector for key, vector in changed.items() if key not in IDS[:2]})
     key_map = LookUp(engine, goods, {})
     job = to_job(engine, source, table=goods, key_map=key_map, keys_from="reconcile", delete=True)
-    would = DryRun(engine, job, retry=Retry(5.0, threading.Event(), lambda _: None)).run()
+    would = DryRun(engine, job, retry=Backoff(5.0, threading.Event(), lambda _: None)).run()
     assert would.gone is not None
     assert (would.replaced, would.gone.gone, would.gone.emptied, would.quarantined) == (1, 2, 2, {"changed_here": 1})
     summary = from_source(engine, goods, source, keys_from="reconcile", delete=True)
@@ -132,7 +132,7 @@ def test_an_applications_rows_that_were_embedded_here_keep_text_and_embedding_wh
     engine: sa.Engine,
 ) -> None:
     add_rows(engine, IDS[:4])
-    table = to_job(engine, stub({}), table=RAG_CHUNKS).table
+    table = to_job(engine, stub({}), table=RAG_CHUNKS).slice.table
     from_rows(engine, table, Embedder(), keys_from="table", scope={"namespace": ""})
     own = stored(engine)
     run_job(engine, to_job(engine, stub(dict(zip(IDS[4:], VECTORS[4:], strict=True)))))
@@ -192,7 +192,7 @@ def test_what_is_embedded_again_by_force_has_its_texts_hash_even_where_the_vecto
 ) -> None:
     from_rows(engine, goods, Embedder(), keys_from="table")
     execute(engine, "UPDATE goods SET text_kept = NULL WHERE ref = :ref", ref=IDS[0])
-    from_rows(engine, goods, Embedder(), keys_from="source", replace=True)
+    from_rows(engine, goods, Embedder(), keys_from="source", replaces=True)
     kept = to_bigint(hash_text(f"title {IDS[0]}\nbrand"))
     assert execute(engine, "SELECT text_kept FROM goods WHERE ref = :ref", ref=IDS[0]) == [(kept,)]
 

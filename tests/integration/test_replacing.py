@@ -16,6 +16,8 @@ from backfill_tools import (
     count_writes,
     execute,
     expected,
+    open_planner,
+    open_worker,
     run_job,
     stored,
     to_ids,
@@ -52,7 +54,7 @@ def source_of(vectors: Vectors) -> StubSource:
 
 
 def replacing(engine: sa.Engine, vectors: Vectors = NEW, **changes: Any) -> Job:
-    return to_job(engine, source_of(vectors), replace=True, batch_size=20, **changes)
+    return to_job(engine, source_of(vectors), **{"replaces": True, "batch_size": 20} | changes)
 
 
 def test_what_is_there_is_replaced_and_what_would_stay_the_same_is_not_written(engine: sa.Engine) -> None:
@@ -65,7 +67,7 @@ def test_what_is_there_is_replaced_and_what_would_stay_the_same_is_not_written(e
 
 
 def test_without_being_told_to_a_run_replaces_nothing(engine: sa.Engine) -> None:
-    run_job(engine, replace(replacing(engine), replace=False))
+    run_job(engine, replacing(engine, replaces=False))
     assert stored(engine) == expected(IDS, OLD)
 
 
@@ -73,9 +75,9 @@ def test_a_worker_that_comes_back_after_its_lease_replaces_nothing(engine: sa.En
     job = replacing(engine)
     work = Backfill(engine, job, Recorder(), threading.Event())
     run = work.start("new")
-    late, current = work._worker(run), Backfill(engine, job, Recorder(), threading.Event())._worker(run)
-    late._owner, current._owner, late._lease_seconds = "late", "current", 0.0
-    work._planner(run).run()
+    late = open_worker(work, run, owner="late", lease_seconds=0.0)
+    current = open_worker(work, run, owner="current")
+    open_planner(engine, job, run).run()
     batch = late._claim()
     assert batch is not None
     fetched = job.source.fetch(batch.keys)
@@ -109,16 +111,16 @@ def test_a_run_that_replaces_goes_on_so_and_not_otherwise(engine: sa.Engine) -> 
     job = replacing(engine)
     stop_early(engine, job)
     with pytest.raises(RunConflict, match="--force"):
-        run_job(engine, replace(job, replace=False), "resume")
+        run_job(engine, replacing(engine, replaces=False), "resume")
     run_job(engine, job, "resume")
     assert stored(engine) == expected(IDS, NEW)
     assert writes_per_key(engine) == dict.fromkeys(IDS, 1)
 
 
 def test_given_keys_are_kept_by_the_run_that_began_with_them(engine: sa.Engine) -> None:
-    job = replacing(engine, keys_from="given", given_keys=IDS[:30])
+    job = replacing(engine, keys_from="given", given=IDS[:30])
     stop_early(engine, job)
-    run_job(engine, replace(job, given_keys=()), "resume")
+    run_job(engine, replacing(engine, keys_from="given"), "resume")
     assert stored(engine) == expected(IDS, np.where(np.arange(60)[:, None] < 30, NEW, OLD))
 
 
@@ -131,7 +133,7 @@ def test_what_the_application_wrote_to_both_stores_meanwhile_is_newer_and_stays(
     def write(keys: Sequence[str]) -> None:
         if IDS[3] not in keys:
             return
-        outbox = Outbox(engine, RAG_CHUNKS.target, job.scope)
+        outbox = Outbox(engine, RAG_CHUNKS.target, job.slice.scope)
         with engine.begin() as connection:
             connection.execute(
                 sa.text("UPDATE rag_chunks SET embedding = CAST(:own AS vector) WHERE chunk_id = :key"),

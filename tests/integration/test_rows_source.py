@@ -352,7 +352,7 @@ def test_given_keys_alone_are_done_and_what_is_there_is_replaced_once(
     before = dict(execute(engine, "SELECT number, embedding::text FROM notes WHERE tenant = 'a'"))
     execute(engine, "UPDATE notes SET body = 'rewritten ' || number WHERE number IN (1, 2)")
     keys = ['["2026-01-02", "1"]', '["2026-01-04", "3"]', '["2026-01-02", "1"]', '["2026-01-02", "99"]']
-    job = note_job(engine, notes, embedder, keys_from="given", given_keys=keys, replace=True)
+    job = note_job(engine, notes, embedder, keys_from="given", given=keys, replaces=True)
     summary = run_job(engine, job)
     after = dict(execute(engine, "SELECT number, embedding::text FROM notes WHERE tenant = 'a'"))
     assert {number for number in after if after[number] != before[number]} == {1}
@@ -365,5 +365,5 @@ def test_without_replacing_a_given_row_keeps_its_vector(
 ) -> None:
     run_job(engine, note_job(engine, notes, embedder))
     execute(engine, "UPDATE notes SET body = 'rewritten'")
-    job = note_job(engine, notes, embedder, keys_from="given", given_keys=['["2026-01-02", "1"]'])
+    job = note_job(engine, notes, embedder, keys_from="given", given=['["2026-01-02", "1"]'])
     assert run_job(engine, job).counts.written == 0

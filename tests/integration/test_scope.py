@@ -83,8 +83,8 @@ def of_chunks(kind: type, url: str, engine: sa.Engine, pinecone: PineconeEmulato
         "pinecone_controller_host": pinecone.host,
         "vector_backend": "pgvector",
     }
-    theirs = Settings.load(**options, pinecone_namespace="theirs")
-    mine = Settings.load(**options, pinecone_namespace="mine", **MODES[kind])
+    theirs = Settings.load(**options, namespace="theirs")
+    mine = Settings.load(**options, namespace="mine", **MODES[kind])
     others, beside = open_pinecone_store(theirs), open_pinecone_store(mine)
     pgvector = open_pgvector_store(theirs)
     for store in (others, pgvector):
@@ -146,7 +146,7 @@ def of_documents(kind: type, url: str, engine: sa.Engine, root: Path, monkeypatc
         for name, value in (("BACKEND", "pgvector"), ("MODE", "dual"), ("SECONDARY", "simple")):
             monkeypatch.setenv(f"VECTOR_{name}", value)
         store = get_document_store(embedding_model=texts, user_id="alice")
-        made_with = {"settings": Settings.load(table="vector_documents", pinecone_namespace="alice/personal_assistant")}
+        made_with = {"settings": Settings.load(table="vector_documents", namespace="alice/personal_assistant")}
     else:
         made_with = {"store_path": root / "alice" / "vector_store_personal_assistant"}
         store = SimpleVectorStore(**made_with, embedding_model=texts)

@@ -23,8 +23,8 @@ from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
 from amprenta_vectors.sandbox.corpus import read_corpus
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.pgvector import store as pgvector
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
-from amprenta_vectors.stores.pgvector.store import store as pgvector
 
 ROWS, OTHERS, QUERIES, TOP_K = 1000, 250, 20, 10
 RECALL = 0.97

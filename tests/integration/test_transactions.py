@@ -29,7 +29,7 @@ from click.testing import CliRunner
 from transaction_pooler import alternating
 
 from amprenta_vectors.backends.rows.source import RowsSource
-from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.backfill.progress import batches, plans, runs, transactions
 from amprenta_vectors.backfill.verify.compare import Verifier
@@ -67,7 +67,7 @@ def test_leases_are_of_the_databases_clock_whatever_a_hosts_own_says(engine: sa.
         assert plans.claim_plan(connection, run.id, "first", 600.0) is not None
         assert plans.claim_plan(connection, run.id, "second", 600.0) is None
         runs.cancel(connection, run.id)
-    job = to_job(engine, stub(), keys_from="given", given_keys=IDS, batch_size=20)
+    job = to_job(engine, stub(), keys_from="given", given=IDS, batch_size=20)
     run = Backfill(engine, job, Recorder(), threading.Event()).start("new")
 
     def claim(owner: str, lease_seconds: float) -> tuple[int, int] | None:
@@ -137,7 +137,7 @@ def test_no_call_of_a_source_is_made_in_a_transaction(engine: sa.Engine, watch: 
     # The backfill that a revision queued comes first.
     run_job(engine, to_job(engine, StubSource({})), "resume")
     add_rows(engine, IDS[:30])
-    job = to_job(engine, watched(watch), keys_from=keys_from, given_keys=IDS, batch_size=20)
+    job = to_job(engine, watched(watch), keys_from=keys_from, given=IDS, batch_size=20)
     run_job(engine, job)
     assert watch.calls >= 2
     assert watch.open == []
@@ -146,8 +146,8 @@ def test_no_call_of_a_source_is_made_in_a_transaction(engine: sa.Engine, watch: 
 def test_no_call_of_a_comparison_is_made_in_a_transaction(engine: sa.Engine, watch: Watch) -> None:
     run_job(engine, to_job(engine, stub()))
     job = to_job(engine, watched(watch))
-    retry = Retry(5.0, threading.Event(), lambda _: None)
-    verifier = Verifier(engine, job.table, job.scope, job.source, job.key_map, batch_size=20, workers=2, retry=retry)
+    retry = Backoff(5.0, threading.Event(), lambda _: None)
+    verifier = Verifier(engine, job.slice, job.source, batch_size=20, workers=2, retry=retry)
     assert verifier.run(lambda _: None).clean
     assert watch.calls >= 4
     assert watch.open == []
@@ -164,7 +164,7 @@ def test_no_text_is_embedded_in_a_transaction(engine: sa.Engine, watch: Watch) -
     execute(engine, "CREATE TABLE notes (id integer PRIMARY KEY, body text, embedding vector(8))")
     execute(engine, "INSERT INTO notes SELECT n, 'text ' || n FROM generate_series(1, 60) n")
     table = VectorTable(name="notes", table="notes", key=("id",), text="body", dimension=8, source="rows")
-    resolved = to_job(engine, stub(), table=table).table
+    resolved = to_job(engine, stub(), table=table).slice.table
     source = RowsSource(engine, resolved, {}, Watched(), count=60)
     key_map = OwnKeys([resolved.column_types["id"]])
     run_job(engine, to_job(engine, source, table=table, key_map=key_map, keys_from="table", batch_size=20))

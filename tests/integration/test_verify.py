@@ -28,8 +28,8 @@ from backfill_tools import (
 )
 
 from amprenta_vectors.backends.protocol import TokenRefused
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.job import Job
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.verify.compare import Difference, Verification, Verifier, digests
 from amprenta_vectors.errors import RowError, SourceError, TransientError
 from amprenta_vectors.reasons import Reason
@@ -48,8 +48,8 @@ def verify(
     engine: sa.Engine, job: Job, stop: threading.Event | None = None
 ) -> tuple[Verification, list[tuple[str, str, str]]]:
     found: list[Difference] = []
-    retry = Retry(5.0, stop or threading.Event(), lambda _: None)
-    verifier = Verifier(engine, job.table, job.scope, job.source, job.key_map, batch_size=30, workers=2, retry=retry)
+    retry = Backoff(5.0, stop or threading.Event(), lambda _: None)
+    verifier = Verifier(engine, job.slice, job.source, batch_size=30, workers=2, retry=retry)
     result = verifier.run(found.append)
     return result, [(item.kind, item.key, item.detail) for item in found]
 
@@ -213,8 +213,8 @@ def test_memory_holds_no_more_than_a_few_batches_of_vectors(engine: sa.Engine) -
 
     source.before_fetch = fetched
     found: list[Difference] = []
-    retry = Retry(5.0, threading.Event(), lambda _: None)
-    verifier = Verifier(engine, job.table, job.scope, source, job.key_map, batch_size=2, workers=2, retry=retry)
+    retry = Backoff(5.0, threading.Event(), lambda _: None)
+    verifier = Verifier(engine, job.slice, source, batch_size=2, workers=2, retry=retry)
 
     def taken(compared: int) -> None:
         nonlocal waiting

@@ -29,9 +29,10 @@ from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ExitCode
 from amprenta_vectors.migrate import upgrade
-from amprenta_vectors.moves.ends import key_map_for, open_table
+from amprenta_vectors.moves.ends import open_table
 from amprenta_vectors.sandbox.embedding_servers import OllamaServer
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.systems.products.migration import Migration, Wanted
 from amprenta_vectors.systems.products.search import product_settings
 from amprenta_vectors.systems.products.state import look_at_both
@@ -300,7 +301,7 @@ def test_two_records_of_one_product_are_one_product_though_they_stand_on_two_pag
 
     with engine.connect() as connection:
         table = open_table(product_settings(database_url=products_url), connection)
-    state = look_at_both(engine, table, cast(Source, TwoPages()), key_map_for(engine, table, {}, "chroma"))
+    state = look_at_both(engine, open_slice(engine, table, {}), cast(Source, TwoPages()))
     assert (state.records, state.in_chroma, state.to_move, state.absent) == (11, 3, 3, PRODUCTS - 3)
     # Of those that are no product's only the first are kept.
     assert (state.unmatched, len(state.shown)) == (7, 5)

@@ -8,8 +8,8 @@ import sys
 import threading
 from typing import Any
 
-from amprenta_vectors.backfill import sink
 from amprenta_vectors.backfill.progress import batches
+from amprenta_vectors.backfill.writing import sink
 from amprenta_vectors.cli import main
 
 PLACES = ("copy", "commit")

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import pytest
 
-from amprenta_vectors.backfill.engine.hold import GRACE_SECONDS, Control, Held
+from amprenta_vectors.backfill.engine.hold import GRACE_SECONDS, Held, Hold
 
 
 def test_what_was_fetched_may_be_written_for_a_short_grace_and_nothing_else_may_begin() -> None:
     now = 100.0
-    control = Control(clock=lambda: now)
-    control.check()
-    control.pause()
+    hold = Hold(clock=lambda: now)
+    hold.check()
+    hold.pause()
     with pytest.raises(Held):
-        control.check()
+        hold.check()
     now += GRACE_SECONDS
-    control.check_write()
+    hold.check_write()
     now += 0.01
     with pytest.raises(Held):
-        control.check_write()
-    control.resume()
-    control.check()
-    control.check_write()
+        hold.check_write()
+    hold.resume()
+    hold.check()
+    hold.check_write()
 
 
 def test_a_process_that_ends_is_not_resumed_and_its_grace_counts_from_the_first_hold() -> None:
     now = 100.0
-    control = Control(clock=lambda: now)
-    control.pause()
+    hold = Hold(clock=lambda: now)
+    hold.pause()
     now += 5.0
-    control.end()
-    control.resume()
-    assert control.halt.is_set()
-    assert control.held_seconds == 5.0
-    assert not control.may_begin
+    hold.end()
+    hold.resume()
+    assert hold.ending.is_set()
+    assert hold.held_seconds == 5.0
+    assert not hold.may_begin

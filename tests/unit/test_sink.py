@@ -17,7 +17,9 @@ from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER
 from amprenta_vectors.backfill.writing.sink import Sink
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.schema.expressions import column_type
+from amprenta_vectors.schema.keymaps import Identity
 from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
 TYPES = {"namespace": "text", "chunk_id": "character varying(64)"}
@@ -104,7 +106,7 @@ def test_a_batch_without_target_keys_is_refused() -> None:
 
 
 def statement(table: VectorTable, *, insert: bool, model: str | None = None) -> str:
-    sink = Sink(table, {"namespace": "x"}, model, insert=insert)
+    sink = Sink(Slice(table, {"namespace": "x"}, Identity()), model, insert=insert)
     compiled: Any = sink._statement
     return str(compiled.compile(dialect=postgresql.dialect()))
 
@@ -119,7 +121,7 @@ def test_the_scope_and_the_model_are_bound_and_identifiers_are_quoted(insert: bo
     odd = replace(
         TABLE, table='o"dd; --', schema="S", scope=("name space",), column_types={**TYPES, "name space": "text"}
     )
-    sink = Sink(odd, {"name space": "'; --"}, "m'1", insert=insert)
+    sink = Sink(Slice(odd, {"name space": "'; --"}, Identity()), "m'1", insert=insert)
     compiled: Any = sink._statement
     compiled = compiled.compile(dialect=postgresql.dialect())
     assert '"S"."o""dd; --"' in str(compiled)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from amprenta_vectors.backfill.engine.hold import Control, Held
+from amprenta_vectors.backfill.engine.hold import Held, Hold
 from amprenta_vectors.backfill.limits import token_bucket
 from amprenta_vectors.backfill.limits.ledger import OwnLedger
 from amprenta_vectors.backfill.limits.meter import LeasedMeter, Share
@@ -141,12 +141,12 @@ def test_all_threads_stop_for_as_long_as_the_source_asked_and_say_why() -> None:
 
 
 def test_a_pause_ends_the_wait_for_a_lease_and_no_request_is_made() -> None:
-    control, ledger = Control(), OwnLedger()
-    meter = LeasedMeter(ledger, SourceLimits, control.hold, control.check)
+    hold, ledger = Hold(), OwnLedger()
+    meter = LeasedMeter(ledger, SourceLimits, hold.held, hold.check)
     meter.limited("fetch", 60.0)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(meter.before, "fetch", 1)
-        control.pause()
+        hold.pause()
         with pytest.raises(Held):
             waiting.result(timeout=10)
     assert ledger.reserve(needed=5, wanted=5, limit=5) == 5

@@ -34,7 +34,7 @@ def test_a_texts_vector_does_not_depend_on_its_neighbours(embedder: Embedder) ->
     assert (together == alone).all()
 
 
-def test_an_empty_text_gives_a_zero_vector_which_cosine_sets_aside(embedder: Embedder) -> None:
+def test_an_empty_text_gives_a_zero_vector_which_cosine_quarantines(embedder: Embedder) -> None:
     assert not embedder.embed([""]).any()
 
 

@@ -18,10 +18,11 @@ from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, RowError, SourceError, SourceNotFound
 from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.reasons import Reason
-from amprenta_vectors.schema.expressions import column_type, in_scope, text_array, to_clause, to_column_value
+from amprenta_vectors.schema.expressions import to_clause, to_column_value
 from amprenta_vectors.schema.keymaps import OwnKeys
 from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.row_keys import AllRows
+from amprenta_vectors.schema.slice import Slice, given_keys
 from amprenta_vectors.schema.vector_table import VectorTable
 
 
@@ -36,11 +37,10 @@ class RowsSource:
         self, engine: Engine, table: VectorTable, scope: Mapping[str, str], embedder: Embedder, count: int
     ) -> None:
         self._engine = engine
-        self._table = table
-        self._scope = scope
+        self._own = OwnKeys([table.column_types[name] for name in table.key])
+        self._slice = Slice(table, scope, self._own)
         self._embedder = embedder
         self._columns = text_columns_of(table)
-        self._own = OwnKeys([table.column_types[name] for name in table.key])
         of_scope = "/".join(scope.values())
         self.description = SourceDescription(
             kind="rows",
@@ -54,7 +54,7 @@ class RowsSource:
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
         """The keys of all rows, in the order of the table's own unique index."""
-        return AllRows(self._engine, self._table, self._scope, self._own).iter_keys(token)
+        return AllRows(self._engine, self._slice).iter_keys(token)
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
         """The vectors of the rows' texts as they are now; a row without any stands in ``quarantined``.
@@ -83,21 +83,14 @@ class RowsSource:
                 rows = connection.execute(self._select(list(wanted))).all()
         except DBAPIError as error:
             raise to_error(error, "reading the texts of rows") from error
-        width = len(self._table.key)
+        width = len(self._slice.table.key)
         return {wanted[tuple(row[:width])]: _joined(row[width:]) for row in rows}
 
     def _select(self, keys: Sequence[Key]) -> sa.Select[Any]:
-        table = self._table
-        target = to_clause(table, *self._columns)
-        parts = list(zip(*keys, strict=True)) or [()] * len(table.key)
-        names = [f"key_{position}" for position in range(len(table.key))]
-        given = sa.func.unnest(*map(text_array, parts)).table_valued(*names).render_derived(name="given")
-        on = (
-            target.c[name] == sa.cast(given.c[part], column_type(table, name))
-            for name, part in zip(table.key, names, strict=True)
-        )
-        columns = [*(given.c[name] for name in names), *(sa.cast(target.c[name], sa.Text) for name in self._columns)]
-        return sa.select(*columns).where(*on, *in_scope(table, target, self._scope))
+        rows = to_clause(self._slice.table, *self._columns)
+        given = given_keys(keys, width=len(self._slice.table.key))
+        columns = [*given.c, *(sa.cast(rows.c[name], sa.Text) for name in self._columns)]
+        return sa.select(*columns).where(*self._slice.is_row_of(given, rows))
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         expected = (len(texts), self._embedder.model.dimension)

@@ -183,7 +183,7 @@ def open_simple_store(settings: Settings) -> SimpleStore:
     where they are none.
     """
     table = get_table(settings.table, settings.config)
-    scope = table.scope_for(settings.pinecone_namespace)
+    scope = table.scope_for(settings.namespace)
     if len(scope) != len(_PARTS):
         raise ConfigError(
             f"a simple store is one user's collection; table {table.name} has the scope columns: "

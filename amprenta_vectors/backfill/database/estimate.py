@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -10,9 +9,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backends.pinecone.limits import PAGE, read_units
 from amprenta_vectors.backfill.database.index_plan import graph_bytes
-from amprenta_vectors.backfill.engine.keys import count_empty
-from amprenta_vectors.schema.expressions import to_clause
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice
 
 LISTED_PER_SECOND = 20_000
 """Pinecone lists 100 ids a page at 200 pages a second and index (its published limits)."""
@@ -42,8 +39,7 @@ class Estimate:
 
 def estimate(
     connection: Connection,
-    table: VectorTable,
-    scope: Mapping[str, str],
+    slice_: Slice,
     count: int,
     *,
     from_source: bool,
@@ -53,9 +49,9 @@ def estimate(
 
     The comparison reads the whole source once more. An HNSW build needs about 4·dimension + 700 bytes of memory a row.
     """
-    empty = count_empty(connection, table, scope)
-    target = to_clause(table)
-    filled_where = target.c[table.embedding].is_not(None)
+    table, target = slice_.table, slice_.rows
+    empty = slice_.count_empty(connection)
+    filled_where = slice_.embedding().is_not(None)
     filled = connection.execute(sa.select(sa.func.count()).select_from(target).where(filled_where)).scalar_one()
     others: tuple[str, ...] = ()
     if table.model is not None and model is not None:

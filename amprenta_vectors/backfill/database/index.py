@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +23,7 @@ from amprenta_vectors.pg.sessions import LOCK_SECONDS
 from amprenta_vectors.pg.tables import table_of
 from amprenta_vectors.schema.ann_indexes import ann_indexes
 from amprenta_vectors.schema.catalogue import relation
-from amprenta_vectors.schema.expressions import in_scope, to_clause
+from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
 
 log = logging.getLogger(__name__)
@@ -37,11 +36,10 @@ _DEFER_SETTINGS = sa.text("""
 """)
 
 
-def column_is_empty(connection: Connection, table: VectorTable, scope: Mapping[str, str] | None = None) -> bool:
-    """Whether no row of ``scope``, or no row at all, has an embedding."""
+def column_is_empty(connection: Connection, table: VectorTable) -> bool:
+    """Return whether no row of any scope has an embedding."""
     target = to_clause(table)
-    conditions = [] if scope is None else in_scope(table, target, scope)
-    filled = sa.select(sa.literal(1)).select_from(target).where(target.c[table.embedding].is_not(None), *conditions)
+    filled = sa.select(sa.literal(1)).select_from(target).where(target.c[table.embedding].is_not(None))
     return connection.execute(filled.limit(1)).first() is None
 
 

@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 
 from amprenta_vectors.backends.protocol import Source
-from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.writing.bisect import ALWAYS_ISOLATED, isolate
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import KeysRefused, RowError
 from amprenta_vectors.reasons import Reason
 
 
-def fetch_all(retry: Retry, source: Source, keys: Sequence[str]) -> VectorBatch:
+def fetch_all(retry: Backoff, source: Source, keys: Sequence[str]) -> VectorBatch:
     """What ``source`` has of ``keys``; a key that it refuses to look for stands in ``quarantined``.
 
     A refused request is halved until the refused keys stand alone: at most `bisect.most_tries` calls, and

@@ -1,4 +1,4 @@
-"""What may begin: nothing new while a run is held or its process ends."""
+"""What may begin: nothing new while a run is held or its process ends; and the one way to say so."""
 
 from __future__ import annotations
 
@@ -12,20 +12,35 @@ GRACE_SECONDS = 0.5
 """How long after a hold a batch that has just been fetched may still go on to its write."""
 
 
-class Held(AmprentaError):
-    """No call, claim or transaction may begin now: the run is paused, or this process ends. Never shown to a person."""
+class Stopped(AmprentaError):
+    """A step may not go on. Never shown to a person; its kind says what becomes of the run."""
+
+    def __init__(self) -> None:
+        super().__init__(str(self.__doc__))
 
 
-class Control:
+class Held(Stopped):
+    """No call, claim or transaction may begin now: the run is paused, or this process ends."""
+
+
+class RunOver(Stopped):
+    """The run has ended, or is to be cancelled: nothing is listed or deleted for it any more."""
+
+
+class WorkLeft(Stopped):
+    """A run that seemed done has batches to do after all."""
+
+
+class Hold:
     """Shared by all threads of a process: whether they may begin something new, and the limits in force."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.halt = threading.Event()
+        self.ending = threading.Event()
         """Set for good: the process ends. Set it by `end`."""
-        self.hold = threading.Event()
+        self.held = threading.Event()
         """Set while nothing new may begin: the run is paused, or the process ends. Set it by `pause` or `end`."""
         self.limits: Mapping[str, float] = {}
-        """Those in force, by the names that `progress.Run` lists; replaced as a whole twice a second."""
+        """Those in force, by the names that `progress.runs.Run` lists; replaced as a whole twice a second."""
         self._clock = clock
         self._lock = threading.Lock()
         self._held_at = 0.0
@@ -33,42 +48,49 @@ class Control:
     def end(self) -> None:
         """Let nothing begin any more."""
         with self._lock:
-            self.halt.set()
-            self._begin_hold()
+            self.ending.set()
+            self._begin()
 
     def pause(self) -> None:
         """Let nothing begin until `resume`."""
         with self._lock:
-            self._begin_hold()
+            self._begin()
 
     def resume(self) -> None:
         """Let things begin again, unless the process ends."""
         with self._lock:
-            if not self.halt.is_set():
-                self.hold.clear()
+            if not self.ending.is_set():
+                self.held.clear()
 
-    def _begin_hold(self) -> None:
-        if not self.hold.is_set():
+    def _begin(self) -> None:
+        if not self.held.is_set():
             self._held_at = self._clock()
-            self.hold.set()
+            self.held.set()
 
     @property
     def may_begin(self) -> bool:
         """Whether a claim, a source call or a transaction may begin."""
-        return not self.hold.is_set()
+        return not self.held.is_set()
 
     @property
     def held_seconds(self) -> float:
         """For how long nothing may have begun; 0 where things may."""
         with self._lock:
-            return self._clock() - self._held_at if self.hold.is_set() else 0.0
+            return self._clock() - self._held_at if self.held.is_set() else 0.0
+
+    def wait_until_free(self, poll_seconds: float) -> bool:
+        """Wait until things may begin; return whether they may, or the process ends."""
+        while self.held.is_set():
+            if self.ending.wait(poll_seconds):
+                return False
+        return True
 
     def check(self) -> None:
-        """Raises `Held` where nothing may begin."""
-        if self.hold.is_set():
-            raise Held("the run is held")
+        """Raise `Held` where nothing may begin."""
+        if self.held.is_set():
+            raise Held
 
     def check_write(self) -> None:
-        """As `check`, with the grace that what has been fetched has to be written."""
+        """Raise `Held` as `check` does, with the grace that what has been fetched has to be written."""
         if self.held_seconds > GRACE_SECONDS:
-            raise Held("the run is held")
+            raise Held

@@ -1,30 +1,81 @@
-"""What a backfill is to do: one source into one scope of one table, and how hard to work at it."""
+"""What a backfill is to do: one source into one slice, and how hard to work at it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backends.protocol import Source
-from amprenta_vectors.backfill.engine.keys_from import KeysFrom, is_retry, side_of
-from amprenta_vectors.backfill.engine.retry import LONGEST_WAIT_SECONDS
-from amprenta_vectors.backfill.progress.runs import RunSpec
+from amprenta_vectors.backfill.engine.backoff import LONGEST_WAIT_SECONDS
+from amprenta_vectors.backfill.engine.keys import Keys
+from amprenta_vectors.backfill.progress.keys_from import KeysFrom, side_of
+from amprenta_vectors.backfill.progress.runs import Run, RunSpec
 from amprenta_vectors.config import SourceLimits
-from amprenta_vectors.schema.keymaps import KeyMap, check_invertible
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amprenta_vectors.backfill.engine.context import RunContext
+    from amprenta_vectors.backfill.progress.seen import Gone
+    from amprenta_vectors.backfill.writing.sink import Writer
+
+
+class Kind(Protocol):
+    """What a run does with its rows: where their keys come from, and what writes them."""
+
+    @property
+    def keys_from(self) -> KeysFrom:
+        """What the run's row says of it, and what resumes it."""
+        ...
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a value that is there is replaced, where the source's is another one."""
+        ...
+
+    @property
+    def most_quarantined(self) -> float:
+        """The share of keys, 0 to 1, that may be quarantined however little the settings allow."""
+        ...
+
+    def open_keys(self, context: RunContext) -> Keys:
+        """Return where the run's keys are listed."""
+        ...
+
+    def open_writer(self, context: RunContext) -> Writer:
+        """Return what writes the rows of a batch."""
+        ...
+
+    def plan_known(self, connection: Connection, job: Job, run: Run) -> bool:
+        """Store all batches of a run whose keys are known as it starts; return whether they are."""
+        ...
+
+    def finds_nothing(self, connection: Connection, job: Job, ended: Run) -> bool:
+        """Return whether a run after ``ended``, which is like it, would find nothing to do."""
+        ...
+
+    def expected_keys(self, connection: Connection, job: Job) -> int | None:
+        """Return how many keys a run will have, as far as that is known before they are listed."""
+        ...
+
+    def conclude(self, context: RunContext, until_free: Callable[[], None]) -> Gone | None:
+        """Do what is left once every batch is done. Raises `Stopped` where that may not go on."""
+        ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """One source into one scope of one table, and how hard to work at it. ``table`` must come from the catalogue."""
+    """One source into one slice, and how hard to work at it."""
 
-    table: VectorTable
-    scope: Mapping[str, str]
+    slice: Slice
     source: Source
-    key_map: KeyMap
-    keys_from: KeysFrom
+    kind: Kind
     model: str | None
     batch_size: int
     workers: int
@@ -40,29 +91,17 @@ class Job:
     longest_wait_seconds: float = LONGEST_WAIT_SECONDS
     """The bound of the random wait before a step that failed is tried again."""
     figures_seconds: float = 0.5
-    """How often the figures are shown; whether too many rows are bad is asked half as often."""
+    """How often the figures are shown; whether too many rows are quarantined is asked half as often."""
     expected_keys: int | None = None
     source_limits: SourceLimits = field(default_factory=SourceLimits)
     limits: Mapping[str, float] = field(default_factory=dict)
     """Ordered of the run when this process comes to work at it."""
     max_bad_share: float = 1.0
-    retry_reason: str | None = None
-    given_keys: Sequence[str] = ()
-    """The source keys of a run that begins with ``keys_from`` given; it keeps them itself afterwards."""
-    replace: bool = False
-    """Whether a value that is there is replaced, where the source's is another one."""
-    delete: bool = False
-    """Of a run that reconciles, whether rows that the source no longer has are deleted, and not only listed."""
-
-    def __post_init__(self) -> None:
-        """Raises `ConfigError` where the table's rows do not tell the source keys that the job is to be made of."""
-        if self.keys_from == "table":
-            check_invertible(self.key_map)
 
     @property
     def inserts(self) -> bool:
         """Whether rows that are not there are inserted."""
-        return side_of(self.keys_from) == "source" and self.key_map.makes_keys
+        return side_of(self.kind.keys_from) == "source" and self.slice.key_map.makes_keys
 
     @property
     def records_inserts(self) -> bool:
@@ -71,34 +110,34 @@ class Job:
 
     @property
     def most_quarantined(self) -> float:
-        """The share of keys that may be quarantined; all of those that were quarantined before."""
-        return 1.0 if is_retry(self.keys_from) else self.max_bad_share
+        """The share of keys that may be quarantined."""
+        return max(self.max_bad_share, self.kind.most_quarantined)
 
     @property
     def spec(self) -> RunSpec:
         """The job as a run records it; the fingerprint has no count, batch size or number of workers in it."""
-        described = self.source.description
+        described, table = self.source.description, self.slice.table
         identity = {
             "source": [described.kind, described.identity],
-            "target": self.table.target,
-            "scope": dict(self.scope),
-            "dimension": self.table.dimension,
+            "target": table.target,
+            "scope": dict(self.slice.scope),
+            "dimension": table.dimension,
             "distance": described.distance,
             "model": self.model,
-            "key_map": self.key_map.name,
-            **({} if self.table.sparse is None else {"sparse": self.table.sparse}),
+            "key_map": self.slice.key_map.name,
+            **({} if table.sparse is None else {"sparse": table.sparse}),
         }
         return RunSpec(
-            vector_table=self.table.name,
-            target=self.table.target,
-            scope=self.scope,
+            vector_table=table.name,
+            target=table.target,
+            scope=self.slice.scope,
             source_kind=described.kind,
             source=described.identity,
-            keys_from=self.keys_from,
-            key_map=self.key_map.name,
+            keys_from=self.kind.keys_from,
+            key_map=self.slice.key_map.name,
             model=self.model,
-            dimension=self.table.dimension,
+            dimension=table.dimension,
             fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
             row_limit=self.limit,
-            replaces=self.replace,
+            replaces=self.kind.replaces,
         )

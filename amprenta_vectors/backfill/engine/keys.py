@@ -1,15 +1,9 @@
-"""Pages of keys from wherever they are listed, and how many rows wait for one."""
+"""Pages of keys from wherever they are listed."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
-
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-
-from amprenta_vectors.schema.expressions import in_scope, to_clause
-from amprenta_vectors.schema.vector_table import VectorTable
 
 
 class Keys(Protocol):
@@ -18,21 +12,6 @@ class Keys(Protocol):
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
         """Pages of keys and the token of the page after each."""
         ...
-
-
-def count_empty(connection: Connection, table: VectorTable, scope: Mapping[str, str]) -> int:
-    """How many rows of the scope have no embedding."""
-    target = to_clause(table)
-    empty = target.c[table.embedding].is_(None)
-    statement = sa.select(sa.func.count()).select_from(target).where(empty, *in_scope(table, target, scope))
-    return connection.execute(statement).scalar_one()
-
-
-def has_empty(connection: Connection, table: VectorTable, scope: Mapping[str, str]) -> bool:
-    """Whether any row of the scope has no embedding."""
-    target = to_clause(table)
-    empty = sa.select(sa.literal(1)).select_from(target).where(target.c[table.embedding].is_(None))
-    return connection.execute(empty.where(*in_scope(table, target, scope)).limit(1)).first() is not None
 
 
 class Pages:

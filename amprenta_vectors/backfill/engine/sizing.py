@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill.progress import sizes
 from amprenta_vectors.backfill.progress.sizes import Timing
 from amprenta_vectors.backfill.progress.transactions import transaction
-from amprenta_vectors.pg.errors import is_transient
+from amprenta_vectors.pg.errors import unless_away
 
 SMALLEST = 100
 """Keys below which no batch is made smaller: what times out then is not the batch's size."""
@@ -87,11 +86,7 @@ class BatchSizer:
     def __call__(self) -> int:
         """Keys for the next batch. Looks into the database once a second at most; leaves it out where that is away."""
         if self._clock() >= self._look_at:
-            try:
-                self._look()
-            except DBAPIError as error:
-                if not is_transient(error):
-                    raise
+            unless_away(self._look)
             self._look_at = self._clock() + LOOK_SECONDS
         return self._size
 

@@ -1,93 +1,59 @@
-"""The thread by which a process obeys what is ordered of its run: pausing, going on, ending, and the limits."""
+"""How a process obeys what is ordered of its run: pausing, resuming, ending, and the limits."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
-from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError
-
 from amprenta_vectors.backfill.database.load_gate import Gate
-from amprenta_vectors.backfill.engine.hold import Control
+from amprenta_vectors.backfill.engine.context import RunContext
 from amprenta_vectors.backfill.engine.worker import Worker
-from amprenta_vectors.backfill.progress import plans
-from amprenta_vectors.backfill.progress.orders import Orders, read_orders, settle_pause
+from amprenta_vectors.backfill.progress import orders, plans
+from amprenta_vectors.backfill.progress.orders import Orders
 from amprenta_vectors.backfill.progress.states import RunState
-from amprenta_vectors.backfill.progress.transactions import transaction
-from amprenta_vectors.pg.errors import is_transient
 
 
 class Steering:
-    """Reads a run's orders every ``poll_seconds`` and brings ``control`` in line with them.
+    """Reads a run's orders and brings the hold in line with them.
 
-    Batches that are still in hand ``drain_seconds`` after a hold are given back. ``on_pause`` is told what to say while
-    the run is paused, and None once it goes on.
+    Batches that are still in hand ``drain_seconds`` after a hold are given back.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        run_id: int,
-        owner: str,
-        control: Control,
-        worker: Worker,
-        gate: Gate,
-        *,
-        drain_seconds: float,
-        poll_seconds: float,
-        on_pause: Callable[[str | None], None],
-    ) -> None:
-        self._engine = engine
-        self._run_id = run_id
-        self._owner = owner
-        self._control = control
+    def __init__(self, context: RunContext, worker: Worker, gate: Gate) -> None:
+        self._context = context
+        self._hold = context.hold
         self._worker = worker
         self._gate = gate
-        self._drain_seconds = drain_seconds
-        self._poll_seconds = poll_seconds
-        self._on_pause = on_pause
         self._paused = False
         self._drained = False
 
-    def run(self, over: threading.Event) -> None:
-        """Obey until ``over`` is set. Where the database is away, a turn is left out: nothing can be ordered then."""
-        while not over.wait(self._poll_seconds):
-            try:
-                self.obey()
-            except DBAPIError as error:
-                if not is_transient(error):
-                    raise
-
     def obey(self) -> None:
         """Read the orders once and follow them."""
-        with transaction(self._engine) as connection:
-            orders = read_orders(connection, self._run_id)
-        self._control.limits = orders.limits
-        if orders.state not in (RunState.RUNNING, RunState.PAUSED) or orders.desired_state == RunState.CANCELLED:
-            self._control.end()
-        elif orders.desired_state == RunState.PAUSED:
-            self._hold(orders)
+        with self._context.transaction() as connection:
+            ordered = orders.read_orders(connection, self._context.run.id)
+        self._hold.limits = ordered.limits
+        if ordered.state not in (RunState.RUNNING, RunState.PAUSED) or ordered.desired_state == RunState.CANCELLED:
+            self._hold.end()
+        elif ordered.desired_state == RunState.PAUSED:
+            self._pause(ordered)
         elif self._paused:
             self._paused = self._drained = False
-            self._on_pause(None)
-            self._control.resume()
+            self._context.tell_wait(None)
+            self._hold.resume()
 
     def drain(self) -> None:
         """Give back what is in hand, and the plan, for others to take at once."""
         self._worker.give_up()
-        with transaction(self._engine) as connection:
-            plans.release_plan(connection, self._run_id, self._owner)
+        with self._context.transaction() as connection:
+            plans.release_plan(connection, self._context.run.id, self._context.owner)
 
-    def _hold(self, orders: Orders) -> None:
+    def _pause(self, ordered: Orders) -> None:
+        run_id = self._context.run.id
         if not self._paused:
             self._paused = True
-            self._control.pause()
+            self._hold.pause()
             self._gate.reset()
-            self._on_pause(f"run {self._run_id} is paused; amprenta-vectors resume {self._run_id}")
-        if not self._drained and self._control.held_seconds >= self._drain_seconds:
+            self._context.tell_wait(f"run {run_id} is paused; amprenta-vectors resume {run_id}")
+        if not self._drained and self._hold.held_seconds >= self._context.job.drain_seconds:
             self.drain()
             self._drained = True
-        if orders.state == RunState.RUNNING and not self._worker.busy:
-            with transaction(self._engine) as connection:
-                settle_pause(connection, self._run_id)
+        if ordered.state == RunState.RUNNING and not self._worker.busy:
+            with self._context.transaction() as connection:
+                orders.settle_pause(connection, run_id)

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
-import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backfill.database.load_gate import Gate
+from amprenta_vectors.backfill.engine.context import RunContext
 from amprenta_vectors.backfill.engine.fetching import fetch_all
-from amprenta_vectors.backfill.engine.hold import Control, Held
-from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.hold import Held
 from amprenta_vectors.backfill.engine.sizing import SMALLEST
-from amprenta_vectors.backfill.progress import batches, runs, sizes
+from amprenta_vectors.backfill.progress import batches, sizes
 from amprenta_vectors.backfill.progress.batches import Batch, Outcome
-from amprenta_vectors.backfill.progress.runs import Run
-from amprenta_vectors.backfill.progress.transactions import transaction
-from amprenta_vectors.backfill.reconcile.reconciler import Reconciler
-from amprenta_vectors.backfill.writing.replacing import ReplacingSink
-from amprenta_vectors.backfill.writing.sink import Sink
+from amprenta_vectors.backfill.writing.sink import Writer
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import LeaseLost, RowError, SourceError, TimedOut
-from amprenta_vectors.pg.types import Storage
 from amprenta_vectors.reasons import LEFT_ALONE, STILL_WRITTEN, Reason
-from amprenta_vectors.schema.keymaps import KeyMap, store_keys
-from amprenta_vectors.stores.outbox import Outbox
+from amprenta_vectors.schema.keymaps import look_up, store_keys
 
 # Not waiting for the disk is safe here: a crash of the server takes a batch's rows and its `done` together, and the
 # batch is done again. That the run is finished is committed in full, and with it all that came before.
@@ -43,10 +36,6 @@ _TRANSACTION = sa.text("""
 """)
 
 _GIVE_WAY = sa.text("SELECT set_config('lock_timeout', '800ms', true)")
-
-
-Writer = Sink | ReplacingSink | Reconciler
-"""What writes the rows of a batch."""
 
 
 @dataclass(frozen=True)
@@ -66,41 +55,17 @@ class Worker:
 
     def __init__(
         self,
-        engine: Engine,
-        run: Run,
-        source: Source,
-        sink: Writer,
-        key_map: KeyMap,
-        owner: str,
-        *,
-        cosine: bool,
-        storage: Storage,
-        sparse_dimension: int | None = None,
-        lease_seconds: float,
-        poll_seconds: float,
-        retry: Retry,
-        write_retry: Retry,
-        control: Control,
+        context: RunContext,
+        writer: Writer,
         gate: Gate,
         on_done: Callable[[Batch, Outcome], None],
     ) -> None:
-        self._engine = engine
-        self._run = run
-        self._source = source
-        self._sink = sink
-        self._key_map = key_map
-        self._owner = owner
-        self._cosine = cosine
-        self._storage: Storage = storage
-        self._sparse_dimension = sparse_dimension
-        self._lease_seconds = lease_seconds
-        self._poll_seconds = poll_seconds
-        self._retry = retry
-        self._write_retry = write_retry
-        self._control = control
+        self._context = context
+        self._slice = context.job.slice
+        self._hold = context.hold
+        self._writer = writer
         self._gate = gate
         self._on_done = on_done
-        self._outbox = Outbox(engine, run.target, run.scope)
         self._in_hand: dict[int, Batch] = {}
         self._nothing_left = threading.Event()
 
@@ -110,25 +75,25 @@ class Worker:
         Waits while the run is held, its database is to be spared, or fewer workers than ``number`` + 1 are wanted. A
         batch in hand is ended, or given back, before this returns.
         """
-        while not (self._control.halt.is_set() or self._nothing_left.is_set()):
+        while not (self._hold.ending.is_set() or self._nothing_left.is_set()):
             try:
                 busy = self._is_wanted(number) and self._may_claim() and self._turn()
             except Held:
                 busy = False
             if not (busy or self._nothing_left.is_set()):
-                self._control.halt.wait(self._poll_seconds)
+                self._hold.ending.wait(self._context.job.poll_seconds)
 
     def _is_wanted(self, number: int) -> bool:
-        return self._control.may_begin and number < self._control.limits.get("workers", number + 1)
+        return self._hold.may_begin and number < self._hold.limits.get("workers", number + 1)
 
     def _may_claim(self) -> bool:
-        return self._retry.database("looking at the database's load", self._gate.is_open)
+        return self._context.retry.database("looking at the database's load", self._gate.is_open)
 
     def _turn(self) -> bool:
         """Claim a batch and do it; returns whether there was one."""
-        batch = self._retry.database("claiming a batch", self._claim)
+        batch = self._context.retry.database("claiming a batch", self._claim)
         if batch is None:
-            if not self._retry.database("looking for work", self._work_left):
+            if not self._context.retry.database("looking for work", self._context.has_work):
                 self._nothing_left.set()
             return False
         try:
@@ -153,40 +118,40 @@ class Worker:
         for batch in list(self._in_hand.values()):
             if self._in_hand.pop(batch.number, None) is None:
                 continue
-            with transaction(self._engine) as connection:
-                batches.end_session(connection, self._owner, batch)
-                batches.release(connection, self._run.id, self._owner, batch)
+            with self._context.transaction() as connection:
+                batches.end_session(connection, self._context.owner, batch)
+                batches.release(connection, self._context.run.id, self._context.owner, batch)
 
     def renew(self) -> None:
         """Prolong the leases of the batches that these workers have in hand, and the planner's of their process."""
         in_hand = sorted(self._in_hand)
-        with transaction(self._engine) as connection:
-            batches.renew(connection, self._run.id, self._owner, in_hand, self._lease_seconds)
+        with self._context.transaction() as connection:
+            batches.renew(
+                connection, self._context.run.id, self._context.owner, in_hand, self._context.job.lease_seconds
+            )
 
     def _claim(self) -> Batch | None:
-        with transaction(self._engine) as connection:
-            batch = batches.claim(connection, self._run.id, self._owner, self._lease_seconds)
+        with self._context.transaction() as connection:
+            batch = batches.claim(
+                connection, self._context.run.id, self._context.owner, self._context.job.lease_seconds
+            )
         if batch is not None:
             self._in_hand[batch.number] = batch
         return batch
 
-    def _work_left(self) -> bool:
-        with transaction(self._engine) as connection:
-            return runs.work_left(connection, self._run.id)
-
     def _process(self, batch: Batch) -> None:
-        retry, write_retry = self._retry, self._write_retry
+        retry, write_retry = self._context.retry, self._context.write_retry
         if len(batch.keys) > SMALLEST:
             # What times out is cut in two, here and in the plan; only the smallest batches are waited for.
             retry, write_retry = retry.passing_on(TimedOut), write_retry.passing_on(TimedOut)
         try:
-            prepared = self._prepare(batch, fetch_all(retry, self._source, batch.keys))
+            prepared = self._prepare(batch, fetch_all(retry, self._context.job.source, batch.keys))
             write = partial(self._write, batch, prepared)
             outcome = write_retry.database(f"writing batch {batch.number}", write)
         except BaseException as error:
             if isinstance(error, TimedOut) and len(batch.keys) > SMALLEST:
                 try:
-                    self._retry.database("cutting a batch in two", partial(self._cut, batch, error.message))
+                    self._context.retry.database("cutting a batch in two", partial(self._cut, batch, error.message))
                 except BaseException:
                     self._give_back(batch, error.message)
                     raise
@@ -202,27 +167,20 @@ class Worker:
         """The rows to write, in planned order and with their target keys, and the rows to quarantine."""
         present = set(fetched.source_keys) | {error.key for error in fetched.quarantined}
         # To a run that finds what the source no longer has, what is deleted after it was listed is no error.
-        missing = [] if self._sink.keeps_seen else [key for key in batch.keys if key not in present]
+        missing = [] if self._writer.keeps_seen else [key for key in batch.keys if key not in present]
         # Keys first: a row's number among those of its source key does not depend on which of them are bad.
-        keyed = self._retry.database("looking up keys", partial(self._key_map.apply, fetched))
-        valid = keyed.validated(cosine=self._cosine, storage=self._storage)
-        if self._sparse_dimension is not None:
-            valid = valid.with_sparse(self._sparse_dimension)
-        rows = self._in_planned_order(batch, valid)
+        keyed = self._context.retry.database("looking up keys", partial(self._slice.key_map.apply, fetched))
+        rows = self._in_planned_order(batch, self._slice.fit(keyed))
         aside = [
             *rows.quarantined,
             *(RowError(key, Reason.MISSING, "the source has no such record") for key in missing),
         ]
-        return Prepared(rows, aside, self._seen(fetched, keyed) if self._sink.keeps_seen else [])
+        return Prepared(rows, aside, self._seen(fetched, keyed) if self._writer.keeps_seen else [])
 
     def _seen(self, fetched: VectorBatch, keyed: VectorBatch) -> list[str]:
-        keys = list(keyed.keys or ())
-        if fetched.quarantined:
-            bad: Sequence[str] = [error.key for error in fetched.quarantined]
-            without_vectors = VectorBatch(source_keys=bad, vectors=np.empty((len(bad), 0), np.float32))
-            looked_up = self._retry.database("looking up keys", partial(self._key_map.apply, without_vectors))
-            keys += looked_up.keys or ()
-        return [part for key in keys for part in key]
+        asked = [error.key for error in fetched.quarantined]
+        found = self._context.retry.database("looking up keys", partial(look_up, self._slice.key_map, asked))
+        return [part for key in chain(keyed.keys or (), *found.values()) for part in key]
 
     def _write(self, batch: Batch, prepared: Prepared) -> Outcome:
         """Rows and ``done`` in one transaction; the bytes are with PostgreSQL before any row is locked."""
@@ -230,11 +188,11 @@ class Worker:
             raise LeaseLost(f"batch {batch.number} was given back while it was fetched")
         fetched, aside = prepared.rows, prepared.aside
         missing = sum(error.reason == Reason.MISSING for error in aside)
-        with self._engine.begin() as connection:
-            connection.execute(_TRANSACTION, {"tag": batches.session_tag(self._owner, batch.number)})
-            rows = self._without_deleted(connection, batch, fetched) if self._sink.inserts else fetched
-            written = self._sink.put(connection, rows, batch.claimed_at)
-            before = batches.lock_batch(connection, self._run.id, self._owner, batch)
+        with self._context.engine.begin() as connection:
+            connection.execute(_TRANSACTION, {"tag": batches.session_tag(self._context.owner, batch.number)})
+            rows = self._without_deleted(connection, batch, fetched) if self._writer.inserts else fetched
+            written = self._writer.put(connection, rows, batch.claimed_at)
+            before = batches.lock_batch(connection, self._context.run.id, self._context.owner, batch)
             if before is not None:
                 return before
             errors = [*aside, *written.refused]
@@ -247,7 +205,7 @@ class Worker:
                 quarantined=len({error.key for error in errors if error.reason not in no_fault}) - missing,
                 checksum=written.checksum,
             )
-            batches.complete(connection, self._run, batch, outcome, errors, prepared.seen)
+            batches.complete(connection, self._context.run, batch, outcome, errors, prepared.seen)
         return outcome
 
     def _without_deleted(self, connection: Connection, batch: Batch, rows: VectorBatch) -> VectorBatch:
@@ -255,9 +213,9 @@ class Worker:
         # While the locks are held no lock is waited for as long as PostgreSQL waits before it looks for a deadlock:
         # of an application that deletes and this one, it is this one that gives way.
         connection.execute(_GIVE_WAY)
-        keys = store_keys(self._key_map, rows)
-        self._outbox.lock(connection, keys, "upsert")
-        deleted = self._outbox.deleted_since(connection, keys, batch.claimed_at)
+        keys = store_keys(self._slice.key_map, rows)
+        self._context.outbox.lock(connection, keys, "upsert")
+        deleted = self._context.outbox.deleted_since(connection, keys, batch.claimed_at)
         if not deleted:
             return rows
         return rows.take([row for row, key in enumerate(keys) if key not in deleted])
@@ -275,10 +233,10 @@ class Worker:
         return rows if order == list(range(len(rows))) else rows.take(order)
 
     def _cut(self, batch: Batch, error: str) -> None:
-        with transaction(self._engine) as connection:
-            sizes.cut_batch(connection, self._run.id, self._owner, batch, error)
+        with self._context.transaction() as connection:
+            sizes.cut_batch(connection, self._context.run.id, self._context.owner, batch, error)
 
     def _give_back(self, batch: Batch, error: str | None) -> None:
         """Best effort: where the database is gone too, the lease runs out by itself."""
-        with suppress(sa.exc.DBAPIError), transaction(self._engine) as connection:
-            batches.release(connection, self._run.id, self._owner, batch, error)
+        with suppress(sa.exc.DBAPIError), self._context.transaction() as connection:
+            batches.release(connection, self._context.run.id, self._context.owner, batch, error)

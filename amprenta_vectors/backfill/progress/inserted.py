@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill.progress.states import UNFINISHED
 from amprenta_vectors.batch import Key
-from amprenta_vectors.schema.expressions import in_scope, text_array, to_clause, to_column_value
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.expressions import text_array, to_column_value
+from amprenta_vectors.schema.slice import Slice
 
 _INSERTED = sa.table(
     "migration_insert",
@@ -24,15 +24,14 @@ _INSERTED = sa.table(
 )
 
 
-def recording(insert: postgresql.Insert, table: VectorTable, run_id: int) -> sa.Select[Any]:
+def recording(insert: postgresql.Insert, slice_: Slice, run_id: int) -> sa.Select[Any]:
     """``insert``, and in the same statement the key and content of each row that it inserted; a row for each written.
 
     A row that was there before carries the lock that the conflict took, in its ``xmax``.
     """
-    target = to_clause(table)
     written = insert.returning(
-        postgresql.array([sa.cast(target.c[name], sa.Text) for name in table.key]).label("key"),
-        _digest(table, target).label("digest"),
+        postgresql.array(slice_.key_texts()).label("key"),
+        _digest(slice_).label("digest"),
         sa.literal_column("xmax = 0", sa.Boolean).label("is_new"),
     ).cte("written")
     new = sa.select(sa.literal(run_id, sa.BigInteger), written.c.key, written.c.digest).where(written.c.is_new)
@@ -40,43 +39,37 @@ def recording(insert: postgresql.Insert, table: VectorTable, run_id: int) -> sa.
     return sa.select(written.c.is_new).add_cte(recorded)
 
 
-def still_as_inserted(
-    connection: Connection, table: VectorTable, scope: Mapping[str, str], keys: Sequence[Key]
-) -> list[tuple[int, Key]]:
+def still_as_inserted(connection: Connection, slice_: Slice, keys: Sequence[Key]) -> list[tuple[int, Key]]:
     """The records, by run and key, of those rows that are as they were recorded; the rows are locked by the caller."""
-    runs = runs_with_inserted(connection, table.target, scope)
+    runs = runs_with_inserted(connection, slice_.target, slice_.scope)
     if not runs:
         return []
-    target = to_clause(table)
-    given, is_given = _given(table, keys)
+    given, is_given = _given(slice_, keys)
     statement = (
         sa.select(_INSERTED.c.run_id, _INSERTED.c.key)
-        .select_from(given.join(_INSERTED, is_given).join(target, sa.and_(*_is_row_of(table, target, scope))))
-        .where(_INSERTED.c.run_id.in_(runs), _INSERTED.c.digest == _digest(table, target))
+        .select_from(given.join(_INSERTED, is_given).join(slice_.rows, sa.and_(*_is_row_of(slice_))))
+        .where(_INSERTED.c.run_id.in_(runs), _INSERTED.c.digest == _digest(slice_))
     )
     return [(run, tuple(key)) for run, key in connection.execute(statement).all()]
 
 
-def record_again(
-    connection: Connection, table: VectorTable, scope: Mapping[str, str], records: Sequence[tuple[int, Key]]
-) -> None:
+def record_again(connection: Connection, slice_: Slice, records: Sequence[tuple[int, Key]]) -> None:
     """Record rows that were recorded as they are now, for they were replaced by what may be taken back likewise."""
     if not records:
         return
-    target = to_clause(table)
-    given, is_given = _given(table, [key for _, key in records], [run for run, _ in records])
+    given, is_given = _given(slice_, [key for _, key in records], [run for run, _ in records])
     statement = (
         sa.update(_INSERTED)
-        .values(digest=_digest(table, target))
-        .where(is_given, _INSERTED.c.run_id == given.c.run, *_is_row_of(table, target, scope))
+        .values(digest=_digest(slice_))
+        .where(is_given, _INSERTED.c.run_id == given.c.run, *_is_row_of(slice_))
     )
     connection.execute(statement)
 
 
-def _given(table: VectorTable, keys: Sequence[Key], runs: Sequence[int] = ()) -> tuple[Any, sa.ColumnElement[bool]]:
+def _given(slice_: Slice, keys: Sequence[Key], runs: Sequence[int] = ()) -> tuple[Any, sa.ColumnElement[bool]]:
     """Keys, with ``runs`` beside them, as rows to join with; and that a record is of one of those keys."""
-    names = [f"key_{position}" for position in range(len(table.key))]
-    arrays = [text_array([key[position] for key in keys]) for position in range(len(table.key))]
+    names = [f"key_{position}" for position in range(len(slice_.table.key))]
+    arrays = [text_array([key[position] for key in keys]) for position in range(len(slice_.table.key))]
     numbers = sa.cast(sa.literal(list(runs), ARRAY(sa.BigInteger)), ARRAY(sa.BigInteger))
     given = (
         sa.func.unnest(*arrays, numbers)
@@ -115,20 +108,15 @@ def count_inserted(connection: Connection, run_id: int) -> int:
     return connection.execute(statement).scalar_one()
 
 
-def remove_inserted(
-    connection: Connection, table: VectorTable, scope: Mapping[str, str], run_id: int
-) -> tuple[int, list[Key]]:
+def remove_inserted(connection: Connection, slice_: Slice, run_id: int) -> tuple[int, list[Key]]:
     """Delete the rows that a run inserted and nobody has changed since; returns how many, and the keys of the others.
 
     Of what is gone the record goes too; of the others it stays.
     """
-    target = to_clause(table)
-    found = [
-        _INSERTED.c.run_id == run_id,
-        *_is_row_of(table, target, scope),
-    ]
-    removed = connection.execute(sa.delete(target).where(*found, _INSERTED.c.digest == _digest(table, target))).rowcount
-    there = sa.exists().select_from(target).where(*found[1:]).correlate(_INSERTED)
+    found = [_INSERTED.c.run_id == run_id, *_is_row_of(slice_)]
+    unchanged = _INSERTED.c.digest == _digest(slice_)
+    removed = connection.execute(sa.delete(slice_.rows).where(*found, unchanged)).rowcount
+    there = sa.exists().select_from(slice_.rows).where(*found[1:]).correlate(_INSERTED)
     connection.execute(sa.delete(_INSERTED).where(_INSERTED.c.run_id == run_id, ~there))
     kept: Sequence[list[str]] = (
         connection.execute(sa.select(_INSERTED.c.key).where(_INSERTED.c.run_id == run_id).order_by(_INSERTED.c.key))
@@ -138,21 +126,16 @@ def remove_inserted(
     return removed, [tuple(key) for key in kept]
 
 
-def _is_row_of(table: VectorTable, target: sa.TableClause, scope: Mapping[str, str]) -> list[sa.ColumnElement[bool]]:
-    """That a row of the table is the recorded one."""
-    keys = zip(table.key, _parts(table), strict=True)
-    return [
-        *in_scope(table, target, scope),
-        *(target.c[name] == to_column_value(table, name, part) for name, part in keys),
-    ]
+def _is_row_of(slice_: Slice) -> list[sa.ColumnElement[bool]]:
+    """Return that a row of the slice is the recorded one."""
+    parts = [(name, _INSERTED.c.key[position]) for position, name in enumerate(slice_.table.key, 1)]
+    same = (slice_.rows.c[name] == to_column_value(slice_.table, name, part) for name, part in parts)
+    return [*slice_.in_scope(), *same]
 
 
-def _parts(table: VectorTable) -> list[sa.ColumnElement[Any]]:
-    return [_INSERTED.c.key[position] for position in range(1, len(table.key) + 1)]
-
-
-def _digest(table: VectorTable, target: sa.TableClause) -> sa.ColumnElement[str]:
-    """Of what a run writes into a row; times and columns that it knows nothing of are not in it."""
+def _digest(slice_: Slice) -> sa.ColumnElement[str]:
+    """Return the digest of what a run writes into a row; times and columns that it knows nothing of are not in it."""
+    table = slice_.table
     names = (table.embedding, table.sparse, table.text, table.metadata, table.model)
-    columns = [target.c[name] for name in names if name is not None]
+    columns = [slice_.rows.c[name] for name in names if name is not None]
     return sa.func.md5(sa.func.record_send(sa.func.row(*columns)))

@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill.engine.keys_from import KeysFrom, is_known
 from amprenta_vectors.backfill.progress.events import Event, RunEvent, list_events, record_event
+from amprenta_vectors.backfill.progress.keys_from import KeysFrom
 from amprenta_vectors.backfill.progress.states import UNFINISHED, RunState, sources_of
 from amprenta_vectors.errors import RunConflict
 
@@ -198,7 +198,7 @@ def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None =
     Call under `serialize_starts`. The database refuses a second live run into one column and scope. What a revision
     queued is more than to do some rows: raises `RunConflict` for a run that is to do just that.
     """
-    if (is_known(spec.keys_from) or spec.keys_from == "reconcile") and _is_queued(connection, spec.target):
+    if spec.keys_from not in ("table", "source") and _is_queued(connection, spec.target):
         raise RunConflict(
             f"a backfill of {spec.target} is queued",
             hint="amprenta-vectors backfill --resume starts it; some rows by themselves, or a reconcile, come after it",

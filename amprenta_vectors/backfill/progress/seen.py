@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -13,6 +14,21 @@ from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.reasons import Reason
 
 _PROGRESS = sa.table("migration_progress", sa.column("run_id"), sa.column("keys", ARRAY(sa.Text)))
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Of ``rows`` with an embedding, how many the source has no record of, and what became of them.
+
+    ``emptied`` are rows of the application's own, which lost their embedding and stayed. ``refused`` says why nothing
+    was deleted, or listed, at all.
+    """
+
+    rows: int
+    gone: int
+    deleted: int = 0
+    emptied: int = 0
+    refused: str | None = None
 
 
 def seen_keys(run_id: int, width: int) -> sa.Select[*tuple[str, ...]]:

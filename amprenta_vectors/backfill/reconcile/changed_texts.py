@@ -8,13 +8,10 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill.reconcile.row_state import given_keys
-from amprenta_vectors.backfill.verify.sides import embedded_here
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
 from amprenta_vectors.schema.hashes import hash_text, to_bigint
 from amprenta_vectors.schema.keymaps import OwnKeys
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice, given_keys
 
 
 class Texts(Protocol):
@@ -35,7 +32,8 @@ class ChangedTexts:
     A row whose embedding was not made from its text here is left out: whether it changed is not known.
     """
 
-    def __init__(self, engine: Engine, table: VectorTable, scope: Mapping[str, str], source: Texts) -> None:
+    def __init__(self, engine: Engine, slice_: Slice, source: Texts) -> None:
+        table = slice_.table
         if table.text_hash is None:
             raise ConfigError(
                 f"table {table.qualified_name} has no column that tells the text of an embedding, so that none is "
@@ -44,8 +42,7 @@ class ChangedTexts:
                 'own, text_hash = "embedding_text_hash" in amprenta.toml',
             )
         self._engine = engine
-        self._table = table
-        self._scope = scope
+        self._slice = slice_
         self._source = source
         self._own = OwnKeys([table.column_types[name] for name in table.key])
 
@@ -61,21 +58,16 @@ class ChangedTexts:
 
     def _kept(self, keys: Sequence[str]) -> dict[str, int | None]:
         """The hash of the text that each row was embedded from, None where it has no embedding."""
-        table = self._table
-        target = to_clause(table)
+        slice_ = self._slice
         parsed = {key: own for key in keys if (own := self._own.to_key(key)) is not None}
         if not parsed:
             return {}
         given: Any = given_keys(list(parsed.values()), source=list(parsed))
-        on = [
-            target.c[name] == to_column_value(table, name, given.c[f"key_{position}"])
-            for position, name in enumerate(table.key)
-        ]
-        embedding, text_hash = target.c[table.embedding], target.c[str(table.text_hash)]
+        embedding, text_hash = slice_.embedding(), slice_.rows.c[str(slice_.table.text_hash)]
         statement = (
             sa.select(given.c.source, sa.case((embedding.is_(None), sa.null()), else_=text_hash).label("kept"))
-            .select_from(given.join(target, sa.and_(*on, *in_scope(table, target, self._scope))))
-            .where(embedding.is_(None) | embedded_here(table, target))
+            .select_from(given.join(slice_.rows, sa.and_(*slice_.is_row_of(given))))
+            .where(embedding.is_(None) | slice_.embedded_here())
         )
         with self._engine.connect() as connection:
             return {row.source: row.kept for row in connection.execute(statement)}

@@ -9,25 +9,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import IO, Any, cast
 
-import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backends.protocol import TokenRefused
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.fetching import fetch_all
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.keys import Keys, Pages
-from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.progress.seen import Gone
 from amprenta_vectors.backfill.reconcile.changed_texts import ChangedTexts, Texts
-from amprenta_vectors.backfill.reconcile.gone import PAGE, Gone, fate_of, find_gone, parse_key, too_many
+from amprenta_vectors.backfill.reconcile.gone import PAGE, fate_of, find_gone, parse_key, too_many
 from amprenta_vectors.backfill.reconcile.reconciler import Preview, Reconciler
 from amprenta_vectors.backfill.reconcile.row_state import RowStates
 from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER, copy_row
 from amprenta_vectors.batch import Key, VectorBatch
 from amprenta_vectors.errors import RowError, SourceError, TransientError
 from amprenta_vectors.reasons import Reason
+from amprenta_vectors.schema.keymaps import look_up
 from amprenta_vectors.stores.outbox import Outbox
 
 MOST_READINGS = 3
@@ -50,22 +52,20 @@ class Prospect:
 def keys_to_reconcile(engine: Engine, job: Job) -> Keys:
     """All keys of the source; of one that embeds texts, those whose text is new or has changed."""
     if job.source.description.computed:
-        return ChangedTexts(engine, job.table, job.scope, cast("Texts", job.source))
+        return ChangedTexts(engine, job.slice, cast("Texts", job.source))
     return job.source
 
 
 class DryRun:
     """One pass that changes nothing. Its memory does not grow with the source: what it saw goes to a file."""
 
-    def __init__(self, engine: Engine, job: Job, *, retry: Retry) -> None:
+    def __init__(self, engine: Engine, job: Job, *, retry: Backoff) -> None:
         self._engine = engine
         self._job = job
         self._retry = retry
-        outbox = Outbox(engine, job.table.target, job.scope)
+        outbox = Outbox(engine, job.slice.target, job.slice.scope)
         self._computed = job.source.description.computed
-        self._reconciler = Reconciler(
-            job.table, job.scope, job.model, job.key_map, outbox, insert=job.inserts, computed=self._computed
-        )
+        self._reconciler = Reconciler(job.slice, job.model, outbox, insert=job.inserts, computed=self._computed)
         self._keys = keys_to_reconcile(engine, job)
 
     def run(self) -> Prospect:
@@ -107,8 +107,8 @@ class DryRun:
 
         def look() -> Gone:
             with self._engine.begin() as connection:
-                found, keys = find_gone(connection, self._job.table, self._job.scope, fill)
-                if not self._job.delete or refusal_of(found, delete=True):
+                found, keys = find_gone(connection, self._job.slice, fill)
+                if not deletes(self._job) or refusal_of(found, delete=True):
                     return found
                 return self._judged(connection, found, keys)
 
@@ -117,11 +117,11 @@ class DryRun:
     def _judged(self, connection: Connection, found: Gone, keys: sa.Select[str]) -> Gone:
         """With how many of the rows that are gone would be deleted, and emptied."""
         job = self._job
-        states = RowStates(job.table, job.scope, computed=False)
+        states = RowStates(job.slice, computed=False)
         fates: Counter[str] = Counter()
         for page in connection.execution_options(yield_per=PAGE).execute(keys).scalars().partitions(PAGE):
-            parsed = [parse_key(text, len(job.table.key)) for text in page]
-            fates.update(fate_of(job.table, job.key_map, row) for _, row in states.read(connection, parsed, lock=False))
+            parsed = [parse_key(text, len(job.slice.table.key)) for text in page]
+            fates.update(fate_of(job.slice, row) for _, row in states.read(connection, parsed, lock=False))
         return replace(found, deleted=fates["delete"], emptied=fates["empty"])
 
     def _previews(self) -> Iterator[tuple[Sequence[Key], Sequence[RowError], int, Preview]]:
@@ -137,16 +137,12 @@ class DryRun:
                 yield waiting.popleft().result()
 
     def _preview(self, keys: Sequence[str]) -> tuple[Sequence[Key], Sequence[RowError], int, Preview]:
-        table = self._job.table
         fetched = fetch_all(self._retry, self._job.source, keys)
         keyed = self._mapped(fetched)
-        seen = list(keyed.keys or ())
-        if fetched.quarantined:
-            bad = [error.key for error in fetched.quarantined]
-            seen += self._mapped(VectorBatch(source_keys=bad, vectors=np.empty((len(bad), 0), np.float32))).keys or ()
-        rows = keyed.validated(cosine=table.distance == "cosine", storage=table.storage)
-        if table.sparse_dimension is not None:
-            rows = rows.with_sparse(table.sparse_dimension)
+        asked = [error.key for error in fetched.quarantined]
+        without = self._retry.database("looking up keys", partial(look_up, self._job.slice.key_map, asked))
+        seen = [*(keyed.keys or ()), *chain.from_iterable(without.values())]
+        rows = self._job.slice.fit(keyed)
         return seen, rows.quarantined, len(rows), self._retry.database("comparing rows", partial(self._compare, rows))
 
     def _compare(self, rows: VectorBatch) -> Preview:
@@ -154,7 +150,7 @@ class DryRun:
             return self._reconciler.preview(connection, rows)
 
     def _mapped(self, batch: VectorBatch) -> VectorBatch:
-        return self._retry.database("looking up keys", partial(self._job.key_map.apply, batch))
+        return self._retry.database("looking up keys", partial(self._job.slice.key_map.apply, batch))
 
     def _batches(self) -> Iterator[Sequence[str]]:
         size = self._job.batch_size
@@ -170,6 +166,11 @@ class DryRun:
                     for start in range(0, len(keys), size):
                         yield keys[start : start + size]
                     keys = []
+
+
+def deletes(job: Job) -> bool:
+    """Return whether a pass deletes the rows that the source no longer has, and does not only list them."""
+    return bool(getattr(job.kind, "delete", False))
 
 
 def refusal_of(gone: Gone | None, *, delete: bool) -> str | None:

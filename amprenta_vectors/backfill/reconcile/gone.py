@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backfill.engine.context import RunContext
 from amprenta_vectors.backfill.engine.fetching import fetch_all
-from amprenta_vectors.backfill.engine.hold import Held
-from amprenta_vectors.backfill.engine.retry import Retry
+from amprenta_vectors.backfill.engine.hold import Held, RunOver, WorkLeft
 from amprenta_vectors.backfill.progress import runs
 from amprenta_vectors.backfill.progress.runs import Run
-from amprenta_vectors.backfill.progress.seen import gone_after, list_gone, seen_keys, settle_gone
+from amprenta_vectors.backfill.progress.seen import Gone, gone_after, list_gone, seen_keys, settle_gone
 from amprenta_vectors.backfill.progress.states import RunState
-from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.backfill.reconcile.row_state import Kept, RowStates
-from amprenta_vectors.backfill.verify.sides import as_key, embedded_here
 from amprenta_vectors.backfill.writing.bisect import isolate
 from amprenta_vectors.batch import Key
 from amprenta_vectors.pg.errors import is_row_refusal
-from amprenta_vectors.schema.expressions import in_scope, text_array, to_clause, to_column_value
-from amprenta_vectors.schema.keymaps import KeyMap, Uuid5
-from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.stores.outbox import Outbox
+from amprenta_vectors.schema.keymaps import Uuid5
+from amprenta_vectors.schema.slice import Slice
 
 MOST_DELETED = 0.5
 """Of a scope's rows, the share beyond which it is the source that is taken to be wrong, and nothing is deleted."""
@@ -46,33 +41,9 @@ _FILTERED = sa.text("SET LOCAL statement_timeout = 0")
 _BRIEF = sa.text("SELECT set_config('lock_timeout', '800ms', true), set_config('statement_timeout', '1min', true)")
 
 
-class WorkLeft(Exception):
-    """Of a run that seemed done, batches are to be done after all."""
-
-
-class RunOver(Exception):
-    """The run has ended, or is to be cancelled: nothing is listed or deleted for it any more."""
-
-
-@dataclass(frozen=True)
-class Gone:
-    """Of ``rows`` with an embedding, how many the source has no record of, and what became of them.
-
-    ``emptied`` are rows of the application's own, which lost their embedding and stayed. ``refused`` says why nothing
-    was deleted, or listed, at all.
-    """
-
-    rows: int
-    gone: int
-    deleted: int = 0
-    emptied: int = 0
-    refused: str | None = None
-
-
 def find_gone(
     connection: Connection,
-    table: VectorTable,
-    scope: Mapping[str, str],
+    slice_: Slice,
     fill: Callable[[Connection, sa.Table], object],
 ) -> tuple[Gone, sa.Select[str]]:
     """The figures, and the keys as text; ``fill`` puts what the source has into the table that it is given.
@@ -82,30 +53,23 @@ def find_gone(
     empty source it is another one.
     """
     connection.execute(_FILTERED)
-    width = len(table.key)
+    width = len(slice_.table.key)
     seen = _temporary("amprenta_seen", width)
     seen.create(connection)
     fill(connection, seen)
     connection.execute(sa.text("ANALYZE amprenta_seen"))
-    target = to_clause(table)
-    driver: Any = connection.connection.driver_connection
-    same = (
-        target.c[name] == as_key(table, name, seen.c[f"key_{position}"], driver.server_version)
-        for position, name in enumerate(table.key)
-    )
-    own = embedded_here(table, target)
-    stored = (target.c[table.embedding].is_not(None), sa.not_(own), *in_scope(table, target, scope))
-    parts = [sa.cast(target.c[name], sa.Text) for name in table.key]
+    stored = (slice_.embedding().is_not(None), sa.not_(slice_.embedded_here()), *slice_.in_scope())
+    parts = slice_.key_texts()
     text = parts[0] if width == 1 else sa.cast(sa.func.json_build_array(*parts), sa.Text)
     gone = _temporary("amprenta_gone", 1)
     gone.create(connection)
-    missing = sa.select(text).where(*stored, ~sa.exists().where(*same))
+    missing = sa.select(text).where(*stored, ~sa.exists().where(*slice_.has_key(connection, seen)))
     connection.execute(sa.insert(gone).from_select(["key_0"], missing))
-    rows = connection.execute(sa.select(sa.func.count()).select_from(target).where(*stored)).scalar_one()
+    rows = connection.execute(sa.select(sa.func.count()).select_from(slice_.rows).where(*stored)).scalar_one()
     found = connection.execute(sa.select(sa.func.count()).select_from(gone)).scalar_one()
     figures = Gone(rows, found)
     if rows and connection.execute(sa.select(seen.c.key_0).limit(1)).first() is None:
-        figures = replace(figures, refused=f"the source listed nothing; {table.target} has {rows:,} rows of it")
+        figures = replace(figures, refused=f"the source listed nothing; {slice_.target} has {rows:,} rows of it")
     return figures, sa.select(gone.c.key_0)
 
 
@@ -116,7 +80,7 @@ def too_many(found: Gone) -> str | None:
     return f"the source has no record of {found.gone:,} of {found.rows:,} rows, more than half; none was deleted"
 
 
-def fate_of(table: VectorTable, key_map: KeyMap, row: Kept) -> Literal["delete", "empty"] | str:
+def fate_of(slice_: Slice, row: Kept) -> Literal["delete", "empty"] | str:
     """What is to become of a row whose record is gone: a row that the engine only filled loses what it was filled with.
 
     Any other text is why it stays as it is.
@@ -125,7 +89,7 @@ def fate_of(table: VectorTable, key_map: KeyMap, row: Kept) -> Literal["delete",
         return "the source has no such record; embedded here, from its own text"
     if not row.embedding_is_ours:
         return "the source has no such record; changed here, or written by the application"
-    if not key_map.makes_keys or (table.text_hash is not None and row.text_hash is None):
+    if not slice_.key_map.makes_keys or (slice_.table.text_hash is not None and row.text_hash is None):
         return "empty"
     if row.text_hash is not None and not row.content_is_ours:
         return "the source has no such record; its text or metadata was changed here"
@@ -138,43 +102,27 @@ class GoneRows:
     ``until_free`` waits until the run may go on; it raises `Held` where this process is to stop, and `RunOver`.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        run: Run,
-        table: VectorTable,
-        scope: Mapping[str, str],
-        source: Source,
-        key_map: KeyMap,
-        *,
-        retry: Retry,
-        until_free: Callable[[], None],
-    ) -> None:
-        self._engine = engine
-        self._run = run
+    def __init__(self, context: RunContext, until_free: Callable[[], None]) -> None:
+        self._context = context
+        self._slice = context.job.slice
         self._until_free = until_free
-        self._table = table
-        self._target = to_clause(table)
-        self._scope = scope
-        self._source = source
-        self._key_map = key_map
-        self._retry = retry
-        self._states = RowStates(table, scope, computed=False)
-        self._outbox = Outbox(engine, run.target, run.scope)
+        self._states = RowStates(self._slice, computed=False)
 
     def settle(self, *, delete: bool) -> Gone:
         """List every such row, and with ``delete`` delete those that still hold what the engine wrote.
 
         Waits while the run is paused. Raises `RunOver`, `WorkLeft`, and `Held` where this process is to stop.
         """
-        found = self._while_free(partial(self._retry.database, "looking for rows that are gone", self._list))
+        found = self._while_free(
+            partial(self._context.final_retry.database, "looking for rows that are gone", self._list)
+        )
         if not delete or found.refused or not found.gone:
             return found
         refused = too_many(found)
         if refused is not None:
             return replace(found, refused=refused)
         last: str | None = None
-        while keys := self._retry.database("deleting rows", partial(self._page, last)):
+        while keys := self._context.final_retry.database("deleting rows", partial(self._page, last)):
             last = keys[-1]
             deleted, emptied = self._while_free(partial(self._settle_page, keys))
             found = replace(found, deleted=found.deleted + deleted, emptied=found.emptied + emptied)
@@ -190,60 +138,60 @@ class GoneRows:
     def _check(self, run: Run) -> None:
         """Raises `Held` where the run is not to go on now, `RunOver` where it is not to go on at all."""
         if RunState.PAUSED in (run.state, run.desired_state) and run.desired_state != RunState.CANCELLED:
-            raise Held("the run is paused")
+            raise Held
         if (run.state, run.desired_state) != (RunState.RUNNING, RunState.RUNNING):
             raise RunOver
 
     def _list(self) -> Gone:
         def fill(connection: Connection, seen: sa.Table) -> None:
             columns = [column.name for column in seen.columns]
-            keys = seen_keys(self._run.id, len(columns))
+            keys = seen_keys(self._context.run.id, len(columns))
             connection.execute(sa.insert(seen).from_select(columns, keys))
 
-        with self._engine.begin() as connection:
-            found, keys = find_gone(connection, self._table, self._scope, fill)
+        with self._context.engine.begin() as connection:
+            found, keys = find_gone(connection, self._slice, fill)
             # Not before: the look takes long, and whoever cancels the run would wait for it. Where it still goes on, no
             # other process has ended it and with it the keys that were seen.
-            self._check(runs.lock_run(connection, self._run.id))
-            if runs.work_left(connection, self._run.id):
+            self._check(runs.lock_run(connection, self._context.run.id))
+            if runs.work_left(connection, self._context.run.id):
                 raise WorkLeft
             if not found.refused:
-                list_gone(connection, self._run, keys)
+                list_gone(connection, self._context.run, keys)
         return found
 
     def _page(self, last: str | None) -> list[str]:
-        with transaction(self._engine) as connection:
-            return gone_after(connection, self._run.id, last, PAGE)
+        with self._context.transaction() as connection:
+            return gone_after(connection, self._context.run.id, last, PAGE)
 
     def _settle_page(self, listed: Sequence[str]) -> tuple[int, int]:
         """Asks the source once more: a listing is not one moment, and what it left out may be there."""
-        keys = [parse_key(text, len(self._table.key)) for text in listed]
-        moment, names = self._retry.database("deleting rows", partial(self._named, keys))
+        keys = [parse_key(text, len(self._slice.table.key)) for text in listed]
+        moment, names = self._context.final_retry.database("deleting rows", partial(self._named, keys))
         back: set[str] = set()
         if names is not None:
             asked = [name for name in dict.fromkeys(names.values()) if name]
             if asked:
-                answer = fetch_all(self._retry, self._source, asked)
+                answer = fetch_all(self._context.final_retry, self._context.job.source, asked)
                 back = {*answer.source_keys, *(error.key for error in answer.quarantined)}
         store_keys = [key[0] if names is None else names.get(key, "") for key in keys]
         there = {text for text, name in zip(listed, store_keys, strict=True) if name in back}
         step = partial(self._delete, listed, keys, store_keys, there, moment)
-        return self._retry.database("deleting rows", step)
+        return self._context.final_retry.database("deleting rows", step)
 
     def _named(self, keys: Sequence[Key]) -> tuple[datetime, dict[Key, str] | None]:
         """The database's time, and what the source calls the rows; None where their keys do not tell."""
-        with transaction(self._engine) as connection:
+        slice_, key_map = self._slice, self._slice.key_map
+        with self._context.transaction() as connection:
             moment = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
-            if isinstance(self._key_map, Uuid5):
+            if isinstance(key_map, Uuid5):
                 return moment, None
-            if self._key_map.source_columns is None:
-                return moment, {key: self._key_map.to_source(key) for key in keys}
-            target = self._target
-            named = [sa.cast(target.c[name], sa.Text) for name in (*self._table.key, *self._key_map.source_columns)]
-            width = len(self._table.key)
-            rows = connection.execute(sa.select(*named).where(self._among(keys))).all()
+            if key_map.source_columns is None:
+                return moment, {key: key_map.to_source(key) for key in keys}
+            told = [sa.cast(slice_.rows.c[name], sa.Text) for name in key_map.source_columns]
+            width = len(slice_.table.key)
+            rows = connection.execute(sa.select(*slice_.key_texts(), *told).where(slice_.among(keys))).all()
             # A column that holds no id by now names no record.
-            return moment, {tuple(row[:width]): self._key_map.to_source(tuple(row[width:])) or "" for row in rows}
+            return moment, {tuple(row[:width]): key_map.to_source(tuple(row[width:])) or "" for row in rows}
 
     def _delete(
         self,
@@ -257,11 +205,11 @@ class GoneRows:
 
         Whoever pauses the run or cancels it waits for its end.
         """
-        with self._engine.begin() as connection:
+        with self._context.engine.begin() as connection:
             connection.execute(_BRIEF)
-            self._check(runs.share_run(connection, self._run.id))
-            self._outbox.lock(connection, [name for name in store_keys if name], "delete")
-            newer = self._outbox.newer_than(connection, store_keys, moment)
+            self._check(runs.share_run(connection, self._context.run.id))
+            self._context.outbox.lock(connection, [name for name in store_keys if name], "delete")
+            newer = self._context.outbox.newer_than(connection, store_keys, moment)
             kept = dict(self._states.read(connection, keys, lock=True))
             whole, embedding = list[int](), list[int]()
             left: dict[str, str] = {}
@@ -269,7 +217,7 @@ class GoneRows:
                 row = kept.get(place)
                 if text in there or row is None:
                     continue
-                fate = fate_of(self._table, self._key_map, row)
+                fate = fate_of(self._slice, row)
                 if store_keys[place] in newer:
                     left[text] = "written here meanwhile"
                 elif fate == "delete":
@@ -278,17 +226,17 @@ class GoneRows:
                     embedding.append(place)
                 else:
                     left[text] = fate
-            target = self._target
+            target = self._slice.rows
             refused = self._each(connection, [keys[place] for place in whole], whole, sa.delete(target))
             emptied = sa.update(target).values(dict.fromkeys(self._ours(), sa.null()))
             refused |= self._each(connection, [keys[place] for place in embedding], embedding, emptied)
             left |= {listed[place]: why for place, why in refused.items()}
             settled = [text for text in listed if text not in left]
-            settle_gone(connection, self._run.id, settled, left)
+            settle_gone(connection, self._context.run.id, settled, left)
         return len(set(whole) - set(refused)), len(set(embedding) - set(refused))
 
     def _ours(self) -> list[str]:
-        table = self._table
+        table = self._slice.table
         return [name for name in (table.embedding, table.sparse, table.hash) if name is not None]
 
     def _each(
@@ -299,7 +247,7 @@ class GoneRows:
         def attempt(start: int, end: int) -> str | None:
             try:
                 with connection.begin_nested():
-                    connection.execute(statement.where(self._among(keys[start:end])))
+                    connection.execute(statement.where(self._slice.among(keys[start:end])))
             except DBAPIError as error:
                 if not is_row_refusal(error):
                     raise
@@ -311,15 +259,6 @@ class GoneRows:
             return {}
         alone = {places[position]: why for position, why in found.alone}
         return alone | {places[row]: why for start, end, why in found.unsettled for row in range(start, end)}
-
-    def _among(self, keys: Sequence[Key]) -> sa.ColumnElement[bool]:
-        table, target = self._table, self._target
-        names = [f"key_{position}" for position in range(len(table.key))]
-        arrays = [text_array([key[position] for key in keys]) for position in range(len(table.key))]
-        given = sa.func.unnest(*arrays).table_valued(*names, name="given").render_derived()
-        typed = (to_column_value(table, name, given.c[part]) for name, part in zip(table.key, names, strict=True))
-        listed = sa.tuple_(*(target.c[name] for name in table.key)).in_(sa.select(*typed))
-        return sa.and_(listed, *in_scope(table, target, self._scope))
 
 
 def parse_key(text: str, width: int) -> Key:

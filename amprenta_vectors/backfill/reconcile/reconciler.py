@@ -19,7 +19,6 @@ from amprenta_vectors.backfill.writing.sink import (
     in_range,
     is_among,
     make_stage,
-    stage_keys,
     stored_content,
     stored_embedding,
     write_rows,
@@ -27,8 +26,8 @@ from amprenta_vectors.backfill.writing.sink import (
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import RowError
 from amprenta_vectors.reasons import Reason
-from amprenta_vectors.schema.expressions import in_scope, to_clause
-from amprenta_vectors.schema.keymaps import KeyMap, store_keys
+from amprenta_vectors.schema.keymaps import store_keys
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.outbox import Outbox
 
@@ -51,7 +50,7 @@ class Preview:
 class Reconciler:
     """Inserts rows that are absent, fills those without an embedding, replaces those that hold what the engine wrote.
 
-    ``table`` must come from the catalogue. Text and metadata are replaced where they are what the engine inserted. A
+    Text and metadata are replaced where they are what the engine inserted. A
     row that was changed here stays as it is, and is listed. Vectors that are ``computed`` are compared by their texts.
     The rows that are inserted are recorded as those of run ``record_for`` where it is given, and one that is replaced
     stays a row of the run that inserted it.
@@ -61,10 +60,8 @@ class Reconciler:
 
     def __init__(
         self,
-        table: VectorTable,
-        scope: Mapping[str, str],
+        slice_: Slice,
         model: str | None,
-        key_map: KeyMap,
         outbox: Outbox,
         *,
         insert: bool,
@@ -72,14 +69,12 @@ class Reconciler:
         record_for: int | None = None,
     ) -> None:
         self.inserts = insert
-        self._table = table
+        self._slice = slice_
         self._computed = computed
-        self._scope = scope
-        self._key_map = key_map
         self._outbox = outbox
-        self._states = RowStates(table, scope, computed=computed)
-        self._sink = Sink(table, scope, model, insert=insert, computed=computed, record_for=record_for)
-        self._replace = _replace(table, make_stage(table), scope, model, computed=computed)
+        self._states = RowStates(slice_, computed=computed)
+        self._sink = Sink(slice_, model, insert=insert, computed=computed, record_for=record_for)
+        self._replace = _replace(slice_, make_stage(slice_.table), model, computed=computed)
 
     def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
         """Bring the rows of a batch with keys, which was fetched after ``since``, to what it says.
@@ -117,13 +112,13 @@ class Reconciler:
 
     def _comparable(self, batch: VectorBatch) -> VectorBatch:
         """What the rows can tell from it: the text that an embedding is of needs no column of its own."""
-        return batch if self._computed else stored_content(batch, self._table)
+        return batch if self._computed else stored_content(batch, self._slice.table)
 
     def _without_newer(
         self, connection: Connection, rows: VectorBatch, verdicts: Mapping[int, Verdict], since: datetime
     ) -> dict[int, Verdict]:
         """The verdicts on rows that were not written through the outbox after what was fetched."""
-        keys = store_keys(self._key_map, rows)
+        keys = store_keys(self._slice.key_map, rows)
         asked = [keys[place] for place in verdicts]
         newer = self._outbox.newer_than(connection, asked, since) if asked else set()
         return {place: verdict for place, verdict in verdicts.items() if keys[place] not in newer}
@@ -136,10 +131,9 @@ class Reconciler:
             return 0, []
         contents = [place for place in chosen if verdicts[place].content]
         keys = rows.keys or ()
-        table, scope = self._table, self._scope
-        records = inserted.still_as_inserted(connection, table, scope, [keys[place] for place in chosen])
+        records = inserted.still_as_inserted(connection, self._slice, [keys[place] for place in chosen])
         result = write_rows(connection, rows, self._replace, {"chosen": chosen, "contents": contents})
-        inserted.record_again(connection, table, scope, records)
+        inserted.record_again(connection, self._slice, records)
         return result
 
 
@@ -151,11 +145,9 @@ def _changed_here(rows: VectorBatch, verdicts: Mapping[int, Verdict]) -> list[Ro
     ]
 
 
-def _replace(
-    table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None, *, computed: bool
-) -> sa.Update:
+def _replace(slice_: Slice, stage: sa.Table, model: str | None, *, computed: bool) -> sa.Update:
     """The embedding of the rows ``chosen``, which are locked, and text and metadata of those in ``contents``."""
-    target = to_clause(table)
+    table, target = slice_.table, slice_.rows
     values: dict[str, Any] = {table.embedding: stored_embedding(table, stage)}
     if table.sparse is not None:
         values[table.sparse] = stage.c.sparse
@@ -167,12 +159,7 @@ def _replace(
         values[table.text_hash] = stage.c.text_hash
     elif table.text_hash is not None:
         values |= _content(table, stage, target)
-    keys = (target.c[name] == value for name, value in stage_keys(table, stage).items())
-    return (
-        sa.update(target)
-        .values(values)
-        .where(in_range(stage), is_among("chosen", stage), *in_scope(table, target, scope), *keys)
-    )
+    return sa.update(target).values(values).where(in_range(stage), is_among("chosen", stage), *slice_.is_row_of(stage))
 
 
 def _content(table: VectorTable, stage: sa.Table, target: sa.TableClause) -> dict[str, sa.ColumnElement[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -12,12 +12,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill.verify.compare import digests
-from amprenta_vectors.backfill.verify.sides import as_key, embedded_here, sent
 from amprenta_vectors.backfill.writing.encoding import sparse_bytes
 from amprenta_vectors.batch import Key, VectorBatch
-from amprenta_vectors.schema.expressions import in_scope, text_array, to_clause
 from amprenta_vectors.schema.hashes import hash_content, hash_embedding, hash_text, is_of_text, to_bigint
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice, given_keys
 
 VECTOR_HEAD = 4
 """Bytes before the values of what ``vector_send`` and ``halfvec_send`` give."""
@@ -66,11 +64,11 @@ class Kept:
 
 
 class RowStates:
-    """Reads the rows of one scope of a table from the catalogue, for batches of its source."""
+    """Reads the rows of a slice for batches of its source."""
 
-    def __init__(self, table: VectorTable, scope: Mapping[str, str], *, computed: bool) -> None:
-        self._table = table
-        self._scope = scope
+    def __init__(self, slice_: Slice, *, computed: bool) -> None:
+        self._slice = slice_
+        self._table = slice_.table
         self._computed = computed
         """Of computed vectors no two are sure to be equal: the text that they are of tells whether they differ."""
 
@@ -106,22 +104,21 @@ class RowStates:
     ) -> Iterator[tuple[int, Kept]]:
         if not keys:
             return
-        table = self._table
-        kept: Any = to_clause(table).alias("kept")
+        slice_, table = self._slice, self._table
+        kept: Any = slice_.rows.alias("kept")
         given = given_keys(keys, place=[str(place) for place in places])
-        send = sa.func.vector_send if table.storage == "vector" else sa.func.halfvec_send
         statement = (
             sa.select(
                 sa.cast(given.c.place, sa.Integer).label("place"),
-                send(kept.c[table.embedding]).label("embedding"),
+                slice_.sent_embedding(kept).label("embedding"),
                 _or_null(kept, table.sparse, sa.func.sparsevec_send).label("sparse"),
                 _or_null(kept, table.hash).label("hash"),
                 _or_null(kept, table.text_hash).label("text_hash"),
                 sa.type_coerce(_or_null(kept, table.text), sa.Text).label("text"),
                 sa.cast(_or_null(kept, table.metadata), JSONB).label("metadata"),
             )
-            .select_from(given.join(kept, sa.and_(*self._on(connection, kept, given))))
-            .where(kept.c[table.embedding].is_not(None))
+            .select_from(given.join(kept, sa.and_(*slice_.has_key(connection, given, kept), *slice_.in_scope(kept))))
+            .where(slice_.embedding(kept).is_not(None))
             .order_by("place")
         )
         if lock:
@@ -178,8 +175,7 @@ class RowStates:
 
     def _differing(self, connection: Connection, batch: VectorBatch) -> sa.Select[int, bool]:
         """``(place, has an embedding)`` of the rows that are not as the source has them."""
-        table = self._table
-        target = to_clause(table)
+        slice_, table, target = self._slice, self._table, self._slice.rows
         places = range(len(batch))
         sides: dict[str, list[str]] = {"place": [str(place) for place in places]}
         differs: list[sa.ColumnElement[bool]] = []
@@ -188,16 +184,16 @@ class RowStates:
             sides["digest"] = [digest.hex() for digest in digests(batch.vectors, table.storage, beside)]
         if table.text_hash is not None and (self._computed or batch.texts is not None or batch.metadata is not None):
             sides["content"] = [str(to_bigint(self._kept_of(batch, place))) for place in places]
-        given = given_keys(batch.keys or (), **sides)
-        embedding = target.c[table.embedding]
+        given = given_keys(batch.keys or (), width=len(table.key), **sides)
+        embedding = slice_.embedding()
         if "digest" in sides:
-            differs.append(sa.func.encode(sa.func.sha256(sent(table, target)), "hex") != given.c.digest)
+            differs.append(sa.func.encode(sa.func.sha256(slice_.sent()), "hex") != given.c.digest)
         if "content" in sides and table.text_hash is not None:
             # NULL differs from nothing: of such a row the text is not the engine's to replace. Nor does the hash of
             # what an embedding was made from differ from that of what a row was inserted with.
             other = target.c[table.text_hash] != sa.cast(given.c.content, sa.BigInteger)
-            differs.append(sa.and_(other, embedded_here(table, target) == sa.literal(self._computed)))
-        on = sa.and_(*self._on(connection, target, given))
+            differs.append(sa.and_(other, slice_.embedded_here() == sa.literal(self._computed)))
+        on = sa.and_(*slice_.has_key(connection, given), *slice_.in_scope())
         return (
             sa.select(sa.cast(given.c.place, sa.Integer).label("place"), embedding.is_not(None))
             .select_from(given.join(target, on, isouter=True))
@@ -211,27 +207,10 @@ class RowStates:
             return hash_text(batch.texts[place] or "")
         return _content_of(batch, place)
 
-    def _on(self, connection: Connection, target: Any, given: Any) -> list[sa.ColumnElement[bool]]:
-        driver: Any = connection.connection.driver_connection
-        keys = [
-            target.c[name] == as_key(self._table, name, given.c[f"key_{position}"], driver.server_version)
-            for position, name in enumerate(self._table.key)
-        ]
-        return [*keys, *in_scope(self._table, target, self._scope)]
-
 
 def _content_of(batch: VectorBatch, place: int) -> bytes:
     text = batch.texts[place] if batch.texts is not None else None
     return hash_content(text, batch.metadata[place] if batch.metadata is not None else None)
-
-
-def given_keys(keys: Sequence[Key], **columns: Sequence[str]) -> Any:
-    """Target keys and what stands beside them as rows to join with: ``key_0`` …, and ``columns``, all text."""
-    width = len(keys[0]) if keys else 0
-    names = [f"key_{position}" for position in range(width)]
-    arrays = [text_array([key[position] for key in keys]) for position in range(width)]
-    arrays += [text_array(column) for column in columns.values()]
-    return sa.func.unnest(*arrays).table_valued(*names, *columns, name="given").render_derived()
 
 
 def _or_null(target: Any, name: str | None, function: Any = lambda column: column) -> sa.ColumnElement[Any]:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from amprenta_vectors.backfill.engine.keys_from import side_of
+from amprenta_vectors.backfill.progress.keys_from import side_of
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.progress.states import UNFINISHED
 from amprenta_vectors.schema.registry import SHIPPED

@@ -18,17 +18,17 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backends.protocol import Source, TokenRefused
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.fetching import fetch_all
 from amprenta_vectors.backfill.engine.keys import Keys, Pages
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.verify.sides import compare_sides, source_side
 from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER, sparse_bytes
-from amprenta_vectors.batch import Key, VectorBatch
+from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import SourceError, TransientError
 from amprenta_vectors.reasons import STILL_WRITTEN, Reason
-from amprenta_vectors.schema.keymaps import KeyMap
+from amprenta_vectors.schema.keymaps import look_up
 from amprenta_vectors.schema.row_keys import AllRows
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice
 
 _LENGTH = struct.Struct(">i")
 
@@ -80,7 +80,7 @@ def digests(
 
 
 class Verifier:
-    """Compares one source with one scope of a table from the catalogue.
+    """Compares one source with one slice.
 
     Rows that a look-up finds are there before the source is: one that the source does not have, and that was embedded
     from its own text, is none too many. A source that cannot list its keys is asked for those of the table's rows, so
@@ -90,21 +90,18 @@ class Verifier:
     def __init__(
         self,
         engine: Engine,
-        table: VectorTable,
-        scope: Mapping[str, str],
+        slice_: Slice,
         source: Source,
-        key_map: KeyMap,
         *,
         batch_size: int,
         workers: int,
-        retry: Retry,
+        retry: Backoff,
     ) -> None:
         self._engine = engine
-        self._table = table
-        self._scope = scope
+        self._slice = slice_
+        self._table = slice_.table
         self._source = source
-        self._key_map = key_map
-        self._keys: Keys = source if source.description.lists else AllRows(engine, table, scope, key_map)
+        self._keys: Keys = source if source.description.lists else AllRows(engine, slice_)
         self._batch_size = batch_size
         self._workers = workers
         self._retry = retry
@@ -184,12 +181,14 @@ class Verifier:
         for source, key, digest in zip(batch.source_keys, batch.keys or (), hashes, strict=True):
             parts += (fields, *map(_text, key), _text(source), _field(digest), _NULL)
         quarantined = [error for error in batch.quarantined if error.reason not in STILL_WRITTEN]
-        keys = self._keys_of([error.key for error in quarantined if error.reason != Reason.NO_TARGET])
+        asked = [error.key for error in quarantined if error.reason != Reason.NO_TARGET]
+        keys = self._retry.database("looking up keys", partial(look_up, self._slice.key_map, asked))
         no_key = [_NULL] * len(table.key)
         for error in quarantined:
             detail = f"{error.reason}: {error.detail}"
-            for row in keys.get(error.key, [None]):
-                parts += (fields, *(no_key if row is None else map(_text, row)), _text(error.key), _NULL, _text(detail))
+            rows = [list(map(_text, key)) for key in keys.get(error.key, ())] or [no_key]
+            for row in rows:
+                parts += (fields, *row, _text(error.key), _NULL, _text(detail))
         return b"".join(parts)
 
     def _sparse_bytes(self, batch: VectorBatch) -> list[bytes] | None:
@@ -198,18 +197,8 @@ class Verifier:
             return None
         return [b"" if values is None else sparse_bytes(values, dimension) for values in batch.sparse]
 
-    def _keys_of(self, source_keys: Sequence[str]) -> dict[str, list[Key | None]]:
-        """The target keys of records without a vector."""
-        found: dict[str, list[Key | None]] = {}
-        if source_keys:
-            empty = VectorBatch(source_keys=source_keys, vectors=np.empty((len(source_keys), 0), np.float32))
-            keyed = self._mapped(empty)
-            for source, key in zip(keyed.source_keys, keyed.keys or (), strict=True):
-                found.setdefault(source, []).append(key)
-        return found
-
     def _mapped(self, batch: VectorBatch) -> VectorBatch:
-        return self._retry.database("looking up keys", partial(self._key_map.apply, batch))
+        return self._retry.database("looking up keys", partial(self._slice.key_map.apply, batch))
 
     def _compare(self, connection: Connection, file: IO[bytes]) -> Iterator[Difference]:
         connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
@@ -218,10 +207,8 @@ class Verifier:
         cursor: Any = connection.connection.cursor()
         cursor.copy_expert("COPY amprenta_source FROM STDIN (FORMAT binary)", file)
         connection.execute(sa.text("ANALYZE amprenta_source"))
-        version: int = cursor.connection.server_version
-        rows = connection.execution_options(yield_per=1000).execute(
-            compare_sides(self._table, self._scope, there, server_version=version)
-        )
+        compared = compare_sides(connection, self._slice, there)
+        rows = connection.execution_options(yield_per=1000).execute(compared)
         for here, _, quarantined, source, *key in rows:
             kind: Kind = "extra" if source is None else "missing" if here is None else "different"
             row = "/".join(part for part in key if part is not None)

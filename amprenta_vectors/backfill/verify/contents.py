@@ -14,10 +14,10 @@ from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backfill.writing.sink import stored_content
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.schema.catalogue import columns_of
-from amprenta_vectors.schema.expressions import among, in_scope, to_clause
+from amprenta_vectors.schema.expressions import among, to_clause
 from amprenta_vectors.schema.hashes import hash_content, to_bigint
 from amprenta_vectors.schema.keymaps import to_key_maker
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice
 
 UPDATED_AT = "updated_at"
 Metadata = Mapping[str, Any] | None
@@ -41,18 +41,17 @@ class ContentCheck:
     def __init__(
         self,
         connection: Connection,
-        table: VectorTable,
-        scope: Mapping[str, str],
+        slice_: Slice,
         *,
         since: datetime,
         decrypt: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
         self._connection = connection
-        self._table = table
-        self._scope = scope
+        self._slice = slice_
+        self._table = table = slice_.table
         self._since = since
         self._decrypt = decrypt
-        self._to_key = to_key_maker(table, scope)
+        self._to_key = to_key_maker(table, slice_.scope)
         updated = columns_of(connection, table).get(UPDATED_AT)
         self._has_times = updated is not None and updated.type == "timestamp with time zone"
 
@@ -78,7 +77,7 @@ class ContentCheck:
         columns = [(sa.null() if name is None else target.c[name]).label(label) for label, name in names.items()]
         columns += [target.c[name].label(name) for name in times]
         statement = sa.select(sa.cast(target.c[key], sa.Text).label("key"), *columns).where(
-            *in_scope(table, target, self._scope),
+            *self._slice.in_scope(target),
             among(table, target, key, [self._to_key(item) for item in source_keys]),
         )
         return {row.key: row for row in self._connection.execute(statement)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -11,18 +11,17 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.fetching import fetch_all
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.keys import Keys, Pages
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.progress import runs
 from amprenta_vectors.backfill.verify.row_sample import has_unnamed_vectors, some_rows
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.errors import DimensionMismatch, ModelMismatch
-from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.row_keys import EmptyRows
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice
 
 SAMPLE = 50
 """Texts that are embedded again."""
@@ -44,12 +43,12 @@ class Checked:
     median: float
 
 
-def earlier_vectors_unknown(connection: Connection, table: VectorTable, scope: Mapping[str, str]) -> bool:
+def earlier_vectors_unknown(connection: Connection, slice_: Slice) -> bool:
     """Whether some rows of the scope hold vectors that no run wrote and whose model the row does not name."""
-    return not runs.has_written(connection, table.target, scope) and has_unnamed_vectors(connection, table, scope)
+    return not runs.has_written(connection, slice_.target, slice_.scope) and has_unnamed_vectors(connection, slice_)
 
 
-def check_model(engine: Engine, job: Job, texts_source: Source, embedder: Embedder, retry: Retry) -> list[Checked]:
+def check_model(engine: Engine, job: Job, texts_source: Source, embedder: Embedder, retry: Backoff) -> list[Checked]:
     """Embed up to 50 texts again and compare: of the source, and of the column where its vectors are of unknown model.
 
     ``texts_source`` is the job's source opened with texts. Nothing is compared where there are fewer than 5 texts.
@@ -57,20 +56,20 @@ def check_model(engine: Engine, job: Job, texts_source: Source, embedder: Embedd
     not as long as the column's.
     """
     name, dimension = embedder.model.name, embedder.model.dimension
-    if dimension != job.table.dimension:
+    if dimension != job.slice.table.dimension:
         raise DimensionMismatch(
-            f"AMPRENTA_EMBEDDER makes vectors of {dimension} dimensions, {job.table.target} has {job.table.dimension}: "
-            "they are not of one model",
+            f"AMPRENTA_EMBEDDER makes vectors of {dimension} dimensions, {job.slice.target} has "
+            f"{job.slice.table.dimension}: they are not of one model",
             hint="set AMPRENTA_EMBEDDER to the model's own embedder, or leave it out and set EMBEDDING_MODEL",
         )
     found = []
     if job.model is None:
         found.append(compare_texts(embedder, *_of_source(engine, job, texts_source, retry), "the source"))
     with engine.connect() as connection:
-        unknown = job.model in {None, name} and earlier_vectors_unknown(connection, job.table, job.scope)
-        sample = _of_rows(connection, job.table, job.scope) if unknown else None
+        unknown = job.model in {None, name} and earlier_vectors_unknown(connection, job.slice)
+        sample = _of_rows(connection, job.slice) if unknown else None
     if sample is not None:
-        found.append(compare_texts(embedder, *sample, job.table.target))
+        found.append(compare_texts(embedder, *sample, job.slice.table.target))
     return [checked for checked in found if checked is not None]
 
 
@@ -98,15 +97,15 @@ def median_cosine(left: Vectors, right: Vectors) -> float:
     return float(np.median(np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)))
 
 
-def _of_source(engine: Engine, job: Job, source: Source, retry: Retry) -> tuple[list[str], Vectors]:
+def _of_source(engine: Engine, job: Job, source: Source, retry: Backoff) -> tuple[list[str], Vectors]:
     """Texts and the source's vectors of them; the text of a record that has none is its row's own."""
-    keys: Keys = source if job.inserts else EmptyRows(engine, job.table, job.scope, job.key_map)
+    keys: Keys = source if job.inserts else EmptyRows(engine, job.slice)
     texts: list[str] = []
     vectors: list[Vectors] = []
     # A whole listing would begin with looking for parts, which costs more than the sample.
     few = getattr(source, "some_keys", None) if job.inserts else None
     for page in [retry(few)] if few is not None else _first_pages(keys, retry):
-        batch = job.key_map.apply(fetch_all(retry, source, _spread(page)))
+        batch = job.slice.key_map.apply(fetch_all(retry, source, _spread(page)))
         batch = batch.validated(cosine=True, storage="vector")
         own = {} if batch.texts is not None and all(batch.texts) else _row_texts(engine, job, batch.keys or ())
         for row, key in enumerate(batch.keys or ()):
@@ -116,10 +115,10 @@ def _of_source(engine: Engine, job: Job, source: Source, retry: Retry) -> tuple[
                 vectors.append(batch.vectors[row])
         if len(texts) == SAMPLE:
             break
-    return texts, np.array(vectors, np.float32).reshape(-1, job.table.dimension)
+    return texts, np.array(vectors, np.float32).reshape(-1, job.slice.table.dimension)
 
 
-def _first_pages(keys: Keys, retry: Retry) -> Iterator[Sequence[str]]:
+def _first_pages(keys: Keys, retry: Backoff) -> Iterator[Sequence[str]]:
     with closing(Pages(keys, None)) as pages:
         for _ in range(MOST_PAGES):
             page, following = retry.database("listing keys", pages.next)
@@ -135,27 +134,22 @@ def _spread(keys: Sequence[str]) -> list[str]:
 
 def _row_texts(engine: Engine, job: Job, keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """The text of the rows of target ``keys``."""
-    table = job.table
-    if table.text is None or not keys:
+    slice_ = job.slice
+    if slice_.table.text is None or not keys:
         return {}
-    target = to_clause(table)
-    columns = [sa.cast(target.c[name], sa.Text) for name in table.key]
-    wanted = sa.or_(*(sa.and_(*(c == part for c, part in zip(columns, key, strict=True))) for key in keys))
-    statement = sa.select(target.c[table.text], *columns).where(wanted, *in_scope(table, target, job.scope))
+    statement = sa.select(slice_.rows.c[slice_.table.text], *slice_.key_texts()).where(slice_.among(keys))
     with engine.connect() as connection:
         return {tuple(key): text for text, *key in connection.execute(statement) if text}
 
 
-def _of_rows(connection: Connection, table: VectorTable, scope: Mapping[str, str]) -> tuple[list[str], Vectors]:
+def _of_rows(connection: Connection, slice_: Slice) -> tuple[list[str], Vectors]:
     """Texts and the vectors that some rows of unknown model have."""
-    empty: Vectors = np.empty((0, table.dimension), np.float32)
+    table = slice_.table
     if table.text is None:
-        return [], empty
-    rows = some_rows(table, scope, with_values=True)
+        return [], slice_.received([])
+    rows = some_rows(slice_, with_values=True)
     wanted = [rows.c.filled, rows.c.text.is_not(None), rows.c.text != ""]
     if table.model is not None:
         wanted.append(rows.c.model.is_(None))
     found = connection.execute(sa.select(rows.c.text, rows.c.vector).where(*wanted).limit(SAMPLE)).all()
-    type_ = ">f4" if table.storage == "vector" else ">f2"
-    vectors = [np.frombuffer(bytes(row.vector)[4:], type_).astype(np.float32) for row in found]
-    return [row.text for row in found], np.array(vectors, np.float32) if vectors else empty
+    return [row.text for row in found], slice_.received([row.vector for row in found])

@@ -11,18 +11,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backends.protocol import TextSource
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.fetching import fetch_all
 from amprenta_vectors.backfill.engine.keys import Pages
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.verify.compare import KINDS, Difference, Verification
 from amprenta_vectors.backfill.verify.model_check import LEAST_COSINE
-from amprenta_vectors.backfill.verify.sides import embedded_here
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.errors import TransientError
-from amprenta_vectors.schema.expressions import in_scope, to_clause
-from amprenta_vectors.schema.keymaps import KeyMap
 from amprenta_vectors.schema.row_keys import EmptyRows
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice
 
 SAMPLE = 200
 """Rows that are embedded again: where one row in 50 is wrong, one of these is 98 times in 100."""
@@ -41,18 +38,14 @@ class SampleVerifier:
     def __init__(
         self,
         engine: Engine,
-        table: VectorTable,
-        scope: Mapping[str, str],
+        slice_: Slice,
         source: TextSource,
-        key_map: KeyMap,
         *,
-        retry: Retry,
+        retry: Backoff,
     ) -> None:
         self._engine = engine
-        self._table = table
-        self._scope = scope
+        self._slice = slice_
         self._source = source
-        self._key_map = key_map
         self._retry = retry
 
     def run(self, on_difference: Callable[[Difference], None]) -> Verification:
@@ -65,7 +58,7 @@ class SampleVerifier:
         return Verification(len(stored), counts)
 
     def _lacking(self) -> Iterator[Difference]:
-        empty = EmptyRows(self._engine, self._table, self._scope, self._key_map)
+        empty = EmptyRows(self._engine, self._slice)
         with closing(Pages(empty, None)) as pages:
             token: str | None = ""
             while token is not None:
@@ -77,28 +70,22 @@ class SampleVerifier:
 
     def _sample(self) -> dict[str, Vectors]:
         """The vectors of some rows, chosen by chance, by source key."""
-        table = self._table
-        target = to_clause(table)
-        columns = [sa.cast(target.c[name], sa.Text) for name in table.key]
-        wanted: list[sa.ColumnElement[bool]] = [target.c[table.embedding].is_not(None)]
-        if table.text_hash is not None:
-            wanted.append(embedded_here(table, target))
+        slice_ = self._slice
+        wanted: list[sa.ColumnElement[bool]] = [slice_.embedding().is_not(None)]
+        if slice_.table.text_hash is not None:
+            wanted.append(slice_.embedded_here())
         chosen = (
-            sa.select(*columns, target.c[table.embedding])
-            .where(*wanted, *in_scope(table, target, self._scope))
+            sa.select(*slice_.key_texts(), slice_.embedding())
+            .where(*wanted, *slice_.in_scope())
             .order_by(sa.func.random())
             .limit(SAMPLE)
             .subquery()
         )
-        send = sa.func.vector_send if table.storage == "vector" else sa.func.halfvec_send
         *keys, embedding = chosen.c
         with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(send(embedding), *keys)).all()
-        type_ = ">f4" if table.storage == "vector" else ">f2"
-        return {
-            self._key_map.to_source(tuple(key)): np.frombuffer(bytes(sent)[4:], type_).astype(np.float32)
-            for sent, *key in rows
-        }
+            rows = connection.execute(sa.select(slice_.send(embedding), *keys)).all()
+        names = [slice_.key_map.to_source(tuple(key)) for _, *key in rows]
+        return dict(zip(names, slice_.received([sent for sent, *_ in rows]), strict=True))
 
     def _differing(self, stored: Mapping[str, Vectors]) -> Iterator[Difference]:
         again = fetch_all(self._retry, self._source, list(stored))

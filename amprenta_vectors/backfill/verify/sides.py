@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
-from amprenta_vectors.schema.expressions import column_type, in_scope, to_clause
-from amprenta_vectors.schema.key_values import is_checked
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import VectorTable
-
-_CAN_ASK_OF_INPUT = 160000
-"""``pg_input_is_valid`` came with PostgreSQL 16."""
 
 
 def source_side(table: VectorTable) -> sa.Table:
@@ -29,64 +25,26 @@ def source_side(table: VectorTable) -> sa.Table:
     )
 
 
-def compare_sides(
-    table: VectorTable, scope: Mapping[str, str], there: sa.Table, *, server_version: int
-) -> sa.Select[Any]:
+def compare_sides(connection: Connection, slice_: Slice, there: sa.Table) -> sa.Select[Any]:
     """``(digest here, digest there, why quarantined, source key, *key as text)`` of whatever differs.
 
-    A row that was embedded from its own text need not be there. Keys are compared as the values that the columns hold,
-    never as text: a UUID has many spellings.
+    A row that was embedded from its own text need not be there.
     """
-    target = to_clause(table)
-    stored: sa.ColumnElement[Any] = sent(table, target)
-    columns = [target.c[name].label(f"here_{position}") for position, name in enumerate(table.key)]
-    own = embedded_here(table, target)
+    columns = [slice_.rows.c[name] for name in slice_.table.key]
+    digest, own = sa.func.sha256(slice_.sent()), slice_.embedded_here()
     here = (
-        sa.select(*columns, sa.func.sha256(stored).label("digest"), own.label("own"))
-        .where(target.c[table.embedding].is_not(None), *in_scope(table, target, scope))
+        sa.select(*columns, digest.label("amprenta_digest"), own.label("amprenta_own"))
+        .where(slice_.embedding().is_not(None), *slice_.in_scope())
         .subquery("here")
     )
-    on, shown = [], []
-    for position, name in enumerate(table.key):
-        mine, theirs = here.c[f"here_{position}"], there.c[f"key_{position}"]
-        on.append(mine == as_key(table, name, theirs, server_version))
-        shown.append(sa.func.coalesce(sa.cast(mine, sa.Text), theirs))
+    on = slice_.has_key(connection, there, here)
+    shown = [sa.func.coalesce(mine, there.c[f"key_{position}"]) for position, mine in enumerate(slice_.key_texts(here))]
     return (
-        sa.select(here.c.digest, there.c.digest, there.c.quarantined, there.c.source, *shown)
+        sa.select(here.c.amprenta_digest, there.c.digest, there.c.quarantined, there.c.source, *shown)
         .select_from(here.join(there, sa.and_(*on), full=True))
         .where(
-            here.c.digest.is_distinct_from(there.c.digest) | there.c.quarantined.is_not(None),
-            sa.or_(there.c.source.is_not(None), sa.not_(here.c.own)),
+            here.c.amprenta_digest.is_distinct_from(there.c.digest) | there.c.quarantined.is_not(None),
+            sa.or_(there.c.source.is_not(None), sa.not_(here.c.amprenta_own)),
         )
         .order_by(sa.func.coalesce(there.c.source, shown[0]), *shown)
     )
-
-
-def embedded_here(table: VectorTable, target: Any) -> sa.ColumnElement[bool]:
-    """Whether a row was embedded from its own text, as the hash of that text tells, which alone is odd."""
-    if table.text_hash is None:
-        return sa.false()
-    kept = sa.cast(target.c[table.text_hash], sa.BigInteger)
-    return sa.func.coalesce(kept.bitwise_and(1), 0) == 1
-
-
-def sent(table: VectorTable, target: sa.TableClause) -> sa.ColumnElement[Any]:
-    """What the digest of a row is of: its embedding as it goes over the wire, and after it its sparse values."""
-    send = sa.func.vector_send if table.storage == "vector" else sa.func.halfvec_send
-    dense: sa.ColumnElement[Any] = send(target.c[table.embedding])
-    if table.sparse is None:
-        return dense
-    beside = sa.func.coalesce(sa.func.sparsevec_send(target.c[table.sparse]), sa.cast(b"", sa.LargeBinary))
-    return dense.op("||")(beside)
-
-
-def as_key(table: VectorTable, name: str, text: sa.ColumnElement[Any], server_version: int) -> sa.ColumnElement[Any]:
-    """A key of the source as the column holds it; NULL, which equals nothing, where its type has no such value.
-
-    An older server refuses the statement in that case: only for types that the key map does not know.
-    """
-    type_ = column_type(table, name)
-    value = sa.cast(text, type_)
-    if is_checked(type_.name) or server_version < _CAN_ASK_OF_INPUT:
-        return value
-    return sa.case((sa.func.pg_input_is_valid(text, type_.name), value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -15,14 +14,12 @@ from amprenta_vectors.backfill.writing.sink import (
     is_among,
     make_stage,
     make_update,
-    stage_keys,
     stored_embedding,
     write_rows,
 )
 from amprenta_vectors.batch import VectorBatch
-from amprenta_vectors.schema.expressions import in_scope, to_clause
-from amprenta_vectors.schema.keymaps import KeyMap, store_keys
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.keymaps import store_keys
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.stores.outbox import Outbox
 
 
@@ -36,22 +33,20 @@ class ReplacingSink:
 
     def __init__(
         self,
-        table: VectorTable,
-        scope: Mapping[str, str],
+        slice_: Slice,
         model: str | None,
-        key_map: KeyMap,
         outbox: Outbox,
         *,
         insert: bool,
         computed: bool,
     ) -> None:
         self.inserts = insert
-        self._key_map = key_map
+        self._key_map = slice_.key_map
         self._outbox = outbox
-        self._sink = Sink(table, scope, model, insert=insert, computed=computed)
-        stage = make_stage(table)
-        self._lock = _lock_differing(table, stage, scope, model, computed=computed)
-        self._replace = make_update(table, stage, scope, model, is_among("chosen", stage), computed=computed)
+        self._sink = Sink(slice_, model, insert=insert, computed=computed)
+        stage = make_stage(slice_.table)
+        self._lock = _lock_differing(slice_, stage, model, computed=computed)
+        self._replace = make_update(slice_, stage, model, is_among("chosen", stage), computed=computed)
 
     def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
         """Write a batch with keys, which was fetched after ``since``.
@@ -68,17 +63,14 @@ class ReplacingSink:
         return Written(filled + replaced, replaced, [*refused, *refused_too], checksum)
 
 
-def _lock_differing(
-    table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None, *, computed: bool
-) -> sa.Select[Any]:
+def _lock_differing(slice_: Slice, stage: sa.Table, model: str | None, *, computed: bool) -> sa.Select[Any]:
     """The places of the rows that have an embedding and would not stay as they are, locked.
 
     Bit for bit, as verification compares: to pgvector -0 equals 0.
     """
-    target = to_clause(table)
-    here, given = target.c[table.embedding], stored_embedding(table, stage)
-    send = sa.func.vector_send if table.storage == "vector" else sa.func.halfvec_send
-    differs: list[sa.ColumnElement[bool]] = [send(here) != send(given)]
+    table, target = slice_.table, slice_.rows
+    given = slice_.send(stored_embedding(table, stage))
+    differs: list[sa.ColumnElement[bool]] = [slice_.sent_embedding() != given]
     if table.sparse is not None:
         differs.append(sa.and_(stage.c.sparse.is_not(None), target.c[table.sparse].is_distinct_from(stage.c.sparse)))
     if table.model is not None and model is not None:
@@ -87,11 +79,10 @@ def _lock_differing(
         differs.append(target.c[table.hash].is_distinct_from(stage.c.hash))
     if table.text_hash is not None and computed:
         differs.append(target.c[table.text_hash].is_distinct_from(stage.c.text_hash))
-    keys = (target.c[name] == value for name, value in stage_keys(table, stage).items())
     return (
         sa.select(stage.c.ordinal)
-        .select_from(stage.join(target, sa.and_(*keys, *in_scope(table, target, scope))))
-        .where(here.is_not(None), sa.or_(*differs))
+        .select_from(stage.join(target, sa.and_(*slice_.is_row_of(stage))))
+        .where(slice_.embedding().is_not(None), sa.or_(*differs))
         .order_by(stage.c.ordinal)
         .with_for_update(key_share=True, of=target)
     )

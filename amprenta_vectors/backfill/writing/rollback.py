@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Engine
@@ -12,7 +11,7 @@ from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.runs import cancel, unfinished_run
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.batch import Key
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice
 
 
 @dataclass(frozen=True)
@@ -24,22 +23,22 @@ class Rollback:
     kept: list[Key]
 
 
-def roll_back(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> Rollback:
-    """Cancel what is under way into ``scope`` and delete what its recorded runs inserted, in one transaction.
+def roll_back(engine: Engine, slice_: Slice) -> Rollback:
+    """Cancel what is under way into the slice and delete what its recorded runs inserted, in one transaction.
 
     Rows whose embedding, text, metadata or model is another by now are kept, and so is the record of them. The next run
     with ``resume`` reads the source anew.
     """
     removed, kept = 0, list[Key]()
     with transaction(engine) as connection:
-        transactions.serialize_starts(connection, table.target)
-        unfinished = unfinished_run(connection, table.target, scope)
+        transactions.serialize_starts(connection, slice_.target)
+        unfinished = unfinished_run(connection, slice_.target, slice_.scope)
         if unfinished is not None:
             batches.end_expired_sessions(connection, unfinished.id)
             cancel(connection, unfinished.id)
-        runs = inserted.runs_with_inserted(connection, table.target, scope)
+        runs = inserted.runs_with_inserted(connection, slice_.target, slice_.scope)
         for run in runs:
-            gone, left = inserted.remove_inserted(connection, table, scope, run)
+            gone, left = inserted.remove_inserted(connection, slice_, run)
             events.record_event(connection, run, Event.ROLLED_BACK, {"removed": gone, "kept": len(left)})
             removed += gone
             kept += left

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as copy_with
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
 from amprenta_vectors.backfill.progress import inserted
-from amprenta_vectors.backfill.verify.sides import embedded_here
 from amprenta_vectors.backfill.writing.bisect import isolate
 from amprenta_vectors.backfill.writing.encoding import BatchStream
 from amprenta_vectors.batch import VectorBatch
@@ -23,7 +22,8 @@ from amprenta_vectors.errors import RowError
 from amprenta_vectors.pg.errors import is_row_refusal
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.catalogue import check_visible
-from amprenta_vectors.schema.expressions import in_scope, to_clause, to_column_value
+from amprenta_vectors.schema.expressions import to_column_value
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -44,10 +44,28 @@ class Written:
     checksum: int = 0
 
 
-class Sink:
-    """Fills the embedding column of ``table`` in one scope; never touches a value that is there.
+class Writer(Protocol):
+    """What writes the rows of a batch, in the transaction of its checkpoint."""
 
-    ``table`` must come from the catalogue. With ``insert``, rows that do not exist are inserted, text and metadata with
+    @property
+    def inserts(self) -> bool:
+        """Whether rows that are not there are inserted."""
+        ...
+
+    @property
+    def keeps_seen(self) -> bool:
+        """Whether a run is to know, once it has done every batch, which rows it saw."""
+        ...
+
+    def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
+        """Write a batch with keys, which was fetched after ``since``."""
+        ...
+
+
+class Sink:
+    """Fills the embedding column of a slice; never touches a value that is there.
+
+    With ``insert``, rows that do not exist are inserted, text and metadata with
     them; otherwise they are left out. A row that exists keeps its own text and metadata. What was written can be known
     again by its hashes: that of the embedding, and that of text and metadata where they were written too, or, of
     vectors that were ``computed``, of the text. The rows that are inserted are recorded as those of run ``record_for``
@@ -55,12 +73,10 @@ class Sink:
     """
 
     keeps_seen = False
-    """Whether a run is to know, once it has done every batch, which rows it saw."""
 
     def __init__(
         self,
-        table: VectorTable,
-        scope: Mapping[str, str],
+        slice_: Slice,
         model: str | None,
         *,
         insert: bool,
@@ -68,17 +84,17 @@ class Sink:
         record_for: int | None = None,
     ) -> None:
         self.inserts = insert
-        self._table = table
+        self._table = table = slice_.table
         self._computed = computed
         self._stage = make_stage(table)
         self._prepare_stage = _prepare_stage(table, self._stage)
         if insert:
-            upsert = _upsert(table, self._stage, scope, model)
+            upsert = _upsert(slice_, self._stage, model)
             self._statement: sa.Executable = upsert
             if record_for is not None:
-                self._statement = inserted.recording(upsert, table, record_for)
+                self._statement = inserted.recording(upsert, slice_, record_for)
         else:
-            self._statement = make_update(table, self._stage, scope, model, computed=computed)
+            self._statement = make_update(slice_, self._stage, model, computed=computed)
 
     def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
         """Write a batch with keys, which was fetched after ``since``."""
@@ -200,16 +216,15 @@ def is_among(name: str, stage: sa.Table) -> sa.ColumnElement[bool]:
 
 
 def make_update(
-    table: VectorTable,
+    slice_: Slice,
     stage: sa.Table,
-    scope: Mapping[str, str],
     model: str | None,
     wanted: sa.ColumnElement[bool] | None = None,
     *,
     computed: bool,
 ) -> sa.Update:
     """What gives the rows in the range that are ``wanted``, None for those without an embedding, what ``stage`` has."""
-    target = to_clause(table)
+    table, target = slice_.table, slice_.rows
     values: dict[str, Any] = {table.embedding: stored_embedding(table, stage)}
     if table.sparse is not None:
         values[table.sparse] = sa.func.coalesce(target.c[table.sparse], stage.c.sparse)
@@ -218,22 +233,21 @@ def make_update(
     if table.hash is not None:
         values[table.hash] = stage.c.hash
     if table.text_hash is not None:
-        values[table.text_hash] = stage.c.text_hash if computed else _without_text_of_old(table, target)
+        values[table.text_hash] = stage.c.text_hash if computed else _without_text_of_old(slice_)
     if wanted is None:
-        wanted = target.c[table.embedding].is_(None)
-    keys = (target.c[name] == value for name, value in stage_keys(table, stage).items())
-    return sa.update(target).values(values).where(in_range(stage), wanted, *in_scope(table, target, scope), *keys)
+        wanted = slice_.embedding().is_(None)
+    return sa.update(target).values(values).where(in_range(stage), wanted, *slice_.is_row_of(stage))
 
 
-def _without_text_of_old(table: VectorTable, target: sa.TableClause) -> sa.ColumnElement[Any]:
+def _without_text_of_old(slice_: Slice) -> sa.ColumnElement[Any]:
     """What a row keeps of its text where its embedding comes from elsewhere: not of which an older one was made."""
-    return sa.case((embedded_here(table, target), sa.null()), else_=target.c[str(table.text_hash)])
+    return sa.case((slice_.embedded_here(), sa.null()), else_=slice_.rows.c[str(slice_.table.text_hash)])
 
 
-def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model: str | None) -> postgresql.Insert:
-    target = to_clause(table)
-    values: dict[str, Any] = {name: to_column_value(table, name, scope[name]) for name in table.scope}
-    values |= stage_keys(table, stage)
+def _upsert(slice_: Slice, stage: sa.Table, model: str | None) -> postgresql.Insert:
+    table, target = slice_.table, slice_.rows
+    values: dict[str, Any] = {name: to_column_value(table, name, slice_.scope[name]) for name in table.scope}
+    values |= slice_.key_values(stage)
     values[table.embedding] = stored_embedding(table, stage)
     if table.sparse is not None:
         values[table.sparse] = stage.c.sparse
@@ -253,17 +267,12 @@ def _upsert(table: VectorTable, stage: sa.Table, scope: Mapping[str, str], model
     if table.sparse is not None:
         changes[table.sparse] = sa.func.coalesce(target.c[table.sparse], insert.excluded[table.sparse])
     if table.text_hash is not None:
-        changes[table.text_hash] = _without_text_of_old(table, target)
+        changes[table.text_hash] = _without_text_of_old(slice_)
     return insert.on_conflict_do_update(
         index_elements=list(table.unique_columns),
         set_=changes,
-        where=target.c[table.embedding].is_(None),
+        where=slice_.embedding().is_(None),
     )
-
-
-def stage_keys(table: VectorTable, stage: sa.Table) -> dict[str, sa.ColumnElement[Any]]:
-    """The value of each key column, by its name."""
-    return {name: to_column_value(table, name, stage.c[f"key_{i}"]) for i, name in enumerate(table.key)}
 
 
 def _refusal(error: DBAPIError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from sqlalchemy.dialects.postgresql import BIT, JSONB, insert
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.types import IndexStorage
-from amprenta_vectors.schema.expressions import among, in_scope, text_array, to_clause, to_column_value
+from amprenta_vectors.schema.expressions import among, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.key_values import canonical
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import OPERATORS, VectorTable
 from amprenta_vectors.stores.filters.columns import to_filter_column
 from amprenta_vectors.stores.filters.language import Condition
@@ -26,7 +27,7 @@ UPDATED_AT = "updated_at"
 
 
 class Statements:
-    """Statements on ``table``, which has been resolved, for the rows whose scope columns equal ``scope``.
+    """Statements on the rows of one slice.
 
     A key is one string: that of a composite key has its parts joined by the separator, that of a table with a look-up
     column is what the column holds. Columns that the table does not have are selected as NULL. A filter on
@@ -34,17 +35,17 @@ class Statements:
     row's `UPDATED_AT` is set where ``has_updated_at``.
     """
 
-    def __init__(self, table: VectorTable, scope: Mapping[str, str], text_field: str, *, has_updated_at: bool) -> None:
-        self.table = table
+    def __init__(self, slice_: Slice, text_field: str, *, has_updated_at: bool) -> None:
+        self.table = table = slice_.table
         self._text_field = text_field
         self._has_updated_at = has_updated_at
         self._vector_type = (HALFVEC if table.storage == "halfvec" else VECTOR)(table.dimension)
         self._table = to_clause(table, *table.filter_columns.values(), *([UPDATED_AT] if has_updated_at else []))
-        self._scope = {name: to_column_value(table, name, scope[name]) for name in table.scope}
+        self._scope = {name: to_column_value(table, name, slice_.scope[name]) for name in table.scope}
         self._key_columns = (table.key_rule.lookup,) if table.key_rule.lookup else table.key
         self._key = self._joined()
         self._embedding = self._table.c[table.embedding]
-        self._in_scope = sa.and_(sa.true(), *in_scope(table, self._table, scope))
+        self._in_scope = sa.and_(sa.true(), *slice_.in_scope(self._table))
         self._stored = sa.and_(self._in_scope, self._embedding.is_not(None))
 
     def nearest(self, condition: Condition | None, *, by: IndexStorage | None) -> sa.Select[Any]:

@@ -24,6 +24,7 @@ from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.catalogue import columns_of, resolve_table
 from amprenta_vectors.schema.search_settings import stored_settings
+from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.filters.language import parse_filter
 from amprenta_vectors.stores.filters.values import is_storable
@@ -288,7 +289,8 @@ class PgVectorStore:
             table = resolve_table(connection, self._table, dimension=self._dimension)
             updated_at = columns_of(connection, table).get(UPDATED_AT)
             has_updated_at = updated_at is not None and updated_at.type.startswith("timestamp")
-            self._resolved = Statements(table, self._scope, self._text_field, has_updated_at=has_updated_at)
+            slice_ = open_slice(self._engine, table, self._scope)
+            self._resolved = Statements(slice_, self._text_field, has_updated_at=has_updated_at)
         return self._resolved
 
     def _query_vector(self, vector: ArrayLike, statements: Statements) -> NDArray[np.float32]:

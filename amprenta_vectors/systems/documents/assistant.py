@@ -51,7 +51,7 @@ Model = str | Embeddings
 class AssistantStore(AmprentaVectorStore):
     """The documents of one user and collection, and no others, where ``open_store`` finds them.
 
-    ``settings.pinecone_namespace`` is user and collection, joined by ``/``. An object that nothing refers to any longer
+    ``settings.namespace`` is user and collection, joined by ``/``. An object that nothing refers to any longer
     is closed. Raises `ConfigError` for a user, collection or model that is none, and what ``open_store`` raises.
     """
 
@@ -61,7 +61,7 @@ class AssistantStore(AmprentaVectorStore):
         embedding_model: Model = DEFAULT_MODEL,
         open_store: Callable[[Settings], VectorStore] = get_vector_store,
     ) -> None:
-        scope = VECTOR_DOCUMENTS.scope_for(settings.pinecone_namespace)
+        scope = VECTOR_DOCUMENTS.scope_for(settings.namespace)
         key = settings.vector_store_encryption_key
         store = open_store(settings)
         documents = DocumentStore(
@@ -165,7 +165,7 @@ def _settings(user_id: str | None, collection_name: str, **overrides: Any) -> Se
     for what, name in (("user_id", user), ("collection_name", collection_name)):
         if not isinstance(name, str) or not name or "/" in name:
             raise ConfigError(f"{what} is {name!r}; expected a name without /")
-    return given.model_copy(update={"pinecone_namespace": f"{user}/{collection_name}"})
+    return given.model_copy(update={"namespace": f"{user}/{collection_name}"})
 
 
 def _parts_of(store_path: Path) -> tuple[Path, str, str]:
@@ -181,7 +181,7 @@ def _parts_of(store_path: Path) -> tuple[Path, str, str]:
 
 
 def _open_pgvector(settings: Settings) -> VectorStore:
-    shared = settings.model_copy(update={"pinecone_namespace": ""})
+    shared = settings.model_copy(update={"namespace": ""})
     return open_pgvector_store(settings, _shared_engine(shared, os.getpid()))
 
 
@@ -203,7 +203,7 @@ def _to_embeddings(model: Model, settings: Settings) -> Embeddings:
                 hint="export AMPRENTA_EMBEDDER=wordllama|ollama",
             )
         embedder = "gemini"
-    plain = settings.model_copy(update={"pinecone_namespace": "", "embedder": embedder})
+    plain = settings.model_copy(update={"namespace": "", "embedder": embedder})
     return EmbedderEmbeddings(_shared_embedder(plain))
 
 

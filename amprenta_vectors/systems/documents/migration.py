@@ -15,7 +15,7 @@ from amprenta_vectors.backfill.engine.starting import Mode
 from amprenta_vectors.backfill.progress import quarantine
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ExitCode, RunConflict, worst
-from amprenta_vectors.moves.ends import Ends, scope_of
+from amprenta_vectors.moves.ends import Ends, slice_of
 from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.readiness import open_throttle
 from amprenta_vectors.systems.documents.events import (
@@ -66,7 +66,7 @@ class StoreMigration:
         except AmprentaError as error:
             self._observer(StoreRefused("plan", store, str(error)))
             return ExitCode.FAILED
-        held, rows = self._origin.store(store), count_rows(self._ends.engine, table, scope_of(table, store))
+        held, rows = self._origin.store(store), count_rows(self._ends.engine, slice_of(self._ends, store))
         quarantined = source.fetch(held.ids).quarantined
         first = tuple(QuarantinedDocument(row.key, row.reason, row.detail) for row in quarantined[:SHOWN])
         self._observer(StoreDescribed(store, held.shape, len(held.ids), rows, len(quarantined), first))
@@ -94,13 +94,13 @@ class StoreMigration:
             ends=self._ends,
             stop=self._stop,
         )
-        scope, held = move.open_job().scope, self._origin.store(store)
+        slice_, held = move.open_job().slice, self._origin.store(store)
         self._observer(StoreOpened(store, held.shape, str(copy), is_new))
         move.prepare(self._observer, throttle)
         code = move.complete(self._observer)
         with self._ends.engine.connect() as connection:
-            aside = len(quarantine.quarantined_keys(connection, self._ends.table.target, scope))
-        rows, expected = count_rows(self._ends.engine, self._ends.table, scope), len(held.ids) - aside
+            aside = len(quarantine.quarantined_keys(connection, slice_.target, slice_.scope))
+        rows, expected = count_rows(self._ends.engine, slice_), len(held.ids) - aside
         result = f"{len(held.ids):,} documents in the files, {rows:,} rows in the table, {aside:,} quarantined"
         if code == ExitCode.INTERRUPTED or rows >= expected:
             return code, result

@@ -21,6 +21,7 @@ from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.verify.contents import ContentCheck, Contents
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.moves.ends import scope_of
+from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
 NAMED = 3
@@ -113,8 +114,9 @@ class Removal:
     def _compare(self, run: Run, event: RunEvent) -> Contents:
         source = self.origin.open(self.table, self.name, with_metadata=True)
         decrypt = partial(decrypted, cipher=self.origin.cipher)
+        slice_ = open_slice(self.engine, self.table, run.scope)
         with self.engine.connect() as connection:
-            return ContentCheck(connection, self.table, run.scope, since=event.at, decrypt=decrypt).compare(source)
+            return ContentCheck(connection, slice_, since=event.at, decrypt=decrypt).compare(source)
 
     def _why_of(self, found: Contents) -> str | None:
         if found.differs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy.engine import Engine
@@ -14,43 +14,44 @@ from amprenta_vectors.backfill.progress import inserted
 from amprenta_vectors.backfill.progress.runs import load_run
 from amprenta_vectors.backfill.writing.rollback import roll_back
 from amprenta_vectors.errors import ExitCode
+from amprenta_vectors.schema.slice import Slice, open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.systems.documents.events import StoreRefused, StoreRolledBack, StoreToRollBack
 from amprenta_vectors.systems.documents.stores import of_users
 
 
-def stores_to_roll_back(engine: Engine, table: VectorTable, users: Sequence[str]) -> dict[str, Mapping[str, str]]:
-    """Return the stores of ``users``, or all, of which runs have inserted rows, with their scopes."""
+def stores_to_roll_back(engine: Engine, table: VectorTable, users: Sequence[str]) -> dict[str, Slice]:
+    """Return the stores of ``users``, or all, of which runs have inserted rows, with their slices."""
     with engine.connect() as connection:
         scopes = inserted.scopes_to_roll_back(connection, table.target, "simple")
     # The scope's columns in the table's order: user first.
     named = {"/".join(scope[column] for column in table.namespace_columns): scope for scope in scopes}
-    return {name: named[name] for name in of_users(named, users)}
+    return {name: open_slice(engine, table, named[name]) for name in of_users(named, users)}
 
 
-def roll_back_store(
-    engine: Engine, table: VectorTable, store: str, scope: Mapping[str, str], observer: Observer, *, dry_run: bool
-) -> ExitCode:
-    """Delete the rows that runs inserted into ``scope`` and nobody changed since, unless they are all there is."""
-    lost = _lost_files(engine, table, scope)
+def roll_back_store(engine: Engine, store: str, slice_: Slice, observer: Observer, *, dry_run: bool) -> ExitCode:
+    """Delete the rows that runs inserted into a slice and nobody changed since, unless they are all there is."""
+    lost = _lost_files(engine, slice_)
     if lost is not None:
         observer(StoreRefused("rollback", store, lost))
         return ExitCode.FAILED
     if dry_run:
         with engine.connect() as connection:
-            runs = inserted.runs_with_inserted(connection, table.target, scope)
+            runs = inserted.runs_with_inserted(connection, slice_.target, slice_.scope)
             count = sum(inserted.count_inserted(connection, run) for run in runs)
         observer(StoreToRollBack(store, count, list(runs)))
     else:
-        done = roll_back(engine, table, scope)
+        done = roll_back(engine, slice_)
         observer(StoreRolledBack(store, done.removed, list(done.kept)))
     return ExitCode.CLEAN
 
 
-def _lost_files(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> str | None:
-    """Return that the rows inserted into ``scope`` are the only documents left; None where their files are there."""
+def _lost_files(engine: Engine, slice_: Slice) -> str | None:
+    """Return that the rows inserted into a slice are the only documents left; None where their files are there."""
     with engine.connect() as connection:
-        runs = [load_run(connection, run) for run in inserted.runs_with_inserted(connection, table.target, scope)]
+        runs = [
+            load_run(connection, run) for run in inserted.runs_with_inserted(connection, slice_.target, slice_.scope)
+        ]
     for source in dict.fromkeys(run.source for run in runs if run.source is not None):
         folder = Path(source)
         if not _has_files(folder):

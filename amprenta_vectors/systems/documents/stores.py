@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ from sqlalchemy.engine import Engine
 from amprenta_vectors.backends.simple.source import SimpleOrigin
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import SourceNotFound
-from amprenta_vectors.schema.expressions import in_scope, to_clause
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.slice import Slice
 
 SHOWN = 20
 """Keys, users or reasons that are named."""
@@ -50,9 +49,8 @@ def user_of(store: str) -> str:
     return store.partition("/")[0]
 
 
-def count_rows(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> int:
-    """Return how many rows a scope has."""
-    target = to_clause(table)
-    statement = sa.select(sa.func.count()).select_from(target).where(*in_scope(table, target, scope))
+def count_rows(engine: Engine, slice_: Slice) -> int:
+    """Return how many rows a slice has."""
+    statement = sa.select(sa.func.count()).select_from(slice_.rows).where(*slice_.in_scope())
     with engine.connect() as connection:
         return connection.execute(statement).scalar_one()

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, replace
 
 from amprenta_vectors.backends.rows.source import RowsOrigin, open_rows_origin
-from amprenta_vectors.backfill.engine.keys import has_empty
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.engine.run import Summary
 from amprenta_vectors.backfill.engine.starting import Mode
@@ -16,11 +15,12 @@ from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
 from amprenta_vectors.errors import ConfigError, ExitCode, NotUpgraded, worst
-from amprenta_vectors.moves.ends import Ends, key_map_for, open_ends
+from amprenta_vectors.moves.ends import Ends, open_ends, slice_of
 from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.verification import verify_command
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.key_values import canonical
+from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.systems.products import events
 from amprenta_vectors.systems.products.model_check import check_product_model
 from amprenta_vectors.systems.products.rows import coverage, filled_by_id, spot_check
@@ -115,7 +115,7 @@ class Migration:
         self._observer(events.StepBegun(2))
         engine, table = self._ends.engine, self._ends.table
         source = self._ends.origin.open(table, "", with_metadata=False)
-        state = look_at_both(engine, table, source, key_map_for(engine, table, {}, "chroma"))
+        state = look_at_both(engine, open_slice(engine, table, {}), source)
         self._observer(events.Analysed(state))
         return state
 
@@ -150,7 +150,7 @@ class Migration:
             self._settings,
             open_embedder(self._settings),
             self._ends.origin.open(table, "", with_metadata=True),
-            key_map_for(engine, table, {}, "chroma"),
+            open_slice(engine, table, {}).key_map,
             rows.open(table, "", with_metadata=False),
         )
         self._observer(events.EmbedderChecked(rows.model, checked))
@@ -171,7 +171,7 @@ class Migration:
         """Return what products are embedded from, if any is: also one whose vector in ChromaDB nobody can use."""
         if not (self._wanted.force or self._ids or self._embedding):
             with self._ends.engine.connect() as connection:
-                if not has_empty(connection, self._ends.table, {}):
+                if not slice_of(self._ends).has_empty(connection):
                     return None
         return self._rows or self._open_rows()
 
@@ -213,7 +213,7 @@ class Migration:
             return
         self._observer(events.StepBegun(5))
         with self._ends.engine.connect() as connection:
-            after = count_products(connection, self._ends.table)
+            after = count_products(connection, slice_of(self._ends))
             spots = spot_check(connection, self._ends.table, SPOTS)
         named = [(product.name or product.id, valid) for product, valid in spots]
         self._observer(events.LookedBack(after.embedded, before.embedded + self._gain - self._errors(), named))

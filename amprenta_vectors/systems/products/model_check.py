@@ -6,8 +6,8 @@ import threading
 
 from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backends.rows.source import RowsSource
+from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.fetching import fetch_all
-from amprenta_vectors.backfill.engine.retry import Retry
 from amprenta_vectors.backfill.verify.model_check import LEAST_TEXTS, SAMPLE, Checked, compare_texts
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.protocol import Embedder
@@ -23,7 +23,7 @@ def check_product_model(
     ``source`` is opened with texts; the text of a record without a document is its product's own. Raises
     `ModelMismatch` saying what to set, `TransientError` where Chroma or embedder is away.
     """
-    retry = Retry(settings.retry_seconds, threading.Event(), lambda _: None)
+    retry = Backoff(settings.retry_seconds, threading.Event(), lambda _: None)
     page, _ = next(iter(source.iter_keys()), ((), None))
     sample = list(page[:: max(1, len(page) // SAMPLE)])[:SAMPLE]
     batch = key_map.apply(fetch_all(retry, source, sample)).validated(cosine=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backends.protocol import Source
-from amprenta_vectors.backfill.engine.keys import count_empty
 from amprenta_vectors.batch import VectorBatch
-from amprenta_vectors.schema.expressions import to_clause
-from amprenta_vectors.schema.keymaps import KeyMap
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.keymaps import KeyMap, look_up
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.systems.products.rows import filled_by_id
 
 SHOWN = 5
@@ -61,28 +59,30 @@ class _Distinct:
         return len(np.unique(np.asarray(self._hashes)))
 
 
-def count_products(connection: Connection, table: VectorTable) -> State:
+def count_products(connection: Connection, slice_: Slice) -> State:
     """Without a look at Chroma. Every product counts, also those that are sold no more."""
-    products = connection.execute(sa.select(sa.func.count()).select_from(to_clause(table))).scalar_one()
-    return State(products, products - count_empty(connection, table, {}))
+    products = connection.execute(sa.select(sa.func.count()).select_from(slice_.rows)).scalar_one()
+    return State(products, products - slice_.count_empty(connection))
 
 
-def look_at_both(engine: Engine, table: VectorTable, source: Source, key_map: KeyMap) -> State:
+def look_at_both(engine: Engine, slice_: Slice, source: Source) -> State:
     """Counts of both ends, by a listing of all ids of ``source``; vectors are read of ids that tell no product alone.
 
     Raises `TransientError` and its kind where Chroma goes away.
     """
     with engine.connect() as connection:
-        state = count_products(connection, table)
+        state = count_products(connection, slice_)
     in_chroma, to_move = _Distinct(), _Distinct()
     for keys, _ in source.iter_keys():
-        found, strange = _matched(key_map, _without_vectors(keys))
+        matched = look_up(slice_.key_map, keys)
+        found = [key[0] for known in matched.values() for key in known]
+        strange = [key for key in keys if key not in matched]
         if strange:
             # Their metadata may tell the product.
-            more, strange = _matched(key_map, source.fetch(strange))
+            more, strange = _matched(slice_.key_map, source.fetch(strange))
             found += more
         with engine.connect() as connection:
-            filled = filled_by_id(connection, table, found)
+            filled = filled_by_id(connection, slice_.table, found)
         state.records += len(keys)
         in_chroma.add(filled)
         to_move.add(name for name, has_one in filled.items() if not has_one)
@@ -96,7 +96,3 @@ def _matched(key_map: KeyMap, batch: VectorBatch) -> tuple[list[str], list[str]]
     """The products' ids, and the source keys that are no product's."""
     matched = key_map.apply(batch)
     return [key[0] for key in matched.keys or ()], [error.key for error in matched.quarantined]
-
-
-def _without_vectors(keys: Sequence[str]) -> VectorBatch:
-    return VectorBatch(source_keys=list(keys), vectors=np.empty((len(keys), 0), dtype=np.float32))

@@ -13,26 +13,21 @@ Side = Literal["table", "source"]
 
 
 def retry_of(side: Side) -> KeysFrom:
-    """Where the keys come from of a run that takes again what runs with keys from that ``side`` have quarantined."""
+    """Return where the keys of a run come from that retries what runs with keys from that ``side`` have quarantined."""
     return "table_errors" if side == "table" else "source_errors"
 
 
 def side_of(keys_from: KeysFrom) -> Side:
-    """Where the keys came from at first. Those of the source may be keys of rows that are yet to be inserted."""
+    """Return where the keys came from at first. Those of the source may be keys of rows that are yet to be inserted."""
     return "source" if keys_from in {"source", "source_errors", "reconcile"} else "table"
 
 
 def all_of(side: Side) -> list[KeysFrom]:
-    """All that keys of that ``side`` may come from."""
+    """Return all that keys of that ``side`` may come from."""
     every: tuple[KeysFrom, ...] = get_args(KeysFrom)
     return [keys_from for keys_from in every if side_of(keys_from) == side]
 
 
 def is_retry(keys_from: KeysFrom) -> bool:
-    """Whether the keys are those of rows that were quarantined."""
+    """Return whether the keys are those of quarantined rows."""
     return keys_from in {"table_errors", "source_errors"}
-
-
-def is_known(keys_from: KeysFrom) -> bool:
-    """Whether the keys are known as a run begins: then all its batches are stored with it, and nothing is listed."""
-    return is_retry(keys_from) or keys_from == "given"

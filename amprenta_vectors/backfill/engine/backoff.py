@@ -29,7 +29,7 @@ LONGEST_WAIT_SECONDS = 20.0
 Result = TypeVar("Result")
 
 
-class Retry:
+class Backoff:
     """Runs a step again while it fails with a `TransientError`, for ``seconds`` in all, until ``stop`` is set.
 
     With ``check``, which is called before each try, it raises `Held` where ``stop`` put an end to them.
@@ -54,7 +54,7 @@ class Retry:
         self._jitter = wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=longest_wait_seconds)
         self._passed_on: type[TransientError] | tuple[()] = ()
 
-    def passing_on(self, kind: type[TransientError]) -> Retry:
+    def passing_on(self, kind: type[TransientError]) -> Backoff:
         """A retry like this one that raises errors of ``kind`` at once."""
         other = copy(self)
         other._passed_on = kind
@@ -98,7 +98,7 @@ class Retry:
             result = retrying(attempt)
         except TransientError as error:
             if cut_off and self._check is not None:
-                raise Held("the run is held") from error
+                raise Held from error
             raise
         if waited:
             self._on_wait(None)

@@ -1,0 +1,168 @@
+"""The rows that a run or a store is about: one scope of a vector table, and how source keys find them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from amprenta_vectors.batch import Key, VectorBatch, Vectors
+from amprenta_vectors.schema.expressions import column_type, in_scope, text_array, to_clause, to_column_value
+from amprenta_vectors.schema.key_values import is_checked
+from amprenta_vectors.schema.keymaps import KeyMap, open_key_map
+from amprenta_vectors.schema.vector_table import VectorTable
+
+_CAN_ASK_OF_INPUT = (16,)
+"""The release of PostgreSQL that brought ``pg_input_is_valid``."""
+_SEND_HEAD = 4
+"""Bytes before the values of what ``vector_send`` and ``halfvec_send`` give."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One scope of a vector table from the catalogue: what SQL on its rows is asked of.
+
+    A method's ``rows`` is the table under another name in the statement; without it, the table itself.
+    """
+
+    table: VectorTable
+    scope: Mapping[str, str]
+    key_map: KeyMap
+
+    @property
+    def target(self) -> str:
+        """The vector table's ``schema.table.column``."""
+        return self.table.target
+
+    @cached_property
+    def rows(self) -> sa.TableClause:
+        """The table with every column that its description names."""
+        return to_clause(self.table)
+
+    def in_scope(self, rows: Any = None) -> list[sa.ColumnElement[bool]]:
+        """Return one condition for each scope column."""
+        return in_scope(self.table, self._or_own(rows), self.scope)
+
+    def embedding(self, rows: Any = None) -> sa.ColumnElement[Any]:
+        """Return the embedding column."""
+        column: sa.ColumnElement[Any] = self._or_own(rows).c[self.table.embedding]
+        return column
+
+    def sent_embedding(self, rows: Any = None) -> sa.ColumnElement[Any]:
+        """Return the embedding as its type's send function puts it on the wire."""
+        return self.send(self.embedding(rows))
+
+    def send(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Return a value of the embedding's type as its send function puts it on the wire."""
+        send = sa.func.vector_send if self.table.storage == "vector" else sa.func.halfvec_send
+        sent: sa.ColumnElement[Any] = send(value)
+        return sent
+
+    def sent(self, rows: Any = None) -> sa.ColumnElement[Any]:
+        """Return what the digest of a row is of: its embedding on the wire, and after it its sparse values."""
+        dense = self.sent_embedding(rows)
+        if self.table.sparse is None:
+            return dense
+        sparse = sa.func.sparsevec_send(self._or_own(rows).c[self.table.sparse])
+        return dense.op("||")(sa.func.coalesce(sparse, sa.cast(b"", sa.LargeBinary)))
+
+    def received(self, sent: Sequence[bytes | memoryview]) -> Vectors:
+        """Return what `sent_embedding` gave as vectors, ``(n, dimension)`` float32."""
+        type_ = ">f4" if self.table.storage == "vector" else ">f2"
+        vectors = [np.frombuffer(bytes(raw)[_SEND_HEAD:], type_).astype(np.float32) for raw in sent]
+        return np.array(vectors, np.float32).reshape(len(vectors), self.table.dimension)
+
+    def embedded_here(self, rows: Any = None) -> sa.ColumnElement[bool]:
+        """Return whether a row was embedded from its own text, as the hash of that text tells, which alone is odd."""
+        if self.table.text_hash is None:
+            return sa.false()
+        kept = sa.cast(self._or_own(rows).c[self.table.text_hash], sa.BigInteger)
+        return sa.func.coalesce(kept.bitwise_and(1), 0) == 1
+
+    def key_texts(self, rows: Any = None) -> list[sa.ColumnElement[str]]:
+        """Return the key columns as text."""
+        return [sa.cast(self._or_own(rows).c[name], sa.Text) for name in self.table.key]
+
+    def key_values(self, given: Any) -> dict[str, sa.ColumnElement[Any]]:
+        """Return the value of each key column, by its name, from the texts ``key_0`` … of ``given``."""
+        return {
+            name: to_column_value(self.table, name, given.c[f"key_{position}"])
+            for position, name in enumerate(self.table.key)
+        }
+
+    def is_row_of(self, given: Any, rows: Any = None) -> list[sa.ColumnElement[bool]]:
+        """Return that a row of the scope has the key in the columns ``key_0`` … of ``given``."""
+        own = self._or_own(rows)
+        return [*self.in_scope(rows), *(own.c[name] == value for name, value in self.key_values(given).items())]
+
+    def has_key(self, connection: Connection, given: Any, rows: Any = None) -> list[sa.ColumnElement[bool]]:
+        """Return that a row has the key of ``given``, as `is_row_of` without the scope, whatever text that is.
+
+        Keys are compared as the values that the columns hold, never as text: a UUID has many spellings. What no value
+        of the column's type is equals nothing; a server before 16 refuses the statement then, for types that the key
+        map does not know.
+        """
+        own = self._or_own(rows)
+        old = (connection.dialect.server_version_info or (0,)) < _CAN_ASK_OF_INPUT
+        conditions = []
+        for position, name in enumerate(self.table.key):
+            type_, text = column_type(self.table, name), given.c[f"key_{position}"]
+            value: sa.ColumnElement[Any] = sa.cast(text, type_)
+            if not (old or is_checked(type_.name)):
+                value = sa.case((sa.func.pg_input_is_valid(text, type_.name), value))
+            conditions.append(own.c[name] == value)
+        return conditions
+
+    def among(self, keys: Sequence[Key]) -> sa.ColumnElement[bool]:
+        """Return that a row of the scope has one of ``keys``."""
+        given = given_keys(keys, width=len(self.table.key))
+        own = sa.tuple_(*(self.rows.c[name] for name in self.table.key))
+        return sa.and_(own.in_(sa.select(*self.key_values(given).values())), *self.in_scope())
+
+    def fit(self, batch: VectorBatch) -> VectorBatch:
+        """Return the rows that the table can hold; the others are in ``quarantined`` with their reason."""
+        table = self.table
+        valid = batch.validated(cosine=table.distance == "cosine", storage=table.storage)
+        return valid if table.sparse_dimension is None else valid.with_sparse(table.sparse_dimension)
+
+    def count_empty(self, connection: Connection) -> int:
+        """Return how many rows have no embedding."""
+        statement = sa.select(sa.func.count()).select_from(self.rows)
+        return connection.execute(statement.where(self.embedding().is_(None), *self.in_scope())).scalar_one()
+
+    def has_empty(self, connection: Connection) -> bool:
+        """Return whether any row has no embedding."""
+        return self._has(connection, self.embedding().is_(None))
+
+    def is_unfilled(self, connection: Connection) -> bool:
+        """Return whether no row has an embedding."""
+        return not self._has(connection, self.embedding().is_not(None))
+
+    def _has(self, connection: Connection, condition: sa.ColumnElement[bool]) -> bool:
+        found = sa.select(sa.literal(1)).select_from(self.rows).where(condition, *self.in_scope())
+        return connection.execute(found.limit(1)).first() is not None
+
+    def _or_own(self, rows: Any) -> Any:
+        return self.rows if rows is None else rows
+
+
+def open_slice(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> Slice:
+    """Return the slice of a table from the catalogue by the table's own key map."""
+    return Slice(table, scope, open_key_map(table, scope, engine))
+
+
+def given_keys(keys: Sequence[Key], *, width: int | None = None, **columns: Sequence[str]) -> Any:
+    """Return target keys and what stands beside them as rows to join with: ``key_0`` …, and ``columns``, all text.
+
+    ``width`` is the number of key columns, for where there may be no key.
+    """
+    width = width or (len(keys[0]) if keys else 0)
+    names = [f"key_{position}" for position in range(width)]
+    arrays = [text_array([key[position] for key in keys]) for position in range(width)]
+    arrays += [text_array(column) for column in columns.values()]
+    return sa.func.unnest(*arrays).table_valued(*names, *columns, name="given").render_derived()
