@@ -11,6 +11,7 @@ from amprenta_vectors.backends.opening import kind_of
 from amprenta_vectors.backfill.report.timeline import to_duration
 from amprenta_vectors.cli.index_text import to_size
 from amprenta_vectors.cli.source_text import backup_command, to_place
+from amprenta_vectors.cli.table_text import print_pairs
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import engine_url
 from amprenta_vectors.moves.plan import Plan
@@ -51,8 +52,7 @@ def describe_plan(settings: Settings, plan: Plan) -> None:
     }
     if plan.metered:
         lines["read units"] = f"about {figures.read_units:,}, and {figures.comparison_read_units:,} for the comparison"
-    for name, value in lines.items():
-        click.echo(f"{name:>11}: {value}")
+    print_pairs(lines)
     if figures.other_models:
         click.echo(
             f"warning: the column also holds vectors of model {', '.join(figures.other_models)}; "

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from amprenta_vectors.backends.inspection import Inspection
+from amprenta_vectors.cli.table_text import print_pairs
 from amprenta_vectors.config import Settings
 
 KINDS = {
@@ -45,9 +46,7 @@ def show_index(found: Inspection, settings: Settings) -> None:
         "transport": found.transport,
         "sparse": f"{sample.sparse:,} of {sample.records:,} records in a sample have sparse values",
     }
-    for name, value in lines.items():
-        if value:
-            click.echo(f"{name:>11}: {value}")
+    print_pairs(lines)
     if found.kind == "documents":
         click.echo("fields of vectors:")
         for name, field in found.vector_fields.items():

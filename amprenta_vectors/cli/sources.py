@@ -76,6 +76,8 @@ def _exports(found: OriginInspection, table: VectorTable) -> dict[str, str]:
 
 
 def _show(found: OriginInspection, exports: dict[str, str]) -> None:
+    from amprenta_vectors.cli.table_text import print_pairs
+
     records, namespaces = sum(found.namespaces.values()), len(found.namespaces)
     lines = {
         "source": found.name,
@@ -85,9 +87,7 @@ def _show(found: OriginInspection, exports: dict[str, str]) -> None:
         "records": f"{records:,} in {namespaces:,} namespaces",
         "model": found.model or "unknown to the source; set EMBEDDING_MODEL to the one that made the vectors",
     }
-    for name, value in lines.items():
-        if value:
-            click.echo(f"{name:>11}: {value}")
+    print_pairs(lines)
     click.echo("namespaces:")
     for name, count in sorted(found.namespaces.items()):
         error = found.refused.get(name)

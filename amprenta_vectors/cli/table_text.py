@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import click
 from rich.console import Console
@@ -30,6 +30,14 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Co
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def print_pairs(pairs: Mapping[str, str | None]) -> None:
+    """Print a line for each name that has a value, the names aligned at their end."""
+    said = {name: value for name, value in pairs.items() if value}
+    width = max(map(len, said), default=0)
+    for name, value in said.items():
+        click.echo(f"{name:>{width}}: {_printable(value)}")
 
 
 def _print_lines(lines: Sequence[Sequence[str]], to_right: Sequence[bool]) -> None:
