@@ -162,6 +162,13 @@ def open_pinecone(
     return open_source(settings, open_index(settings), namespace, with_metadata=with_metadata)
 
 
+def pinecone_index(emulator: PineconeEmulator) -> Any:
+    """The emulator's index by the official client, as an application writes to it."""
+    from pinecone import Pinecone
+
+    return Pinecone(api_key=API_KEY).index(host=emulator.host)
+
+
 def to_job(
     engine: sa.Engine,
     source: Source,

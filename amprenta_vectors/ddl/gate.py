@@ -23,6 +23,15 @@ SELECT id, state FROM migration_run
 WHERE target = :target AND source IS NOT NULL AND state NOT IN ('finished', 'failed', 'cancelled')
 ORDER BY id""")
 
+# Of a slice that runs wrote to, and that no whole comparison has verified since, the last run.
+_UNVERIFIED = sa.text("""\
+SELECT max(r.id) AS id FROM migration_run r
+WHERE r.target = :target AND r.state = 'finished' AND r.source IS NOT NULL
+GROUP BY r.scope
+HAVING bool_or(EXISTS (SELECT FROM migration_progress p WHERE p.run_id = r.id AND p.rows_written > 0))
+   AND bool_and(r.verified_at IS NULL)
+ORDER BY 1""")
+
 # What a reconcile lists has a value, and a good one: whose is to count, a person decides.
 _QUARANTINED = sa.text("""\
 SELECT e.reason, count(DISTINCT (r.scope, e.key)) AS rows
@@ -33,6 +42,7 @@ GROUP BY e.reason ORDER BY e.reason""")
 
 _COMPLETE = """\
 NOT EXISTS ({live})
+    AND NOT EXISTS ({unverified})
     AND NOT EXISTS (SELECT FROM ({aside}) q WHERE q.reason NOT IN ({allowed}))
     AND (SELECT count(*) FROM {table} WHERE {column} IS NULL) <= (
         SELECT coalesce(sum(q.rows), 0) FROM ({aside}) q WHERE q.reason IN ({allowed}))"""
@@ -58,9 +68,11 @@ class EnsureBackfillFinishedOp(SteppedOp):
         allow: Sequence[str] = (),
         schema: str | None = None,
     ) -> None:
-        """Raise `RunConflict` while a run into ``table.column`` is live, a value is NULL, or a row was quarantined.
+        """Raise `RunConflict` while ``table.column`` is not complete.
 
-        Rows quarantined for a reason in ``allow`` may stay NULL. An empty table passes. Its reverse does nothing.
+        It is not while a run into it is live, a value is NULL, a row was quarantined, or what runs wrote has not been
+        verified since. A column that no run filled need not be verified. Rows quarantined for a reason in ``allow`` may
+        stay NULL. An empty table passes. Its reverse does nothing.
         """
         operations.invoke(cls(table, column, allow, schema))
 
@@ -82,6 +94,7 @@ class EnsureBackfillFinishedOp(SteppedOp):
         condition = compose(
             _COMPLETE,
             live=str(_LIVE_RUNS),
+            unverified=str(_UNVERIFIED),
             aside=str(_QUARANTINED),
             table=qualified(self.table, self.schema),
             column=qualified(self.column),
@@ -114,6 +127,8 @@ def check_finished(
         aside = _quarantined(connection, target)
         excused = sum(number for reason, number in aside.items() if reason in allow)
         reasons += [f"run {number} is {state}" for number, state in live]
+        unverified = connection.execute(_UNVERIFIED.bindparams(target=target)).scalars()
+        reasons += [f"what run {number} left is not verified" for number in unverified]
         reasons += [f"{number:,} rows were quarantined: {name}" for name, number in aside.items() if name not in allow]
     if rows - filled > excused:
         reasons.insert(0, f"{rows - filled:,} of {rows:,} rows have no value")

@@ -17,7 +17,7 @@ from amprenta_vectors.backfill.engine.observer import MoveEvent, Observer, ignor
 from amprenta_vectors.backfill.engine.run import Backfill, Summary
 from amprenta_vectors.backfill.engine.starting import Mode
 from amprenta_vectors.backfill.limits.ledger import RunLedger
-from amprenta_vectors.backfill.progress import figures, quarantine, runs
+from amprenta_vectors.backfill.progress import figures, proof, quarantine, runs
 from amprenta_vectors.backfill.progress.keys_from import KeysFrom
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.backfill.reconcile.dry_run import deletes, refusal_of
@@ -110,8 +110,9 @@ class Move:
     def conclude(self, observer: Observer = ignore, *, verify: bool = True) -> ExitCode:
         """Refresh the statistics, compare every vector and leave the report; return how the move ended.
 
-        Of all processes that share a run, the one that ended it does so. A move that has not run here concludes the
-        last run into its slice; raises `RunConflict` where that is unfinished, or there is none.
+        Of all processes that share a run, the one that ended it does so; where that one was killed, whoever comes to
+        resume. A move that has not run here concludes the last run into its slice; raises `RunConflict` where that is
+        unfinished, or there is none.
         """
         if self.summary is None and self.stop.is_set():
             return ExitCode.INTERRUPTED
@@ -119,7 +120,8 @@ class Move:
         summary = self.summary or _last_run(ends, job)
         code = _code_of(job, summary)
         report = partial(leave_report, ends.engine, summary.run.id, self._settings.report, observer)
-        if not summary.ended_it:
+        unproven = summary.found_finished and verify and not self._is_verified(ends, job)
+        if not (summary.ended_it or unproven):
             if summary.indexes_built:
                 # Of a run that had ended before, whose index was still to be built.
                 report()
@@ -179,6 +181,11 @@ class Move:
         if job.kind.keys_from == "reconcile":
             return pass_ended(job, summary)
         return RunEnded(summary, job.source.description.count)
+
+    @staticmethod
+    def _is_verified(ends: Ends, job: Job) -> bool:
+        with ends.engine.connect() as connection:
+            return proof.last_verified(connection, job.slice.target, job.slice.scope) is not None
 
     def _compare(self, ends: Ends, job: Job, summary: Summary, observer: Observer) -> Verified:
         """Compare at the cost of the run, within what its processes may ask together."""

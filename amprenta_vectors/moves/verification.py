@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
+from datetime import datetime
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
@@ -15,8 +16,7 @@ from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.limits.ledger import Ledger, OwnLedger
 from amprenta_vectors.backfill.limits.meter import LeasedMeter, metered
-from amprenta_vectors.backfill.progress import events, runs
-from amprenta_vectors.backfill.progress.events import Event
+from amprenta_vectors.backfill.progress import proof
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.backfill.verify.compare import Difference, Verifier
 from amprenta_vectors.backfill.verify.resample import SampleVerifier
@@ -55,12 +55,14 @@ def verify_job(
         observer(Differed(difference.kind, difference.key, difference.detail, aside))
 
     verifier = _open_verifier(engine, job, open_retry(job, stop))
+    with engine.connect() as connection:
+        began = proof.now(connection)
     observer(ComparisonStarted(described.computed, described.lists))
     goes_on = go_on_until(stop, "the verification was interrupted", "amprenta-vectors verify")
     with metered(job.source, LeasedMeter(ledger or OwnLedger(), lambda: job.source_limits, stop, goes_on)):
         found = verifier.run(tell)
     result = Verified(described.identity, described.computed, found.compared, found.counts, unexpected)
-    _record(engine, job, result)
+    _record(engine, job, began, result)
     observer(result)
     return result
 
@@ -89,14 +91,12 @@ def _open_verifier(engine: Engine, job: Job, retry: Backoff) -> Verifier | Sampl
     return Verifier(engine, job.slice, job.source, batch_size=job.batch_size, workers=job.workers, retry=retry)
 
 
-def _record(engine: Engine, job: Job, found: Verified) -> None:
+def _record(engine: Engine, job: Job, began: datetime, found: Verified) -> None:
     """Keep the result with the run that it looked at. A role that may only read leaves no record."""
     detail = {"compared": found.compared, **found.counts, "unexpected": found.unexpected}
     try:
         with transaction(engine) as connection:
-            run_id = runs.last_finished(connection, job.slice.target, job.slice.scope)
-            if run_id is not None:
-                events.record_event(connection, run_id, Event.VERIFIED, detail)
+            proof.record(connection, job.slice.target, job.slice.scope, began, detail)
     except DBAPIError as error:
         if sqlstate(error) not in READ_ONLY:
             raise

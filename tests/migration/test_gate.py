@@ -62,6 +62,21 @@ def test_a_complete_column_passes_and_is_counted(engine: sa.Engine) -> None:
     assert check(engine) == 3
 
 
+def test_what_a_run_wrote_is_refused_until_a_comparison_has_verified_it(engine: sa.Engine) -> None:
+    add_rows(engine, filled=3)
+    begin_run(engine, "finished")
+    execute(
+        engine,
+        "INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys, status, rows_written) "
+        "SELECT id, 1, 'f1', 'f3', '{}', 'done', 3 FROM migration_run",
+    )
+    with pytest.raises(RunConflict, match="what run 1 left is not verified") as caught:
+        check(engine)
+    assert "backfill --resume" in caught.value.hint
+    execute(engine, "UPDATE migration_run SET verified_at = now()")
+    assert check(engine) == 3
+
+
 def test_a_null_is_refused_with_the_command_to_type(engine: sa.Engine) -> None:
     add_rows(engine, filled=3, empty=2)
     with pytest.raises(RunConflict, match="2 of 5 rows have no value") as caught:

@@ -251,6 +251,20 @@ def test_a_run_that_moved_all_there_was_is_resumed_where_a_product_came_since(
     assert "run 4 finished: 1 rows written" in result.output
 
 
+@pytest.mark.parametrize("last", ["rows", "chroma"])
+def test_what_a_killed_process_did_not_compare_is_compared_by_resume(
+    run: Run, migrated_url: str, migrated_engine: sa.Engine, last: str
+) -> None:
+    rows(migrated_engine, OF_CHROMA_ALONE if last == "chroma" else "SELECT 1")
+    rows(migrated_engine, "UPDATE migration_run SET verified_at = NULL")
+    before = rows(migrated_engine, "SELECT id FROM migration_run ORDER BY 1")
+    result = run("migrate", "--resume", "--json", set={"DATABASE_URL": migrated_url})
+    assert "verified" in {json.loads(line)["event"] for line in result.stdout.splitlines()}, result.output
+    assert rows(migrated_engine, "SELECT count(*) FROM migration_run WHERE verified_at IS NOT NULL") == [(1,)]
+    # Nothing is moved a second time.
+    assert rows(migrated_engine, "SELECT id FROM migration_run ORDER BY 1") == before
+
+
 def test_a_product_whose_vector_in_chroma_cannot_be_stored_is_embedded_from_its_text(
     run: Run, migrated_url: str, migrated_engine: sa.Engine
 ) -> None:

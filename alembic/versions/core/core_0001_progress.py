@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
         sa.Column("started_at", sa.TIMESTAMP(timezone=True)),
         sa.Column("finished_at", sa.TIMESTAMP(timezone=True)),
+        sa.Column("verified_at", sa.TIMESTAMP(timezone=True)),
         sa.CheckConstraint(
             "state IN ('planned', 'running', 'paused', 'finished', 'failed', 'cancelled')", name="migration_run_state"
         ),

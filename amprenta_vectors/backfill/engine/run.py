@@ -57,6 +57,8 @@ class Summary:
     ended_it: bool = False
     indexes_built: list[str] = field(default_factory=list)
     gone: Gone | None = None
+    found_finished: bool = False
+    """Whether the run had finished before this process came to it."""
 
 
 class Backfill:
@@ -168,9 +170,17 @@ class RunShare:
 
         unless_away(look)
         interrupted, ended = ended is None, ended or Ended()
-        run, counts = self._seen
-        written = self._written
-        return Summary(run, counts, errors, seconds, written, interrupted, ended.by_us, ended.indexes_built, ended.gone)
+        return Summary(
+            *self._seen,
+            errors,
+            seconds,
+            self._written,
+            interrupted,
+            ended_it=ended.by_us,
+            indexes_built=ended.indexes_built,
+            gone=ended.gone,
+            found_finished=self._context.run.state == RunState.FINISHED,
+        )
 
     def _prepare(self) -> bool:
         """Defer the index as soon as the run may go on; return whether it does, or this process ends."""

@@ -9,6 +9,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.backfill.progress import proof
 from amprenta_vectors.backfill.progress.quarantine import settle
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.errors import LeaseLost, RowError
@@ -176,6 +177,8 @@ def complete(
     In place of its source keys, ``keep`` stays with it: the target keys of a run that is to know which rows it saw.
     """
     settle(connection, run, batch.number, errors)
+    if outcome.written:
+        proof.forget(connection, run.target, run.scope)
     connection.execute(
         sa.text("""
             UPDATE migration_progress

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backfill.progress.events import Event, RunEvent, list_events, record_event
+from amprenta_vectors.backfill.progress.events import Event, record_event
 from amprenta_vectors.backfill.progress.keys_from import KeysFrom
 from amprenta_vectors.backfill.progress.states import UNFINISHED, RunState, sources_of
 from amprenta_vectors.errors import RunConflict
@@ -69,6 +69,7 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    verified_at: datetime | None
 
 
 def load_run(connection: Connection, run_id: int) -> Run:
@@ -152,21 +153,6 @@ def last_finished(connection: Connection, target: str, scope: Mapping[str, str])
         {"target": target, "scope": json.dumps(dict(scope))},
     ).scalar_one()
     return found
-
-
-def last_verified(connection: Connection, target: str, scope: Mapping[str, str]) -> tuple[Run, RunEvent] | None:
-    """The last run that finished into that column and scope, and how its comparison ended.
-
-    None where there is no such run, it was not compared, or it was rolled back since.
-    """
-    run_id = last_finished(connection, target, scope)
-    if run_id is None:
-        return None
-    run = load_run(connection, run_id)
-    compared = [event for event in list_events(connection, run_id) if event.event == Event.VERIFIED]
-    if not compared or _rolled_back_since(connection, run):
-        return None
-    return run, compared[-1]
 
 
 def earlier_models(connection: Connection, target: str, scope: Mapping[str, str]) -> set[str]:

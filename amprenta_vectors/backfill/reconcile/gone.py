@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.backfill.engine.context import RunContext
 from amprenta_vectors.backfill.engine.fetching import fetch_all
 from amprenta_vectors.backfill.engine.hold import Held, RunOver, WorkLeft
-from amprenta_vectors.backfill.progress import runs
+from amprenta_vectors.backfill.progress import proof, runs
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.progress.seen import Gone, gone_after, list_gone, seen_keys, settle_gone
 from amprenta_vectors.backfill.progress.states import RunState
@@ -231,6 +231,8 @@ class GoneRows:
             emptied = sa.update(target).values(dict.fromkeys(self._ours(), sa.null()))
             refused |= self._each(connection, [keys[place] for place in embedding], embedding, emptied)
             left |= {listed[place]: why for place, why in refused.items()}
+            if whole or embedding:
+                proof.forget(connection, self._context.run.target, self._context.run.scope)
             settled = [text for text in listed if text not in left]
             settle_gone(connection, self._context.run.id, settled, left)
         return len(set(whole) - set(refused)), len(set(embedding) - set(refused))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backfill.progress import batches, events, inserted, transactions
+from amprenta_vectors.backfill.progress import batches, events, inserted, proof, transactions
 from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.runs import cancel, unfinished_run
 from amprenta_vectors.backfill.progress.transactions import transaction
@@ -37,6 +37,7 @@ def roll_back(engine: Engine, slice_: Slice) -> Rollback:
             batches.end_expired_sessions(connection, unfinished.id)
             cancel(connection, unfinished.id)
         runs = inserted.runs_with_inserted(connection, slice_.target, slice_.scope)
+        proof.forget(connection, slice_.target, slice_.scope)
         for run in runs:
             gone, left = inserted.remove_inserted(connection, slice_, run)
             events.record_event(connection, run, Event.ROLLED_BACK, {"removed": gone, "kept": len(left)})

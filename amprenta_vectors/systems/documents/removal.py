@@ -15,7 +15,7 @@ from amprenta_vectors.backends.simple.backup import backup_of
 from amprenta_vectors.backends.simple.cipher import decrypted
 from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, locked
 from amprenta_vectors.backends.simple.source import SimpleOrigin
-from amprenta_vectors.backfill.progress import quarantine, runs
+from amprenta_vectors.backfill.progress import proof, quarantine, runs
 from amprenta_vectors.backfill.progress.events import RunEvent
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.verify.contents import ContentCheck, Contents
@@ -98,7 +98,7 @@ class Removal:
         with self.engine.connect() as connection:
             if runs.unfinished_run(connection, self.table.target, scope) is not None:
                 return "its run is unfinished; resume it: amprenta-vectors documents migrate --resume"
-            verified = runs.last_verified(connection, self.table.target, scope)
+            verified = proof.last_verified(connection, self.table.target, scope)
             aside = quarantine.quarantined_keys(connection, self.table.target, scope)
         if verified is None:
             return "it was not moved and verified; do both: amprenta-vectors documents migrate --restart"

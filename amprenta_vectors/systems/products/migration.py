@@ -6,11 +6,13 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
+from sqlalchemy.engine import Connection
+
 from amprenta_vectors.backends.rows.source import RowsOrigin, open_rows_origin
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.engine.run import Summary
 from amprenta_vectors.backfill.engine.starting import Mode
-from amprenta_vectors.backfill.progress import runs
+from amprenta_vectors.backfill.progress import proof, runs
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
@@ -46,6 +48,7 @@ class Migration:
     _ends: Ends
     _rows: RowsOrigin | None = None
     _begun: Run | None = None
+    _unproven: Run | None = None
     _moves: bool
 
     def __init__(
@@ -130,13 +133,25 @@ class Migration:
         self._observer(events.Planned(to_move, to_embed))
         with self._ends.engine.connect() as connection:
             begun = runs.unfinished_run(connection, self._ends.table.target, {})
+            unproven = self._unproven_run(connection)
         self._begun = None if self._wanted.mode == "restart" else begun
         # A run that was begun and not finished stands in the way of another, and is resumed first.
         moving = begun is not None and begun.source_kind == "chroma"
-        self._moves = (to_move > 0 or moving) and not self._embedding
+        self._unproven = unproven if begun is None else None
+        self._moves = (to_move > 0 or moving or self._is_unproven("chroma")) and not self._embedding
         if to_embed or self._embedding:
             self._open_rows()
         return to_move + to_embed
+
+    def _unproven_run(self, connection: Connection) -> Run | None:
+        """Return the last run that finished, if nobody has compared what it left: whoever ended it was killed."""
+        last = runs.last_finished(connection, self._ends.table.target, {})
+        if last is None or not self._wanted.verify or proof.last_verified(connection, self._ends.table.target, {}):
+            return None
+        return runs.load_run(connection, last)
+
+    def _is_unproven(self, kind: str) -> bool:
+        return self._unproven is not None and self._unproven.source_kind == kind
 
     @property
     def _embedding(self) -> bool:
@@ -169,7 +184,7 @@ class Migration:
 
     def _rows_due(self) -> RowsOrigin | None:
         """Return what products are embedded from, if any is: also one whose vector in ChromaDB nobody can use."""
-        if not (self._wanted.force or self._ids or self._embedding):
+        if not (self._wanted.force or self._ids or self._embedding or self._is_unproven("rows")):
             with self._ends.engine.connect() as connection:
                 if not slice_of(self._ends).has_empty(connection):
                     return None
@@ -177,12 +192,12 @@ class Migration:
 
     def _chroma_move(self, before: State) -> Move:
         # One that is resumed keeps its model, though there may be products to embed by now, or none any more.
-        begun = self._begun or self._rows
+        begun = self._begun or (self._unproven if self._is_unproven("chroma") else None) or self._rows
         # The ids that are no product's have been counted and named: they are no surprise.
         expected = before.unmatched / before.records if before.records else 0.0
         return Move(
             self._settings,
-            mode=self._wanted.mode,
+            mode="resume" if self._is_unproven("chroma") and not before.to_move else self._wanted.mode,
             keys_from=None if self._begun else "source",
             ends=self._ends,
             stop=self._stop,
@@ -194,7 +209,7 @@ class Migration:
     def _rows_move(self, rows: RowsOrigin) -> Move:
         return Move(
             self._settings,
-            mode=self._wanted.mode,
+            mode="resume" if self._is_unproven("rows") and not self._wanted.force else self._wanted.mode,
             ends=replace(self._ends, origin=rows),
             stop=self._stop,
             check_model=False,
