@@ -27,12 +27,12 @@ from amprenta_vectors.systems.products.rows import coverage, filled_by_id, spot_
 from amprenta_vectors.systems.products.state import State, count_products, look_at_both
 
 SPOTS = 3
-"""Products that are looked at and named in the end."""
+"""How many products are checked and named at the end."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a person asked for: to embed every product anew (``force``), or ``ids``; else to fill what is missing."""
+    """A person's wish: to embed every product anew (``force``), or those with ``ids``; else to fill what is missing."""
 
     force: bool = False
     ids: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Migration:
         self._summaries: list[Summary] = []
 
     def run(self, *, dry_run: bool = False) -> ExitCode:
-        """Move; return how it ended. Raises `ConfigError` for what was asked wrongly, and what stops a run."""
+        """Take the steps; return how the move ended. Raises `ConfigError` for a wrong option, and what stops a run."""
         began = time.monotonic()
         self._preflight()
         before = self._analyse()
@@ -131,7 +131,7 @@ class Migration:
         with self._ends.engine.connect() as connection:
             begun = runs.unfinished_run(connection, self._ends.table.target, {})
         self._begun = None if self._wanted.mode == "restart" else begun
-        # A run that was begun and not finished stands in the way of another, and is resumed first.
+        # An unfinished run stands in the way of another, and is resumed first.
         moving = begun is not None and begun.source_kind == "chroma"
         self._moves = (to_move > 0 or moving) and not self._embedding
         if to_embed or self._embedding:
@@ -140,7 +140,7 @@ class Migration:
 
     @property
     def _embedding(self) -> bool:
-        """Whether a run that embeds has been begun and is to be resumed."""
+        """Whether there is an unfinished run that embeds, to be resumed."""
         return self._begun is not None and self._begun.source_kind == "rows"
 
     def _open_rows(self) -> RowsOrigin:
@@ -158,7 +158,7 @@ class Migration:
         return rows
 
     def _migrate(self, before: State) -> ExitCode:
-        """Work at the runs that are due: first what ChromaDB has, then what is to be embedded."""
+        """Work at the runs that are due: first the move of what ChromaDB has, then the embedding of the rest."""
         codes = [ExitCode.CLEAN]
         if self._moves:
             codes.append(self._complete(self._chroma_move(before)))
@@ -168,7 +168,10 @@ class Migration:
         return worst(codes)
 
     def _rows_due(self) -> RowsOrigin | None:
-        """Return what products are embedded from, if any is: also one whose vector in ChromaDB nobody can use."""
+        """Return the origin of texts to embed; None if no product is to be embedded.
+
+        A product whose vector in ChromaDB cannot be used is embedded too.
+        """
         if not (self._wanted.force or self._ids or self._embedding):
             with self._ends.engine.connect() as connection:
                 if not slice_of(self._ends).has_empty(connection):
@@ -176,9 +179,9 @@ class Migration:
         return self._rows or self._open_rows()
 
     def _chroma_move(self, before: State) -> Move:
-        # One that is resumed keeps its model, though there may be products to embed by now, or none any more.
+        # A run that is resumed keeps its model, though there may be products to embed by now, or none any more.
         begun = self._begun or self._rows
-        # The ids that are no product's have been counted and named: they are no surprise.
+        # The ids without a product have been counted and named: their share is allowed to be quarantined.
         expected = before.unmatched / before.records if before.records else 0.0
         return Move(
             self._settings,
@@ -223,7 +226,7 @@ class Migration:
         with self._ends.engine.connect() as connection:
             covered = coverage(connection, table)
         if self._rows is not None and (self._wanted.force or self._ids):
-            # Against ChromaDB they would differ, in their last bits if in nothing else.
+            # Compared with ChromaDB, the new vectors would differ, in their last bits if in nothing else.
             command = verify_command(self._settings, self._rows.open(table, "", with_metadata=False).description)
         ended = events.Migrated(
             products=before.products,
@@ -240,6 +243,6 @@ class Migration:
         self._observer(ended)
 
     def _errors(self) -> int:
-        """Return how many products were quarantined. An id of Chroma that is no product's is none of them."""
+        """Return how many products were quarantined; an id of Chroma without a product does not count."""
         reasons = [reasons for summary in self._summaries for reasons in summary.errors.items()]
         return sum(rows for reason, rows in reasons if reason != Reason.NO_TARGET)
