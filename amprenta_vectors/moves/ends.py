@@ -1,4 +1,4 @@
-"""Both ends of a move: the database, the vector table in it, and what its vectors come from."""
+"""Both ends of a move: the database with the vector table, and the origin of its vectors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from amprenta_vectors.schema.slice import Slice, open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
 SPARE_CONNECTIONS = 6
-"""Connections beside those of the workers: planner, leases, figures, orders, read units, and one to spare."""
+"""The connections beside those of the workers: planner, leases, figures, orders, read units, and one to spare."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def open_ends(settings: Settings, observer: Observer = ignore) -> Ends:
 
 
 def open_target(settings: Settings, connections: int, observer: Observer = ignore) -> tuple[Engine, VectorTable]:
-    """Return the database and the vector table in it. Raises `NotUpgraded` where the progress tables are not there."""
+    """Return the database and the vector table in it. Raises `NotUpgraded` if the progress tables do not exist."""
     engine = open_database(settings, connections, observer)
     with engine.connect() as connection:
         transactions.require_tables(connection)
@@ -75,7 +75,7 @@ def open_table(settings: Settings, connection: Connection) -> VectorTable:
 def choose_namespaces(
     settings: Settings, ends: Ends, namespace: str | None = None, all_namespaces: bool = False
 ) -> list[str]:
-    """Return the namespaces to move. Raises `ConfigError` where the arguments contradict each other or the table."""
+    """Return the namespaces to move. Raises `ConfigError` if the arguments contradict each other or the table."""
     if namespace is not None and all_namespaces:
         raise ConfigError("--namespace and --all-namespaces contradict each other", hint="give one of them")
     if not all_namespaces:

@@ -1,4 +1,4 @@
-"""What an observer of a move is told beside what its run says."""
+"""The events that an observer of a move is told of, beside those of its run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amprenta_vectors.errors import ExitCode
 
 @dataclass(frozen=True)
 class Warned(MoveEvent):
-    """Something may be wrong with an end."""
+    """Something may be wrong with an end of the move."""
 
     name, shown = "warning", "text"
     text: str
@@ -44,7 +44,7 @@ class IndexPlanned(MoveEvent):
 
 @dataclass(frozen=True)
 class IndexProgress(MoveEvent):
-    """How far a build of an index of ``target`` is, in blocks or tuples of the phase; ``total`` 0 is unknown."""
+    """The progress of an index build on ``target``, in blocks or tuples of the phase; ``total`` is 0 if unknown."""
 
     name = "index_progress"
     target: str
@@ -62,7 +62,7 @@ class RunEnded(MoveEvent):
     source_count: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the run's figures; interrupted, the event has another name."""
+        """Return the run's figures; the event of an interrupted run has another name."""
         summary = self.summary
         return {
             "event": "interrupted" if summary.interrupted else self.name,
@@ -97,7 +97,7 @@ class PassEnded(MoveEvent):
 
     @property
     def code(self) -> ExitCode:
-        """How the pass ended, or would end."""
+        """The exit code with which the pass ended, or would end."""
         if self.interrupted:
             return ExitCode.INTERRUPTED
         if self.refused is not None:
@@ -105,7 +105,7 @@ class PassEnded(MoveEvent):
         return ExitCode.QUARANTINED if self.quarantined else ExitCode.CLEAN
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures; a dry run and an interrupted pass have other names."""
+        """Return the figures; the events of a dry run and of an interrupted pass have other names."""
         about: dict[str, Any] = {"event": "interrupted" if self.interrupted else self.name, "run": self.run}
         if self.run is None:
             about = {"event": "dry_run"}
@@ -117,9 +117,9 @@ class PassEnded(MoveEvent):
 
 @dataclass(frozen=True)
 class ComparisonStarted(MoveEvent):
-    """Every vector is being compared; of a source whose vectors are ``computed``, a sample is embedded again.
+    """Every vector is being compared; if the source's vectors are ``computed``, a sample is embedded again.
 
-    A source that does not ``lists`` is asked for the keys of the table's rows.
+    A source for which ``lists`` is False is asked for the keys of the table's rows.
     """
 
     name = "comparing"
@@ -129,7 +129,7 @@ class ComparisonStarted(MoveEvent):
 
 @dataclass(frozen=True)
 class Differed(MoveEvent):
-    """The sides disagree on a key; one that is missing may be known to have been ``quarantined``."""
+    """The sides disagree on a key; a missing key may be known to have been ``quarantined``."""
 
     name = "difference"
     kind: Kind
@@ -140,7 +140,7 @@ class Differed(MoveEvent):
 
 @dataclass(frozen=True)
 class Verified(MoveEvent):
-    """A comparison's result; ``unexpected`` are the differences that are not rows known to have been quarantined."""
+    """The result of a comparison; ``unexpected`` counts the differences but rows known to have been quarantined."""
 
     name, shown = "verified", "result"
     source: str
@@ -156,7 +156,7 @@ class Verified(MoveEvent):
 
 @dataclass(frozen=True)
 class ComparisonInterrupted(MoveEvent):
-    """The comparison after a run was told to stop; ``command`` makes it."""
+    """The comparison after a run was told to stop; ``command`` is the command that makes it."""
 
     name, shown = "comparison_interrupted", "text"
     command: str

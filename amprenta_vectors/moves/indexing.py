@@ -1,4 +1,4 @@
-"""The index that ends a load, or is built by itself: what its build is given, and how far it is."""
+"""Index builds, at the end of a load or by themselves: their settings, and their progress."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LOOK_SECONDS = 2.0
 
 
 def build_settings(settings: Settings) -> BuildSettings:
-    """Return what the settings give to the building of an index."""
+    """Return the settings of index builds."""
     return BuildSettings(settings.maintenance_work_mem, settings.index_workers)
 
 
 def telling_plans(observer: Observer) -> Say:
-    """Return what tells the observer of a build before it begins."""
+    """Return a callback that tells the observer of each build before it starts."""
     return lambda plan: observer(IndexPlanned(plan))
 
 
@@ -44,7 +44,7 @@ def build_new(
     storage: CoarserStorage | None,
     observer: Observer = ignore,
 ) -> str:
-    """Build an index that nothing was recorded of, by the very operation that revisions use; return its name."""
+    """Build an index that was not deferred, by the very operation that revisions use; return its name."""
     name = "_".join(filter(None, ("idx", table.table, table.embedding, method, storage)))
     key = index_key(table.embedding, VectorType(table.storage, table.dimension), table.distance, storage)
     operation = CreateVectorIndexOp(
@@ -58,14 +58,14 @@ def build_new(
         context = MigrationContext.configure(connection, opts={"transactional_ddl": True})
         with context.begin_transaction(_per_migration=False):
             Operations(context).invoke(operation)
-        # Its settings would go along into the pool.
+        # The session's settings would stay in the pool.
         connection.invalidate()
     return name
 
 
 @contextmanager
 def watching_builds(engine: Engine, table: VectorTable, observer: Observer) -> Iterator[None]:
-    """Tell the observer every two seconds how far the building of an index of ``table`` is, where it has changed."""
+    """Tell the observer of the progress of an index build on ``table``, every two seconds if it has changed."""
     done = threading.Event()
 
     def watch() -> None:
@@ -97,7 +97,7 @@ def _progress(engine: Engine, table: VectorTable) -> IndexProgress | None:
                 {"relation": relation(table)},
             ).first()
     except DBAPIError:
-        # Whoever builds meets the same trouble and says it.
+        # The build itself meets the same error and raises it.
         return None
     if row is None:
         return None

@@ -1,4 +1,4 @@
-"""The job of one move, from the settings and what was asked for beside them."""
+"""The job of one move, from the settings and a person's options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amprenta_vectors.schema.keymaps import check_invertible
 
 
 class JobOptions(TypedDict, total=False):
-    """What a person may ask of a job beside the settings: fields of `Job`, and of its kind."""
+    """The options of a job beside the settings: fields of `Job`, and of its kind."""
 
     limit: int | None
     defer_index: bool
@@ -45,7 +45,7 @@ def open_job(
 ) -> Job:
     """Return the job for one namespace; a run that is resumed keeps the options that are not given again.
 
-    With ``given_keys`` it is for these source keys alone. It may ``replace`` values that are there.
+    With ``given_keys`` it is for these source keys alone. With ``replace`` it replaces existing values.
     """
     engine, table, origin = ends.engine, ends.table, ends.origin
     slice_ = slice_of(ends, namespace)
@@ -87,7 +87,7 @@ def open_job(
 
 
 def open_comparison(settings: Settings, ends: Ends, namespace: str) -> Job:
-    """Return the job whose source and slice are compared; nothing is asked of the table that a reader may not."""
+    """Return the job whose source and slice are compared; a role that may only read the table is enough."""
     return _job(settings, ends, namespace, open_kind("source"), with_metadata=False)
 
 

@@ -1,4 +1,4 @@
-"""Before a run starts: whether its vectors, and those in the column, are of one model."""
+"""The check, before a run starts, that its vectors and those in the column are of one model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from amprenta_vectors.moves.events import Noticed
 
 
 def check_one_model(settings: Settings, ends: Ends, namespace: str, job: Job, observer: Observer) -> None:
-    """Say in a notice that a model is unknown and what was done about it.
+    """Tell the observer if a model is unknown, and what was done about it.
 
-    A run that is resumed was checked before, and so was what a retry takes again. Raises `ModelMismatch` where texts
-    embedded again give other vectors.
+    A run that is resumed was checked before, and so were the rows that a retry takes again. Raises `ModelMismatch` if
+    texts embedded again give other vectors.
     """
     if is_retry(job.kind.keys_from):
         return

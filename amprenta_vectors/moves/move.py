@@ -38,10 +38,10 @@ from amprenta_vectors.moves.verification import verify_command, verify_job
 class Move:
     """One source into one slice of a vector table, as the settings name both; nothing is connected before it is needed.
 
-    ``namespace`` is the settings' own where it is not given. By its ``mode`` a move resumes a run that was begun, also
-    by other processes, and does nothing where that has ended. Further options are those of a job: ``keys_from``,
-    ``limit``, ``replace`` and what `JobOptions` lists. Several moves may share ``ends``. Once ``stop`` is set, a run
-    commits what is in hand and returns.
+    ``namespace`` is by default the settings' own. With ``mode`` ``resume``, the default, a move resumes a run that was
+    started, also by other processes, and does nothing if that has ended and left nothing to do. Further options are
+    those of a job: ``keys_from``, ``limit``, ``replace`` and what `JobOptions` lists. Several moves may share ``ends``.
+    Once ``stop`` is set, a run commits what is in hand and returns.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Move:
         self._throttle: Throttle | None = None
 
     def __enter__(self) -> Self:
-        """The move itself; on leaving, the connections that it opened are closed."""
+        """Return the move itself; on leaving, the connections that it opened are closed."""
         return self
 
     def __exit__(
@@ -86,7 +86,7 @@ class Move:
         return plan_job(self.open_ends(observer).engine, self.open_job(observer))
 
     def run(self, observer: Observer = ignore) -> Summary | None:
-        """Start or resume the run, and work at it until it ends, fails or ``stop`` is set; None if it was set before.
+        """Start or resume the run; work until it ends, fails or ``stop`` is set. Returns None if that was set before.
 
         Raises `AmprentaError` for what stopped it; the run can be resumed.
         """
@@ -123,7 +123,7 @@ class Move:
         unproven = summary.found_finished and verify and not self._is_verified(ends, job)
         if not (summary.ended_it or unproven):
             if summary.indexes_built:
-                # Of a run that had ended before, whose index was still to be built.
+                # The run had ended before, and its index was still to be built.
                 report()
             return code
         stale = refresh_stats(ends.engine, job.slice.table)
@@ -142,12 +142,12 @@ class Move:
         return code
 
     def complete(self, observer: Observer = ignore, *, verify: bool = True) -> ExitCode:
-        """Run and conclude; return how the move ended."""
+        """Run and conclude the move; return how it ended."""
         self.run(observer)
         return self.conclude(observer, verify=verify)
 
     def prepare(self, observer: Observer = ignore, throttle: Throttle | None = None) -> Throttle:
-        """Say what to know before the run, once, and return what it waits by; `run` does it where nobody did before.
+        """Tell the observer, once, what to know before the run; return its throttle. `run` calls this if nobody has.
 
         Raises `ModelMismatch`, and `ConfigError` for a throttle that cannot be asked.
         """
@@ -188,7 +188,7 @@ class Move:
             return proof.last_verified(connection, job.slice.target, job.slice.scope) is not None
 
     def _compare(self, ends: Ends, job: Job, summary: Summary, observer: Observer) -> Verified:
-        """Compare at the cost of the run, within what its processes may ask together."""
+        """Compare at the cost of the run, within the limits that its processes share."""
         with ends.engine.connect() as connection:
             known = quarantine.quarantined_keys(connection, job.slice.target, job.slice.scope)
         limited = replace(job, source_limits=job.source_limits.under(summary.run.limits))
@@ -228,7 +228,7 @@ def _code_of(job: Job, summary: Summary) -> ExitCode:
 
 
 def _last_run(ends: Ends, job: Job) -> Summary:
-    """Return how the last run into the slice stands, which other processes have worked at."""
+    """Return how the last run into the slice stands, at which other processes have worked."""
     with transaction(ends.engine) as connection:
         unfinished = runs.unfinished_run(connection, job.slice.target, job.slice.scope)
         run_id = runs.last_finished(connection, job.slice.target, job.slice.scope)

@@ -1,4 +1,4 @@
-"""Giving orders to a run from any terminal or host: to pause, to go on, to be cancelled."""
+"""Orders to a run, from any terminal or host: to pause, to resume, to be cancelled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.errors import RunConflict, TransientError
 
 WAIT_SECONDS = 60.0
-"""How long a pause is waited for."""
+"""The most seconds that a pause is waited for."""
 POLL_SECONDS = 0.2
 
 _MENDS = {
@@ -25,9 +25,9 @@ _MENDS = {
 
 
 def choose_run(connection: Connection, run_id: int | None, order: Order | None = None) -> Run:
-    """The run of that number; without one the only unfinished run, or the only one that ``order`` suits.
+    """Return the run with that number; without one, the only unfinished run, or the only one that ``order`` suits.
 
-    Raises `RunConflict`, listing the runs there are to choose from.
+    Raises `RunConflict`, listing the runs to choose from, if there is no such run or not just one.
     """
     transactions.require_tables(connection)
     every = runs.list_runs(connection)
@@ -50,10 +50,10 @@ def choose_run(connection: Connection, run_id: int | None, order: Order | None =
 
 
 def pause(engine: Engine, run_id: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-    """Have a run paused and wait until nobody works at it.
+    """Order a run to pause, and wait until no process works at it.
 
-    The order stands, whatever follows. Raises `RunConflict` where it does not suit the run's state, `TransientError`
-    where somebody still holds a batch of it after 60 seconds.
+    The order stands, whatever follows. Raises `RunConflict` if it does not suit the run's state, `TransientError`
+    if a batch of the run is still held after 60 seconds.
     """
     _order(engine, run_id, Order.PAUSE, RunState.PAUSED)
     deadline = clock() + WAIT_SECONDS
@@ -68,18 +68,18 @@ def pause(engine: Engine, run_id: int, *, clock: Callable[[], float] = time.mono
 
 
 def resume(engine: Engine, run_id: int) -> None:
-    """Let a paused run go on. Raises `RunConflict` where that does not suit its state."""
+    """Resume a paused run. Raises `RunConflict` if that does not suit its state."""
     with transaction(engine) as connection:
         _check(runs.lock_run(connection, run_id), Order.RESUME)
         orders.resume(connection, run_id)
 
 
 def cancel(engine: Engine, run_id: int) -> None:
-    """End a run for good; its rows stay. Raises `RunConflict` where that does not suit its state.
+    """Cancel a run for good; its rows stay. Raises `RunConflict` if that does not suit its state.
 
     No transaction that writes rows of it is under way afterwards, and none can be committed.
     """
-    # First, so that nothing more is claimed while writes under way are waited for.
+    # The order comes first, so that nothing more is claimed while writes under way are waited for.
     _order(engine, run_id, Order.CANCEL, RunState.CANCELLED)
     with transaction(engine) as connection:
         batches.end_expired_sessions(connection, run_id)

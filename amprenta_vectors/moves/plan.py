@@ -1,4 +1,4 @@
-"""What a move would do, cost and need, without changing anything."""
+"""The plan of a move: what it would do, cost and need, found without changing anything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found at both ends. ``metered`` tells a source whose requests cost read units."""
+    """The plan of a move. ``metered`` tells whether the source's requests cost read units."""
 
     table: VectorTable
     source: SourceDescription
@@ -29,7 +29,7 @@ class Plan:
 
 
 def plan_job(engine: Engine, job: Job) -> Plan:
-    """Count and estimate."""
+    """Count at both ends, and estimate what the job will take."""
     described = job.source.description
     with engine.connect() as connection:
         server, pgvector = server_versions(connection)

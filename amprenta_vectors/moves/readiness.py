@@ -1,4 +1,4 @@
-"""What a person should know before a run starts, and what the run will watch while it goes on."""
+"""Notes on the table before a run starts, and the throttle that the run asks while it goes on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from amprenta_vectors.moves.events import Noticed
 
 
 def open_throttle(settings: Settings, ends: Ends, observer: Observer, *, insert: bool) -> Throttle:
-    """Return the throttle of the settings, once the observer knows what is worth knowing of the table.
+    """Return the throttle of the settings, after telling the observer what is worth knowing of the table.
 
-    Raises `ConfigError` where ``AMPRENTA_THROTTLE_SQL`` is no predicate.
+    Raises `ConfigError` if ``AMPRENTA_THROTTLE_SQL`` fails or gives no boolean or text.
     """
     throttle = Throttle(ends.engine, ends.table, settings.thresholds)
     throttle.check()

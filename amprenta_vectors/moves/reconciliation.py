@@ -1,4 +1,4 @@
-"""A pass of a reconciliation: what it came to, and what it would come to."""
+"""A pass of a reconciliation: its result, and a dry run of it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _try_pass(engine: Engine, job: Job, stop: threading.Event) -> PassEnded:
 
 
 def pass_ended(job: Job, summary: Summary) -> PassEnded:
-    """Return what a pass came to, from how its run stands."""
+    """Return the event of a pass that has ended, from the summary of its run."""
     counts = summary.counts
     return PassEnded(
         run=summary.run.id,

@@ -1,4 +1,4 @@
-"""A run's report, as files."""
+"""The files of a run's report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from amprenta_vectors.moves.events import NotReported, Reported
 
 
 def write_report(engine: Engine, run_id: int, folder: Path) -> tuple[Path, Path]:
-    """Write a run's report into ``folder``, which is made where it is not there; return the JSON's path and the page's.
+    """Write a run's report into ``folder``, which is created if it is absent; return the JSON's path and the page's.
 
-    Raises `ConfigError` where there is no such run, OSError where the folder cannot be written.
+    Raises `ConfigError` if there is no such run, OSError if the folder cannot be written.
     """
     with engine.connect() as connection:
         transactions.require_tables(connection)
@@ -32,7 +32,7 @@ def write_report(engine: Engine, run_id: int, folder: Path) -> tuple[Path, Path]
 
 
 def leave_report(engine: Engine, run_id: int, folder: Path, observer: Observer) -> None:
-    """Write the report of a run that ended. What keeps it from being written is never the run's failure."""
+    """Write the report of a run that ended, and tell the observer; failing to write it is no failure of the run."""
     try:
         as_json, page = write_report(engine, run_id, folder)
     except (OSError, DBAPIError) as error:

@@ -1,4 +1,4 @@
-"""Moves that take rows again which were quarantined."""
+"""Moves that retry quarantined rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from amprenta_vectors.moves.ends import Ends, scope_of
 from amprenta_vectors.moves.move import Move
 
 RETRY_BATCH = 64
-"""Keys a batch of a run that takes rows again: so few that each of them is isolated, however many are bad."""
+"""The most keys in a batch of a retry: so few that each refused row is isolated, however many there are."""
 
 
 def open_retries(
     settings: Settings, ends: Ends, namespace: str, reason: str | None, stop: threading.Event
 ) -> list[Move]:
-    """Return the retries of one namespace: one that was begun, or one for what runs of each kind have quarantined.
+    """Return the retries of one namespace: the unfinished one, else one for each kind of run that quarantined rows.
 
     Raises `RunConflict` while another run into the slice is unfinished.
     """
@@ -54,7 +54,7 @@ def open_retries(
 
 
 def has_quarantined(ends: Ends, namespaces: Sequence[str], reason: str | None) -> bool:
-    """Return whether rows of the namespaces are quarantined for ``reason``, or for any."""
+    """Return whether rows of the namespaces are quarantined for ``reason``, or for any if it is None."""
     scopes = [scope_of(ends.table, namespace) for namespace in namespaces]
     with ends.engine.connect() as connection:
         found = [

@@ -1,4 +1,4 @@
-"""Every vector of a source against the table, and the record of it with the run that it looked at."""
+"""The verification of a job: every vector compared, and the result recorded with the last run that finished."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from amprenta_vectors.pg.errors import sqlstate
 from amprenta_vectors.schema.registry import PRODUCTS
 
 READ_ONLY = ("42501", "25006")
-"""SQLSTATEs of a missing privilege and of a read-only transaction."""
+"""The SQLSTATEs of a missing privilege and of a read-only transaction."""
 
 
 def verify_job(
@@ -41,8 +41,8 @@ def verify_job(
 ) -> Verified:
     """Compare one job's source and slice; ``known`` keys have been quarantined and are expected to be missing.
 
-    The source is asked within what ``ledger`` allows, else within the job's limits for this process alone. Raises
-    `TransientError` once ``stop`` is set.
+    Requests to the source are counted in ``ledger``, by default in one for this process alone, within the job's
+    limits. Raises `TransientError` once ``stop`` is set.
     """
     stop = stop or threading.Event()
     described = job.source.description
@@ -68,7 +68,7 @@ def verify_job(
 
 
 def verify_command(settings: Settings, source: SourceDescription) -> str:
-    """Return what compares the table with such a source, with the variables that commands of products do without."""
+    """Return the command that compares the table with a source, with the variables that commands of products imply."""
     table = f"AMPRENTA_TABLE={settings.table} " if settings.table == PRODUCTS.name else ""
     if not source.computed:
         return f"{table}amprenta-vectors verify"

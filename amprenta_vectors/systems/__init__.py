@@ -1,1 +1,1 @@
-"""What is particular to one system; its moves are compositions of ordinary ones."""
+"""The parts that are particular to one system; its moves are compositions of ordinary ones."""

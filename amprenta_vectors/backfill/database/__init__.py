@@ -1,1 +1,1 @@
-"""What a run asks of its database: its load, its permissions, its index and how long one takes."""
+"""The database's side of a run: load, permissions, the index and how long building it takes, an estimate."""

@@ -1,4 +1,4 @@
-"""What a run will take: time, read units, disk and memory."""
+"""The estimate of what a run will take: time, read units, disk and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amprenta_vectors.schema.slice import Slice
 LISTED_PER_SECOND = 20_000
 """Pinecone lists 100 ids a page at 200 pages a second and index (its published limits)."""
 LISTED_IN_TURN_PER_SECOND = 2_000
-"""What listing comes to where a page takes 50 ms: pages are asked for one after another."""
+"""The ids listed per second if a page takes 50 ms: pages are asked for one after another."""
 FETCHED_PER_SECOND = 100_000
 """Pinecone fetches 1000 ids at 100 requests a second and index (its published limits)."""
 WRITTEN_PER_SECOND = (4_000, 20_000)
@@ -24,7 +24,7 @@ ROW_OVERHEAD_BYTES = 60
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take; times in seconds, sizes in bytes."""
+    """The estimate of a run: times in seconds, sizes in bytes."""
 
     rows: int
     empty_rows: int
@@ -45,7 +45,7 @@ def estimate(
     from_source: bool,
     model: str | None,
 ) -> Estimate:
-    """Figures for a run of ``count`` records at the source.
+    """Estimate a run over the ``count`` records that the source has.
 
     The comparison reads the whole source once more. An HNSW build needs about 4·dimension + 700 bytes of memory a row.
     """
@@ -77,7 +77,7 @@ def estimate(
 
 
 def read_units_of(rows: int, *, listed: bool) -> int:
-    """What it costs to fetch so many rows, and to list them in pages of 100 where they are ``listed``."""
+    """Return the read units that fetching ``rows`` rows costs, and listing them in pages of 100 if ``listed``."""
     if not rows:
         return 0
     return read_units("fetch", rows) + (-(-rows // PAGE) * read_units("list") if listed else 0)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 AS_IT_IS = BuildSettings()
-"""A build with the server's own settings."""
+"""The settings of a build that leave the server's own as they are."""
 _DEFER_SETTINGS = sa.text("""
     SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', :lock_timeout, true)
 """)
@@ -44,17 +44,17 @@ def column_is_empty(connection: Connection, table: VectorTable) -> bool:
 
 
 def defer_indexes(engine: Engine, table: VectorTable, *, force: bool = False) -> list[str]:
-    """Drop the column's ANN indexes and record them for `build_deferred`; returns their names.
+    """Drop the column's ANN indexes, record them for `build_deferred`, and return their names.
 
-    Only where the column holds no value, unless ``force``. Record and drop are one transaction, and no run ends
-    meanwhile. Where the role does not own the table, or the lock is not had in 2 seconds, the index stays: a slower
-    load, never a failed one. That of a partitioned table stays as well, as it could not be built again concurrently;
-    `SchemaMismatch` is raised where that is asked for by ``force``.
+    Only if the column holds no value, unless ``force``. Record and drop are one transaction, and no run ends
+    meanwhile. If the role does not own the table, or does not get the lock within 2 seconds, the index stays: a
+    slower load, never a failed one. An index of a partitioned table stays as well, because it could not be built
+    again concurrently; with ``force``, `SchemaMismatch` is raised for it.
     """
     deferred: list[str] = []
     with transaction(engine) as connection:
         transactions.serialize_starts(connection, table.target)
-        # Of a column without any value, every row is looked at.
+        # Finding that a column holds no value reads every row, which may take longer than a time-out allows.
         connection.execute(_DEFER_SETTINGS, {"lock_timeout": f"{LOCK_SECONDS * 1000:.0f}ms"})
         found = table_of(connection, table.table, table.schema)
         partitioned = found is not None and found.partitioned
@@ -87,13 +87,13 @@ def build_deferred(
     settings: BuildSettings = AS_IT_IS,
     say: Say = lambda plan: None,
 ) -> list[str]:
-    """Build what was deferred, concurrently, then ANALYZE; returns the names built.
+    """Build the column's deferred indexes concurrently, ANALYZE the table, and return the names of the indexes built.
 
-    ``say`` is told before each build what it will take.
+    ``say`` is given the plan of each build before it starts.
 
     Safe after an interrupted build: an invalid leftover is dropped, an index that is still being built is waited for.
     One process at a time builds: two concurrent builds on one table wait for each other until PostgreSQL ends one. A
-    role that may not build leaves the index to one that may. Once ``stop`` is set, PostgreSQL is told to give up the
+    role that may not build leaves the index to one that may. Once ``stop`` is set, PostgreSQL is told to cancel the
     build, which then raises `QueryCanceled`.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -101,7 +101,7 @@ def build_deferred(
             _prepare(connection, settings)
             return _build_all(connection, table, stop, say)
         finally:
-            # Its time-outs are off, and it would take that along into the pool.
+            # The session's time-outs are off, and would stay off in the pool.
             connection.invalidate()
 
 
@@ -143,7 +143,7 @@ def _build_all(connection: Connection, table: VectorTable, stop: threading.Event
 
 
 def _prepare(connection: Connection, settings: BuildSettings) -> None:
-    """Set the session up, because a concurrent build runs in no transaction that could have settings of its own.
+    """Set the session up: a concurrent build runs in no transaction that could have settings of its own.
 
     Behind a pooler the session is the next client's too: nothing is set there, and what the build lacks is logged.
     """
@@ -185,9 +185,10 @@ def _build(connection: Connection, table: VectorTable, index: Any, stop: threadi
 
 
 def _execute(connection: Connection, statement: str, stop: threading.Event) -> None:
-    """Without parameters, so that a percent sign in a name or an expression is only itself; until ``stop`` is set.
+    """Execute ``statement`` until it ends, or cancel it once ``stop`` is set.
 
-    It runs in another thread, because a signal is heard only by a main thread that does not wait for PostgreSQL.
+    It has no parameters, so that a percent sign in a name or an expression is only itself. It runs in another thread,
+    because a signal is heard only by a main thread that does not wait for PostgreSQL.
     """
     driver: Any = connection.connection.dbapi_connection
     options = {"no_parameters": True}

@@ -1,4 +1,4 @@
-"""What building an ANN index will take, so that it can be said before it begins."""
+"""The plan of an ANN index build: what it will take, so that a person can be told before it starts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.vector_table import VectorTable
 
 SECONDS_PER_VALUE = (0.4e-6, 2.5e-6)
-"""Time of one core for each row and dimension of an HNSW index with m 16 and ef_construction 64: measured on 8 to 58
+"""Seconds of one core per row and dimension of an HNSW index with m 16 and ef_construction 64: measured on 8 to 58
 thousand rows of 128 to 1536 dimensions, text embeddings and random vectors, on an idle machine and a busy one
 (docs/backfill.md). It grows with the logarithm of the rows."""
 OVERHEAD_DIMENSIONS = 150
-"""What a row costs beside its values, as dimensions."""
+"""The cost of a row beside its values, counted in dimensions."""
 MEASURED_ROWS = 20_000
 ON_DISK_FACTOR = (1.5, 10)
-"""How much longer a build takes whose graph outgrows its memory: 1.6 measured where the page cache holds the index."""
+"""How many times longer a build takes whose graph outgrows its memory; 1.6 was measured with the index in the page
+cache."""
 PAGE_BYTES = 8192
 WORKER_BYTES = 32 * 1024 * 1024
-"""Of maintenance_work_mem for each process, else PostgreSQL starts fewer (plan_create_index_workers in planner.c)."""
+"""The maintenance_work_mem that each process needs, else PostgreSQL starts fewer (plan_create_index_workers in
+planner.c)."""
 
 _OPCLASS = re.compile(r"\b(vector|halfvec|bit)_\w+_ops\b")
 _OPTION = re.compile(r"(m|ef_construction|lists)\s*=\s*'?(\d+)'?")
@@ -52,7 +54,7 @@ _SERVER = sa.text("""
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What a build is given instead of the server's own: None leaves that as it is.
+    """The settings of a build that replace the server's own; None leaves the server's own in force.
 
     ``maintenance_work_mem`` is as PostgreSQL writes sizes (``2GB``); ``workers`` work beside the session that builds.
     """
@@ -61,7 +63,7 @@ class BuildSettings:
     workers: int | None = None
 
     def apply(self, connection: Connection) -> None:
-        """Set them for the session. Raises `ConfigError` for what PostgreSQL does not accept."""
+        """Apply the settings to the session. Raises `ConfigError` for a value that PostgreSQL does not accept."""
         wanted = {"maintenance_work_mem": self.maintenance_work_mem, "max_parallel_maintenance_workers": self.workers}
         for name, value in wanted.items():
             if value is None:
@@ -76,10 +78,10 @@ class BuildSettings:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build will take: sizes in bytes, ``seconds`` from fast to slow.
+    """The plan of a build: sizes in bytes, ``seconds`` from fast to slow.
 
-    ``memory_bytes`` is the ``maintenance_work_mem`` in force. ``workers`` are those that PostgreSQL is expected to
-    start beside the session that builds; ``workers_limit`` says what keeps them from being more.
+    ``memory_bytes`` is the ``maintenance_work_mem`` in force. ``workers`` is the number that PostgreSQL is expected to
+    start beside the session that builds; ``workers_limit`` names the setting or size that limits it.
     """
 
     index: str
@@ -98,17 +100,17 @@ class BuildPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether it is built in memory."""
+        """Whether the index is built in memory."""
         return self.needed_bytes <= self.memory_bytes
 
 
 Say = Callable[[BuildPlan], None]
-"""Told of each build before it begins."""
+"""A callback that is given the plan of each build before the build starts."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of an index's definition decides what its build takes; ``options`` are those that are given."""
+    """The parts of an index's definition that decide what its build takes; ``options`` has only those it states."""
 
     method: IndexMethod
     options: Mapping[str, int]
@@ -116,23 +118,23 @@ class Shape:
 
     @classmethod
     def of(cls, definition: str) -> Shape:
-        """That of a CREATE INDEX statement."""
+        """Return the shape of the index that a CREATE INDEX statement defines."""
         options = {option: int(value) for option, value in _OPTION.findall(definition)}
         opclass = _OPCLASS.search(definition)
         storage = cast(IndexStorage, opclass[1]) if opclass else "vector"
         return cls("ivfflat" if "USING ivfflat" in definition else "hnsw", options, storage)
 
     def vector_bytes(self, dimension: int) -> int:
-        """What the index keeps of one vector."""
+        """Return the bytes that the index keeps of one vector."""
         return -(-dimension // 8) if self.storage == "bit" else dimension * (2 if self.storage == "halfvec" else 4)
 
     def compared(self, dimension: int) -> int:
-        """A comparison of two vectors in dimensions of a whole one: signs go 32 at a time."""
+        """Return what comparing two vectors costs, counted in float dimensions: signs are compared 32 at a time."""
         return -(-dimension // 32) if self.storage == "bit" else dimension
 
 
 def plan_build(connection: Connection, table: VectorTable, name: str, shape: Shape) -> BuildPlan:
-    """The plan for building index ``name`` by the settings in force on ``connection``; counts the table's vectors."""
+    """Plan the build of index ``name`` under the settings in force on ``connection``; counts the table's vectors."""
     server = connection.execute(_SERVER, {"relation": relation(table)}).one()
     target = to_clause(table)
     rows = connection.execute(sa.select(sa.func.count(target.c[table.embedding])).select_from(target)).scalar_one()
@@ -159,14 +161,18 @@ def plan_build(connection: Connection, table: VectorTable, name: str, shape: Sha
 
 
 def graph_bytes(rows: int, vector_bytes: int, m: int = _DEFAULTS["m"]) -> int:
-    """What an HNSW build keeps: a row's values, and 32 bytes for each of m beside 210 (as pgvector 0.8.5 takes)."""
+    """Return the bytes of memory that an HNSW build needs: per row its values, 210, and 32 for each of m.
+
+    The figures are pgvector 0.8.5's.
+    """
     return rows * (vector_bytes + 210 + 32 * m)
 
 
 def _memory(method: str, rows: int, vector_bytes: int, dimension: int, options: dict[str, int]) -> int:
-    """ivfflat keeps 50 sampled rows a list, at least 10,000, their distances to each centre, and the centres.
+    """Return the bytes of memory that a build needs.
 
-    That is pgvector's ivfkmeans.c.
+    An ivfflat build keeps 50 sampled rows a list, at least 10,000, their distances to each centre, and the centres
+    (pgvector's ivfkmeans.c).
     """
     if method == "hnsw":
         return graph_bytes(rows, vector_bytes, options["m"])
@@ -177,7 +183,7 @@ def _memory(method: str, rows: int, vector_bytes: int, dimension: int, options: 
 def _seconds(
     method: str, rows: int, dimension: int, options: dict[str, int], workers: int, *, fits: bool
 ) -> tuple[float, float]:
-    """An ivfflat build compares each row with every centre; HNSW with some hundred others."""
+    """Return the fast and the slow estimate: ivfflat compares a row with every centre, HNSW with some hundred rows."""
     if method == "hnsw":
         care = options["m"] / 16 * options["ef_construction"] / 64
         work = rows * (dimension + OVERHEAD_DIMENSIONS) * care * max(1.0, math.log(max(rows, 2), MEASURED_ROWS))
@@ -188,13 +194,16 @@ def _seconds(
 
 
 def _disk(method: str, rows: int, vector_bytes: int, m: int) -> int:
-    """An element never spans pages, so that a vector of more than half a page has one to itself."""
+    """Return the bytes on disk: no element spans pages, so a vector of more than half a page has one to itself."""
     element = vector_bytes + (70 + 10 * m if method == "hnsw" else 24)
     return -(-rows // max(1, (PAGE_BYTES - 40) // element)) * PAGE_BYTES
 
 
 def _workers(server: sa.Row[tuple[int, int, int, str, str, int, int, int | None]]) -> tuple[int, str]:
-    """As PostgreSQL decides: by the table's size unless its parallel_workers is set, then by every limit."""
+    """Return how many workers PostgreSQL will start, and what limits them.
+
+    PostgreSQL goes by the table's size unless its parallel_workers is set, then by every limit.
+    """
     by_table, reason = server.table_workers, "the table's parallel_workers"
     if by_table is None:
         share = server.table_bytes / max(server.parallel_from, 1)

@@ -1,4 +1,4 @@
-"""Whether the database can bear another claim: asked about once a second by one worker for all of its process."""
+"""The gate before a claim: about once a second, one worker of a process asks whether the database bears another."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ LOOK_SECONDS = 1.0
 
 
 class Gate:
-    """Asks ``before_claim`` for a reason to wait, and tells ``on_change`` when there is one, another, or none.
+    """Asks ``before_claim`` for a reason to wait, and tells ``on_change`` when the reason comes, changes or goes.
 
-    ``keep`` is given every reason, and that there is none any more, before anybody is told. All run in a worker's
-    thread, outside any transaction, one worker at a time.
+    Before that, ``keep`` is given every reason, and None when the reason has gone. All three run in a worker's thread,
+    outside any transaction, one worker at a time.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class Gate:
         self._known = False
 
     def is_open(self) -> bool:
-        """Whether a batch may be claimed, by an answer that is at most a second old."""
+        """Return whether a batch may be claimed, by an answer that is at most a second old."""
         with self._lock:
             if self._clock() >= self._next:
                 reason = self._before_claim()
-                # At first also that there is none: a process that died may have left its reason with the run. And a
-                # reason every time: the run may have been held, and lost it, between two looks.
+                # The first time None is kept too: a process that died may have left its reason with the run. A
+                # reason is kept every time: the run may have been held, and lost it, between two looks.
                 if reason is not None or reason != self._reason or not self._known:
                     self._keep(reason)
                 if reason != self._reason or not self._known:
@@ -49,6 +49,6 @@ class Gate:
             return self._reason is None
 
     def reset(self) -> None:
-        """Forget the last answer: the run was held, and its reason to wait with it."""
+        """Forget the last answer: a run that is held has no other reason to wait."""
         with self._lock:
             self._next, self._reason = 0.0, None

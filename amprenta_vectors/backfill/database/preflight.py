@@ -1,4 +1,4 @@
-"""What must hold of the target before a run, and what a person should know of it."""
+"""Checks of the target before a run, and notes on it that a person should read."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _RIGHTS = sa.text("""
            quote_ident(current_user) AS role, quote_ident(current_database()) AS database
 """)
 
-# Asked as PostgreSQL itself does before an UPDATE (CheckCmdReplicaIdentity in execReplication.c), of what really holds
-# the rows; a publication may name that, the table, or what the table is a partition of.
+# The check that PostgreSQL itself makes before an UPDATE (CheckCmdReplicaIdentity in execReplication.c), on the
+# relations that really hold the rows; a publication may name such a relation, the table, or its partitioned parent.
 _PUBLISHED = sa.text("""
     SELECT c.oid::regclass::text AS name, c.relreplident = 'f' AS whole_rows, published.names,
            published.updates AND c.relreplident <> 'f' AND NOT EXISTS (
@@ -71,9 +71,9 @@ _TRIGGERS = sa.text("""
 
 
 def check_target(connection: Connection, table: VectorTable, *, insert: bool, delete: bool = False) -> None:
-    """Raises `ServerUnsuitable` for what PostgreSQL would refuse a run into ``table``, naming the mend.
+    """Raise `ServerUnsuitable`, naming the mend, if PostgreSQL would refuse a run into ``table``.
 
-    `SchemaMismatch` is raised for a column that an insert cannot fill.
+    Raises `SchemaMismatch` for a column that an insert cannot fill.
     """
     name = relation(table)
     row = connection.execute(_RIGHTS, {"name": name}).one()
@@ -121,7 +121,7 @@ def _check_replica_identity(connection: Connection, table: VectorTable) -> None:
 
 
 def describe_target(connection: Connection, table: VectorTable, *, insert: bool) -> list[str]:
-    """What does not stop a run into ``table`` and should be known all the same, a sentence each."""
+    """Return what does not stop a run into ``table`` but should be known, a sentence each."""
     return [
         *_ownership(connection, table),
         *_publications(connection, table),

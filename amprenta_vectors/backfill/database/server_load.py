@@ -1,4 +1,4 @@
-"""One look at how busy the server is: everything in one statement, and only what this role may see."""
+"""A look at how busy the server is: one statement for everything that this role may see."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.vector_table import VectorTable
 
 LOOK_TIMEOUT = "2s"
-"""A server too busy to say within this how busy it is, is asked again with the next look."""
+"""The statement_timeout of a look; a server that is too busy to answer in time is asked again with the next look."""
 _NOT_THERE = ("42", "0A", "55000")
-"""Beginnings of SQLSTATEs: no privilege or no such function, not supported, not in this state (a standby)."""
+"""Prefixes of the SQLSTATEs that mean no privilege or no such function, not supported, not in this state (a
+standby)."""
 
 _SETTINGS = sa.text("SELECT set_config('statement_timeout', :timeout, true), set_config('lock_timeout', '1s', true)")
 
@@ -29,13 +30,13 @@ _FAMILY = """
     )
     SELECT oid FROM tree UNION ALL SELECT c.reltoastrelid FROM pg_class c JOIN tree USING (oid)
 """
-"""The table, its partitions and where they keep long values. Not by pg_partition_tree, which waits for locks."""
+"""The table, its partitions and their TOAST tables; not by pg_partition_tree, which waits for locks."""
 
 _OTHERS = """
     SELECT pid, datname, application_name, state, backend_type, backend_xmin, backend_xid, xact_start
     FROM pg_stat_activity WHERE application_name NOT LIKE 'amprenta %' AND application_name <> :command
 """
-"""The sessions that are none of this package's; see `amprenta_vectors.backfill.progress.session_tag`."""
+"""The sessions that do not belong to this package; see `amprenta_vectors.backfill.progress.batches.session_tag`."""
 
 _REPLICAS = """
     SELECT coalesce(json_agg(json_build_object(
@@ -45,7 +46,7 @@ _REPLICAS = """
     FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
     WHERE r.replay_lsn IS NOT NULL AND s.slot_type IS DISTINCT FROM 'logical'
 """
-"""Physical replicas; a logical subscriber reports only what concerns it, so that its position may stand still."""
+"""The physical replicas; a logical subscriber reports only what concerns it, so that its position may stand still."""
 
 _LOCK_WAITERS = """
     WITH held AS MATERIALIZED (SELECT pid, granted, locktype, database, relation FROM pg_locks)
@@ -54,7 +55,8 @@ _LOCK_WAITERS = """
         SELECT pid FROM held WHERE relation IN (SELECT oid FROM family)
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 """
-"""Who waits for a row waits for its writer's transaction, and holds a lock on the table meanwhile."""
+"""The sessions that wait for a lock and have one on the table: a session that waits for a row waits for its writer's
+transaction, and holds a lock on the table meanwhile."""
 
 _ACTIVE_SESSIONS = "SELECT count(*) FROM others WHERE state = 'active' AND backend_type = 'client backend'"
 
@@ -88,7 +90,8 @@ _SNAPSHOT = """
         SELECT prepared FROM pg_prepared_xacts WHERE database = current_database()
     ) AS open (since)
 """
-"""Of this database, as vacuum goes by no other's; a vacuum's own snapshot holds nothing back."""
+"""The age of this database's oldest snapshot: vacuum goes by no other database's, and a vacuum's own holds nothing
+back."""
 
 _COMMON = {"family": _FAMILY, "others": _OTHERS}
 
@@ -125,10 +128,10 @@ class Vacuum:
 
 @dataclass(frozen=True)
 class ServerLoad:
-    """What one look saw. None is unknown: this role may not look, or the server does not say.
+    """The server's load at one look; a None is unknown: this role may not look, or the server does not say.
 
     ``seconds`` is the server's clock, ``wal_position`` is in bytes, ``unarchived_segments`` are WAL files that wait for
-    the archiver. Sessions of this package do not count, but for what they write.
+    the archiver. Sessions of this package do not count, but the WAL that they write does.
     """
 
     seconds: float
@@ -142,9 +145,10 @@ class ServerLoad:
 
 
 class Observatory:
-    """Looks at what is ``wanted`` of the server, in one statement; finds out the first time what it may see.
+    """Looks at what is ``wanted`` of the server in one statement; the first look finds out what the role may see.
 
-    Wanted are names of `ServerLoad`'s fields, ``archiver`` and ``archiver_files`` standing for its segments.
+    ``wanted`` has names of `ServerLoad`'s fields, with ``archiver`` and ``archiver_files`` in place of
+    ``unarchived_segments``.
     """
 
     def __init__(self, table: VectorTable, wanted: Collection[str]) -> None:
@@ -153,14 +157,14 @@ class Observatory:
         self._names: list[str] | None = None
 
     def look(self, connection: Connection) -> ServerLoad:
-        """One look, in the transaction that ``connection`` is in or begins; its time limits are set for it."""
+        """Look once, in the transaction that ``connection`` is in or begins, whose time-outs this sets."""
         connection.execute(_SETTINGS, {"timeout": LOOK_TIMEOUT})
         if self._names is None:
             self._names = [name for name in self._wanted if self._may_see(connection, name)]
         return _to_load(self._ask(connection, self._names))
 
     def sees_any(self, names: Collection[str]) -> bool:
-        """Whether this role may look at any of ``names``, as far as they are wanted; known once it has looked."""
+        """Return whether the role may see any wanted one of ``names``; True if none is wanted. Call it after `look`."""
         wanted = [name for name in names if name in self._wanted]
         return not wanted or any(name in (self._names or ()) for name in wanted)
 
@@ -198,7 +202,7 @@ def _to_load(row: dict[str, Any]) -> ServerLoad:
 
 
 def unarchived(archiver: dict[str, Any]) -> int | None:
-    """Whole segments between the one archived last and the one that is written now; None where that is not known.
+    """Return the number of whole segments between the last archived and the current one; None if it is not known.
 
     A segment's name is timeline, log and segment number, eight hexadecimal digits each
     (https://www.postgresql.org/docs/current/wal-internals.html); a history file's name has the timeline only.

@@ -13,9 +13,9 @@ _IS_FILLED = sa.text("SELECT relispopulated FROM pg_class WHERE oid = to_regclas
 
 
 def refresh_stats(engine: Engine, table: VectorTable) -> str | None:
-    """Refresh the view of ``table``, where it has one, without keeping anybody from reading it.
+    """Refresh the view of ``table``, if it has one, while it stays readable.
 
-    Returns why it could not be done, which is no reason for a run to fail: the role may not own the view.
+    Returns why it could not be refreshed, which is no reason for a run to fail: the role may not own the view.
     """
     if table.stats_view is None:
         return None

@@ -1,4 +1,4 @@
-"""Whether the database has room for another batch, asked before each claim."""
+"""The throttle: before each claim it asks whether the database has room for another batch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from amprenta_vectors.pg.errors import sqlstate, to_error
 from amprenta_vectors.schema.vector_table import VectorTable
 
 RESUME_AT = 0.8
-"""What passed its threshold must fall to this share of it, lest a run stop and go with every look."""
+"""The share of its threshold to which a value that passed it must fall, lest a run stop and go with every look."""
 FORGET_SECONDS = 30.0
-"""How long a reason to wait holds while the server cannot be looked at."""
+"""How long a reason to wait stays in force while the server cannot be looked at."""
 RATE_SECONDS = 5.0
 """The stretch over which WAL is averaged: batches come in bursts."""
 MB = 1024 * 1024
@@ -43,14 +43,14 @@ _NEEDS = {
     "autovacuum_wait_seconds": ("vacuum",),
     "max_snapshot_seconds": ("snapshot_seconds",),
 }
-"""What each threshold is compared with, by the name that `Observatory` knows it by."""
+"""The names, as `Observatory` knows them, of the values that each threshold is compared with."""
 _SEEN_BY_FEW = ("max_active_sessions", "autovacuum_wait_seconds", "max_snapshot_seconds")
-"""Without pg_read_all_stats a role sees its own sessions only."""
+"""The thresholds that need pg_read_all_stats: without it a role sees its own sessions only."""
 
 
 @dataclass(frozen=True)
 class _Sign:
-    """What was found for a threshold: ``value`` in its unit, and in words."""
+    """A value to compare with a threshold: ``value`` in its unit, and in words."""
 
     setting: str
     value: float
@@ -59,19 +59,19 @@ class _Sign:
 
 
 class WalHistory:
-    """Where the WAL was when, by the server's clock: how fast it grows, and since when a replica is behind."""
+    """The WAL's positions over time, by the server's clock: how fast it grows, and since when a replica is behind."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, float]] = deque(maxlen=3600)
 
     def record(self, seconds: float, position: float) -> None:
-        """Keep that the WAL had come to ``position``; after a failover, forget what the other server said."""
+        """Record that the WAL had come to ``position``; after a failover, forget what the other server said."""
         if self._samples and position < self._samples[-1][1]:
             self._samples.clear()
         self._samples.append((seconds, position))
 
     def rate(self) -> float | None:
-        """Bytes a second over the last seconds; None before there are two looks."""
+        """Return the bytes of WAL per second over the last `RATE_SECONDS`; None before there are two looks."""
         if len(self._samples) < 2:
             return None
         end, last = self._samples[-1]
@@ -80,16 +80,16 @@ class WalHistory:
         return (last - first) / (end - start) if end > start else None
 
     def behind(self, position: float) -> float:
-        """Seconds since the WAL first was past ``position``, as far back as it was watched."""
+        """Return the seconds since the WAL first was past ``position``, as far back as it was watched."""
         now = self._samples[-1][0]
         return next((now - seconds for seconds, reached in self._samples if reached > position), 0.0)
 
 
 def furthest_replica(load: ServerLoad, history: WalHistory) -> tuple[str, float] | None:
-    """The replica furthest behind and by how many seconds; None where none is.
+    """Return the replica furthest behind and by how many seconds; None if no replica is behind.
 
     ``replay_lag`` is measured as a replica reports progress: it may be missing, or stand still where the replay does.
-    Hence the time for which a replica has not come to where the WAL was counts as well.
+    Hence the time for which a replica has not reached a position that the WAL had passed counts as well.
     """
     if load.wal_position is None:
         return None
@@ -102,9 +102,9 @@ def furthest_replica(load: ServerLoad, history: WalHistory) -> tuple[str, float]
 
 
 class Throttle:
-    """Says why no batch should be claimed now. What may not be seen, or fails to be seen, is no reason to wait.
+    """Says why no batch should be claimed now; what cannot be seen is no reason to wait.
 
-    Each `reason` is one look at the server; not for several threads at once.
+    Each call of `reason` is one look at the server; it is not for several threads at once.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Throttle:
         self._judged = float("-inf")
 
     def check(self) -> None:
-        """Raises `ConfigError` where the predicate of ``throttle_sql`` fails or is no predicate."""
+        """Raise `ConfigError` if the query in ``throttle_sql`` fails or gives no boolean or text."""
         if self._thresholds.throttle_sql is None:
             return
         expected = "AMPRENTA_THROTTLE_SQL must be one query that gives one boolean or text; true or a text means wait"
@@ -136,7 +136,7 @@ class Throttle:
             raise ConfigError(f"AMPRENTA_THROTTLE_SQL gives {error}", hint=expected) from None
 
     def unseen(self) -> list[str]:
-        """What is to be watched and may not be: one sentence, with the grant that mends it; or nothing."""
+        """Return a sentence on the thresholds that the role may not watch, with the grant that mends it; or nothing."""
         if self._observatory is None:
             return []
         with self._engine.connect() as connection:
@@ -157,7 +157,7 @@ class Throttle:
         ]
 
     def reason(self) -> str | None:
-        """Why to wait, in a sentence; None where there is room."""
+        """Return why to wait, in a sentence; None if there is room."""
         try:
             self._reason, self._judged = self._look(), self._clock()
         except (SQLAlchemyError, _NoPredicate):
@@ -211,7 +211,7 @@ class Throttle:
             yield _Sign("max_snapshot_seconds", load.snapshot_seconds, words, " s")
 
     def _vacuum(self, load: ServerLoad) -> Iterator[str]:
-        """A vacuum is waited for from its start, for so long at most."""
+        """Yield the reason to wait for a vacuum of the table that is younger than ``autovacuum_wait_seconds``."""
         longest, vacuum = self._thresholds.autovacuum_wait_seconds, load.vacuum
         if longest is None or vacuum is None or vacuum.seconds >= longest:
             return
@@ -224,7 +224,7 @@ class Throttle:
         )
 
     def _predicate(self) -> str | None:
-        """What the user's own query says, None where it says go on. Raises `_NoPredicate` for what is no answer."""
+        """Return why the user's query says to wait, None if it does not. Raises `_NoPredicate` for another answer."""
         with self._engine.connect() as connection:
             connection.execute(_PREDICATE_SETTINGS)
             value = _only_value(connection, self._thresholds.throttle_sql or "")
@@ -236,7 +236,7 @@ class Throttle:
 
 
 class _NoPredicate(Exception):
-    """What a query gave instead of one boolean or text."""
+    """A query gave something other than one boolean or text."""
 
 
 def _only_value(connection: Connection, query: str) -> object:

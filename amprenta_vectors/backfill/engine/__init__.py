@@ -1,1 +1,1 @@
-"""What works at one run in one process: planner, workers, leases, orders, and how steps are tried again."""
+"""One run in one process: planner, workers, leases, orders, and how a step is tried again."""

@@ -1,4 +1,4 @@
-"""Trying again after what passes: one policy for the source and for the database."""
+"""Trying a step again after a transient error: one policy for the source and for the database."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 class Backoff:
     """Runs a step again while it fails with a `TransientError`, for ``seconds`` in all, until ``stop`` is set.
 
-    With ``check``, which is called before each try, it raises `Held` where ``stop`` put an end to them.
+    ``check`` is called before each try; with it, `Held` is raised if ``stop`` put an end to the tries.
 
     The wait is random below a bound that doubles from 0.2 s to ``longest_wait_seconds`` (full jitter,
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), and at least what the source asked for.
@@ -55,7 +55,7 @@ class Backoff:
         self._passed_on: type[TransientError] | tuple[()] = ()
 
     def passing_on(self, kind: type[TransientError]) -> Backoff:
-        """A retry like this one that raises errors of ``kind`` at once."""
+        """Return a retry like this one that raises errors of ``kind`` at once."""
         other = copy(self)
         other._passed_on = kind
         return other
@@ -66,7 +66,7 @@ class Backoff:
         return self._stop.is_set()
 
     def __call__(self, step: Callable[[], Result]) -> Result:
-        """The step's result. Raises its last error when time runs out or ``stop`` is set."""
+        """Return the step's result. Raises its last error when time runs out or ``stop`` is set."""
         waited = cut_off = False
         out_of_time = stop_after_delay(self._seconds)
 
@@ -105,7 +105,7 @@ class Backoff:
         return result
 
     def database(self, doing: str, step: Callable[[], Result]) -> Result:
-        """As a call, with database errors read for whether they pass. Raises `AmprentaError`."""
+        """Return the result of a database step, tried again after transient errors. Raises `AmprentaError`."""
 
         def attempt() -> Result:
             try:

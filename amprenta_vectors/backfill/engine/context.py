@@ -1,4 +1,4 @@
-"""A run that this process works at, and what everything that works at it shares."""
+"""The context of a run in this process: what planner, workers and ending share."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from amprenta_vectors.stores.outbox import Outbox
 
 @dataclass(frozen=True)
 class RunContext:
-    """``owner`` names this process among those of the run; ``hold`` says whether it may begin something.
+    """A run and what everything that works at it in this process shares.
 
-    ``stop`` is set by the person who has this process end.
+    ``owner`` names this process among those of the run; ``hold`` says whether it may begin something; ``stop`` is set
+    by the person who has this process end.
     """
 
     engine: Engine
@@ -40,22 +41,22 @@ class RunContext:
 
     @cached_property
     def retry(self) -> Backoff:
-        """What tries a step again; raises `Held` once the run is held."""
+        """The retry of a step; it raises `Held` once the run is held."""
         return self._open_retry(self.hold.held, self.hold.check)
 
     @cached_property
     def write_retry(self) -> Backoff:
-        """What tries a write again; raises `Held` once the run is held and the grace for a write is over."""
+        """The retry of a write; it raises `Held` once the run is held and the grace for a write is over."""
         return self._open_retry(self.hold.held, self.hold.check_write)
 
     @cached_property
     def final_retry(self) -> Backoff:
-        """What tries a step of the run's end again until ``stop`` is set, whatever is ordered of the run meanwhile."""
+        """The retry of a step of the run's end, until ``stop`` is set, whatever is ordered of the run meanwhile."""
         return self._open_retry(self.stop)
 
     @cached_property
     def outbox(self) -> Outbox:
-        """The intents of the slice."""
+        """The outbox of the slice."""
         return Outbox(self.engine, self.run.target, self.run.scope)
 
     def transaction(self) -> AbstractContextManager[Connection]:
@@ -63,12 +64,12 @@ class RunContext:
         return transaction(self.engine)
 
     def has_work(self) -> bool:
-        """Return whether a batch of the run is to be planned or done."""
+        """Return whether a batch of the run is still to be planned or done."""
         with self.transaction() as connection:
             return runs.work_left(connection, self.run.id)
 
     def tell_wait(self, reason: str | None) -> None:
-        """Tell the observer why the run waits, or that it waits no longer."""
+        """Tell the observer why the run waits; None says that it waits no longer."""
         self.observer(Waiting(self.run.id, reason))
 
     def note(self, event: Event, detail: Mapping[str, object]) -> None:
@@ -77,7 +78,7 @@ class RunContext:
             events.record_event(connection, self.run.id, event, detail)
 
     def open_meter(self) -> LeasedMeter:
-        """Return what leases requests to the source, within the limits that all processes of the run share."""
+        """Return the meter of requests to the source, within the limits that all processes of the run share."""
         return LeasedMeter(
             RunLedger(self.engine, self.run.id),
             lambda: self.job.source_limits.under(self.hold.limits),
@@ -96,5 +97,5 @@ def open_retry(
     on_wait: Callable[[str | None], None] = lambda _: None,
     check: Callable[[], None] | None = None,
 ) -> Backoff:
-    """Return what tries a job's steps again until ``stop`` is set."""
+    """Return the retry of a job's steps, until ``stop`` is set."""
     return Backoff(job.retry_seconds, stop, on_wait, check, longest_wait_seconds=job.longest_wait_seconds)

@@ -1,4 +1,4 @@
-"""How a run ends: what its kind concludes, that it is called finished, and the index that was deferred."""
+"""How a run ends: its kind concludes it, it is recorded as finished, and the deferred index is built."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.pg.errors import unless_away
 
 BuildIndex = Callable[..., list[str]]
-"""Builds what was deferred of a table, as `build_deferred` does, until an event is set; returns the names."""
+"""A function that builds a table's deferred indexes, as `build_deferred` does, until an event is set, and returns
+their names."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: ``by_us`` where this process ended it, which of all its processes one does."""
+    """How a run ended; ``by_us`` is True in the one of its processes that ended it."""
 
     by_us: bool = False
     indexes_built: list[str] = field(default_factory=list)
@@ -33,7 +34,7 @@ class Ended:
 
 
 class Ending:
-    """Ends a run whose batches are done. A run that is paused is not ended before it goes on."""
+    """Ends a run whose batches are done; a run that is paused is not ended before it is resumed."""
 
     def __init__(
         self,
@@ -48,10 +49,11 @@ class Ending:
         self._clock = clock
 
     def end(self, *, repair: bool = False) -> Ended:
-        """Call the run finished, and build the index where it was the last one into the column.
+        """Record the run as finished, and build the index if the run was the last one into the column.
 
-        With ``repair`` the run has finished before, and only the index is made good. Raises `WorkLeft` where there are
-        batches to do after all, `Held` or `TransientError` where the person stopped it, `RunConflict`.
+        With ``repair`` the run has finished before, and only the index is built. Raises `WorkLeft` if there are
+        batches to do after all, `Held` or `TransientError` if the person stopped it, and `RunConflict` if somebody
+        else cancelled it, or ordered that and took the order back.
         """
         gone = None if repair else self._conclude()
         by_us, to_build = self._finish(repair=repair)
@@ -67,7 +69,7 @@ class Ending:
             return None
 
     def _until_free(self) -> None:
-        """Wait until the run may go on. Raises `Held` where this process is to stop, `RunOver` where the run is."""
+        """Wait until the run may go on. Raises `Held` if this process is to stop, `RunOver` if the run is to end."""
         goes_on = self._wait_while_held()
         if self._context.stop.is_set():
             raise Held
@@ -83,7 +85,7 @@ class Ending:
         return (ordered.state, ordered.desired_state) == (RunState.RUNNING, RunState.RUNNING)
 
     def _finish(self, *, repair: bool) -> tuple[bool, bool]:
-        """Return whether the run ended by this process, and whether an index waits for it to be built."""
+        """Return whether this process ended the run, and whether an index waits to be built by it."""
         run, stop = self._context.run, self._context.stop
         while True:
             state, by_us, to_build = self._retry.database("finishing the run", self._finishing(repair=repair))
@@ -108,7 +110,10 @@ class Ending:
             )
 
     def _finishing(self, *, repair: bool) -> Callable[[], tuple[str, bool, bool]]:
-        """Return a step that ends the run where it may: the state after it, whether it did, whether an index waits."""
+        """Return a step that ends the run if it may.
+
+        The step returns the state after it, whether this process ended the run, and whether an index waits to be built.
+        """
         run, tries = self._context.run, 0
 
         def finish() -> tuple[str, bool, bool]:

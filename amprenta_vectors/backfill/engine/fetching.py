@@ -1,4 +1,4 @@
-"""Fetching a batch from its source, where the source may refuse it as a whole because of some of its keys."""
+"""Fetching a batch from its source, which may refuse it as a whole because of some of its keys."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from amprenta_vectors.reasons import Reason
 
 
 def fetch_all(retry: Backoff, source: Source, keys: Sequence[str]) -> VectorBatch:
-    """What ``source`` has of ``keys``; a key that it refuses to look for stands in ``quarantined``.
+    """Return what ``source`` has of ``keys``; a key that it refuses to look up is in ``quarantined``.
 
     A refused request is halved until the refused keys stand alone: at most `bisect.most_tries` calls, and
-    `bisect.budget` whatever happens. A call that is tried again because its failure passes is one. Call it outside any
-    transaction. Raises `KeysRefused` where the source has answered none of the calls for more than 64 keys: then it is
-    not the keys.
+    `bisect.budget` whatever happens. A call that is tried again after a transient error counts once. Call it outside
+    any transaction. Raises `KeysRefused` if the source answered no call for a batch of more than 64 keys: then the
+    keys are not the cause.
     """
     answers: list[VectorBatch] = []
     fetch: Callable[[Sequence[str]], VectorBatch] = source.fetch
@@ -49,7 +49,7 @@ def fetch_all(retry: Backoff, source: Source, keys: Sequence[str]) -> VectorBatc
 
 
 def _joined(answers: Sequence[VectorBatch], refused: Sequence[RowError], dimension: int) -> VectorBatch:
-    """The answers as one batch; a source has texts, metadata and sparse values in all of its answers or in none."""
+    """Join the answers to one batch; a source has texts, metadata and sparse values in all its answers or in none."""
     texts = [text for answer in answers for text in answer.texts or ()]
     metadata = [fields for answer in answers for fields in answer.metadata or ()]
     sparse = [values for answer in answers for values in answer.sparse or ()]

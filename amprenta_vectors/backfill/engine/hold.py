@@ -1,4 +1,4 @@
-"""What may begin: nothing new while a run is held or its process ends; and the one way to say so."""
+"""The hold: nothing new begins while a run is held or its process ends; and the errors that say so."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Hold:
         self.held = threading.Event()
         """Set while nothing new may begin: the run is paused, or the process ends. Set it by `pause` or `end`."""
         self.limits: Mapping[str, float] = {}
-        """Those in force, by the names that `progress.runs.Run` lists; replaced as a whole twice a second."""
+        """The limits in force, by the names that `progress.runs.Run` lists; replaced as a whole twice a second."""
         self._clock = clock
         self._lock = threading.Lock()
         self._held_at = 0.0
@@ -74,23 +74,23 @@ class Hold:
 
     @property
     def held_seconds(self) -> float:
-        """For how long nothing may have begun; 0 where things may."""
+        """The seconds for which the hold has been in force; 0 if it is not."""
         with self._lock:
             return self._clock() - self._held_at if self.held.is_set() else 0.0
 
     def wait_until_free(self, poll_seconds: float) -> bool:
-        """Wait until things may begin; return whether they may, or the process ends."""
+        """Wait until things may begin, and return True; return False if the process ends."""
         while self.held.is_set():
             if self.ending.wait(poll_seconds):
                 return False
         return True
 
     def check(self) -> None:
-        """Raise `Held` where nothing may begin."""
+        """Raise `Held` if nothing may begin."""
         if self.held.is_set():
             raise Held
 
     def check_write(self) -> None:
-        """Raise `Held` as `check` does, with the grace that what has been fetched has to be written."""
+        """Raise `Held` if nothing may begin and `GRACE_SECONDS`, the grace for writing what was fetched, are over."""
         if self.held_seconds > GRACE_SECONDS:
             raise Held

@@ -1,4 +1,4 @@
-"""What a backfill is to do: one source into one slice, and how hard to work at it."""
+"""The job of a backfill: one source into one slice, and how hard to work at it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 
 class Kind(Protocol):
-    """What a run does with its rows: where their keys come from, and what writes them."""
+    """The kind of a run: where its keys come from, and what writes its rows."""
 
     @property
     def keys_from(self) -> KeysFrom:
-        """What the run's row says of it, and what resumes it."""
+        """Where the keys come from, as the run's row records it and as resuming the run needs it."""
         ...
 
     @property
     def replaces(self) -> bool:
-        """Whether a value that is there is replaced, where the source's is another one."""
+        """Whether an existing value is replaced if the source's differs."""
         ...
 
     @property
@@ -45,19 +45,19 @@ class Kind(Protocol):
         ...
 
     def open_keys(self, context: RunContext) -> Keys:
-        """Return where the run's keys are listed."""
+        """Return the listing of the run's keys."""
         ...
 
     def open_writer(self, context: RunContext) -> Writer:
-        """Return what writes the rows of a batch."""
+        """Return the writer of a batch's rows."""
         ...
 
     def plan_known(self, connection: Connection, job: Job, run: Run) -> bool:
-        """Store all batches of a run whose keys are known as it starts; return whether they are."""
+        """Store all batches of a run whose keys are known as it starts; return whether they were known."""
         ...
 
     def finds_nothing(self, connection: Connection, job: Job, ended: Run) -> bool:
-        """Return whether a run after ``ended``, which is like it, would find nothing to do."""
+        """Return whether a run like ``ended``, started after it, would find nothing to do."""
         ...
 
     def expected_keys(self, connection: Connection, job: Job) -> int | None:
@@ -65,7 +65,7 @@ class Kind(Protocol):
         ...
 
     def conclude(self, context: RunContext, until_free: Callable[[], None]) -> Gone | None:
-        """Do what is left once every batch is done. Raises `Stopped` where that may not go on."""
+        """Do what is left once every batch is done. Raises `Stopped` if that may not go on."""
         ...
 
 
@@ -86,31 +86,31 @@ class Job:
     defer_index: bool = False
     drain_seconds: float = 10.0
     poll_seconds: float = 0.5
-    """How often a thread that has nothing to do looks for work, for orders and for its end. A pause is seen after this
-    at the latest; with the grace for a write, nothing begins later than a second and a half after the order."""
+    """How often an idle thread looks for work, for orders and for its end. A pause is seen after this at the latest;
+    with the grace for a write, nothing begins later than a second and a half after the order."""
     longest_wait_seconds: float = LONGEST_WAIT_SECONDS
     """The bound of the random wait before a step that failed is tried again."""
     figures_seconds: float = 0.5
-    """How often the figures are shown; whether too many rows are quarantined is asked half as often."""
+    """How often the figures are shown; whether too many rows are quarantined is checked half as often."""
     expected_keys: int | None = None
     source_limits: SourceLimits = field(default_factory=SourceLimits)
     limits: Mapping[str, float] = field(default_factory=dict)
-    """Ordered of the run when this process comes to work at it."""
+    """The limits that this process orders of the run when it joins."""
     max_bad_share: float = 1.0
 
     @property
     def inserts(self) -> bool:
-        """Whether rows that are not there are inserted."""
+        """Whether rows that are absent from the table are inserted."""
         return side_of(self.kind.keys_from) == "source" and self.slice.key_map.makes_keys
 
     @property
     def records_inserts(self) -> bool:
-        """Whether the rows that a run inserts are recorded, so that it can be rolled back: those of legacy stores."""
+        """Whether the rows that the run inserts are recorded, so that it can be rolled back: for legacy stores only."""
         return self.inserts and self.source.description.kind == "simple"
 
     @property
     def most_quarantined(self) -> float:
-        """The share of keys that may be quarantined."""
+        """The share of keys, 0 to 1, that may be quarantined."""
         return max(self.max_bad_share, self.kind.most_quarantined)
 
     @property

@@ -10,12 +10,12 @@ class Keys(Protocol):
     """Where keys are listed: a source, or rows of the table."""
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
-        """Pages of keys and the token of the page after each."""
+        """Iterate over pages of keys, each with the token of the page after it."""
         ...
 
 
 class Pages:
-    """Pages of keys one by one, out of a listing that stays open; after an error it is opened again where it stood."""
+    """Pages of keys one by one, from a listing that stays open; after an error it is opened again where it stood."""
 
     def __init__(self, keys: Keys, token: str | None) -> None:
         self._keys = keys
@@ -23,7 +23,7 @@ class Pages:
         self._listing: Iterator[tuple[Sequence[str], str | None]] | None = None
 
     def next(self) -> tuple[Sequence[str], str | None]:
-        """The next page and the token of the one after it: a step that can be tried again by itself."""
+        """Return the next page and the token of the page after it: a step that can be tried again by itself."""
         if self._listing is None:
             self._listing = self._keys.iter_keys(self._token)
         try:
@@ -34,7 +34,7 @@ class Pages:
         return keys, self._token
 
     def close(self) -> None:
-        """Give back what the listing holds."""
+        """Close the listing, and release what it holds."""
         if isinstance(self._listing, Generator):
             self._listing.close()
         self._listing = None

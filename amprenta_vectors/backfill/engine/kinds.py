@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fill:
-    """Gives a value to rows without an embedding: those of the table, of the source's list, or with ``given`` keys."""
+    """A run that fills rows without an embedding: the table's, those in the source's list, or those with given keys."""
 
     keys_from: KeysFrom = "table"
     given: Sequence[str] = ()
-    """Source keys; a run that was started with them keeps them itself afterwards."""
+    """Source keys; a run that was started with them stores them itself from then on."""
     replaces = False
     most_quarantined = 0.0
 
     def open_keys(self, context: RunContext) -> Keys:
-        """Return the rows without an embedding, or the source's list."""
+        """Return the listing of the rows without an embedding, or the source's list."""
         if self.keys_from == "table":
             return EmptyRows(context.engine, context.job.slice)
         return context.job.source
 
     def open_writer(self, context: RunContext) -> Writer:
-        """Return what never touches a value that is there."""
+        """Return the writer that never touches an existing value."""
         job = context.job
         return Sink(
             job.slice,
@@ -62,30 +62,30 @@ class Fill:
         return True
 
     def finds_nothing(self, connection: Connection, job: Job, ended: Run) -> bool:
-        """Return whether no row is empty; of the source, that nothing came since is taken for granted."""
+        """Return whether no row is empty; a run over the source's list assumes that nothing came since."""
         if self.keys_from == "table":
             return not job.slice.has_empty(connection)
         return self.keys_from == "source" and ended.keys_from == "source" and ended.row_limit is None
 
     def expected_keys(self, connection: Connection, job: Job) -> int | None:
-        """Return how many rows are empty, or what the source says that it has."""
+        """Return how many rows are empty, or how many the source says that it has."""
         if self.keys_from == "table":
             return job.slice.count_empty(connection)
         return job.source.description.count if self.keys_from == "source" else None
 
     def conclude(self, context: RunContext, until_free: Callable[[], None]) -> Gone | None:
-        """Nothing is left to do."""
+        """Return None: nothing is left to do."""
         return None
 
 
 @dataclass(frozen=True)
 class Replace(Fill):
-    """Gives every row of its keys the source's value, whatever the row has."""
+    """A run that gives every row of its keys the source's value, whatever the row has."""
 
     replaces = True
 
     def open_writer(self, context: RunContext) -> Writer:
-        """Return what writes over another value."""
+        """Return the writer that writes over another value."""
         job = context.job
         computed = job.source.description.computed
         return ReplacingSink(job.slice, job.model, context.outbox, insert=job.inserts, computed=computed)
@@ -97,14 +97,14 @@ class Replace(Fill):
 
 @dataclass(frozen=True)
 class Retry(Fill):
-    """Takes again what runs of one ``side`` have quarantined, for ``reason`` or for any, and writes as those did."""
+    """A run that retries what runs of one side have quarantined, for ``reason`` or any, and writes as those did."""
 
     reason: str | None = None
     replaces: bool = False
     most_quarantined = 1.0
 
     def open_writer(self, context: RunContext) -> Writer:
-        """Return what the runs before wrote with."""
+        """Return the writer that the earlier runs wrote with."""
         return Replace.open_writer(self, context) if self.replaces else super().open_writer(context)  # type: ignore[arg-type]
 
     def plan_known(self, connection: Connection, job: Job, run: Run) -> bool:
@@ -124,17 +124,17 @@ class Retry(Fill):
 
 @dataclass(frozen=True)
 class Reconcile(Fill):
-    """Brings the table to what the source has by now; with ``delete``, what the source no longer has is deleted."""
+    """A run that brings the table to what the source has now; ``delete`` deletes rows that it no longer has."""
 
     keys_from: KeysFrom = "reconcile"
     delete: bool = False
 
     def open_keys(self, context: RunContext) -> Keys:
-        """Return all keys of the source; of one that embeds texts, those whose text is new or has changed."""
+        """Return all keys of the source; if it embeds texts, the keys whose text is new or has changed."""
         return keys_to_reconcile(context.engine, context.job)
 
     def open_writer(self, context: RunContext) -> Writer:
-        """Return what leaves alone what was changed here."""
+        """Return the writer that leaves alone what was changed here."""
         job = context.job
         return Reconciler(
             job.slice,
@@ -150,12 +150,12 @@ class Reconcile(Fill):
         return False
 
     def expected_keys(self, connection: Connection, job: Job) -> int | None:
-        """Return what the source says that it has; None of one that embeds texts, of which only changed ones count."""
+        """Return how many the source says that it has; None if it embeds texts, of which only changed ones count."""
         described = job.source.description
         return None if described.computed else described.count
 
     def conclude(self, context: RunContext, until_free: Callable[[], None]) -> Gone | None:
-        """List, or delete, the rows that the source no longer has; None where the rows are their own source."""
+        """List, or delete, the rows that the source no longer has; return None if the rows are their own source."""
         if context.job.source.description.computed:
             return None
         until_free()
@@ -173,7 +173,7 @@ def open_kind(
     given: Sequence[str] = (),
     reason: str | None = None,
 ) -> Kind:
-    """Return the kind of a run from what its row, or a person, says of it."""
+    """Return the kind of a run, as its row records it or a person asks for it."""
     if keys_from == "reconcile":
         return Reconcile(delete=delete)
     if keys_from in (retry_of("table"), retry_of("source")):

@@ -1,4 +1,4 @@
-"""What an observer of a run is told while it goes on, as values that can be sent elsewhere."""
+"""The events that an observer of a run is told of while it goes on, as values that can be sent elsewhere."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from amprenta_vectors.backfill.progress.runs import Run
 
 @dataclass(frozen=True)
 class MoveEvent:
-    """What happened. ``name`` tells its kind in JSON, where the type is not at hand.
+    """An event of a move. ``name`` tells its kind in JSON, where the type is not at hand.
 
-    ``shown`` is what output in JSON has of it: a line of the log, a result, a text for whoever started it, or nothing.
+    ``shown`` says how output in JSON shows it: as a line of the log, a result, a text for whoever started it, or not.
     """
 
     name: ClassVar[str]
     shown: ClassVar[Literal["log", "result", "text"] | None] = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the event as values that JSON has: what ``--json`` prints of it."""
+        """Return the event as JSON values: what ``--json`` prints of it."""
         values = {field.name: to_jsonable_python(getattr(self, field.name)) for field in fields(self)}
         return {"event": self.name, **values}
 
 
 Observer = Callable[[MoveEvent], None]
-"""Is called from any thread, several at once; what it raises stops the run."""
+"""A function that is called with each event, from any thread, several at once; what it raises stops the run."""
 
 
 def ignore(_: MoveEvent) -> None:
@@ -46,7 +46,7 @@ class RunStarted(MoveEvent):
     deferred: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what tells the run."""
+        """Return the fields that identify the run."""
         run = self.run
         about = {"run": run.id, "source": run.source, "target": run.target, "scope": run.scope}
         return {"event": self.name, **about, "deferred": self.deferred}
@@ -80,7 +80,7 @@ class BatchDone(MoveEvent):
 
 @dataclass(frozen=True)
 class Waiting(MoveEvent):
-    """A step failed in passing and will be tried again; ``reason`` is None once it went through."""
+    """A step failed with a transient error and will be tried again; ``reason`` is None once it succeeded."""
 
     name, shown = "waiting", "log"
     run: int | None

@@ -18,15 +18,15 @@ from amprenta_vectors.backfill.progress.states import RunState
 from amprenta_vectors.errors import LeaseLost, SourceError
 
 MOST_PENDING = 200
-"""Batches that wait to be claimed, at which the planner lists no further ahead, so that neither the table nor a process
-grows with the source, and a size that batches turn out to need is soon used: at 1000 keys a batch and the 20,000 that
-Pinecone lists in a second, work for 10 seconds."""
+"""How many batches may wait to be claimed before the planner stops listing ahead, so that neither the table nor a
+process grows with the source, and a size that batches turn out to need is soon used: at 1000 keys a batch and the
+20,000 that Pinecone lists in a second, work for 10 seconds."""
 MOST_REFUSALS = 5
-"""Times that a listing starts over in one process before its source is taken to be broken."""
+"""How many times a listing starts over in one process before its source is taken to be broken."""
 
 
 class Planner:
-    """Lists keys and stores them as batches, each with the token to go on from. One process of a run at a time."""
+    """Lists keys and stores them as batches, each with the token to go on from; one process of a run at a time."""
 
     def __init__(self, context: RunContext, keys: Keys, batch_size: Callable[[], int]) -> None:
         self._context = context
@@ -40,7 +40,7 @@ class Planner:
     def run(self) -> None:
         """Plan until every key is in a batch, another process plans, or the process ends; wait while the run is held.
 
-        Raises `SourceError` where the source keeps refusing the tokens that it gave.
+        Raises `SourceError` if the source keeps refusing the tokens that it gave.
         """
         while not self._context.hold.ending.is_set():
             try:
@@ -50,7 +50,7 @@ class Planner:
                 self._context.hold.ending.wait(self._context.job.poll_seconds)
 
     def _turn(self) -> bool:
-        """Plan what can be planned now; returns whether there may be more."""
+        """Plan what can be planned now; return whether there may be more."""
         plan = self._retry.database("planning", self._claim)
         if plan is None:
             if not self._retry.database("planning", self._unplanned):
@@ -72,7 +72,7 @@ class Planner:
         return True
 
     def _release(self) -> None:
-        """Best effort: where the database is away, the lease runs out by itself."""
+        """Release the plan if the database can be reached; otherwise the lease runs out by itself."""
         with suppress(sa.exc.DBAPIError), self._context.transaction() as connection:
             plans.release_plan(connection, self._run.id, self._context.owner)
 
@@ -115,7 +115,7 @@ class Planner:
                     size = self._batch_size()
 
     def _has_room(self) -> bool:
-        """Wait while there is work enough ahead; returns False where the process ends."""
+        """Wait while there is work enough ahead; return False if the process ends."""
         while not self._context.hold.ending.is_set():
             if not self._full:
                 return True
@@ -134,7 +134,7 @@ class Planner:
         return plan
 
     def _store(self, plan: Plan, keys: Sequence[str], token: str | None, complete: bool) -> Plan:
-        """Cut into even batches; all of them and the token are one transaction, so that none is listed twice."""
+        """Store keys as even batches, together with the token in one transaction, so that no key is listed twice."""
         batches = -(-len(keys) // self._batch_size())
         size = -(-len(keys) // batches) if keys else 1
         parts = [keys[start : start + size] for start in range(0, len(keys), size)]

@@ -42,10 +42,10 @@ from amprenta_vectors.pg.errors import unless_away
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run stands when this process leaves it.
+    """The state of a run when this process leaves it.
 
-    The figures are those last seen where the database is away. One process of all that share a run has
-    ``ended_it``; it alone builds the index.
+    If the database is away, the figures are the last that were seen. ``ended_it`` is True in one of the processes that
+    share a run; it alone builds the index.
     """
 
     run: Run
@@ -88,7 +88,7 @@ class Backfill:
     def start(self, mode: Mode) -> Run:
         """Start a run or find the one to resume.
 
-        A process that comes to resume when its fellows have finished finds the finished run: nothing is read twice.
+        A process that comes to resume after the others have finished finds the finished run: nothing is read twice.
         Raises `RunConflict`, `NotUpgraded`.
         """
         retry = open_retry(self._job, self._stop)
@@ -97,7 +97,7 @@ class Backfill:
     def work(self, run: Run) -> Summary:
         """Work at ``run`` beside any other process that does. Raises what stopped it; the run can be resumed.
 
-        Of a run that is finished, only an index that an interrupted build left is made good.
+        If the run is finished, only an index that an interrupted build left is built.
         """
         context = self.open_context(run)
         share = RunShare(context, Ending(context, self._build_index, clock=self._clock), self._before_claim)
@@ -106,7 +106,7 @@ class Backfill:
         return share.summarize(self._clock() - began, ended)
 
     def open_context(self, run: Run) -> RunContext:
-        """Return what everything that works at ``run`` shares in this process."""
+        """Return the context of ``run`` in this process."""
         return RunContext(self._engine, run, self._job, self._owner, self.hold, self._stop, self._observer)
 
 
@@ -129,12 +129,12 @@ class RunShare:
         )
 
     def repair(self) -> Ended | None:
-        """Build what an interrupted build left of a run that is finished; None where that is interrupted too."""
+        """Build the index that an interrupted build left of a finished run; return None if that is interrupted too."""
         self._context.observer(RunStarted(self._context.run, []))
         return self._until_stopped(partial(self._ending.end, repair=True))
 
     def work(self) -> Ended | None:
-        """Plan and work until the run has ended; None where this process was told to stop before."""
+        """Plan and work until the run has ended; return None if this process was told to stop before."""
         context, retry = self._context, self._context.retry
         retry.database("counting", self._quarantined.begin)
         retry.database("reading what is ordered of the run", self._steering.obey)
@@ -159,7 +159,7 @@ class RunShare:
             unless_away(partial(context.note, Event.LEFT, {"owner": context.owner, "written": self._written}))
 
     def summarize(self, seconds: float, ended: Ended | None) -> Summary:
-        """Return how the run stands; ``ended`` is None where this process was interrupted."""
+        """Return how the run stands; ``ended`` is None if this process was interrupted."""
         errors: dict[str, int] = {}
 
         def look() -> None:
@@ -183,7 +183,7 @@ class RunShare:
         )
 
     def _prepare(self) -> bool:
-        """Defer the index as soon as the run may go on; return whether it does, or this process ends."""
+        """Defer the index as soon as the run may go on, and return True; return False if this process ends."""
         context, job = self._context, self._context.job
         defer = partial(defer_indexes, context.engine, job.slice.table, force=job.defer_index)
         while context.hold.wait_until_free(job.poll_seconds):
@@ -209,7 +209,7 @@ class RunShare:
             self._threads.run(doing)
         unless_away(self._look)
         try:
-            # Once more at the end: what came after the last look counts too.
+            # A last check at the end: what came after the last look counts too.
             unless_away(partial(self._quarantined.check, self._seen[1], last=True))
         except TooManyQuarantined as error:
             self._threads.fail(error)
@@ -226,7 +226,7 @@ class RunShare:
         return Planner(context, job.kind.open_keys(context), size)
 
     def _end(self) -> Ended | None:
-        """Finish the run, or leave it as it is; raises what stopped it."""
+        """Finish the run, or leave it and raise what stopped it; return None if this process was told to stop."""
         failure = self._threads.failure
         if failure is not None:
             self._leave(str(failure))
@@ -250,7 +250,7 @@ class RunShare:
             raise
 
     def _leave(self, error: str | None) -> None:
-        """Best effort: where the database is away, the planner's lease runs out by itself."""
+        """Release the plan and record ``error`` if the database can be reached; otherwise the plan's lease runs out."""
         context = self._context
 
         def leave() -> None:
@@ -273,7 +273,7 @@ class RunShare:
             unless_away(self._worker.renew)
 
     def _show(self) -> None:
-        """Show the figures, and fail where they show too many quarantined rows."""
+        """Show the figures; raise `TooManyQuarantined` if they have too many quarantined rows."""
         unless_away(self._look)
         unless_away(partial(self._quarantined.check, self._seen[1]))
 
@@ -292,7 +292,7 @@ class RunShare:
         self._context.observer(BatchDone(self._context.run.id, batch.number, outcome))
 
     def _keep_reason(self, reason: str | None) -> None:
-        """Have the run say why claims wait."""
+        """Record with the run why claims wait. Raises `Held` if the run is to be paused."""
         with self._context.transaction() as connection:
             noted = orders.note_throttle(connection, self._context.run.id, reason)
         if not noted:

@@ -1,4 +1,4 @@
-"""How many keys a batch has: grown gently towards a duration, halved on a time-out."""
+"""The size of a batch in keys: it grows gently towards a wanted duration, and is halved on a time-out."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.pg.errors import unless_away
 
 SMALLEST = 100
-"""Keys below which no batch is made smaller: what times out then is not the batch's size."""
+"""The number of keys below which no batch is made smaller: the size is not what makes such a batch time out."""
 LARGEST = 10_000
 LARGEST_BYTES = 8 * 1024 * 1024
-"""Of the vectors of a batch as float32. A process holds up to three copies of each worker's."""
+"""The most bytes of vectors in a batch, as float32. A process holds up to three copies of each worker's batch."""
 
 EFFICIENCY = (0.9, 0.95)
-"""Shares of the wanted duration between which a size is left as it is."""
+"""The shares of the wanted duration between which a size is left as it is."""
 MOST_GROWTH = 1.2
 SMOOTHING = 0.4
-"""Weight of the newest batch in the moving average."""
+"""The weight of the newest batch in the moving average."""
 SMOOTHED_BATCHES = 20
 LOOK_SECONDS = 1.0
 
 
 def next_size(size: int, done: Sequence[Timing], wanted_seconds: float) -> int:
-    """The size that follows ``size``, by what the batches that were ``done`` last took, the newest first.
+    """Return the size that follows ``size``, from the timings of the batches last ``done``, the newest first.
 
     The rule is that of GitLab's batched background migrations (``BatchOptimizer`` in its
     lib/gitlab/database/background_migration, https://docs.gitlab.com/development/database/batched_background_migrations/):
     duration by wanted duration, smoothed exponentially over 20 batches, is the efficiency; between 0.90 and 0.95
     nothing changes, else the size is multiplied by 0.95 / efficiency, but by 1.2 at most. Ours differs in three ways.
-    Batches are planned ahead, so the duration is reckoned for ``size`` from the seconds a key. A size shrinks to a half
-    at most, so that one outage does not undo what was learnt; and it never passes twice the largest that was done.
+    Batches are planned ahead, so the duration of ``size`` keys is reckoned from the seconds per key. A size at most
+    halves, so that one outage does not undo what was learnt; and it never passes twice the largest that was done.
     """
     keys = smoothed([timing.keys for timing in done])
     seconds = smoothed([timing.seconds for timing in done])
@@ -49,7 +49,7 @@ def next_size(size: int, done: Sequence[Timing], wanted_seconds: float) -> int:
 
 
 def smoothed(values: Sequence[float]) -> float:
-    """The exponential moving average of values, the newest first; 0 of none."""
+    """Return the exponential moving average of values, the newest first; 0 if there are none."""
     average = 0.0
     for position, value in enumerate(reversed(values)):
         average = value if position == 0 else SMOOTHING * value + (1 - SMOOTHING) * average
@@ -57,9 +57,9 @@ def smoothed(values: Sequence[float]) -> float:
 
 
 class BatchSizer:
-    """The size of the next batch of a run, by how its last ones went, whichever process did them.
+    """The size of the next batch of a run, by how its last batches went, whichever process did them.
 
-    ``first`` is where it begins; it stays there where ``wanted_seconds`` is None, but for time-outs.
+    The size starts at ``first``; if ``wanted_seconds`` is None, only time-outs change it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class BatchSizer:
         self._cut = 0
 
     def __call__(self) -> int:
-        """Keys for the next batch. Looks into the database once a second at most; leaves it out where that is away."""
+        """Return the keys for the next batch; look into the database at most once a second, and only if it is there."""
         if self._clock() >= self._look_at:
             unless_away(self._look)
             self._look_at = self._clock() + LOOK_SECONDS
@@ -97,7 +97,7 @@ class BatchSizer:
         size = self._size
         if cut is not None and cut.event_id > self._cut:
             self._cut = cut.event_id
-            # What was done before it timed out says nothing more.
+            # The timings of batches done before the time-out no longer count.
             self._seen = done[0] if done else None
             size = min(size, cut.keys // 2)
         elif self._wanted_seconds is not None and done and done[0] != self._seen:

@@ -1,4 +1,4 @@
-"""Which run a process works at: one that it starts, or the unfinished one that it joins."""
+"""The choice of the run that a process works at: one that it starts, or the unfinished one that it joins."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from amprenta_vectors.backfill.verify.row_sample import models_in_rows
 from amprenta_vectors.errors import RunConflict
 
 Mode = Literal["new", "resume", "join", "restart"]
-"""What becomes of an unfinished run: it is in the way, resumed, or cancelled. Where there is none, ``resume`` also
-takes a like run that has finished for the run's end, and ``join`` starts another, as ``new`` does."""
+"""What becomes of an unfinished run: ``new`` refuses to start beside it, ``resume`` and ``join`` resume it, ``restart``
+cancels it and starts another. If there is none, each starts a run; but ``resume`` returns a like run that has finished,
+if it left nothing to do."""
 
 
 def start_or_join(engine: Engine, job: Job, owner: str, mode: Mode) -> Run:
@@ -55,7 +56,7 @@ def _join(connection: Connection, job: Job, run: Run, owner: str) -> Run:
     events.record_event(connection, run.id, Event.JOINED, detail)
     limits = dict(job.limits)
     if job.source_limits.max_read_units is not None and "max_read_units" not in run.limits:
-        # What a run may cost holds for all its processes, also for those whose environment does not say it.
+        # The limit of a run's cost holds for all its processes, also for those whose environment does not set it.
         limits.setdefault("max_read_units", job.source_limits.max_read_units)
     if limits:
         orders.change_limits(connection, run.id, limits)
@@ -63,7 +64,7 @@ def _join(connection: Connection, job: Job, run: Run, owner: str) -> Run:
 
 
 def _refuse_second_model(connection: Connection, job: Job) -> None:
-    """Raise `RunConflict` if the slice already holds vectors of another model, as runs recorded it or rows name it."""
+    """Raise `RunConflict` if the slice already holds vectors of another model, as runs recorded or rows name it."""
     named = runs.earlier_models(connection, job.slice.target, job.slice.scope)
     others = (named | models_in_rows(connection, job.slice)) - {job.model}
     if job.model is not None and others and not job.slice.is_unfilled(connection):

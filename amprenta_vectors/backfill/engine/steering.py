@@ -1,4 +1,4 @@
-"""How a process obeys what is ordered of its run: pausing, resuming, ending, and the limits."""
+"""How a process obeys the orders of its run: to pause, to resume, to end, and its limits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Steering:
             self._hold.resume()
 
     def drain(self) -> None:
-        """Give back what is in hand, and the plan, for others to take at once."""
+        """Give back the batches in hand and the plan, for others to take at once."""
         self._worker.give_up()
         with self._context.transaction() as connection:
             plans.release_plan(connection, self._context.run.id, self._context.owner)

@@ -12,7 +12,7 @@ from amprenta_vectors.errors import TransientError
 
 
 class Threads:
-    """Starts threads and keeps the first error that ended one; the hold is then told to end the process's work."""
+    """Starts threads, and keeps the first error that ended one; then the hold ends the process's work."""
 
     def __init__(self, hold: Hold, *, poll_seconds: float, drain_seconds: float) -> None:
         self.failure: BaseException | None = None
@@ -24,7 +24,7 @@ class Threads:
     def run(self, works: Mapping[str, Callable[[], None]]) -> None:
         """Run each of ``works`` in a thread of its own until all have ended.
 
-        ``drain_seconds`` after the process was told to end, those that have not ended yet are left behind.
+        Once the process is told to end and has been held for ``drain_seconds``, threads still at work are left behind.
         """
         for thread in self._started(works):
             while thread.is_alive():
@@ -34,7 +34,7 @@ class Threads:
 
     @contextmanager
     def beside(self, steps: Mapping[str, tuple[float, Callable[[], None]]]) -> Iterator[None]:
-        """Take each step again and again, so many seconds after its last end, until the block ends."""
+        """Repeat each step until the block ends, waiting the given seconds between the end of one try and the next."""
         over = threading.Event()
 
         def repeat(seconds: float, step: Callable[[], None]) -> None:
@@ -47,7 +47,7 @@ class Threads:
         finally:
             over.set()
             for thread in threads:
-                # A database that does not answer keeps the process no longer.
+                # A database that does not answer keeps the process no longer than this.
                 thread.join(self._drain_seconds)
 
     def fail(self, error: BaseException) -> None:
@@ -69,6 +69,6 @@ class Threads:
         try:
             work()
         except BaseException as error:
-            # To leave off waiting for what passes, because the threads are to end, is no error.
+            # To stop trying again because the threads are to end is no error.
             if not (isinstance(error, TransientError | Held) and self._hold.ending.is_set()):
                 self.fail(error)

@@ -40,9 +40,10 @@ _GIVE_WAY = sa.text("SELECT set_config('lock_timeout', '800ms', true)")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was fetched of a batch: ``rows`` to write, rows to quarantine``, and, where the run is to know, its keys.
+    """A fetched batch: ``rows`` to write, errors of rows to quarantine (``aside``), and the keys that the source has.
 
-    ``seen`` are the target keys of all that the source has, of what cannot be written too, each key part after part.
+    ``seen`` lists the target keys of all that the source has, including what cannot be written, each key part after
+    part; it is empty if the writer does not keep them.
     """
 
     rows: VectorBatch
@@ -72,8 +73,8 @@ class Worker:
     def run(self, number: int) -> None:
         """Work as the worker of that number, from 0, until the run has nothing left.
 
-        Waits while the run is held, its database is to be spared, or fewer workers than ``number`` + 1 are wanted. A
-        batch in hand is ended, or given back, before this returns.
+        Waits while the run is held, the throttle says to wait, or fewer workers than ``number`` + 1 are wanted. A
+        batch in hand is completed, or given back, before this returns.
         """
         while not (self._hold.ending.is_set() or self._nothing_left.is_set()):
             try:
@@ -90,7 +91,7 @@ class Worker:
         return self._context.retry.database("looking at the database's load", self._gate.is_open)
 
     def _turn(self) -> bool:
-        """Claim a batch and do it; returns whether there was one."""
+        """Claim a batch and do it; return whether there was one."""
         batch = self._context.retry.database("claiming a batch", self._claim)
         if batch is None:
             if not self._context.retry.database("looking for work", self._context.has_work):
@@ -99,13 +100,13 @@ class Worker:
         try:
             self._process(batch)
         finally:
-            # Given up meanwhile, it may be in the hand of another thread of this process by now.
+            # If it was given back meanwhile, another thread of this process may have it in hand by now.
             if self._in_hand.get(batch.number) is batch:
                 self._in_hand.pop(batch.number, None)
         return True
 
     def begin_again(self) -> None:
-        """Have `run` look for work once more, after nothing was left."""
+        """Let `run` look for work once more, after nothing was left."""
         self._nothing_left.clear()
 
     @property
@@ -114,7 +115,7 @@ class Worker:
         return bool(self._in_hand)
 
     def give_up(self) -> None:
-        """Give back every batch in hand and end its session; whoever still works at one finds it is not theirs."""
+        """Give back every batch in hand and end its session; a thread that still works at one finds its lease lost."""
         for batch in list(self._in_hand.values()):
             if self._in_hand.pop(batch.number, None) is None:
                 continue
@@ -123,7 +124,7 @@ class Worker:
                 batches.release(connection, self._context.run.id, self._context.owner, batch)
 
     def renew(self) -> None:
-        """Prolong the leases of the batches that these workers have in hand, and the planner's of their process."""
+        """Renew the leases of the batches that these workers have in hand, and the lease of their process's planner."""
         in_hand = sorted(self._in_hand)
         with self._context.transaction() as connection:
             batches.renew(
@@ -142,7 +143,7 @@ class Worker:
     def _process(self, batch: Batch) -> None:
         retry, write_retry = self._context.retry, self._context.write_retry
         if len(batch.keys) > SMALLEST:
-            # What times out is cut in two, here and in the plan; only the smallest batches are waited for.
+            # A batch that times out is cut in two, here and in the plan; only the smallest are tried again.
             retry, write_retry = retry.passing_on(TimedOut), write_retry.passing_on(TimedOut)
         try:
             prepared = self._prepare(batch, fetch_all(retry, self._context.job.source, batch.keys))
@@ -156,7 +157,7 @@ class Worker:
                     self._give_back(batch, error.message)
                     raise
                 return
-            # Where it is another worker's by now, this leaves it alone; where its run was cancelled, it frees it.
+            # If it is another worker's by now, this leaves it alone; if its run was cancelled, this frees it.
             self._give_back(batch, None if isinstance(error, Held) else str(error))
             if isinstance(error, LeaseLost):
                 return
@@ -164,9 +165,9 @@ class Worker:
         self._on_done(batch, outcome)
 
     def _prepare(self, batch: Batch, fetched: VectorBatch) -> Prepared:
-        """The rows to write, in planned order and with their target keys, and the rows to quarantine."""
+        """Return the rows to write, in planned order and with their target keys, and the rows to quarantine."""
         present = set(fetched.source_keys) | {error.key for error in fetched.quarantined}
-        # To a run that finds what the source no longer has, what is deleted after it was listed is no error.
+        # For a run that finds what the source no longer has, a record deleted after it was listed is no error.
         missing = [] if self._writer.keeps_seen else [key for key in batch.keys if key not in present]
         # Keys first: a row's number among those of its source key does not depend on which of them are bad.
         keyed = self._context.retry.database("looking up keys", partial(self._slice.key_map.apply, fetched))
@@ -183,7 +184,7 @@ class Worker:
         return [part for key in chain(keyed.keys or (), *found.values()) for part in key]
 
     def _write(self, batch: Batch, prepared: Prepared) -> Outcome:
-        """Rows and ``done`` in one transaction; the bytes are with PostgreSQL before any row is locked."""
+        """Write rows and ``done`` in one transaction; the bytes are with PostgreSQL before any row is locked."""
         if self._in_hand.get(batch.number) is not batch:
             raise LeaseLost(f"batch {batch.number} was given back while it was fetched")
         fetched, aside = prepared.rows, prepared.aside
@@ -209,9 +210,9 @@ class Worker:
         return outcome
 
     def _without_deleted(self, connection: Connection, batch: Batch, rows: VectorBatch) -> VectorBatch:
-        """The rows whose source keys the application has not deleted, on both sides, since they were fetched."""
-        # While the locks are held no lock is waited for as long as PostgreSQL waits before it looks for a deadlock:
-        # of an application that deletes and this one, it is this one that gives way.
+        """Return the rows whose source keys the application has not deleted, on both sides, since they were fetched."""
+        # While the locks are held, no lock is waited for as long as PostgreSQL waits before it looks for a deadlock:
+        # between an application that deletes and this transaction, this transaction gives way.
         connection.execute(_GIVE_WAY)
         keys = store_keys(self._slice.key_map, rows)
         self._context.outbox.lock(connection, keys, "upsert")
@@ -222,7 +223,10 @@ class Worker:
 
     @staticmethod
     def _in_planned_order(batch: Batch, rows: VectorBatch) -> VectorBatch:
-        """A source answers in any order; in the batch's own, the checksum of the same rows is always the same."""
+        """Return the rows in the batch's own order, in which the same rows always have the same checksum.
+
+        A source answers in any order.
+        """
         if rows.source_keys == batch.keys:
             return rows
         place = {key: position for position, key in enumerate(batch.keys)}
@@ -237,6 +241,6 @@ class Worker:
             sizes.cut_batch(connection, self._context.run.id, self._context.owner, batch, error)
 
     def _give_back(self, batch: Batch, error: str | None) -> None:
-        """Best effort: where the database is gone too, the lease runs out by itself."""
+        """Release the batch if the database can be reached; otherwise the lease runs out by itself."""
         with suppress(sa.exc.DBAPIError), self._context.transaction() as connection:
             batches.release(connection, self._context.run.id, self._context.owner, batch, error)

@@ -1,1 +1,1 @@
-"""What a run may ask and cost, and the share of its keys that may be quarantined."""
+"""The limits of a run: requests, read units, and the share of its keys that may be quarantined."""

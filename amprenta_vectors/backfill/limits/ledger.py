@@ -1,4 +1,4 @@
-"""Where token buckets are kept: with the run, for all its processes, or in memory, for a process without a run."""
+"""Ledgers, which keep the token buckets: with the run, for all its processes, or in memory, for a process alone."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ Result = TypeVar("Result")
 
 
 class Ledger(Protocol):
-    """What may be asked of the source by the second, and how many read units in all. Safe to use from any thread."""
+    """The limits on requests per second, and on read units in all. Safe to use from any thread."""
 
     def lease(self, kind: Kind, limit: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
         """Lease requests or read units; see `token_bucket.lend`. Raises `TransientError`."""
         ...
 
     def lower(self, kind: Kind, limit: float | None, retry_after: float | None) -> None:
-        """The source refused a request; see `token_bucket.lower`. Raises `TransientError`."""
+        """Lower the rate after the source refused a request; see `token_bucket.lower`. Raises `TransientError`."""
         ...
 
     def reserve(self, *, needed: int, wanted: int, limit: int | None) -> int:
-        """Reserve ``needed`` read units or more; returns how many.
+        """Reserve ``needed`` read units or more, and return how many.
 
-        Raises `ReadUnitsSpent` where ``needed`` would pass the limit, `TransientError`.
+        Raises `ReadUnitsSpent` if ``needed`` would pass the limit, `TransientError`.
         """
         ...
 
     def give_back(self, units: int) -> None:
-        """Read units that were reserved and not spent. Raises `TransientError`."""
+        """Give back read units that were reserved and not spent. Raises `TransientError`."""
         ...
 
 
 class RunLedger:
-    """A run's own, in `migration_limit` and `migration_run`; each call is one short transaction."""
+    """The ledger of a run, in `migration_limit` and `migration_run`; each call is one short transaction."""
 
     def __init__(self, engine: Engine, run_id: int) -> None:
         self._engine = engine
         self._run_id = run_id
 
     def lease(self, kind: Kind, limit: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
-        """Buy from what all processes of the run share."""
+        """Lease from the bucket that all processes of the run share."""
 
         def buy(connection: Connection) -> Lease:
             held = limits.lock_bucket(connection, self._run_id, kind)
@@ -89,7 +89,7 @@ class RunLedger:
         self._briefly(f"lowering the {kind} limit", write)
 
     def reserve(self, *, needed: int, wanted: int, limit: int | None) -> int:
-        """Reserve from what the run may spend."""
+        """Reserve from the read units that the run may spend."""
 
         def write(connection: Connection) -> int:
             granted = limits.reserve_read_units(connection, self._run_id, needed=needed, wanted=wanted, limit=limit)
@@ -132,7 +132,7 @@ class RunLedger:
 
 
 class OwnLedger:
-    """One process's, in memory."""
+    """The ledger of one process, in memory."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -141,7 +141,7 @@ class OwnLedger:
         self._reserved = 0
 
     def lease(self, kind: Kind, limit: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
-        """Buy at the process's own rate."""
+        """Lease at the process's own rate."""
         with self._lock:
             now = self._clock()
             bucket = refill(self._bucket(kind, now), now, kind, limit)
@@ -155,7 +155,7 @@ class OwnLedger:
             self._buckets[kind] = lower(refill(self._bucket(kind, now), now, kind, limit), now, kind, retry_after)
 
     def reserve(self, *, needed: int, wanted: int, limit: int | None) -> int:
-        """Just ``needed``: nobody else waits for what is left."""
+        """Reserve just ``needed``: there is no other process to share the limit with."""
         with self._lock:
             if limit is not None and self._reserved + needed > limit:
                 raise ReadUnitsSpent(

@@ -1,4 +1,4 @@
-"""What a process asks before each request to the source: its turn by the second, and read units to spend."""
+"""The meter that a process asks before each request to the source: for its turn, and for read units to spend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amprenta_vectors.config import SourceLimits
 from amprenta_vectors.errors import TransientError
 
 WORTH_SAYING_SECONDS = 1.0
-"""Shorter waits are the pace itself, not a standstill to explain."""
+"""The least wait that the observer is told of: a shorter one is the pace itself, not a standstill to explain."""
 FIRST_TURN_SECONDS = 0.25
 LEAST_TURN_SECONDS = 0.02
 LONGER_TURN_SECONDS = 0.02
@@ -25,8 +25,8 @@ SHORTER_TURN = 0.8
 class LeasedMeter:
     """A `Meter` for all threads of a process, which leases requests about once a second for all of them.
 
-    ``source_limits`` gives those in force. While ``hold`` is set, and before each request, ``check`` raises where none
-    may be made. Raises `ReadUnitsSpent`, `TransientError` where the database is away.
+    ``source_limits`` gives the limits in force. ``check`` is called before each request, and raises if none may be
+    made; setting ``hold`` cuts a wait short. Raises `ReadUnitsSpent`, and `TransientError` if the database is away.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class LeasedMeter:
         self._purse.take(read_units, limits.max_read_units)
 
     def limited(self, route: Route, retry_after: float | None) -> None:
-        """Every process of the run asks less often from now on, and not at all until ``retry_after`` has passed."""
+        """Slow every process of the run down from now on, and stop them until ``retry_after`` seconds have passed."""
         self._shares[route].refused(retry_after, self._limits().of(route))
 
     def tidy(self) -> None:
-        """Give back read units that have not been wanted for a while; to be called now and then."""
+        """Give back read units that have not been used for a while; call it now and then."""
         self._purse.tidy()
 
     def close(self) -> None:
-        """Give back what was not spent."""
+        """Give back the read units that were not spent."""
         self._purse.empty()
 
     def _wait_for(self, kind: Kind, amount: float, limits: SourceLimits) -> None:
@@ -89,7 +89,7 @@ class LeasedMeter:
 
 
 class Share:
-    """A process's lease of one kind. `take` and `refused` are called from any thread, and return at once."""
+    """A process's lease of one kind; `take` and `refused` may be called from any thread, and return at once."""
 
     def __init__(self, ledger: Ledger, kind: Kind, clock: Callable[[], float]) -> None:
         self._ledger = ledger
@@ -103,7 +103,7 @@ class Share:
         self._next = -math.inf
         """When the next request may be made."""
         self._ask_at = -math.inf
-        """When the ledger is asked again, where it had nothing to lease."""
+        """When the ledger is asked again, if it had nothing to lease."""
         self._silent_until = -math.inf
         self._told_at = -math.inf
         self._turn = FIRST_TURN_SECONDS
@@ -111,17 +111,17 @@ class Share:
 
     @property
     def silent(self) -> bool:
-        """Whether the source asked for silence, and it is not over."""
+        """Whether the source asked for a silence that is not over."""
         return self._clock() < self._silent_until
 
     def reason(self, seconds: float) -> str:
-        """Why there is so long to wait."""
+        """Return why there are so many ``seconds`` to wait."""
         if self.silent:
             return f"the source limits the rate of {_NAMES[self._kind]}; goes on in {math.ceil(seconds)} s"
         return f"held to {self._rate:,.3g} {_NAMES[self._kind]} a second"
 
     def take(self, amount: float, limit: float | None) -> tuple[bool, float]:
-        """Whether ``amount`` was taken, and how long to wait: for its time to come, or until asking again."""
+        """Take ``amount`` if it can be had; return if it was, and the seconds until its turn, or until asking again."""
         with self._lock:
             now = self._clock()
             if now < self._ask_at:
@@ -139,7 +139,7 @@ class Share:
             return True, at - now
 
     def refused(self, retry_after: float | None, limit: float | None) -> None:
-        """Stop asking for ``retry_after`` seconds, and tell the others, but not once for each of many refusals."""
+        """Stop asking for ``retry_after`` seconds, and tell the ledger: once for many refusals, not for each."""
         with self._lock:
             now = self._clock()
             until = now + (retry_after or 0.0)
@@ -175,16 +175,16 @@ class Share:
             self._ends = max(self._ends, self._begins + lease.amount / lease.rate)
 
     def _wanted(self, now: float) -> float:
-        """As much as was used of the last lease; twice that where it was used up before its time."""
+        """Return as much as was used of the last lease; twice what was bought if it was used up before its time."""
         if math.isinf(self._bought):
             return 0.0
         return self._used if now >= self._ends else 2 * self._bought
 
     def _adjust_turn(self, now: float, begins: float) -> None:
-        """Buy so much at a time that all processes have their turn in about a second, whatever their number.
+        """Adjust the turn so that all processes have theirs in about a second, whatever their number.
 
-        Where another process leased before this one, the time since then shows how many they are. To add a
-        constant and to take off a share makes unequal turns equal (Chiu and Jain, 1989,
+        If another process leased before this one, the time since then shows how many there are. Adding a
+        constant and taking off a share makes unequal turns equal (Chiu and Jain, 1989,
         https://doi.org/10.1016/0169-7552(89)90019-6).
         """
         alone = begins <= max(now, self._next) + LEAST_TURN_SECONDS
@@ -195,7 +195,7 @@ class Share:
 
 
 class Purse:
-    """The read units that a process has reserved and not spent."""
+    """The read units that a process has reserved and not yet spent."""
 
     def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
         self._ledger = ledger
@@ -219,7 +219,7 @@ class Purse:
             self._taken_at = now
 
     def tidy(self) -> None:
-        """Give back what has been left lying for `LEASE_SECONDS`."""
+        """Give back what has not been touched for `LEASE_SECONDS`."""
         with self._lock:
             if self._clock() >= self._taken_at + LEASE_SECONDS:
                 self._give_back()
@@ -230,14 +230,14 @@ class Purse:
             self._give_back()
 
     def _reserve(self, units: int, now: float) -> None:
-        """As much ahead as is spent in a second; the demand doubles until it is."""
+        """Reserve as much ahead as is spent in a second; the demand doubles until it is."""
         early = now < self._reserved_at + LEASE_SECONDS
         self._demand = max(units, 2 * self._demand if early else self._used)
         self._left += self._ledger.reserve(needed=units - self._left, wanted=self._demand, limit=self._limit)
         self._reserved_at, self._used = now, 0
 
     def _give_back(self) -> None:
-        """Once: where it is not known whether it arrived, the units stay counted as spent."""
+        """Give back what is left, once: if it is not known whether that arrived, the units stay counted as spent."""
         units, self._left = self._left, 0
         if units:
             with suppress(TransientError):
@@ -246,11 +246,11 @@ class Purse:
 
 @contextmanager
 def metered(source: Source, meter: LeasedMeter) -> Iterator[None]:
-    """Have a source ask ``meter`` before each request, where it makes any that are counted."""
+    """Make a source ask ``meter`` before each request, if its requests are counted."""
     if not isinstance(source, Metered):
         yield
         return
-    # It stays there: a thread that outlives the run must not ask unmetered.
+    # The meter stays with the source: a thread that outlives the run must not ask unmetered.
     source.meter = meter
     try:
         yield

@@ -1,4 +1,4 @@
-"""Whether more of a run's keys are quarantined than may be."""
+"""The check that no larger share of a run's keys is quarantined than may be."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.errors import TooManyQuarantined
 
 LEAST_KEYS = 2000
-"""The share is of what was handled, and of no fewer keys than this: a small run is not stopped by a row or two."""
+"""The least number of keys that the share is taken of: a small run is not stopped by a row or two."""
 
 
 class QuarantinedShare:
     """Watches the figures that all processes of a run share, for one of them.
 
-    The run is stopped where more than ``most`` (0 to 1) of the keys that were handled since it was begun, or since it
-    was last stopped for this, were quarantined; keys that the source does not have do not count. Every process that has
-    joined before the stop ends by it. One that resumes afterwards counts from 0.
+    The run is stopped if more than ``most`` (0 to 1) of the keys that were handled since it was started, or since it
+    was last stopped for this, were quarantined; keys that the source does not have do not count as quarantined. Every
+    process that has joined before the stop ends by it. One that resumes afterwards counts from 0.
     """
 
     def __init__(
@@ -44,14 +44,15 @@ class QuarantinedShare:
         self._last_stop = 0
 
     def begin(self) -> None:
-        """Take note of stops there were before; call it before anything is handled."""
+        """Note the last stop that there was before; call it before anything is handled."""
         with transaction(self._engine) as connection:
             self._last_stop = quarantine.quarantine_figures(connection, self._run.id).last_stop
 
     def check(self, counts: Counts, *, last: bool = False) -> None:
-        """Raises `TooManyQuarantined`. As long as ``counts`` give no reason to, nothing is asked of the database.
+        """Raise `TooManyQuarantined` if too many keys are quarantined, or another process found that.
 
-        At most once in ``look_seconds``, but for the ``last`` time.
+        The database is asked only if ``counts`` give a reason to, and at most once in ``look_seconds``; the ``last``
+        check does not wait for those.
         """
         if counts.quarantined <= self._most * LEAST_KEYS or (self._clock() < self._next and not last):
             return

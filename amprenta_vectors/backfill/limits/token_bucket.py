@@ -1,7 +1,7 @@
-"""How fast a source may be asked: a token bucket that processes lease from, without clock or storage.
+"""The rate at which a source may be asked: a token bucket that processes lease from, without clock or storage.
 
 Its tokens may be sold a little ahead of time (GCRA, https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm):
-each lease begins where the last one sold ends, so that several processes take turns and none sends in a burst. The rate
+each lease starts where the last one sold ends, so that several processes take turns and none sends in a burst. The rate
 itself rises by a constant and falls by a factor (additive increase, multiplicative decrease), as in TCP's congestion
 control (RFC 5681, section 3.1). All times are seconds on one clock, whichever; rates are units a second.
 """
@@ -15,28 +15,31 @@ from typing import Literal
 from amprenta_vectors.config import FETCH_PER_SECOND, LIST_PER_SECOND
 
 Kind = Literal["list", "fetch", "read_units"]
-"""What is metered by the second: requests of a route, or read units."""
+"""A kind of what is metered by the second: requests of a route, or read units."""
 
 LOWERED_TO = 0.7
-"""What is left of the rate after a refusal: CUBIC's factor (RFC 9438, section 4.6), which AWS's adaptive retry uses."""
+"""The share of the rate left after a refusal: CUBIC's factor (RFC 9438, section 4.6), which AWS's adaptive retry uses.
+"""
 RAISED_BY = 0.01
-"""Of the limit, what the rate gains in a second without refusals: 30 s after one at the limit it is back there."""
+"""The share of the limit that the rate gains in a second without refusals: 30 s after one at the limit it is back."""
 LOWERED_EVERY_SECONDS = 1.0
-"""Refusals of one burst, seen by several threads and processes, lower the rate once."""
+"""The time within which refusals count as one burst: seen by several threads and processes, they lower the rate once.
+"""
 LEAST_RATE = 1.0
-"""A rate is not lowered further: that is below every limit that Pinecone publishes, so something else is the matter."""
+"""The rate below which none is lowered: every limit that Pinecone publishes is above it, so the rate is not the cause.
+"""
 LEASE_SECONDS = 1.0
 """How far ahead requests are sold, how long they keep, and about how often a process comes for more."""
 BURST_SECONDS = 0.1
-"""How much of what nobody took is kept for later; Pinecone counts by the second."""
+"""The seconds of unused rate that are kept for later; Pinecone counts by the second."""
 
 
 @dataclass(frozen=True)
 class TokenBucket:
-    """What the processes of a run share of one kind.
+    """The bucket of one kind that the processes of a run share.
 
     ``available`` below 0 was sold ahead. ``rate`` is infinite without a limit, until the first refusal.
-    ``lowered_at`` stands while the rate is below its limit.
+    ``lowered_at`` is set while the rate is below its limit.
     """
 
     rate: float
@@ -48,9 +51,9 @@ class TokenBucket:
 
 @dataclass(frozen=True)
 class Lease:
-    """What one process got: ``amount`` to spend at ``rate``, ``wait_seconds`` from now.
+    """A process's lease: ``amount`` to spend at ``rate``, ``wait_seconds`` from now.
 
-    Of an ``amount`` of 0, ``wait_seconds`` is when to ask again; ``blocked`` where the source asked for silence.
+    If ``amount`` is 0, ``wait_seconds`` is when to ask again; ``blocked`` is True if the source asked for silence.
     """
 
     amount: float
@@ -60,12 +63,12 @@ class Lease:
 
 
 def open_bucket(limit: float | None, now: float) -> TokenBucket:
-    """Return a bucket that nobody has used: it begins at the limit."""
+    """Return an unused bucket, whose rate starts at the limit."""
     return TokenBucket(math.inf if limit is None else limit, filled_at=now)
 
 
 def refill(bucket: TokenBucket, now: float, kind: Kind, limit: float | None) -> TokenBucket:
-    """The bucket as it is ``now``: what time brought, and the rate risen where nothing was refused of late."""
+    """Return the bucket as it is ``now``: with what time brought, its rate raised if nothing was refused of late."""
     rate, lowered_at = bucket.rate, bucket.lowered_at
     most = math.inf if limit is None else limit
     if lowered_at is None:
@@ -85,9 +88,9 @@ def refill(bucket: TokenBucket, now: float, kind: Kind, limit: float | None) -> 
 def lend(
     bucket: TokenBucket, now: float, *, needed: float, wanted: float, turn_seconds: float
 ) -> tuple[TokenBucket, Lease]:
-    """Sell from a refilled bucket at least ``needed``, at most ``wanted`` and what ``turn_seconds`` bring.
+    """Lease from a refilled bucket at least ``needed``, at most ``wanted`` and what ``turn_seconds`` bring.
 
-    Sold ahead by `LEASE_SECONDS` already, it sells nothing: whoever comes then asks again.
+    A bucket that is sold ahead by `LEASE_SECONDS` already leases nothing: the caller asks again later.
     """
     blocked = (bucket.blocked_until or now) - now
     if blocked > 0:
@@ -102,10 +105,10 @@ def lend(
 
 
 def lower(bucket: TokenBucket, now: float, kind: Kind, retry_after: float | None) -> TokenBucket:
-    """A refilled bucket after a refusal: nobody asks for ``retry_after`` seconds, and more slowly from then on.
+    """Return a refilled bucket after a refusal: blocked for ``retry_after`` seconds, with a lower rate from then on.
 
-    What is refused while there should be silence was asked before it began, and does not count.
-    Without a limit the rate is not known; it begins from the published limit.
+    A request that is refused during the silence was made before it began, and does not count. Without a limit the rate
+    is not known; it starts from the published limit.
     """
     silent_until = bucket.blocked_until or 0.0
     until = max(silent_until, now + (retry_after or 0.0))
@@ -119,5 +122,5 @@ def lower(bucket: TokenBucket, now: float, kind: Kind, retry_after: float | None
 
 
 def published(kind: Kind) -> float:
-    """Return the rate to begin from where there is no limit."""
+    """Return the rate to start from if there is no limit."""
     return LIST_PER_SECOND if kind == "list" else FETCH_PER_SECOND

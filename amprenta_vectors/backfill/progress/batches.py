@@ -19,7 +19,7 @@ from amprenta_vectors.errors import LeaseLost, RowError
 class Batch:
     """A claimed batch; ``attempt`` and the owner fence it: only they may complete it.
 
-    ``claimed_at`` is the database's time; what is fetched of it was read later.
+    ``claimed_at`` is the database's time of the claim; the batch is fetched later.
     """
 
     number: int
@@ -30,11 +30,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a batch's keys."""
+    """The outcome of a batch, counted in keys and rows."""
 
     written: int = 0
     replaced: int = 0
-    """Of those written, rows that held an older value of the source's."""
+    """Rows among those written that held an older value of the source's."""
     skipped: int = 0
     missing: int = 0
     quarantined: int = 0
@@ -42,7 +42,10 @@ class Outcome:
 
 
 def session_tag(owner: str, batch: int) -> str:
-    """The application_name of the transaction that writes a batch: by it, whoever takes an expired lease ends it."""
+    """Return the application_name of the transaction that writes a batch.
+
+    Whoever takes over an expired lease ends the session by it.
+    """
     return f"amprenta {owner} {batch}"
 
 
@@ -79,10 +82,10 @@ def end_session(connection: Connection, owner: str, batch: Batch) -> None:
 
 
 def claim(connection: Connection, run_id: int, owner: str, lease_seconds: float) -> Batch | None:
-    """Take the first batch that is pending, or whose lease has run out; None where there is none now.
+    """Claim the first batch that is pending, or whose lease has run out; return None if there is none now.
 
-    The session of the former owner is ended before the claim is committed. One that has locked its batch already is
-    ended so that the next claim finds the batch free.
+    The session of the former owner is ended before the claim is committed. If there is nothing to claim, the sessions
+    of expired leases are ended: one may have locked its batch already, and the next claim is to find that free.
     """
     row = connection.execute(
         sa.text("""
@@ -110,9 +113,9 @@ def claim(connection: Connection, run_id: int, owner: str, lease_seconds: float)
 
 
 def renew(connection: Connection, run_id: int, owner: str, batches: Sequence[int], lease_seconds: float) -> None:
-    """Prolong the leases of those ``batches`` that are still this owner's, and the planner's.
+    """Renew the leases of those ``batches`` that are still this owner's, and its lease as planner.
 
-    Only of batches that the caller knows to be in its hands: one whose claim was committed without its answer arriving
+    Give only batches that the caller knows to have in hand: one whose claim was committed but whose reply was lost
     is to expire. A row that is locked is about to be done, and is not waited for.
     """
     values = {"run_id": run_id, "owner": owner, "batches": list(batches), "lease": lease_seconds}
@@ -138,11 +141,11 @@ def renew(connection: Connection, run_id: int, owner: str, batches: Sequence[int
 
 
 def lock_batch(connection: Connection, run_id: int, owner: str, batch: Batch) -> Outcome | None:
-    """Fence: lock a batch that is still this owner's and attempt's, in the transaction that writes its rows.
+    """Lock a batch that is still this owner's and attempt's, in the transaction that writes its rows: the fence.
 
-    Call it after the rows are written and before `complete`: while they are, the lease can still be renewed. Returns
-    the outcome where this very attempt has committed already: its answer was lost with the connection. Raises
-    `LeaseLost` where it is somebody else's, or the run was cancelled.
+    Call it after the rows are written and before `complete`: while they are written, the lease can still be renewed.
+    Returns the outcome if this very attempt has committed already and its reply was lost with the connection. Raises
+    `LeaseLost` if the batch is somebody else's, or the run was cancelled.
     """
     row = connection.execute(
         sa.text("""
@@ -174,7 +177,7 @@ def complete(
 ) -> None:
     """Record a batch as done, and what became of its keys, after `lock_batch` and in the transaction of its rows.
 
-    In place of its source keys, ``keep`` stays with it: the target keys of a run that is to know which rows it saw.
+    ``keep`` replaces its source keys: the target keys that it saw, if the run is to know them at its end.
     """
     settle(connection, run, batch.number, errors)
     if outcome.written:
@@ -193,7 +196,7 @@ def complete(
 
 
 def release(connection: Connection, run_id: int, owner: str, batch: Batch, error: str | None = None) -> None:
-    """Give a batch back unfinished, so that nobody has to wait for its lease to run out."""
+    """Give a batch back unfinished, so that no process has to wait for its lease to run out."""
     connection.execute(
         sa.text("""
             UPDATE migration_progress SET status = 'pending', owner = NULL, lease_expires_at = NULL, last_error = :error

@@ -1,4 +1,4 @@
-"""``migration_event``: what happened to a run and when, for its report."""
+"""``migration_event``: the events of a run and their times, for its report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 
 class Event(StrEnum):
-    """What can happen to a run. ``joined`` and ``left`` name a process by its owner."""
+    """The events of a run. ``joined`` and ``left`` name a process by its owner."""
 
     BEGUN = "begun"
     JOINED = "joined"
@@ -46,7 +46,7 @@ class RunEvent:
 
 
 def record_event(connection: Connection, run_id: int, event: Event, detail: Mapping[str, Any] | None = None) -> None:
-    """Keep that ``event`` happened now; ``detail`` is JSON without vectors, texts or secrets."""
+    """Record that ``event`` happened now; ``detail`` is JSON without vectors, texts or secrets."""
     connection.execute(
         sa.text("INSERT INTO migration_event (run_id, event, detail) VALUES (:run_id, :event, CAST(:detail AS jsonb))"),
         {"run_id": run_id, "event": event, "detail": json.dumps(dict(detail or {}))},
@@ -54,7 +54,7 @@ def record_event(connection: Connection, run_id: int, event: Event, detail: Mapp
 
 
 def list_events(connection: Connection, run_id: int) -> list[RunEvent]:
-    """Everything that happened to a run, in order."""
+    """Return the events of a run, in order."""
     rows = connection.execute(
         sa.text("SELECT at, event, detail FROM migration_event WHERE run_id = :run_id ORDER BY id"), {"run_id": run_id}
     )

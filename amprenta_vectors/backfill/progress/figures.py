@@ -16,19 +16,19 @@ class Counts:
     batches_done: int
     batches_running: int
     keys_done: int
-    """Source keys that need no further work; a key map may make several rows of one, or none."""
+    """Source keys that need no further work; a key map may make several rows of a key, or none."""
     written: int
     replaced: int
     skipped: int
     missing: int
     quarantined: int
     in_quarantine: int
-    """Rows listed with a reason that no later run has resolved, those left alone and those that are missing too."""
+    """Rows listed with a reason that no later run has resolved, including rows left alone and missing ones."""
     owners: int
 
 
 def count(connection: Connection, run_id: int) -> Counts:
-    """The run's figures as they are now."""
+    """Return the run's figures as they are now."""
     row = connection.execute(
         sa.text("""
             SELECT count(*) AS batches, count(*) FILTER (WHERE status = 'done') AS batches_done,

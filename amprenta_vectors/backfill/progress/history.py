@@ -1,4 +1,4 @@
-"""What the record keeps of a run beyond its figures, for its report."""
+"""The history of a run beyond its figures, for its report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 @dataclass(frozen=True)
 class Share:
-    """What one process did of a run: the batches it ended, from the first it began to the last it ended."""
+    """A process's share of a run: the batches that it completed, from the start of its first to the end of its last."""
 
     owner: str
     batches: int
@@ -32,7 +32,7 @@ class DeferredIndex:
 
 
 def list_shares(connection: Connection, run_id: int) -> list[Share]:
-    """What each process did, in the order of their first batches."""
+    """Return each process's share of a run, in the order of their first batches."""
     rows = connection.execute(
         sa.text("""
             SELECT owner, count(*) AS batches, sum(keys_done)::bigint AS keys, sum(rows_written)::bigint AS rows,
@@ -46,7 +46,7 @@ def list_shares(connection: Connection, run_id: int) -> list[Share]:
 
 
 def first_quarantined(connection: Connection, run_id: int, most: int) -> dict[str, list[str]]:
-    """At most ``most`` keys of each reason that rows are still quarantined for, in the order of the keys."""
+    """Return at most ``most`` keys of each reason that rows are still quarantined for, in the order of the keys."""
     rows = connection.execute(
         sa.text("""
             SELECT reason, array_agg(key ORDER BY key) AS keys FROM (
@@ -60,13 +60,13 @@ def first_quarantined(connection: Connection, run_id: int, most: int) -> dict[st
 
 
 def count_resolved(connection: Connection, run_id: int) -> int:
-    """How many rows were quarantined and carried over later."""
+    """Return how many quarantined rows have been resolved since."""
     statement = sa.text("SELECT count(*) FROM migration_quarantine WHERE run_id = :run_id AND resolved_at IS NOT NULL")
     return int(connection.execute(statement, {"run_id": run_id}).scalar_one())
 
 
 def list_deferred(connection: Connection, target: str) -> list[DeferredIndex]:
-    """Every index of a column that was ever deferred."""
+    """Return every index of a column that was ever deferred."""
     rows = connection.execute(
         sa.text("""
             SELECT index_name AS name, definition, deferred_at, built_at FROM migration_index

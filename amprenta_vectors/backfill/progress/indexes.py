@@ -22,7 +22,7 @@ def defer_index(connection: Connection, target: str, name: str, definition: str,
 
 
 def deferred_indexes(connection: Connection, target: str) -> list[Any]:
-    """The indexes of a column that wait to be built: ``index_name``, ``definition``, ``comment``."""
+    """Return the indexes of a column that wait to be built: ``index_name``, ``definition``, ``comment``."""
     return list(
         connection.execute(
             sa.text("""
@@ -35,7 +35,7 @@ def deferred_indexes(connection: Connection, target: str) -> list[Any]:
 
 
 def all_deferred(connection: Connection) -> list[tuple[str, str]]:
-    """``(target, index_name)`` of every index that waits to be built."""
+    """Return ``(target, index_name)`` of every index that waits to be built."""
     rows = connection.execute(
         sa.text("SELECT target, index_name FROM migration_index WHERE built_at IS NULL ORDER BY target, index_name")
     )
@@ -43,7 +43,7 @@ def all_deferred(connection: Connection) -> list[tuple[str, str]]:
 
 
 def index_built(connection: Connection, target: str, name: str) -> None:
-    """Record that a deferred index is there again."""
+    """Record that a deferred index has been built."""
     connection.execute(
         sa.text("""
             UPDATE migration_index SET built_at = clock_timestamp() WHERE target = :target AND index_name = :name

@@ -1,4 +1,4 @@
-"""``migration_insert``: the rows that a run inserted, for taking back those and no others."""
+"""``migration_insert``: the rows that a run inserted, so that those and no others can be rolled back."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _INSERTED = sa.table(
 
 
 def recording(insert: postgresql.Insert, slice_: Slice, run_id: int) -> sa.Select[Any]:
-    """``insert``, and in the same statement the key and content of each row that it inserted; a row for each written.
+    """Return ``insert`` as a statement that also records key and content of each row that it inserts.
 
-    A row that was there before carries the lock that the conflict took, in its ``xmax``.
+    It gives one row for each row written. A row that existed before carries the lock that the conflict took in its
+    ``xmax``, and is not recorded.
     """
     written = insert.returning(
         postgresql.array(slice_.key_texts()).label("key"),
@@ -40,7 +41,7 @@ def recording(insert: postgresql.Insert, slice_: Slice, run_id: int) -> sa.Selec
 
 
 def still_as_inserted(connection: Connection, slice_: Slice, keys: Sequence[Key]) -> list[tuple[int, Key]]:
-    """The records, by run and key, of those rows that are as they were recorded; the rows are locked by the caller."""
+    """Return the records, by run and key, of rows that are as they were recorded; the caller has locked the rows."""
     runs = runs_with_inserted(connection, slice_.target, slice_.scope)
     if not runs:
         return []
@@ -54,7 +55,7 @@ def still_as_inserted(connection: Connection, slice_: Slice, keys: Sequence[Key]
 
 
 def record_again(connection: Connection, slice_: Slice, records: Sequence[tuple[int, Key]]) -> None:
-    """Record rows that were recorded as they are now, for they were replaced by what may be taken back likewise."""
+    """Record recorded rows as they are now: the engine has replaced them, and they can still be rolled back."""
     if not records:
         return
     given, is_given = _given(slice_, [key for _, key in records], [run for run, _ in records])
@@ -67,7 +68,7 @@ def record_again(connection: Connection, slice_: Slice, records: Sequence[tuple[
 
 
 def _given(slice_: Slice, keys: Sequence[Key], runs: Sequence[int] = ()) -> tuple[Any, sa.ColumnElement[bool]]:
-    """Keys, with ``runs`` beside them, as rows to join with; and that a record is of one of those keys."""
+    """Return keys, with ``runs`` beside them, as rows to join with, and the condition that a record has such a key."""
     names = [f"key_{position}" for position in range(len(slice_.table.key))]
     arrays = [text_array([key[position] for key in keys]) for position in range(len(slice_.table.key))]
     numbers = sa.cast(sa.literal(list(runs), ARRAY(sa.BigInteger)), ARRAY(sa.BigInteger))
@@ -80,7 +81,7 @@ def _given(slice_: Slice, keys: Sequence[Key], runs: Sequence[int] = ()) -> tupl
 
 
 def runs_with_inserted(connection: Connection, target: str, scope: Mapping[str, str]) -> list[int]:
-    """The runs into that column and scope of whose rows there is still a record, the newest first."""
+    """Return the runs into that column and scope that still have records of inserted rows, the newest first."""
     statement = sa.text("""
         SELECT id FROM migration_run r
         WHERE target = :target AND scope = CAST(:scope AS jsonb)
@@ -91,7 +92,7 @@ def runs_with_inserted(connection: Connection, target: str, scope: Mapping[str, 
 
 
 def scopes_to_roll_back(connection: Connection, target: str, source_kind: str) -> list[dict[str, str]]:
-    """The scopes that runs from such a source have inserted rows into, or are about to."""
+    """Return the scopes that runs from that kind of source have inserted rows into, or are about to."""
     statement = sa.text("""
         SELECT DISTINCT scope FROM migration_run r
         WHERE target = :target AND source_kind = :kind
@@ -103,15 +104,15 @@ def scopes_to_roll_back(connection: Connection, target: str, source_kind: str) -
 
 
 def count_inserted(connection: Connection, run_id: int) -> int:
-    """How many rows there is a record of."""
+    """Return how many rows that a run inserted are on record."""
     statement = sa.select(sa.func.count()).select_from(_INSERTED).where(_INSERTED.c.run_id == run_id)
     return connection.execute(statement).scalar_one()
 
 
 def remove_inserted(connection: Connection, slice_: Slice, run_id: int) -> tuple[int, list[Key]]:
-    """Delete the rows that a run inserted and nobody has changed since; returns how many, and the keys of the others.
+    """Delete the rows that a run inserted and nobody has changed since; return how many, and the keys of the others.
 
-    Of what is gone the record goes too; of the others it stays.
+    The record of a row that is gone is deleted too; the record of a row that stays is kept.
     """
     found = [_INSERTED.c.run_id == run_id, *_is_row_of(slice_)]
     unchanged = _INSERTED.c.digest == _digest(slice_)
@@ -127,14 +128,14 @@ def remove_inserted(connection: Connection, slice_: Slice, run_id: int) -> tuple
 
 
 def _is_row_of(slice_: Slice) -> list[sa.ColumnElement[bool]]:
-    """Return that a row of the slice is the recorded one."""
+    """Return the conditions that a row of the slice is the recorded one."""
     parts = [(name, _INSERTED.c.key[position]) for position, name in enumerate(slice_.table.key, 1)]
     same = (slice_.rows.c[name] == to_column_value(slice_.table, name, part) for name, part in parts)
     return [*slice_.in_scope(), *same]
 
 
 def _digest(slice_: Slice) -> sa.ColumnElement[str]:
-    """Return the digest of what a run writes into a row; times and columns that it knows nothing of are not in it."""
+    """Return the digest of what a run writes into a row; times and columns that it does not know are left out."""
     table = slice_.table
     names = (table.embedding, table.sparse, table.text, table.metadata, table.model)
     columns = [slice_.rows.c[name] for name in names if name is not None]

@@ -1,4 +1,4 @@
-"""``migration_limit``, and the read units of ``migration_run``: what all processes of a run share of their source."""
+"""``migration_limit``, and the read units of ``migration_run``: the limits that all processes of a run share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amprenta_vectors.backfill.limits.token_bucket import Kind, TokenBucket
 
 
 def open_bucket(connection: Connection, run_id: int, kind: Kind, rate: float) -> None:
-    """Make the run's token bucket of that kind where it is not there."""
+    """Create the run's token bucket of that kind if it does not exist."""
     connection.execute(
         sa.text("""
             INSERT INTO migration_limit (run_id, kind, rate, filled_at)
@@ -20,9 +20,9 @@ def open_bucket(connection: Connection, run_id: int, kind: Kind, rate: float) ->
 
 
 def lock_bucket(connection: Connection, run_id: int, kind: Kind) -> tuple[TokenBucket, float] | None:
-    """Return the token bucket, locked until the transaction ends, and the time now, by the database's clock in seconds.
+    """Return the token bucket, locked until the transaction ends, and the time now, in seconds by the database's clock.
 
-    None where there is no limit and nothing was refused.
+    Returns None if there is no limit and nothing was refused.
     """
     row = connection.execute(
         sa.text("""
@@ -40,7 +40,7 @@ def lock_bucket(connection: Connection, run_id: int, kind: Kind) -> tuple[TokenB
 
 
 def store_bucket(connection: Connection, run_id: int, kind: Kind, bucket: TokenBucket) -> None:
-    """Write back what `lock_bucket` gave, changed."""
+    """Write back the changed bucket that `lock_bucket` gave."""
     connection.execute(
         sa.text("""
             UPDATE migration_limit
@@ -61,7 +61,7 @@ def store_bucket(connection: Connection, run_id: int, kind: Kind, bucket: TokenB
 
 
 def drop_bucket(connection: Connection, run_id: int, kind: Kind) -> None:
-    """There is no limit any more."""
+    """Delete the bucket: there is no limit any more."""
     connection.execute(
         sa.text("DELETE FROM migration_limit WHERE run_id = :run_id AND kind = :kind"),
         {"run_id": run_id, "kind": kind},
@@ -69,13 +69,14 @@ def drop_bucket(connection: Connection, run_id: int, kind: Kind) -> None:
 
 
 SHARE = 10
-"""Of the read units that are left below the limit, a process takes no more than one in so many ahead of need."""
+"""The part, one in so many, of the read units left below the limit that a process may reserve ahead of need."""
 
 
 def reserve_read_units(connection: Connection, run_id: int, *, needed: int, wanted: int, limit: int | None) -> int:
-    """Count ``wanted`` units as spent; near the limit fewer, but ``needed``; none where those would pass it.
+    """Count ``wanted`` units as spent, near the limit fewer, but at least ``needed``; 0 if those would pass it.
 
-    Returns how many. The row is locked first, so that whatever the number of processes the sum stays below the limit.
+    Returns how many. The row is locked first, so that the sum never passes the limit, whatever the number of
+    processes.
     """
     values = {"run_id": run_id, "needed": needed, "wanted": max(needed, wanted), "limit": limit, "share": SHARE}
     granted = connection.execute(
@@ -99,7 +100,7 @@ def reserve_read_units(connection: Connection, run_id: int, *, needed: int, want
 
 
 def give_back_read_units(connection: Connection, run_id: int, units: int) -> None:
-    """Reserved units that were not spent."""
+    """Subtract reserved units that were not spent from the run's read units."""
     connection.execute(
         sa.text("UPDATE migration_run SET read_units = read_units - :units WHERE id = :run_id"),
         {"run_id": run_id, "units": units},

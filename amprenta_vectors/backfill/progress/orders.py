@@ -1,4 +1,4 @@
-"""What a person orders of a run while it goes on: to pause, to resume, to be cancelled, and its limits."""
+"""The orders that a person gives to a run while it goes on: to pause, to resume, to be cancelled, and its limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amprenta_vectors.backfill.progress.states import RunState
 
 @dataclass(frozen=True)
 class Orders:
-    """What is ordered of a run, and the state it is in."""
+    """The orders of a run, and the state that it is in."""
 
     state: str
     desired_state: str
@@ -24,7 +24,7 @@ class Orders:
 
 
 def read_orders(connection: Connection, run_id: int) -> Orders:
-    """What is ordered of a run now."""
+    """Return the orders of a run as they are now."""
     row = connection.execute(
         sa.text("SELECT state, desired_state, limits FROM migration_run WHERE id = :id"), {"id": run_id}
     ).one()
@@ -32,7 +32,7 @@ def read_orders(connection: Connection, run_id: int) -> Orders:
 
 
 def order(connection: Connection, run_id: int, desired_state: RunState) -> None:
-    """Write down what a run is to be; its processes read it about twice a second."""
+    """Record the state that a run is to have; its processes read it about twice a second."""
     connection.execute(
         sa.text("UPDATE migration_run SET desired_state = :desired WHERE id = :id AND desired_state <> :desired"),
         {"id": run_id, "desired": desired_state},
@@ -40,7 +40,7 @@ def order(connection: Connection, run_id: int, desired_state: RunState) -> None:
 
 
 def settle_pause(connection: Connection, run_id: int) -> bool:
-    """Call a run paused that is to be, once nobody holds a lease of it; returns whether it is paused now."""
+    """Record a run that is to be paused as paused, once no process holds a lease of it; return whether it is paused."""
     # Stronger than an UPDATE's own lock: it waits for claims under way, so that none is overlooked.
     connection.execute(sa.text("SELECT 1 FROM migration_run WHERE id = :id FOR UPDATE"), {"id": run_id})
     row = connection.execute(
@@ -65,7 +65,7 @@ def settle_pause(connection: Connection, run_id: int) -> bool:
 
 
 def resume(connection: Connection, run_id: int) -> None:
-    """Let a run that is paused, or about to be, go on."""
+    """Resume a run that is paused or about to be."""
     order(connection, run_id, RunState.RUNNING)
     if move(connection, run_id, RunState.RUNNING):
         record_event(connection, run_id, Event.RESUMED)
@@ -74,7 +74,7 @@ def resume(connection: Connection, run_id: int) -> None:
 def change_limits(
     connection: Connection, run_id: int, changes: Mapping[str, float], *, clear: bool = False
 ) -> dict[str, float]:
-    """Merge ``changes`` into a run's limits, or with ``clear`` put them in place of all; returns those in force."""
+    """Merge ``changes`` into a run's limits, or with ``clear`` replace all limits by them; return those in force."""
     before = lock_run(connection, run_id).limits
     limits = dict(changes) if clear else {**before, **changes}
     connection.execute(
@@ -86,9 +86,9 @@ def change_limits(
 
 
 def note_throttle(connection: Connection, run_id: int, reason: str | None) -> bool:
-    """Keep why claims wait, None: they do no longer; an event at the first reason and at the last's end.
+    """Record why claims wait, None if they no longer do; with an event at the first reason and at the end of the last.
 
-    Returns whether it holds: of a run that is to be paused, there is no other reason to wait.
+    Returns whether it was recorded: a run that is to be paused takes no other reason to wait.
     """
     run = lock_run(connection, run_id)
     if reason is not None and run.desired_state == RunState.PAUSED:

@@ -1,4 +1,4 @@
-"""How far the keys of a run are cut into batches; one process of a run plans at a time."""
+"""The plan of a run: how far its keys are cut into batches; one process of a run plans at a time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from amprenta_vectors.errors import LeaseLost
 
 @dataclass(frozen=True)
 class Plan:
-    """How far the keys of a run are cut into batches: where listing stands, and how many keys it has given."""
+    """How far the keys of a run are cut into batches: the token of the next page, and how many keys are in batches."""
 
     token: str | None
     planned_keys: int
 
 
 def claim_plan(connection: Connection, run_id: int, owner: str, lease_seconds: float) -> Plan | None:
-    """Become, or stay, the one planner of a run; None where another process is, or the plan is complete."""
+    """Become, or stay, the one planner of a run; return None if another process is, or there is nothing to plan now.
+
+    There is nothing to plan if the plan is complete, or the run is not running, or is to stop.
+    """
     row = connection.execute(
         sa.text("""
             UPDATE migration_run
@@ -44,10 +47,10 @@ def extend_plan(
     *,
     complete: bool,
 ) -> Plan:
-    """Store batches and where listing stands after them, or that it is ``complete``; returns the longer plan.
+    """Store batches and the token after them, or that the plan is ``complete``; return the longer plan.
 
-    Raises `LeaseLost` where the run no longer stands at ``plan``: another process plans it, it was cancelled, or this
-    very call was committed before and its answer lost.
+    Raises `LeaseLost` if the run no longer stands at ``plan``: another process plans it, it was cancelled, or this
+    very call was committed before and its reply was lost.
     """
     keys = sum(map(len, batches))
     row = connection.execute(
@@ -75,9 +78,9 @@ def extend_plan(
 
 
 def plan_given(connection: Connection, run_id: int, keys: Sequence[str], batch_size: int) -> None:
-    """Store all batches of a run whose keys are known; one that is given twice is done once.
+    """Store all batches of a run whose keys are known; a key that is given twice is done once.
 
-    In the transaction that begins it; its plan is complete afterwards.
+    Call it in the transaction that starts the run; its plan is complete afterwards.
     """
     each = list(dict.fromkeys(keys))
     _store(connection, run_id, [each[start : start + batch_size] for start in range(0, len(each), batch_size)])
@@ -105,7 +108,7 @@ def _store(connection: Connection, run_id: int, batches: Sequence[Sequence[str]]
 
 
 def many_pending(connection: Connection, run_id: int, most: int) -> bool:
-    """Whether at least ``most`` batches wait to be claimed."""
+    """Return whether at least ``most`` batches wait to be claimed."""
     pending = connection.execute(
         sa.text("""
             SELECT count(*) FROM (
@@ -118,9 +121,10 @@ def many_pending(connection: Connection, run_id: int, most: int) -> bool:
 
 
 def forget_token(connection: Connection, run_id: int, owner: str) -> None:
-    """Begin the listing anew: the source refused its token.
+    """Start the listing over: the source refused its token.
 
-    Keys that are listed twice are found filled the second time, or as they are to be; towards a limit they count twice.
+    Rows of keys that are listed twice are found filled, or as they are to be, the second time; towards the run's row
+    limit the keys count twice.
     """
     connection.execute(
         sa.text("UPDATE migration_run SET plan_token = NULL WHERE id = :id AND plan_owner = :owner"),
@@ -129,7 +133,7 @@ def forget_token(connection: Connection, run_id: int, owner: str) -> None:
 
 
 def release_plan(connection: Connection, run_id: int, owner: str) -> None:
-    """Let another process plan on at once."""
+    """Release the plan, so that another process can plan at once."""
     connection.execute(
         sa.text("""
             UPDATE migration_run SET plan_owner = NULL, plan_lease_expires_at = NULL

@@ -1,4 +1,4 @@
-"""``migration_quarantine``: the rows that were quarantined, by reason, and a run that takes them again."""
+"""``migration_quarantine``: the rows that were quarantined, by reason, and the plan of a run that retries them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.errors import RowError
 
 LONGEST_DETAIL = 500
-"""Characters that are kept of why a row was quarantined."""
+"""The number of characters kept of why a row was quarantined."""
 
 
 @dataclass(frozen=True)
 class QuarantinedRow:
-    """A row that a run quarantined and none has settled since. ``attempts`` counts those of all runs."""
+    """A row that a run quarantined and that no run has resolved since; ``attempts`` counts those of all runs."""
 
     run: int
     target: str
@@ -36,8 +36,8 @@ class QuarantinedRow:
 def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowError]) -> None:
     """Record what became of the keys of a batch, in the transaction that wrote their rows, while it still has them.
 
-    A key that was quarantined before, by this run or another into the same column and scope, is resolved where there is
-    no error for it now, or another one; its attempts are counted on.
+    A key that was quarantined before, by this run or another into the same column and scope, is resolved if there is
+    no error for it now, or an error with another reason; its attempts are counted on.
     """
     current = {(error.key, str(error.reason)): error for error in errors}
     values = {
@@ -84,7 +84,7 @@ def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowErr
 
 
 def errors_by_reason(connection: Connection, run_id: int) -> dict[str, int]:
-    """How many rows each reason quarantined."""
+    """Return how many rows are quarantined, by reason."""
     rows = connection.execute(
         sa.text("""
             SELECT reason, count(*) AS rows FROM migration_quarantine WHERE run_id = :run_id AND resolved_at IS NULL
@@ -97,9 +97,9 @@ def errors_by_reason(connection: Connection, run_id: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class QuarantineFigures:
-    """What was handled and quarantined since a run was last stopped for it; missing keys are handled, and not bad.
+    """How many keys were handled, and how many quarantined, since a run was last stopped for too many.
 
-    ``last_stop`` tells that stop from every other one; 0 where there was none.
+    Missing keys are handled, and not ``bad``. ``last_stop`` identifies that stop; it is 0 if there was none.
     """
 
     last_stop: int
@@ -108,7 +108,7 @@ class QuarantineFigures:
 
 
 def quarantine_figures(connection: Connection, run_id: int) -> QuarantineFigures:
-    """The figures of all processes of a run, since it was begun or last stopped."""
+    """Return the figures of all processes of a run, since it was started or last stopped."""
     row = connection.execute(
         sa.text("""
             WITH stop AS (
@@ -126,7 +126,7 @@ def quarantine_figures(connection: Connection, run_id: int) -> QuarantineFigures
 
 
 def quarantined_keys(connection: Connection, target: str, scope: Mapping[str, str]) -> dict[str, str]:
-    """The source keys that runs into that column and scope quarantined, with the reason."""
+    """Return the source keys that runs into that column and scope have quarantined, each with its reason."""
     rows = connection.execute(
         sa.text("""
             SELECT e.key, min(e.reason) AS reason FROM migration_quarantine e JOIN migration_run r ON r.id = e.run_id
@@ -137,7 +137,7 @@ def quarantined_keys(connection: Connection, target: str, scope: Mapping[str, st
     return {row.key: row.reason for row in rows}
 
 
-# A row that several runs quarantined for one reason is one row: the latest run's.
+# A row that several runs quarantined for one reason counts once, as the latest run's.
 _STANDING = """
     SELECT DISTINCT ON (r.target, r.scope, e.key, e.reason)
            e.run_id AS run, r.target, r.scope, e.key, e.reason, e.detail, e.attempts, e.created_at AS at
@@ -155,17 +155,17 @@ _COUNTED = sa.text(
 def list_quarantined(
     connection: Connection, run_id: int | None, reason: str | None, limit: int
 ) -> tuple[dict[str, int], list[QuarantinedRow]]:
-    """How many rows stand quarantined by reason, and the first ``limit`` of them, the newest run's first.
+    """Return how many rows are quarantined, by reason, and the first ``limit`` of them, the newest run's first.
 
-    Of one run, or of all; of one reason, or of all.
+    ``run_id`` and ``reason`` narrow the rows to one run and one reason; None means all.
     """
     values = {"run": run_id, "reason": reason, "limit": limit}
     counts = {row.reason: row.rows for row in connection.execute(_COUNTED, values)}
     return counts, [QuarantinedRow(**row._mapping) for row in connection.execute(_LISTED, values)]
 
 
-# A key is the latest run's that set it aside: what that run did with rows that are not there, the next one must do.
-# A reconcile replaces what a run that takes rows again would leave, so that its rows are for the next pass.
+# A key belongs to the latest run that quarantined it: the retry must treat absent rows as that run did. A reconcile
+# replaces what a retry would leave, so that its rows are for the next pass.
 _TO_RETRY = """
     SELECT key, keys_from, replaces FROM (
         SELECT DISTINCT ON (e.key) e.key, r.keys_from, r.replaces
@@ -199,9 +199,9 @@ _PLAN_RETRY = sa.text(
 def kinds_to_retry(
     connection: Connection, target: str, scope: Mapping[str, str], source_kind: str, reason: str | None
 ) -> set[tuple[KeysFrom, bool]]:
-    """The ``keys_from`` of the runs from such a source that set keys aside last, and whether they replaced values.
+    """Return ``keys_from`` of the runs that quarantined keys last, and whether they replaced values.
 
-    Of the runs into that column and scope.
+    Only runs from that kind of source into that column and scope count.
     """
     values: dict[str, Any] = {
         "target": target,
@@ -213,10 +213,10 @@ def kinds_to_retry(
 
 
 def plan_retry(connection: Connection, run: Run, origins: Sequence[str], reason: str | None, batch_size: int) -> None:
-    """Store all batches of a run that takes rows again that runs with ``keys_from`` among ``origins`` quarantined.
+    """Store all batches of a run that retries what runs with ``keys_from`` among ``origins`` have quarantined.
 
-    Of runs from its kind of source that replaced values as it does, or did not. In the transaction that begins it; its
-    plan is complete afterwards.
+    Only runs from its kind of source count, and only those that replaced values if it does, or did not if it does
+    not. Call it in the transaction that starts the run; its plan is complete afterwards.
     """
     connection.execute(
         _PLAN_RETRY,

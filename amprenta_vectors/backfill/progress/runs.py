@@ -1,4 +1,4 @@
-"""``migration_run``: what a run is to do, beginning one, and bringing it from state to state."""
+"""``migration_run``: what a run is to do, starting one, and moving it from state to state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from amprenta_vectors.errors import RunConflict
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is to do. ``fingerprint`` covers what must not change between its start and its end."""
+    """The specification of a run. ``fingerprint`` covers what must not change between its start and its end."""
 
     vector_table: str
     target: str
@@ -37,11 +37,11 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """A row of ``migration_run``. ``expected_keys`` is how many it was begun with the prospect of; None is unknown.
+    """A row of ``migration_run``. ``expected_keys`` is how many keys were expected at its start; None is unknown.
 
-    One that ``replaces`` writes over values that are there. ``limits`` are those that a person set while it went on:
+    A run that ``replaces`` writes over existing values. ``limits`` has the limits that a person set while it went on:
     ``workers`` (of each process), ``list_per_second``, ``fetch_per_second``, ``read_units_per_second``,
-    ``max_read_units``; where a name is absent, none was.
+    ``max_read_units``; a name that is absent was not set.
     """
 
     id: int
@@ -73,29 +73,29 @@ class Run:
 
 
 def load_run(connection: Connection, run_id: int) -> Run:
-    """The run of that number."""
+    """Return the run with that number."""
     return to_run(connection.execute(sa.text("SELECT * FROM migration_run WHERE id = :id"), {"id": run_id}).one())
 
 
 def lock_run(connection: Connection, run_id: int) -> Run:
-    """The run of that number, held against other changes of it until the transaction's end."""
+    """Return the run with that number, locked against other changes until the transaction's end."""
     statement = sa.text("SELECT * FROM migration_run WHERE id = :id FOR NO KEY UPDATE")
     return to_run(connection.execute(statement, {"id": run_id}).one())
 
 
 def share_run(connection: Connection, run_id: int) -> Run:
-    """The run of that number, which is neither cancelled nor paused before the transaction's end."""
+    """Return the run with that number; it can be neither cancelled nor paused before the transaction's end."""
     statement = sa.text("SELECT * FROM migration_run WHERE id = :id FOR KEY SHARE")
     return to_run(connection.execute(statement, {"id": run_id}).one())
 
 
 def list_runs(connection: Connection) -> list[Run]:
-    """Every run, the newest first."""
+    """Return every run, the newest first."""
     return [to_run(row) for row in connection.execute(sa.text("SELECT * FROM migration_run ORDER BY id DESC"))]
 
 
 def unfinished_run(connection: Connection, target: str, scope: Mapping[str, str]) -> Run | None:
-    """The begun, unfinished run into that column and scope; there is one at most."""
+    """Return the started, unfinished run into that column and scope; there is at most one."""
     row = connection.execute(
         sa.text("""
             SELECT * FROM migration_run
@@ -107,9 +107,10 @@ def unfinished_run(connection: Connection, target: str, scope: Mapping[str, str]
 
 
 def finished_run(connection: Connection, target: str, fingerprint: str) -> Run | None:
-    """The last run of that fingerprint, if it finished and no revision has queued another one since.
+    """Return the last run with that fingerprint, if it finished and no revision has queued another one since.
 
-    One that retried quarantined rows is none: it did not look for others. Nor is one whose scope was rolled back since.
+    A run over given or quarantined keys does not count, as it did not look for others, nor does a reconcile, nor a run
+    whose scope was rolled back since.
     """
     row = connection.execute(
         sa.text("""
@@ -144,7 +145,7 @@ def _rolled_back_since(connection: Connection, run: Run) -> bool:
 
 
 def last_finished(connection: Connection, target: str, scope: Mapping[str, str]) -> int | None:
-    """The number of the last run that finished into that column and scope."""
+    """Return the number of the last run that finished into that column and scope."""
     found: int | None = connection.execute(
         sa.text("""
             SELECT max(id) FROM migration_run
@@ -156,7 +157,7 @@ def last_finished(connection: Connection, target: str, scope: Mapping[str, str])
 
 
 def earlier_models(connection: Connection, target: str, scope: Mapping[str, str]) -> set[str]:
-    """The models that earlier runs wrote into that column and scope."""
+    """Return the models whose vectors earlier runs wrote into that column and scope."""
     rows = connection.execute(
         sa.text("""
             SELECT DISTINCT r.model FROM migration_run r JOIN migration_progress p ON p.run_id = r.id
@@ -168,7 +169,7 @@ def earlier_models(connection: Connection, target: str, scope: Mapping[str, str]
 
 
 def has_written(connection: Connection, target: str, scope: Mapping[str, str]) -> bool:
-    """Whether a run, finished or not, wrote into that column and scope."""
+    """Return whether a run, finished or not, wrote into that column and scope."""
     statement = sa.text("""
         SELECT EXISTS (
             SELECT 1 FROM migration_run r JOIN migration_progress p ON p.run_id = r.id
@@ -179,10 +180,10 @@ def has_written(connection: Connection, target: str, scope: Mapping[str, str]) -
 
 
 def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None = None) -> Run:
-    """Begin a run: the one a revision queued for this column where there is one, else a new one.
+    """Start a run: the one that a revision queued for this column, if there is one, else a new one.
 
-    Call under `serialize_starts`. The database refuses a second live run into one column and scope. What a revision
-    queued is more than to do some rows: raises `RunConflict` for a run that is to do just that.
+    Call it under `serialize_starts`. The database refuses a second live run into one column and scope. A queued run is
+    over all rows: raises `RunConflict` while one is queued if ``spec`` is for some rows only, or a reconcile.
     """
     if spec.keys_from not in ("table", "source") and _is_queued(connection, spec.target):
         raise RunConflict(
@@ -247,7 +248,7 @@ def _is_queued(connection: Connection, target: str) -> bool:
 
 
 def move(connection: Connection, run_id: int, state: RunState, *, error: str | None = None) -> bool:
-    """Bring a run into ``state`` if that may follow the state it is in; returns whether it did."""
+    """Move a run into ``state`` if that may follow the state it is in; return whether it did."""
     moved = connection.execute(
         sa.text("""
             UPDATE migration_run
@@ -269,9 +270,9 @@ def cancel(connection: Connection, run_id: int) -> None:
 
 
 def finish(connection: Connection, run_id: int) -> bool:
-    """Bring a run to the end that is ordered: finished, or cancelled; returns whether this finished it.
+    """Move a run to the end that is ordered, finished or cancelled; return whether this finished it.
 
-    Where it is to be paused, or has work left after all, it stays as it is: a crash of the server may have taken back
+    A run that is to be paused, or has work left after all, stays as it is: a crash of the server may have taken back
     the last batches, whose commits do not wait for the disk.
     """
     desired = connection.execute(
@@ -287,14 +288,14 @@ def finish(connection: Connection, run_id: int) -> bool:
 
 
 def note_error(connection: Connection, run_id: int, message: str | None) -> None:
-    """Keep why a run stopped, for whoever looks at its status."""
+    """Record why a run stopped, for whoever looks at its status."""
     connection.execute(
         sa.text("UPDATE migration_run SET last_error = :message WHERE id = :id"), {"id": run_id, "message": message}
     )
 
 
 def work_left(connection: Connection, run_id: int) -> bool:
-    """Whether the run goes on, and keys are still to be planned or batches to be done."""
+    """Return whether the run is running or paused, and keys are still to be planned or batches to be done."""
     return bool(
         connection.execute(
             sa.text("""
@@ -308,7 +309,7 @@ def work_left(connection: Connection, run_id: int) -> bool:
 
 
 def others_unfinished(connection: Connection, run_id: int, target: str) -> bool:
-    """Whether another begun run into the same column has not ended; one that is only queued does not count."""
+    """Return whether another started run into the same column has not ended; one that is only queued does not count."""
     statement = sa.text("""
         SELECT EXISTS (
             SELECT 1 FROM migration_run
@@ -320,7 +321,7 @@ def others_unfinished(connection: Connection, run_id: int, target: str) -> bool:
 
 
 def check_same(run: Run, spec: RunSpec) -> None:
-    """Raises `RunConflict` where ``spec`` is not what ``run`` was begun with, naming what differs."""
+    """Raise `RunConflict`, naming what differs, if ``spec`` is not what ``run`` was started with."""
     same = (run.keys_from, run.row_limit, run.replaces) == (spec.keys_from, spec.row_limit, spec.replaces)
     if run.fingerprint == spec.fingerprint and same:
         return
@@ -341,5 +342,5 @@ def check_same(run: Run, spec: RunSpec) -> None:
 
 
 def to_run(row: Any) -> Run:
-    """The run of a row that has every column of ``migration_run``."""
+    """Return the run of a row that has every column of ``migration_run``."""
     return Run(**{field.name: row._mapping[field.name] for field in fields(Run)})

@@ -18,10 +18,10 @@ _PROGRESS = sa.table("migration_progress", sa.column("run_id"), sa.column("keys"
 
 @dataclass(frozen=True)
 class Gone:
-    """Of ``rows`` with an embedding, how many the source has no record of, and what became of them.
+    """How many of the ``rows`` with an embedding the source has no record of (``gone``), and what became of them.
 
-    ``emptied`` are rows of the application's own, which lost their embedding and stayed. ``refused`` says why nothing
-    was deleted, or listed, at all.
+    ``emptied`` counts rows of the application's own, which lost their embedding and stayed. ``refused`` says why
+    nothing was deleted, or listed, at all.
     """
 
     rows: int
@@ -32,7 +32,7 @@ class Gone:
 
 
 def seen_keys(run_id: int, width: int) -> sa.Select[*tuple[str, ...]]:
-    """The keys that the batches of a run keep, ``width`` columns of text."""
+    """Return a query of the keys that the batches of a run keep, as ``width`` columns of text."""
     firsts = sa.func.generate_series(1, sa.func.cardinality(_PROGRESS.c["keys"]), width).table_valued("first")
     each = firsts.render_derived(name="each")
     parts = [_PROGRESS.c["keys"][each.c.first + position].label(f"key_{position}") for position in range(width)]
@@ -40,7 +40,7 @@ def seen_keys(run_id: int, width: int) -> sa.Select[*tuple[str, ...]]:
 
 
 def forget_seen(connection: Connection, run_id: int) -> None:
-    """Keep them no longer."""
+    """Delete the keys that the batches of a run keep."""
     connection.execute(
         sa.text("UPDATE migration_progress SET keys = '{}' WHERE run_id = :run_id AND cardinality(keys) > 0"),
         {"run_id": run_id},
@@ -50,7 +50,7 @@ def forget_seen(connection: Connection, run_id: int) -> None:
 def list_gone(connection: Connection, run: Run, keys: sa.Select[str]) -> None:
     """List rows by their ``keys`` as gone at the source, in place of all that were listed as such before.
 
-    Once a run, while it is locked: another process of it may have settled some of them already.
+    It is done once a run, while the run is locked: another process of it may have settled some rows already.
     """
     scope = json.dumps(run.scope)
     listed_already = connection.execute(
@@ -80,7 +80,7 @@ def list_gone(connection: Connection, run: Run, keys: sa.Select[str]) -> None:
 
 
 def gone_after(connection: Connection, run_id: int, key: str | None, most: int) -> list[str]:
-    """Keys that stand listed as gone, in order, the first of them after ``key``."""
+    """Return at most ``most`` keys listed as gone, in order, that come after ``key``."""
     statement = sa.text("""
         SELECT key FROM migration_quarantine
         WHERE run_id = :run_id AND reason = :reason AND resolved_at IS NULL
@@ -92,7 +92,7 @@ def gone_after(connection: Connection, run_id: int, key: str | None, most: int) 
 
 
 def settle_gone(connection: Connection, run_id: int, settled: Sequence[str], left: Mapping[str, str]) -> None:
-    """Of rows that stood listed as gone, some are ``settled``, and others ``left`` as they are, for a reason."""
+    """Record that rows listed as gone are ``settled``, or ``left`` as they are, each for the reason given."""
     connection.execute(
         sa.text("""
             UPDATE migration_quarantine SET resolved_at = clock_timestamp()

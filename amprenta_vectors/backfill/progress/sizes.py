@@ -1,4 +1,4 @@
-"""``migration_progress``: how long batches took, and cutting one in two that timed out."""
+"""``migration_progress``: how long batches took, and cutting a batch that timed out in two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amprenta_vectors.backfill.progress.events import Event, record_event
 
 @dataclass(frozen=True)
 class Timing:
-    """What a batch that was done at its first attempt took, from its claim to its commit."""
+    """The time that a batch done at its first attempt took, from its claim to its commit."""
 
     batch: int
     keys: int
@@ -29,9 +29,10 @@ class Cut:
 
 
 def list_timings(connection: Connection, run_id: int, most: int) -> list[Timing]:
-    """Of the last batches of a run, in planned order, which is about the one they are done in; the last one first.
+    """Return the timings of the last ``most`` batches done, the last in planned order first.
 
-    A batch that was claimed again waited in between, and does not count.
+    Batches are done in about the order in which they were planned. One that was claimed again waited in between, and
+    does not count.
     """
     rows = connection.execute(
         sa.text("""
@@ -45,7 +46,7 @@ def list_timings(connection: Connection, run_id: int, most: int) -> list[Timing]
 
 
 def last_cut(connection: Connection, run_id: int) -> Cut | None:
-    """The last batch of a run that was cut in two."""
+    """Return the last batch of a run that was cut in two."""
     row = connection.execute(
         sa.text("""
             SELECT id, CAST(detail ->> 'keys' AS bigint) AS keys FROM migration_event
@@ -57,7 +58,7 @@ def last_cut(connection: Connection, run_id: int) -> Cut | None:
 
 
 def cut_batch(connection: Connection, run_id: int, owner: str, batch: Batch, error: str) -> None:
-    """Give a batch back as two of half its keys each; nothing happens where it is not this owner's any more."""
+    """Give a batch back as two of half its keys each; do nothing if it is not this owner's any more."""
     # One at a time, and none beside the planner, so that every batch gets a number of its own.
     connection.execute(sa.text("SELECT 1 FROM migration_run WHERE id = :id FOR NO KEY UPDATE"), {"id": run_id})
     middle = len(batch.keys) // 2

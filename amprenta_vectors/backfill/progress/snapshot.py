@@ -1,4 +1,4 @@
-"""A run as it stands at one moment, read in one round trip; a role that may only read is enough."""
+"""A snapshot of a run, read in one round trip; a role that may only read is enough."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ RECENT_SECONDS = 30
 SHORTEST_BUCKET_SECONDS = 1
 LATEST_EVENTS = 200
 WAITS = (Event.PAUSED, Event.RESUMED, Event.THROTTLED, Event.UNTHROTTLED, Event.FINISHED, Event.CANCELLED)
-"""The events by which a run begins and ends to wait."""
+"""The events that start or end a wait of a run."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """What was done in one stretch of time; ``begin`` is in seconds since the run began."""
+    """The work done in one stretch of time; ``begin`` is in seconds since the run started."""
 
     begin: float
     batches: int
@@ -33,7 +33,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Process:
-    """A process that has batches in hand; ``lease_seconds`` is what is left of the first of its leases."""
+    """A process that has batches in hand; ``lease_seconds`` is what is left of the lease that expires first."""
 
     owner: str
     batches: int
@@ -42,7 +42,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Happening:
-    """An event by ``at``, in seconds since the run began."""
+    """An event of a run; ``at`` is in seconds since the run started."""
 
     at: float
     event: Event
@@ -60,10 +60,10 @@ class IndexBuild:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything there is to show of a run. ``seconds`` is its age, or how long it took; buckets cover just that.
+    """Everything there is to show of a run. ``seconds`` is its age, or how long it took; the buckets cover just that.
 
-    ``source_rates`` has the requests a second by kind, ``events`` the latest of `WAITS` in order, and ``verified`` the
-    detail of the last verification.
+    ``source_rates`` has the requests per second by kind, ``events`` the latest of `WAITS` in order, and ``verified``
+    the detail of the last verification.
     """
 
     now: datetime
@@ -162,9 +162,9 @@ _LOOK = sa.text("""
 
 
 def look(connection: Connection, run_id: int, *, buckets: int) -> Snapshot | None:
-    """The run as it is now, its time cut into at most about ``buckets`` stretches of a second or more each.
+    """Return the run as it is now, its time cut into at most about ``buckets`` stretches of a second or more each.
 
-    None where there is no such run.
+    Returns None if there is no such run.
     """
     row = connection.execute(
         _LOOK,

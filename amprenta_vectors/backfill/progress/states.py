@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """Where a run is. One whose processes died, or were stopped by an error, is still ``running``: any may go on."""
+    """The state of a run. One whose processes died or failed is still ``running``: any process may resume it."""
 
     PLANNED = "planned"
     RUNNING = "running"
@@ -22,7 +22,7 @@ UNFINISHED = (RunState.PLANNED, RunState.RUNNING, RunState.PAUSED)
 
 @dataclass(frozen=True)
 class Transition:
-    """That a run may come from one state into another, and when it does."""
+    """A step that a run may take from one state into another, and when it does."""
 
     before: RunState
     after: RunState
@@ -38,11 +38,11 @@ TRANSITIONS = (
     Transition(RunState.PAUSED, RunState.RUNNING, "`resume`"),
     Transition(RunState.PAUSED, RunState.CANCELLED, "`cancel`, `backfill --restart`, or a downgrade"),
 )
-"""What is over stays over: a new run begins beside it, so that history is kept."""
+"""The transitions that exist. A run that has ended stays so: a new run starts beside it, so that history is kept."""
 
 
 class Order(StrEnum):
-    """What a person may order of a run."""
+    """An order that a person may give to a run."""
 
     PAUSE = "pause"
     RESUME = "resume"
@@ -69,5 +69,5 @@ ORDERS: Mapping[Order, Mapping[RunState, str]] = {
 
 
 def sources_of(state: RunState) -> tuple[RunState, ...]:
-    """The states from which ``state`` may be reached."""
+    """Return the states from which ``state`` may be reached."""
     return tuple(transition.before for transition in TRANSITIONS if transition.after == state)

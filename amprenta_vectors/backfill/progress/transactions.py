@@ -1,4 +1,4 @@
-"""Short transactions on the progress tables, and whether those are there."""
+"""Short transactions on the progress tables, and the check that those exist."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SHORT = sa.text("""
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """A short transaction on the progress tables.
+    """Open a short transaction on the progress tables.
 
-    The server ends it when its client is stopped midway, so that nobody waits for a process that does not move.
+    The server ends it if its client is stopped midway, so that nobody waits for a process that does not move.
     """
     with engine.begin() as connection:
         connection.execute(_SHORT)
@@ -28,7 +28,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 
 def require_tables(connection: Connection) -> None:
-    """Raises `NotUpgraded` where the progress tables are not there."""
+    """Raise `NotUpgraded` if the progress tables do not exist."""
     if connection.execute(sa.text("SELECT to_regclass('migration_run')")).scalar() is None:
         raise NotUpgraded("the database has no table migration_run", hint="alembic upgrade head")
 

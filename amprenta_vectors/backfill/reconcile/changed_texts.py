@@ -1,4 +1,4 @@
-"""Rows that are their own source, as their texts are by now: those that were never embedded, and those that changed."""
+"""Rows that are their own source: those that were never embedded, and those whose text has changed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from amprenta_vectors.schema.slice import Slice, given_keys
 
 
 class Texts(Protocol):
-    """A source that embeds texts, and can say what they are without."""
+    """A source that embeds texts, and can give them without embedding them."""
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
-        """Pages of keys and the token of the page after each."""
+        """Iterate over pages of keys, each with the token of the page after it."""
         ...
 
     def texts(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """The text to embed, by key."""
+        """Return the text to embed, by key."""
         ...
 
 
 class ChangedTexts:
-    """The keys of rows to embed: without an embedding, or with one of another text than the row has now.
+    """The keys of rows to embed: without an embedding, or with an embedding of another text than the row has now.
 
-    A row whose embedding was not made from its text here is left out: whether it changed is not known.
+    A row whose embedding was not made from its text here is left out: whether its text changed is not known.
     """
 
     def __init__(self, engine: Engine, slice_: Slice, source: Texts) -> None:
@@ -47,7 +47,7 @@ class ChangedTexts:
         self._own = OwnKeys([table.column_types[name] for name in table.key])
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
-        """Pages as the source has them, with fewer keys."""
+        """Iterate over the source's pages, with only the keys to embed."""
         for keys, following in self._source.iter_keys(token):
             yield self._changed(keys), following
 
@@ -57,7 +57,7 @@ class ChangedTexts:
         return [key for key, text in texts.items() if key in kept and kept[key] != to_bigint(hash_text(text))]
 
     def _kept(self, keys: Sequence[str]) -> dict[str, int | None]:
-        """The hash of the text that each row was embedded from, None where it has no embedding."""
+        """Return the hash of the text that each row was embedded from, None for a row without an embedding."""
         slice_ = self._slice
         parsed = {key: own for key in keys if (own := self._own.to_key(key)) is not None}
         if not parsed:

@@ -1,4 +1,4 @@
-"""A source once more against its table: which keys are looked at, and what doing so would come to."""
+"""The keys that a reconciliation looks at, and its dry run: what a pass would come to."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ MOST_READINGS = 3
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a pass would come to: rows that are equal, rows to write and of them to replace, and rows to list.
+    """The prospect of a pass: rows that are equal, rows to write, rows to replace among those, and rows to list.
 
-    ``quarantined`` counts by reason what would be listed, and what the source has that no row can hold.
+    ``quarantined`` counts, by reason, rows that would be listed and records of the source that no row can hold.
     """
 
     equal: int
@@ -50,14 +50,14 @@ class Prospect:
 
 
 def keys_to_reconcile(engine: Engine, job: Job) -> Keys:
-    """All keys of the source; of one that embeds texts, those whose text is new or has changed."""
+    """Return all keys of the source; if it embeds texts, the keys whose text is new or has changed."""
     if job.source.description.computed:
         return ChangedTexts(engine, job.slice, cast("Texts", job.source))
     return job.source
 
 
 class DryRun:
-    """One pass that changes nothing. Its memory does not grow with the source: what it saw goes to a file."""
+    """A pass that changes nothing. Its memory does not grow with the source: the keys that it saw go to a file."""
 
     def __init__(self, engine: Engine, job: Job, *, retry: Backoff) -> None:
         self._engine = engine
@@ -69,7 +69,11 @@ class DryRun:
         self._keys = keys_to_reconcile(engine, job)
 
     def run(self) -> Prospect:
-        """Raises `TransientError` where the retry was told to stop, and what the source raises."""
+        """Read the source, and return what a pass would come to.
+
+        Raises `TransientError` if the retry was told to stop, `SourceError` if the source refused its own page tokens
+        three times, and what the source raises.
+        """
         for _ in range(MOST_READINGS):
             with tempfile.TemporaryFile() as seen:
                 try:
@@ -115,7 +119,7 @@ class DryRun:
         return look
 
     def _judged(self, connection: Connection, found: Gone, keys: sa.Select[str]) -> Gone:
-        """With how many of the rows that are gone would be deleted, and emptied."""
+        """Return ``found`` with how many of the rows that are gone would be deleted, and emptied."""
         job = self._job
         states = RowStates(job.slice, computed=False)
         fates: Counter[str] = Counter()
@@ -125,7 +129,7 @@ class DryRun:
         return replace(found, deleted=fates["delete"], emptied=fates["empty"])
 
     def _previews(self) -> Iterator[tuple[Sequence[Key], Sequence[RowError], int, Preview]]:
-        """Batch by batch, by several threads, at most two a thread waiting."""
+        """Iterate over the batches, previewed by several threads, with at most two per thread waiting."""
         workers = self._job.workers
         with ThreadPoolExecutor(workers, thread_name_prefix="dry-run") as pool:
             waiting: deque[Future[tuple[Sequence[Key], Sequence[RowError], int, Preview]]] = deque()
@@ -174,7 +178,7 @@ def deletes(job: Job) -> bool:
 
 
 def refusal_of(gone: Gone | None, *, delete: bool) -> str | None:
-    """Why a pass with ``delete`` would delete nothing, where it would refuse to."""
+    """Return why a pass with ``delete`` refuses to delete; None if it does not refuse."""
     if gone is None:
         return None
     return gone.refused or (too_many(gone) if delete else None)

@@ -30,9 +30,9 @@ from amprenta_vectors.schema.keymaps import Uuid5
 from amprenta_vectors.schema.slice import Slice
 
 MOST_DELETED = 0.5
-"""Of a scope's rows, the share beyond which it is the source that is taken to be wrong, and nothing is deleted."""
+"""The share of a scope's rows beyond which the source is taken to be wrong, and nothing is deleted."""
 PAGE = 500
-"""Rows that are asked for at the source, and deleted, at a time."""
+"""How many rows are asked for at the source, and deleted, at a time."""
 POLL_SECONDS = 0.2
 
 Result = TypeVar("Result")
@@ -46,11 +46,11 @@ def find_gone(
     slice_: Slice,
     fill: Callable[[Connection, sa.Table], object],
 ) -> tuple[Gone, sa.Select[str]]:
-    """The figures, and the keys as text; ``fill`` puts what the source has into the table that it is given.
+    """Return figures and keys, as text, of the rows that are gone; ``fill`` writes the source's keys into its table.
 
-    A key of several columns is a JSON list. Both tables last until the transaction's end. A row that was embedded from
-    its own text is none of the source's. Where the source has nothing at all, that is ``refused``: more often than an
-    empty source it is another one.
+    A key of several columns is a JSON list. Both temporary tables last until the transaction's end. A row that was
+    embedded from its own text does not come from the source, and is not looked at. If the source has nothing at all,
+    the figures are ``refused``: that is more often another source than an empty one.
     """
     connection.execute(_FILTERED)
     width = len(slice_.table.key)
@@ -74,16 +74,16 @@ def find_gone(
 
 
 def too_many(found: Gone) -> str | None:
-    """Why so many are not deleted; None where they may be."""
+    """Return why so many rows are not deleted; None if they may be."""
     if found.gone <= found.rows * MOST_DELETED:
         return None
     return f"the source has no record of {found.gone:,} of {found.rows:,} rows, more than half; none was deleted"
 
 
 def fate_of(slice_: Slice, row: Kept) -> Literal["delete", "empty"] | str:
-    """What is to become of a row whose record is gone: a row that the engine only filled loses what it was filled with.
+    """Return what is to become of a row whose record is gone: one that the engine only filled loses what it was given.
 
-    Any other text is why it stays as it is.
+    Any other text says why the row stays as it is.
     """
     if row.is_embedded_here:
         return "the source has no such record; embedded here, from its own text"
@@ -97,9 +97,9 @@ def fate_of(slice_: Slice, row: Kept) -> Literal["delete", "empty"] | str:
 
 
 class GoneRows:
-    """What is gone of a run that has done all its batches. Any process of the run may do this, several too.
+    """The rows that are gone, once a run has done all its batches; any process of the run may settle them, several too.
 
-    ``until_free`` waits until the run may go on; it raises `Held` where this process is to stop, and `RunOver`.
+    ``until_free`` waits until the run may go on; it raises `Held` if this process is to stop, and `RunOver`.
     """
 
     def __init__(self, context: RunContext, until_free: Callable[[], None]) -> None:
@@ -109,9 +109,9 @@ class GoneRows:
         self._states = RowStates(self._slice, computed=False)
 
     def settle(self, *, delete: bool) -> Gone:
-        """List every such row, and with ``delete`` delete those that still hold what the engine wrote.
+        """List every row that is gone, and with ``delete`` delete those that still hold what the engine wrote.
 
-        Waits while the run is paused. Raises `RunOver`, `WorkLeft`, and `Held` where this process is to stop.
+        Waits while the run is paused. Raises `RunOver`, `WorkLeft`, and `Held` if this process is to stop.
         """
         found = self._while_free(
             partial(self._context.final_retry.database, "looking for rows that are gone", self._list)
@@ -136,7 +136,7 @@ class GoneRows:
             time.sleep(POLL_SECONDS)
 
     def _check(self, run: Run) -> None:
-        """Raises `Held` where the run is not to go on now, `RunOver` where it is not to go on at all."""
+        """Raise `Held` if the run is not to go on now, `RunOver` if it is not to go on at all."""
         if RunState.PAUSED in (run.state, run.desired_state) and run.desired_state != RunState.CANCELLED:
             raise Held
         if (run.state, run.desired_state) != (RunState.RUNNING, RunState.RUNNING):
@@ -150,8 +150,8 @@ class GoneRows:
 
         with self._context.engine.begin() as connection:
             found, keys = find_gone(connection, self._slice, fill)
-            # Not before: the look takes long, and whoever cancels the run would wait for it. Where it still goes on, no
-            # other process has ended it and with it the keys that were seen.
+            # Not before: the look takes long, and whoever cancels the run would wait for it. If the run still goes on,
+            # no other process has ended it and deleted the keys that were seen.
             self._check(runs.lock_run(connection, self._context.run.id))
             if runs.work_left(connection, self._context.run.id):
                 raise WorkLeft
@@ -164,7 +164,10 @@ class GoneRows:
             return gone_after(connection, self._context.run.id, last, PAGE)
 
     def _settle_page(self, listed: Sequence[str]) -> tuple[int, int]:
-        """Asks the source once more: a listing is not one moment, and what it left out may be there."""
+        """Settle listed rows; return how many were deleted and emptied.
+
+        The source is asked once more: a listing is not one moment, and what it left out may be there.
+        """
         keys = [parse_key(text, len(self._slice.table.key)) for text in listed]
         moment, names = self._context.final_retry.database("deleting rows", partial(self._named, keys))
         back: set[str] = set()
@@ -179,7 +182,7 @@ class GoneRows:
         return self._context.final_retry.database("deleting rows", step)
 
     def _named(self, keys: Sequence[Key]) -> tuple[datetime, dict[Key, str] | None]:
-        """The database's time, and what the source calls the rows; None where their keys do not tell."""
+        """Return the database's time, and the rows' source keys; None for those if the target keys do not tell."""
         slice_, key_map = self._slice, self._slice.key_map
         with self._context.transaction() as connection:
             moment = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
@@ -201,9 +204,10 @@ class GoneRows:
         there: set[str],
         moment: datetime,
     ) -> tuple[int, int]:
-        """One short transaction, under the locks that keep an application's writes of these keys apart from it.
+        """Delete or empty listed rows in one short transaction; return how many of each.
 
-        Whoever pauses the run or cancels it waits for its end.
+        It holds the locks that keep an application's writes of these keys out. Whoever pauses or cancels the run waits
+        for its end.
         """
         with self._context.engine.begin() as connection:
             connection.execute(_BRIEF)
@@ -244,7 +248,7 @@ class GoneRows:
     def _each(
         self, connection: Connection, keys: Sequence[Key], places: Sequence[int], statement: sa.Delete | sa.Update
     ) -> dict[int, str]:
-        """Execute ``statement`` for those keys; why PostgreSQL refused it, by place, for those it did."""
+        """Execute ``statement`` for those keys; return, by place, why PostgreSQL refused it for some."""
 
         def attempt(start: int, end: int) -> str | None:
             try:
@@ -264,7 +268,7 @@ class GoneRows:
 
 
 def parse_key(text: str, width: int) -> Key:
-    """A key as `find_gone` gives it."""
+    """Return a key from its text, as `find_gone` gives it."""
     return (text,) if width == 1 else tuple(json.loads(text))
 
 

@@ -35,12 +35,13 @@ _JOINS = sa.text("""
     SELECT set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
            set_config('enable_material', 'off', true)
 """)
-"""As for a write: the keys of a batch find their rows by the unique index, also in a table without statistics yet."""
+"""The same settings as for a write: the keys of a batch find their rows by the unique index, also in a table that has
+no statistics yet."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a batch would come to: rows to be written, those of them that hold an older value, and rows left alone."""
+    """The preview of a batch: rows to write, rows among those that hold an older value, and rows left alone."""
 
     written: int
     replaced: int
@@ -48,12 +49,11 @@ class Preview:
 
 
 class Reconciler:
-    """Inserts rows that are absent, fills those without an embedding, replaces those that hold what the engine wrote.
+    """Inserts absent rows (with ``insert``), fills those without an embedding, replaces those that the engine wrote.
 
-    Text and metadata are replaced where they are what the engine inserted. A
-    row that was changed here stays as it is, and is listed. Vectors that are ``computed`` are compared by their texts.
-    The rows that are inserted are recorded as those of run ``record_for`` where it is given, and one that is replaced
-    stays a row of the run that inserted it.
+    Text and metadata are replaced if they are what the engine inserted. A row that was changed here stays as it is, and
+    is listed. Vectors that are ``computed`` are compared by their texts. Inserted rows are recorded as those of run
+    ``record_for`` if it is given, and a row that is replaced stays a row of the run that inserted it.
     """
 
     keeps_seen = True
@@ -79,8 +79,8 @@ class Reconciler:
     def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
         """Bring the rows of a batch with keys, which was fetched after ``since``, to what it says.
 
-        The bytes that are to be written are in a temporary table before any row is locked. A row that is written here
-        between the fetch and the lock is left alone: if it was through the outbox, the source will have it too.
+        The bytes to be written are in a temporary table before any row is locked. A row that is written here between
+        the fetch and the lock is left alone: if it was written through the outbox, the source will have it too.
         """
         batch = self._comparable(batch)
         connection.execute(_JOINS)
@@ -102,7 +102,7 @@ class Reconciler:
         )
 
     def preview(self, connection: Connection, batch: VectorBatch) -> Preview:
-        """What `put` would do, by the rows as they are now; nothing is locked or changed."""
+        """Return what `put` would do, by the rows as they are now; nothing is locked or changed."""
         batch = self._comparable(batch)
         connection.execute(_JOINS)
         empty, held = self._states.compare(connection, batch)
@@ -111,13 +111,13 @@ class Reconciler:
         return Preview(len(empty) + replaced, replaced, _changed_here(batch, verdicts))
 
     def _comparable(self, batch: VectorBatch) -> VectorBatch:
-        """What the rows can tell from it: the text that an embedding is of needs no column of its own."""
+        """Return the batch with only what its rows can hold; computed vectors keep the text, which needs no column."""
         return batch if self._computed else stored_content(batch, self._slice.table)
 
     def _without_newer(
         self, connection: Connection, rows: VectorBatch, verdicts: Mapping[int, Verdict], since: datetime
     ) -> dict[int, Verdict]:
-        """The verdicts on rows that were not written through the outbox after what was fetched."""
+        """Return the verdicts on rows that were not written through the outbox after ``since``."""
         keys = store_keys(self._slice.key_map, rows)
         asked = [keys[place] for place in verdicts]
         newer = self._outbox.newer_than(connection, asked, since) if asked else set()
@@ -146,7 +146,7 @@ def _changed_here(rows: VectorBatch, verdicts: Mapping[int, Verdict]) -> list[Ro
 
 
 def _replace(slice_: Slice, stage: sa.Table, model: str | None, *, computed: bool) -> sa.Update:
-    """The embedding of the rows ``chosen``, which are locked, and text and metadata of those in ``contents``."""
+    """Return the UPDATE of the embedding in rows ``chosen``, which are locked, and of the content in ``contents``."""
     table, target = slice_.table, slice_.rows
     values: dict[str, Any] = {table.embedding: stored_embedding(table, stage)}
     if table.sparse is not None:
@@ -163,7 +163,10 @@ def _replace(slice_: Slice, stage: sa.Table, model: str | None, *, computed: boo
 
 
 def _content(table: VectorTable, stage: sa.Table, target: sa.TableClause) -> dict[str, sa.ColumnElement[Any]]:
-    """Text and metadata of the rows in ``contents``; what the others have. A metadata column may be json, or text."""
+    """Return text and metadata for the rows in ``contents``, and for others what they have.
+
+    A metadata column may be json, or text.
+    """
     new: dict[str, tuple[sa.ColumnElement[Any], sa.types.TypeEngine[Any]]] = {}
     if table.text is not None:
         new[table.text] = (stage.c.text, sa.Text())

@@ -1,4 +1,4 @@
-"""What rows hold beside what the source has, and what is to become of each: equal, ours to replace, or changed here."""
+"""Rows compared with what the source has, and the fate of each: equal, ours to replace, or changed here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from amprenta_vectors.schema.hashes import hash_content, hash_embedding, hash_te
 from amprenta_vectors.schema.slice import Slice, given_keys
 
 VECTOR_HEAD = 4
-"""Bytes before the values of what ``vector_send`` and ``halfvec_send`` give."""
+"""The bytes that ``vector_send`` and ``halfvec_send`` give before the values."""
 
 
 class Fate(Enum):
-    """What is to become of a row that has an embedding."""
+    """The fate of a row that has an embedding."""
 
     EQUAL = auto()
     REPLACE = auto()
@@ -31,7 +31,7 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """``content`` is whether the row's text and metadata are to be replaced too; ``why`` it is left as it is."""
+    """The verdict on a row: ``content`` tells whether its text and metadata are replaced too, ``why`` why it stays."""
 
     fate: Fate
     content: bool = False
@@ -40,7 +40,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Kept:
-    """A row as it is now: its embedding's hash, and the hashes that the engine kept beside it, None where none."""
+    """A row as it is now: the hashes of its embedding and content, and those that the engine kept, None without one."""
 
     embedding: bytes
     hash: int | None
@@ -70,10 +70,10 @@ class RowStates:
         self._slice = slice_
         self._table = slice_.table
         self._computed = computed
-        """Of computed vectors no two are sure to be equal: the text that they are of tells whether they differ."""
+        """Two computed vectors of one text are not sure to be equal: whether they differ is told by their texts."""
 
     def compare(self, connection: Connection, batch: VectorBatch) -> tuple[list[int], list[int]]:
-        """Positions in ``batch`` whose row is absent or has no embedding, and those whose row has something else.
+        """Return the positions in ``batch`` whose row is absent or has no embedding, and those whose row differs.
 
         PostgreSQL compares; no vector is sent either way.
         """
@@ -83,14 +83,14 @@ class RowStates:
     def judge(
         self, connection: Connection, batch: VectorBatch, places: Sequence[int], *, lock: bool
     ) -> dict[int, Verdict]:
-        """What is to become of the rows at ``places``, by place; one that is gone, or empty by now, has no verdict."""
+        """Return the verdicts on the rows at ``places``, by place; a row that is gone or empty by now has none."""
         verdicts: dict[int, Verdict] = {}
         for place, kept in self._read(connection, batch, places, lock=lock):
             verdicts[place] = self._verdict(batch, place, kept)
         return verdicts
 
     def read(self, connection: Connection, keys: Sequence[Key], *, lock: bool) -> Iterator[tuple[int, Kept]]:
-        """The rows of ``keys`` that have an embedding, each with the place of its key."""
+        """Return the rows of ``keys`` that have an embedding, each with the place of its key."""
         return self._rows(connection, keys, range(len(keys)), lock=lock)
 
     def _read(
@@ -154,9 +154,9 @@ class RowStates:
         return "changed here, and at the source"
 
     def _content_differs(self, batch: VectorBatch, place: int, kept: Kept) -> bool:
-        """Whether the source's text or metadata is other than when the engine inserted the row; False where it did not.
+        """Return whether the source's text or metadata differs from when the engine inserted the row; else False.
 
-        A row that was there before the engine came has a text of its own.
+        A row that the engine did not insert has a text of its own, and does not count.
         """
         if kept.text_hash is None or kept.is_embedded_here or (batch.texts is None and batch.metadata is None):
             return False
@@ -174,7 +174,7 @@ class RowStates:
         return b"" if sparse is None or dimension is None else sparse_bytes(sparse, dimension)
 
     def _differing(self, connection: Connection, batch: VectorBatch) -> sa.Select[int, bool]:
-        """``(place, has an embedding)`` of the rows that are not as the source has them."""
+        """Return a query of ``(place, has an embedding)`` of the rows that are not as the source has them."""
         slice_, table, target = self._slice, self._table, self._slice.rows
         places = range(len(batch))
         sides: dict[str, list[str]] = {"place": [str(place) for place in places]}
@@ -189,8 +189,8 @@ class RowStates:
         if "digest" in sides:
             differs.append(sa.func.encode(sa.func.sha256(slice_.sent()), "hex") != given.c.digest)
         if "content" in sides and table.text_hash is not None:
-            # NULL differs from nothing: of such a row the text is not the engine's to replace. Nor does the hash of
-            # what an embedding was made from differ from that of what a row was inserted with.
+            # NULL differs from nothing: the text of such a row is not the engine's to replace. The hash of the text
+            # that an embedding was made from is not compared with the hash of the content that a row was inserted with.
             other = target.c[table.text_hash] != sa.cast(given.c.content, sa.BigInteger)
             differs.append(sa.and_(other, slice_.embedded_here() == sa.literal(self._computed)))
         on = sa.and_(*slice_.has_key(connection, given), *slice_.in_scope())
@@ -202,7 +202,7 @@ class RowStates:
         )
 
     def _kept_of(self, batch: VectorBatch, place: int) -> bytes:
-        """What the engine keeps of a row's text."""
+        """Return the hash that the engine keeps of a row's text."""
         if self._computed and batch.texts is not None:
             return hash_text(batch.texts[place] or "")
         return _content_of(batch, place)

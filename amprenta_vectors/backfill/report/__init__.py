@@ -1,1 +1,1 @@
-"""The page that a run leaves, and the facts that it is made of."""
+"""The report of a run: the page, and the facts that it is made of."""

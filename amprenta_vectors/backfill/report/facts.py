@@ -1,6 +1,7 @@
-"""What a run did, as JSON for the change request; docs/report.md says what each field means.
+"""The facts of a run's report, as JSON for the change request; docs/report.md says what each field means.
 
-Counts, keys, reasons and times only: no vector, no text, no secret, and of an error its first line, which holds no row.
+Counts, keys, reasons and times only: no vector, no text, no secret, and only the first line of an error, which holds no
+row.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from amprenta_vectors.db import name_database, server_versions
 from amprenta_vectors.errors import ConfigError
 
 SCHEMA = 1
-"""Raised where a field changes its meaning or goes; new fields may come at any time."""
+"""The version of the format: it rises if a field changes its meaning or goes; new fields may come at any time."""
 MOST_BUCKETS = 240
 MOST_SHARES, MOST_SPANS, MOST_EVENTS, MOST_CHANGES, FIRST_KEYS = 100, 200, 200, 100, 20
 
 
 def collect_report(connection: Connection, run_id: int) -> dict[str, Any]:
-    """The report of a run, ended or not, as values that JSON has; a few hundred entries however long it was.
+    """Return the report of a run, ended or not, as JSON values; a few hundred entries however long the run was.
 
-    Raises `ConfigError` where there is no such run.
+    Raises `ConfigError` if there is no such run.
     """
     snapshot = look(connection, run_id, buckets=MOST_BUCKETS)
     if snapshot is None:
@@ -111,7 +112,7 @@ def _processes(connection: Connection, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _timeline(snapshot: Snapshot, spans: Sequence[Span]) -> dict[str, Any]:
-    """Where there are very many spans the longest are kept; the sums are of all."""
+    """Return the timeline; of very many spans only the longest are listed, but the sums are of all."""
     longest = sorted(spans, key=lambda span: -span.seconds)[:MOST_SPANS]
     kinds = ("paused", "throttled", "silent")
     return {
@@ -124,7 +125,7 @@ def _timeline(snapshot: Snapshot, spans: Sequence[Span]) -> dict[str, Any]:
 
 
 def _indexes(connection: Connection, run: Run, events: Sequence[RunEvent]) -> list[dict[str, Any]]:
-    """Those of the run's column that a load deferred; the build's length where this run's processes built it."""
+    """Return the indexes of the run's column that a load deferred, with the build's length if this run built them."""
     seconds = _build_seconds(events)
     return [
         {
@@ -150,7 +151,7 @@ def _build_seconds(events: Sequence[RunEvent]) -> float | None:
 
 
 def _events(events: Sequence[RunEvent]) -> dict[str, Any]:
-    """The first and the last of them where there are very many."""
+    """Return the events; of very many only the first and the last."""
     half = MOST_EVENTS // 2
     kept = events if len(events) <= MOST_EVENTS else [*events[:half], *events[-half:]]
     listed = [
@@ -191,7 +192,7 @@ def _since_start(run: Run, events: Sequence[RunEvent]) -> list[Happening]:
 
 
 def _first_line(value: Any) -> Any:
-    """Of a text the first line: what PostgreSQL adds to an error may quote the row."""
+    """Return the first line of a text: what PostgreSQL adds to an error may quote the row."""
     return value.partition("\n")[0] if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""The report of a run as a page that a person files: what it says; ``templates/run.html.mako`` says where."""
+"""The content of the page that a person files as a run's report; ``templates/run.html.mako`` has its layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amprenta_vectors.pages import Number, Verdict, render, shorten, to_moment
 
 MOST_EVENTS, MOST_WAITS, EXAMPLES = 10, 4, 4
 _ELSEWHERE = {Event.JOINED, Event.LEFT, Event.THROTTLED, Event.UNTHROTTLED, Event.BATCH_CUT}
-"""Events that a long run has very many of; their sums stand in other sections."""
+"""The events that a long run has very many of; other sections have their sums."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _Wait:
 
 
 def render_page(report: Mapping[str, Any]) -> str:
-    """The HTML of a report as `collect_report` makes it, or as it was read from its JSON."""
+    """Render as HTML a report as `collect_report` makes it, or as it was read from its JSON."""
     events = [event for event in report["events"]["listed"] if event["event"] not in _ELSEWHERE]
     half = MOST_EVENTS // 2
     shown = events if len(events) <= MOST_EVENTS else [*events[:half], *events[-half:]]
@@ -53,7 +53,7 @@ def render_page(report: Mapping[str, Any]) -> str:
 
 
 def to_verdict(report: Mapping[str, Any]) -> Verdict:
-    """How a run stands, in one line."""
+    """Return in one line how a run stands."""
     run, counts = report["run"], report["counts"]
     rolled_back = [event for event in report["events"]["listed"] if event["event"] == Event.ROLLED_BACK]
     done = f"{counts['keys_done']:,} of the {counts['keys_planned']:,} keys listed are done"
@@ -166,7 +166,7 @@ def _cost(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _said(values: Mapping[str, Any]) -> str:
-    """Names and values in a line, without the empty ones and the moment."""
+    """Return names and values in a line, without the empty ones and the moment."""
     named = {name.replace("_", " "): value for name, value in values.items() if value is not None and name != "at"}
     return ", ".join(f"{name} {_value(value)}" for name, value in named.items())
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 _SHADES = {"paused": GREY, "throttled": AMBER, "silent": "#d9dfe6"}
 WAITS = {"paused": "paused", "throttled": "throttled", "silent": "no batch ended"}
-"""The kinds of wait, in words."""
+"""The words for the kinds of wait."""
 
 
 def draw_rate(timeline: Mapping[str, Any], seconds: float) -> Markup:
-    """Rows written a second over a run of so many ``seconds``, with what was waited through shaded."""
+    """Draw the rows written per second over a run of so many ``seconds``, with the waits shaded."""
     unit, divisor = _unit(seconds)
     width = timeline["bucket_seconds"]
 
@@ -41,7 +41,7 @@ def draw_rate(timeline: Mapping[str, Any], seconds: float) -> Markup:
 def _steps(
     timeline: Mapping[str, Any], width: float, divisor: float, seconds: float
 ) -> tuple[list[float], list[float]]:
-    """Rates, and the edges between which they hold: one more than there are rates."""
+    """Return rates, and the edges between which they hold: one edge more than there are rates."""
     number = max(int(seconds / width) + 1, 1)
     rates = [0.0] * number
     for bucket in timeline["buckets"]:

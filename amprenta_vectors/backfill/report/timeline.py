@@ -1,4 +1,4 @@
-"""When a run worked and when it waited, and from that how long what is left will take."""
+"""The times at which a run worked and waited, and from them how long the rest will take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from amprenta_vectors.backfill.progress.snapshot import RECENT_SECONDS, Bucket, 
 from amprenta_vectors.backfill.progress.states import UNFINISHED
 
 SILENT_SECONDS = 60.0
-"""Nothing ended for this long: nobody was at work, or everybody waited. A batch that goes well ends sooner."""
+"""The time without a completed batch after which a run counts as silent: no process was at work, or all waited. A batch
+that goes well ends sooner."""
 FEWEST_RATES, MOST_RATES = 4, 20
 
 Wait = Literal["paused", "throttled", "silent"]
@@ -29,7 +30,7 @@ _CLOSED: dict[Event, tuple[Wait, ...]] = {
 
 
 def to_duration(seconds: float) -> str:
-    """Seconds in the two largest units that say something: ``2 h 5 min``."""
+    """Return seconds in the two largest units that are not zero: ``2 h 5 min``."""
     left = round(seconds)
     parts: list[str] = []
     for size, unit in _UNITS:
@@ -43,7 +44,7 @@ def to_duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch in which the run did not work, in seconds since it began."""
+    """A stretch in which the run did not work, in seconds since it started."""
 
     kind: Wait
     begin: float
@@ -52,20 +53,20 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """How long it was."""
+        """The length of the stretch."""
         return self.end - self.begin
 
 
 @dataclass(frozen=True)
 class Remaining:
-    """Seconds that what is left will take; ``most`` is None where at the slow rate it never ends."""
+    """The seconds that the rest of a run will take; ``most`` is None if at the slow rate it never ends."""
 
     least: float
     most: float | None
 
 
 class _Recorded(Protocol):
-    """What `look` gives of a run's time."""
+    """The part of a `Snapshot` that tells a run's time."""
 
     @property
     def seconds(self) -> float: ...
@@ -78,7 +79,7 @@ class _Recorded(Protocol):
 
 
 def to_spans(recorded: _Recorded, events: Iterable[Happening] | None = None) -> list[Span]:
-    """The pauses and throttlings by the run's events, and the silences by its buckets, in order of their beginning."""
+    """Return the pauses and throttlings from the run's events, and the silences from its buckets, by their start."""
     end = recorded.seconds
     spans, opened = [], dict[Wait, Happening]()
     for event in recorded.events if events is None else events:
@@ -99,7 +100,7 @@ def _span(kind: Wait, begun: Happening, end: float) -> Span:
 
 
 def _silences(recorded: _Recorded, known: Sequence[Span]) -> Iterator[Span]:
-    """Between buckets in which something ended, where ``known`` spans do not say why; also since the last of them."""
+    """Yield the silences between buckets, and since the last one, that ``known`` spans do not explain."""
     before = 0.0
     for begin in (*(bucket.begin for bucket in recorded.buckets), recorded.seconds):
         for span in (*known, Span("silent", begin, begin)):
@@ -110,7 +111,7 @@ def _silences(recorded: _Recorded, known: Sequence[Span]) -> Iterator[Span]:
 
 
 def waited_seconds(spans: Sequence[Span], begin: float, end: float) -> float:
-    """How much of the time from ``begin`` to ``end`` lies in any of ``spans``, which are in order."""
+    """Return how many seconds from ``begin`` to ``end`` lie in any of ``spans``, which are in order."""
     waited, reached = 0.0, begin
     for span in spans:
         start, stop = max(span.begin, reached), min(span.end, end)
@@ -120,10 +121,10 @@ def waited_seconds(spans: Sequence[Span], begin: float, end: float) -> float:
 
 
 def rates(recorded: _Recorded, spans: Sequence[Span]) -> list[float]:
-    """Keys a second over stretches of working time, of the later half of the run: at most 20 stretches alike in length.
+    """Return keys per second over at most 20 stretches, alike in length, of the later half of the run's working time.
 
-    What was waited through does not count, and a bucket of which less than half is left is passed over, as is the last
-    one, which is not over yet.
+    Time spent waiting does not count. A bucket of which less than half is left is passed over, as is the last one,
+    which is not over yet.
     """
     width = recorded.bucket_seconds
     done = {round(bucket.begin / width): bucket.keys for bucket in recorded.buckets}
@@ -140,9 +141,9 @@ def rates(recorded: _Recorded, spans: Sequence[Span]) -> list[float]:
 
 
 def remaining(left: int, rates: Sequence[float]) -> Remaining | None:
-    """How long ``left`` keys take: at the 75th percentile of ``rates``, and at the 25th.
+    """Return how long ``left`` keys take at the 75th percentile of ``rates``, and at the 25th.
 
-    None where there are fewer than four rates, or nothing moved.
+    Returns None if there are fewer than four rates, or nothing moved.
     """
     if left <= 0:
         return Remaining(0.0, 0.0)
@@ -155,7 +156,7 @@ def remaining(left: int, rates: Sequence[float]) -> Remaining | None:
 
 
 def keys_expected(run: Run) -> int:
-    """The keys of a run: as planned once the plan is complete, until then at least as many as were in prospect."""
+    """Return how many keys a run has: as planned once the plan is complete, until then at least the expected ones."""
     if run.planned_at is not None:
         return run.planned_keys
     prospect = run.expected_keys or 0
@@ -163,17 +164,17 @@ def keys_expected(run: Run) -> int:
 
 
 def time_left(run: Run, keys_done: int, rates: Sequence[float]) -> Remaining | None:
-    """As `remaining`; None as well where all keys listed so far are done, and the listing goes on."""
+    """Return what `remaining` does for a run; None also if all keys listed so far are done and the listing goes on."""
     left = keys_expected(run) - keys_done
     return None if left <= 0 and run.planned_at is None else remaining(left, rates)
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """How fast a run goes, in keys a second, and what is left of it.
+    """The outlook of a run: its rate in keys per second, and what is left of it.
 
-    ``recent`` is of the last half minute, ``mean`` of all working time; ``remaining`` counts working time only, and is
-    None where it cannot be told yet.
+    ``recent`` is the rate of the last half minute, ``mean`` that of all working time; ``remaining`` counts working time
+    only, and is None if it cannot be told yet.
     """
 
     keys_expected: int
@@ -183,7 +184,7 @@ class Outlook:
 
 
 def look_ahead(snapshot: Snapshot) -> Outlook:
-    """The outlook of a run as it was looked at."""
+    """Return the outlook of a run from its snapshot."""
     spans = to_spans(snapshot)
     worked = snapshot.seconds - waited_seconds(spans, 0.0, snapshot.seconds)
     ended = snapshot.run.state not in UNFINISHED

@@ -1,4 +1,4 @@
-"""How to take back what a run did, for its report: the ways that the README and docs/alembic.md describe."""
+"""How to undo what a run did, for its report: the ways that the README and docs/alembic.md describe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amprenta_vectors.schema.registry import SHIPPED
 
 @dataclass(frozen=True)
 class UndoStep:
-    """What is undone, what to type for it, and what stays all the same."""
+    """A way back from a run: what it undoes, the command to type, and what stays all the same."""
 
     undoes: str
     command: str
@@ -22,7 +22,7 @@ class UndoStep:
 
 
 def undo_steps(run: Run) -> list[UndoStep]:
-    """The ways back from a run, the one that takes back least first."""
+    """Return the ways back from a run, the one that undoes least first."""
     return list(_steps(run))
 
 

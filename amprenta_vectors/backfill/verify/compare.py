@@ -1,4 +1,4 @@
-"""Every vector of a source against the table, bit for bit, with PostgreSQL doing the sorting on both sides."""
+"""The comparison of every vector of a source with the table, bit for bit; PostgreSQL sorts both sides."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KINDS: tuple[Kind, ...] = ("missing", "extra", "different")
 
 @dataclass(frozen=True)
 class Difference:
-    """One key on which the sides disagree; ``kind`` is missing, extra or different, as seen from the table."""
+    """A key on which the sides disagree; ``kind`` is missing, extra or different, as seen from the table."""
 
     kind: Kind
     key: str
@@ -52,23 +52,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a comparison found: ``compared`` vectors of the source, and how many keys differ by kind."""
+    """The result of a comparison: the number of source vectors ``compared``, and of keys that differ, by kind."""
 
     compared: int
     counts: Mapping[str, int]
 
     @property
     def clean(self) -> bool:
-        """Whether nothing differs."""
+        """Whether no key differs."""
         return not any(self.counts.values())
 
 
 def digests(
     vectors: np.ndarray[Any, np.dtype[np.float32]], storage: str, sparse: Sequence[bytes] | None = None
 ) -> list[bytes]:
-    """SHA-256 of each vector as ``vector_send`` or ``halfvec_send`` puts it on the wire, after one cast to ``storage``.
+    """Return the SHA-256 of each vector as ``vector_send`` or ``halfvec_send`` sends it, after one cast to ``storage``.
 
-    That is the int16 dimension, an int16 zero, and the values big-endian: float32, or float16 rounded to nearest even,
+    It sends the int16 dimension, an int16 zero, and the values big-endian: float32, or float16 rounded to nearest even,
     as pgvector rounds. What ``sparsevec_send`` gives for the row's sparse values, if any, comes after it.
     """
     head = struct.pack(">hh", vectors.shape[1], 0)
@@ -82,8 +82,8 @@ def digests(
 class Verifier:
     """Compares one source with one slice.
 
-    Rows that a look-up finds are there before the source is: one that the source does not have, and that was embedded
-    from its own text, is none too many. A source that cannot list its keys is asked for those of the table's rows, so
+    Rows that a key map looks up may exist without the source: one that the source does not have is not ``extra`` if it
+    was embedded from its own text. A source that cannot list its keys is asked for those of the table's rows, so that
     what it has beyond them is not seen.
     """
 
@@ -112,7 +112,7 @@ class Verifier:
         """Read the whole source into digests on disk, then let PostgreSQL join them with the table's own.
 
         The source is read outside any transaction; the comparison is one transaction and so one snapshot. Raises
-        `TransientError` where the retry was told to stop.
+        `TransientError` if the retry was told to stop.
         """
         with tempfile.TemporaryFile() as file:
             compared = self._read_source(file, on_progress)
@@ -125,7 +125,7 @@ class Verifier:
         return Verification(compared, counts)
 
     def _read_source(self, file: IO[bytes], on_progress: Callable[[int], None]) -> int:
-        """Fill ``file`` and return how many vectors were read; a refused page token costs a second reading."""
+        """Fill ``file`` and return how many vectors were read; a refused page token costs another reading."""
         for _ in range(MOST_READINGS):
             file.seek(0)
             file.truncate()
@@ -145,7 +145,7 @@ class Verifier:
         raise SourceError(f"the source refused its own page tokens {MOST_READINGS} times")
 
     def _fetched(self) -> Iterator[VectorBatch]:
-        """Batches with target keys, fetched by several threads, at most two a thread waiting."""
+        """Iterate over batches with target keys, fetched by several threads, with at most two per thread waiting."""
         with ThreadPoolExecutor(self._workers, thread_name_prefix="verify") as pool:
             waiting: deque[Future[VectorBatch]] = deque()
             for keys in self._batches():
@@ -168,9 +168,9 @@ class Verifier:
                     keys = []
 
     def _encode(self, batch: VectorBatch) -> bytes:
-        """Rows of key columns, source key, digest, and NULL; of what could not be carried over, the reason is the last.
+        """Encode rows of key columns, source key, digest, and NULL; or, for what could not be carried over, the reason.
 
-        Such a row has its key too, where it has one: the table may hold a value there all the same.
+        Such a row has its key too, if there is one, and no digest: the table may hold a value there all the same.
         """
         table = self._table
         fields = struct.pack(">h", len(table.key) + 3)

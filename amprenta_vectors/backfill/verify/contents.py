@@ -1,4 +1,4 @@
-"""Whether the rows of a table have the texts and metadata that a source has, which no comparison of vectors tells."""
+"""The check that the rows of a table have a source's texts and metadata, which no comparison of vectors tells."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Metadata = Mapping[str, Any] | None
 
 @dataclass
 class Contents:
-    """Source keys whose row is ``absent``, and those whose row is there and ``differs``."""
+    """The source keys whose row is ``absent``, and those whose row exists and ``differs``."""
 
     absent: list[str] = field(default_factory=list)
     differs: list[str] = field(default_factory=list)
@@ -34,8 +34,9 @@ class Contents:
 class ContentCheck:
     """Compares texts and metadata with a table from the catalogue whose keys are made of source keys.
 
-    A row holds what the source has if it does now, as ``decrypt`` gives both, or if it did when the engine inserted it:
-    what was changed here since is newer. So is a row that the application wrote as a whole after ``since``.
+    A row agrees with the source if both are equal now, as ``decrypt`` gives their metadata; or if they were when the
+    engine inserted it, as what was changed here since is newer; or if the application wrote the whole row after
+    ``since``, as that is newer too.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class ContentCheck:
         self._has_times = updated is not None and updated.type == "timestamp with time zone"
 
     def compare(self, source: Source) -> Contents:
-        """Every key of ``source``; those that it has quarantined are left out."""
+        """Compare every key of ``source`` but those that it quarantines."""
         found = Contents()
         for keys, _ in source.iter_keys():
             batch = stored_content(source.fetch(keys), self._table)

@@ -1,4 +1,4 @@
-"""One model in a column and scope: by what runs and rows say, and where they say nothing, by embedding texts again."""
+"""The check that a column and scope has one model: by what runs and rows say, else by embedding texts again."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.slice import Slice
 
 SAMPLE = 50
-"""Texts that are embedded again."""
+"""The most texts that are embedded again."""
 LEAST_TEXTS = 5
-"""Fewer texts than this say nothing of a model."""
+"""The fewest texts that say something of a model."""
 LEAST_COSINE = 0.99
-"""One model's vectors of a text differ by how it was served (half precision, quantisation) by far less than this; two
-models' differ by far more."""
+"""The least median cosine of one model's vectors: how it was served (half precision, quantisation) makes far less
+difference; another model makes far more."""
 MOST_PAGES = 5
-"""Pages of keys that are listed to find texts."""
+"""The most pages of keys that are listed to find texts."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What embedding texts again has shown: of how many, whose vectors they were, and the median cosine."""
+    """The result of embedding texts again: how many texts, whose vectors they were compared with, the median cosine."""
 
     texts: int
     whose: str
@@ -44,16 +44,17 @@ class Checked:
 
 
 def earlier_vectors_unknown(connection: Connection, slice_: Slice) -> bool:
-    """Whether some rows of the scope hold vectors that no run wrote and whose model the row does not name."""
+    """Return whether some rows of the scope hold vectors that no run wrote and whose model the row does not name."""
     return not runs.has_written(connection, slice_.target, slice_.scope) and has_unnamed_vectors(connection, slice_)
 
 
 def check_model(engine: Engine, job: Job, texts_source: Source, embedder: Embedder, retry: Backoff) -> list[Checked]:
-    """Embed up to 50 texts again and compare: of the source, and of the column where its vectors are of unknown model.
+    """Embed up to 50 texts of each of source and column again, and compare those whose vectors have no known model.
 
-    ``texts_source`` is the job's source opened with texts. Nothing is compared where there are fewer than 5 texts.
-    Raises `ModelMismatch` where the median cosine is below 0.99, `DimensionMismatch` where the embedder's vectors are
-    not as long as the column's.
+    The source is compared if the job names no model; the column if its vectors are of unknown model and the job names
+    none or the embedder's. ``texts_source`` is the job's source opened with texts. Fewer than 5 texts are not compared.
+    Raises `ModelMismatch` if the median cosine is below 0.99, `DimensionMismatch` if the embedder's vectors are not as
+    long as the column's.
     """
     name, dimension = embedder.model.name, embedder.model.dimension
     if dimension != job.slice.table.dimension:
@@ -74,9 +75,9 @@ def check_model(engine: Engine, job: Job, texts_source: Source, embedder: Embedd
 
 
 def compare_texts(embedder: Embedder, texts: Sequence[str], vectors: Vectors, whose: str) -> Checked | None:
-    """Embed ``texts`` again and compare with their ``vectors``; None where there are fewer than 5.
+    """Embed ``texts`` again and compare them with their ``vectors``; return None if there are fewer than 5.
 
-    Raises `ModelMismatch` where the median cosine is below 0.99.
+    Raises `ModelMismatch` if the median cosine is below 0.99.
     """
     if len(texts) < LEAST_TEXTS:
         return None
@@ -91,18 +92,18 @@ def compare_texts(embedder: Embedder, texts: Sequence[str], vectors: Vectors, wh
 
 
 def median_cosine(left: Vectors, right: Vectors) -> float:
-    """The median over rows of the cosine between two matrices of one shape; 0 for a row without direction."""
+    """Return the median over rows of the cosine between two matrices of one shape; 0 for a row without direction."""
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     products = np.einsum("ij,ij->i", left.astype(np.float64), right.astype(np.float64))
     return float(np.median(np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)))
 
 
 def _of_source(engine: Engine, job: Job, source: Source, retry: Backoff) -> tuple[list[str], Vectors]:
-    """Texts and the source's vectors of them; the text of a record that has none is its row's own."""
+    """Return texts and the source's vectors of them; the text of a record that has none is its row's own."""
     keys: Keys = source if job.inserts else EmptyRows(engine, job.slice)
     texts: list[str] = []
     vectors: list[Vectors] = []
-    # A whole listing would begin with looking for parts, which costs more than the sample.
+    # A whole listing would start by looking for parts, which costs more than the sample.
     few = getattr(source, "some_keys", None) if job.inserts else None
     for page in [retry(few)] if few is not None else _first_pages(keys, retry):
         batch = job.slice.key_map.apply(fetch_all(retry, source, _spread(page)))
@@ -128,12 +129,12 @@ def _first_pages(keys: Keys, retry: Backoff) -> Iterator[Sequence[str]]:
 
 
 def _spread(keys: Sequence[str]) -> list[str]:
-    """At most 50 keys from all over a page."""
+    """Return at most 50 keys from all over a page."""
     return list(keys[:: -(-len(keys) // SAMPLE)]) if keys else []
 
 
 def _row_texts(engine: Engine, job: Job, keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """The text of the rows of target ``keys``."""
+    """Return the text of the rows with target ``keys``."""
     slice_ = job.slice
     if slice_.table.text is None or not keys:
         return {}
@@ -143,7 +144,7 @@ def _row_texts(engine: Engine, job: Job, keys: Sequence[tuple[str, ...]]) -> dic
 
 
 def _of_rows(connection: Connection, slice_: Slice) -> tuple[list[str], Vectors]:
-    """Texts and the vectors that some rows of unknown model have."""
+    """Return texts and vectors of some rows of unknown model."""
     table = slice_.table
     if table.text is None:
         return [], slice_.received([])

@@ -1,4 +1,4 @@
-"""Rows that were embedded from their own texts: that none lacks its vector, and that a sample embedded again agrees."""
+"""The check of rows embedded from their own texts: none lacks its vector, and a sample embedded again agrees."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from amprenta_vectors.schema.row_keys import EmptyRows
 from amprenta_vectors.schema.slice import Slice
 
 SAMPLE = 200
-"""Rows that are embedded again: where one row in 50 is wrong, one of these is 98 times in 100."""
+"""How many rows are embedded again: if one row in 50 is wrong, at least one of these is, 98 times in 100."""
 MOST_APART = float(np.sqrt(2 - 2 * LEAST_COSINE))
-"""How far a vector may lie from the one embedded again, as a share of its length: so far apart are two of one length
-whose cosine is 0.99."""
+"""How far a vector may lie from the one embedded again, as a share of that one's length: two vectors of one length
+whose cosine is 0.99 lie so far apart."""
 
 
 class SampleVerifier:
     """Compares the rows of one scope of a table from the catalogue with a source whose vectors are computed.
 
-    Of all rows it looks for those with a text and without a vector. Of the rows with one it embeds `SAMPLE` again, by
-    their text as it is now: of those that were embedded from their own text, where the table tells which they are.
+    It looks through all rows for those with a text and without a vector. It embeds `SAMPLE` of the rows with a vector
+    again, by their text as it is now; if the table tells which rows were embedded from their own text, only of those.
     """
 
     def __init__(
@@ -49,7 +49,10 @@ class SampleVerifier:
         self._retry = retry
 
     def run(self, on_difference: Callable[[Difference], None]) -> Verification:
-        """How many were embedded again, and what differs. Raises `TransientError` where the retry was told to stop."""
+        """Compare the rows; return how many were embedded again, and how many differ.
+
+        Raises `TransientError` if the retry was told to stop.
+        """
         counts: dict[str, int] = dict.fromkeys(KINDS, 0)
         stored = self._retry.database("choosing rows to embed again", self._sample)
         for difference in (*self._lacking(), *self._differing(stored)):
@@ -69,7 +72,7 @@ class SampleVerifier:
                 yield from (Difference("missing", key) for key, text in texts.items() if text)
 
     def _sample(self) -> dict[str, Vectors]:
-        """The vectors of some rows, chosen by chance, by source key."""
+        """Return the vectors of `SAMPLE` rows, chosen by chance, by source key."""
         slice_ = self._slice
         wanted: list[sa.ColumnElement[bool]] = [slice_.embedding().is_not(None)]
         if slice_.table.text_hash is not None:

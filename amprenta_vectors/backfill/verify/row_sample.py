@@ -1,4 +1,4 @@
-"""Some rows of a scope, found by its unique index, whatever the size of the table."""
+"""A sample of a scope's rows, found by the unique index, whatever the size of the table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.schema.slice import Slice
 
 EACH_END = 5000
-"""Rows that are looked at from either end of the keys."""
+"""How many rows are looked at from either end of the keys."""
 
 
 def some_rows(slice_: Slice, *, with_values: bool = False) -> sa.Subquery:
-    """The first and the last 5,000 rows by key: whether they are ``filled``, and their ``model`` where rows name one.
+    """Return a subquery of the first and last 5,000 rows by key: if they are ``filled``, and their ``model`` if named.
 
-    ``with_values`` adds ``text``, where there is a column for it, and ``vector`` as its type's send function gives it.
+    ``with_values`` adds ``text``, if there is a column for it, and ``vector`` as its type's send function gives it.
     """
     table, target = slice_.table, slice_.rows
     columns: list[sa.ColumnElement[Any]] = [slice_.embedding().is_not(None).label("filled")]
@@ -33,7 +33,7 @@ def some_rows(slice_: Slice, *, with_values: bool = False) -> sa.Subquery:
 
 
 def models_in_rows(connection: Connection, slice_: Slice) -> set[str]:
-    """The models that some filled rows of the scope name; none where rows name no model."""
+    """Return the models that a sample of the scope's filled rows names; none if the table has no model column."""
     if slice_.table.model is None:
         return set()
     rows = some_rows(slice_)
@@ -42,7 +42,7 @@ def models_in_rows(connection: Connection, slice_: Slice) -> set[str]:
 
 
 def has_unnamed_vectors(connection: Connection, slice_: Slice) -> bool:
-    """Whether some rows of the scope hold a vector and name no model."""
+    """Return whether a row in a sample of the scope holds a vector and names no model."""
     rows = some_rows(slice_)
     unnamed = rows.c.filled if slice_.table.model is None else sa.and_(rows.c.filled, rows.c.model.is_(None))
     return connection.execute(sa.select(sa.literal(1)).select_from(rows).where(unnamed).limit(1)).first() is not None

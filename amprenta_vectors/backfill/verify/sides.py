@@ -1,4 +1,4 @@
-"""The two sides of a verification in PostgreSQL: what the source has, in a temporary table, and what the table has."""
+"""The two sides of a verification in PostgreSQL: the source's digests in a temporary table, and the vector table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 
 def source_side(table: VectorTable) -> sa.Table:
-    """The temporary table of what the source has: keys as text, NULL where a record has none."""
+    """Return the temporary table of what the source has: keys as text, NULL for a record without a key."""
     return sa.Table(
         "amprenta_source",
         sa.MetaData(),
@@ -26,9 +26,9 @@ def source_side(table: VectorTable) -> sa.Table:
 
 
 def compare_sides(connection: Connection, slice_: Slice, there: sa.Table) -> sa.Select[Any]:
-    """``(digest here, digest there, why quarantined, source key, *key as text)`` of whatever differs.
+    """Return a query of ``(digest here, digest there, why quarantined, source key, *key as text)`` of whatever differs.
 
-    A row that was embedded from its own text need not be there.
+    ``here`` is the table, ``there`` the source. A row that was embedded from its own text may be absent there.
     """
     columns = [slice_.rows.c[name] for name in slice_.table.key]
     digest, own = sa.func.sha256(slice_.sent()), slice_.embedded_here()

@@ -1,1 +1,1 @@
-"""How a batch becomes rows: encoding, COPY, one statement, and what is refused of it."""
+"""How a batch becomes rows: encoding, COPY, one statement, and the rows that PostgreSQL refuses."""

@@ -1,4 +1,4 @@
-"""Finding the rows that make a step fail for all of them, by halving, with a bound on how often the step is tried."""
+"""Bisection: finding the rows that make a step fail for all, by halving, with a bound on the number of tries."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 ALWAYS_ISOLATED = 64
-"""Refused rows that a batch may have, however small a share of it they are, and each is still found."""
+"""The number of refused rows, however large a share of a batch, up to which each is found."""
 ISOLATED_SHARE = 20
-"""One in so many rows may be bad, and each is still found: the share at which a run stops by default."""
+"""The share, one row in so many, of refused rows up to which each is found: the share at which a run stops by
+default."""
 
 Refusal = TypeVar("Refusal")
 
 
 def most_tries(rows: int, bad: int) -> int:
-    """The most tries that halving ``rows`` rows takes until ``bad`` ones of them stand alone.
+    """Return the most tries that halving ``rows`` rows takes until ``bad`` ones among them stand alone.
 
-    The first is of all rows. One that fails for more than one row is followed by two, of its halves; so there are
+    The first try is of all rows. A try that fails for more than one row is followed by two, of its halves; so there are
     1 + 2·f, f being the failures among them. Halving ends after ⌈log2(rows)⌉ levels, and level d has 2^d parts, of
     which at most ``bad`` fail: f ≤ Σ min(2^d, bad) for d from 0 to ⌈log2(rows)⌉ - 1. In closed form that is no more
     than 2·bad·(⌈log2(rows)⌉ - ⌊log2(bad)⌋ + 1) tries: 113 for 7 bad ones among 1000.
@@ -28,15 +29,15 @@ def most_tries(rows: int, bad: int) -> int:
 
 
 def budget(rows: int) -> int:
-    """The most tries that a batch of ``rows`` rows is given: enough for 64 bad ones, and for 1 in 20."""
+    """Return the most tries that a batch of ``rows`` rows is given: enough for 64 refused rows, and for 1 in 20."""
     return most_tries(rows, max(ALWAYS_ISOLATED, -(-rows // ISOLATED_SHARE)))
 
 
 @dataclass
 class Isolated(Generic[Refusal]):
-    """What halving found: the rows that failed alone, each with its refusal, and those that it was not over with.
+    """The result of halving: the rows that failed ``alone``, each with its refusal, and the parts left ``unsettled``.
 
-    ``unsettled`` are parts, ``(start, end, refusal of the part that they are half of)``; none where the budget held.
+    An unsettled part is ``(start, end, refusal of the part that it is half of)``; there is none if the tries sufficed.
     """
 
     alone: list[tuple[int, Refusal]] = field(default_factory=list)
@@ -49,8 +50,8 @@ def isolate(rows: int, attempt: Callable[[int, int], Refusal | None], most: int 
     """Try ``rows`` rows, and the halves of what fails, until each refused row stands alone or ``most`` tries are spent.
 
     ``attempt(start, end)`` does the step for those rows and returns None, or why it was refused. Larger parts are tried
-    before smaller ones, so that what is left when the tries are spent is as little as can be. ``most`` is `budget` of
-    the rows where it is not given.
+    before smaller ones, so that as little as can be is left when the tries are spent. ``most`` is by default the
+    `budget` of the rows.
     """
     found: Isolated[Refusal] = Isolated()
     most = budget(rows) if most is None else most

@@ -18,22 +18,22 @@ from amprenta_vectors.schema.hashes import HASH_BYTES, hash_content, hash_embedd
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)
 PIECE_BYTES = 512 * 1024
-"""Of vectors that are encoded at a time: few enough to stay in a processor's cache."""
+"""The bytes of vectors that are encoded at a time: few enough to stay in a processor's cache."""
 
 _LENGTH = struct.Struct(">i")
 _NULL = _LENGTH.pack(-1)
 _HASH = _LENGTH.pack(HASH_BYTES)
 _ROW = struct.Struct(">hii")
-"""How a row begins: the number of its fields, and its ordinal as the first of them."""
+"""The start of a row: the number of its fields, and its ordinal as the first of them."""
 
 
 class BatchStream:
-    """A batch as the file that COPY reads: ordinal, key columns, embedding, text, metadata; where wanted sparse values.
+    """A batch as the file that COPY reads: ordinal, key columns, embedding, text, metadata; if wanted, sparse values.
 
-    After them the hash of the embedding as ``hashed_as`` holds it, and that of what is ``hashed`` beside it: text and
-    metadata, or the text that the embedding is of. Encoded piece by piece as it is read, so that no second copy of a
-    batch is in memory. ``checksum`` is the CRC-32 of the vectors read so far, as they are sent. Raises ValueError for a
-    batch without target keys.
+    If wanted, two hashes follow: of the embedding as ``hashed_as`` holds it, and of what is ``hashed`` beside it: text
+    and metadata, or the text that the embedding is of. The batch is encoded piece by piece as it is read, so that no
+    second copy of it is in memory. ``checksum`` is the CRC-32 of the vectors read so far, as they are sent. Raises
+    ValueError for a batch without target keys.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class BatchStream:
         self._pieces = self._encode()
 
     def read(self, size: int = -1) -> bytes:
-        """The next piece, whatever ``size`` is; nothing once all have been read."""
+        """Return the next piece, whatever ``size`` is; ``b""`` once all have been read."""
         return next(self._pieces, b"")
 
     def _encode(self) -> Iterator[bytes]:
@@ -70,9 +70,10 @@ class BatchStream:
         yield COPY_TRAILER
 
     def _rows(self, start: int, big_endian: NDArray[np.float32], stored: memoryview) -> Iterator[bytes | memoryview]:
-        """The fields of some rows, each its length and its bytes (https://www.postgresql.org/docs/current/sql-copy.html).
+        """Encode the fields of some rows, each as its length and its bytes.
 
-        A vector is its int16 dimension, an int16 zero and big-endian float32 values (pgvector's ``vector_recv``).
+        The format is https://www.postgresql.org/docs/current/sql-copy.html. A vector is its int16 dimension, an int16
+        zero and big-endian float32 values (pgvector's ``vector_recv``).
         """
         dimension = self._batch.dimension
         row_bytes = 4 * dimension
@@ -88,7 +89,7 @@ class BatchStream:
             yield self._rest(row, stored[place * stored_bytes : (place + 1) * stored_bytes])
 
     def _rest(self, row: int, stored: memoryview) -> bytes:
-        """The fields after the vector."""
+        """Encode the fields after the vector."""
         batch = self._batch
         text = batch.texts[row] if batch.texts is not None else None
         metadata = batch.metadata[row] if batch.metadata is not None else None
@@ -108,15 +109,15 @@ class BatchStream:
 
 
 def copy_row(texts: Sequence[str]) -> bytes:
-    """A row whose columns are all text."""
+    """Encode a row whose columns are all text."""
     return struct.pack(">h", len(texts)) + b"".join([_sized(text.encode()) for text in texts])
 
 
 def sparse_bytes(sparse: Sparse, dimension: int) -> bytes:
-    """Fitted sparse values as ``sparsevec_send`` gives them.
+    """Encode fitted sparse values as ``sparsevec_send`` does.
 
-    That is the dimension, the number of values and a zero, all int32, then the int32 indices from 0 and the float32
-    values, all big-endian (pgvector's ``sparsevec_recv``).
+    The bytes are the dimension, the number of values and a zero, all int32, then the int32 indices from 0 and the
+    float32 values, all big-endian (pgvector's ``sparsevec_recv``).
     """
     indices, values = sparse
     head = struct.pack(">iii", dimension, len(indices), 0)

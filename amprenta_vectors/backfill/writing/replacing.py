@@ -1,4 +1,4 @@
-"""Writing over what is there: for runs that are told to, and for nothing else."""
+"""Writing over existing values: only for runs that are told to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from amprenta_vectors.stores.outbox import Outbox
 class ReplacingSink:
     """Fills as a `Sink` does, and replaces the embedding of a row that has another one, whoever wrote it.
 
-    A row that is as it would become is not written. Text and metadata of a row that exists stay its own.
+    A row that already is as it would become is not written. A row that exists keeps its own text and metadata.
     """
 
     keeps_seen = False
@@ -64,9 +64,9 @@ class ReplacingSink:
 
 
 def _lock_differing(slice_: Slice, stage: sa.Table, model: str | None, *, computed: bool) -> sa.Select[Any]:
-    """The places of the rows that have an embedding and would not stay as they are, locked.
+    """Return a query that locks the rows that have an embedding and would change, and gives their places.
 
-    Bit for bit, as verification compares: to pgvector -0 equals 0.
+    It compares bit for bit, as verification does: to pgvector -0 equals 0.
     """
     table, target = slice_.table, slice_.rows
     given = slice_.send(stored_embedding(table, stage))

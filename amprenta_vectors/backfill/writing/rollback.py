@@ -1,4 +1,4 @@
-"""Taking back what runs inserted, and only that: rows that somebody changed since stay."""
+"""Rolling back what runs inserted, and only that: rows that somebody changed since stay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amprenta_vectors.schema.slice import Slice
 
 @dataclass(frozen=True)
 class Rollback:
-    """What became of the rows that the runs into one scope had inserted."""
+    """The result of a rollback of ``runs`` into one scope: how many inserted rows were removed, and which were kept."""
 
     runs: list[int]
     removed: int
@@ -24,9 +24,9 @@ class Rollback:
 
 
 def roll_back(engine: Engine, slice_: Slice) -> Rollback:
-    """Cancel what is under way into the slice and delete what its recorded runs inserted, in one transaction.
+    """Cancel the unfinished run into the slice and delete the rows that runs recorded as inserted, in one transaction.
 
-    Rows whose embedding, text, metadata or model is another by now are kept, and so is the record of them. The next run
+    Rows whose embedding, text, metadata or model has changed since are kept, and so is their record. The next run
     with ``resume`` reads the source anew.
     """
     removed, kept = 0, list[Key]()

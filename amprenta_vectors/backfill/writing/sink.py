@@ -28,14 +28,14 @@ from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
 
 _INLINE_BYTES = 7000
-"""Vectors up to this size stay out of TOAST in the temporary table: a row must fit a page of 8192 bytes."""
+"""The size up to which vectors stay out of TOAST in the temporary table: a row must fit a page of 8192 bytes."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a batch: rows written, of them those that held an older value, and the CRC-32 of what was sent.
+    """The result of a batch: rows written, rows among those that held an older value, and the CRC-32 of what was sent.
 
-    ``refused`` are the rows that were to be written and were not, or were left alone for a reason.
+    ``refused`` has the rows that were to be written and were not, or were left alone for a reason.
     """
 
     rows: int = 0
@@ -45,16 +45,16 @@ class Written:
 
 
 class Writer(Protocol):
-    """What writes the rows of a batch, in the transaction of its checkpoint."""
+    """A writer of a batch's rows, in the transaction of its checkpoint."""
 
     @property
     def inserts(self) -> bool:
-        """Whether rows that are not there are inserted."""
+        """Whether rows that are absent from the table are inserted."""
         ...
 
     @property
     def keeps_seen(self) -> bool:
-        """Whether a run is to know, once it has done every batch, which rows it saw."""
+        """Whether the run needs to know, once it has done every batch, which rows it saw."""
         ...
 
     def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
@@ -63,13 +63,12 @@ class Writer(Protocol):
 
 
 class Sink:
-    """Fills the embedding column of a slice; never touches a value that is there.
+    """Fills the embedding column of a slice; never touches an existing value.
 
-    With ``insert``, rows that do not exist are inserted, text and metadata with
-    them; otherwise they are left out. A row that exists keeps its own text and metadata. What was written can be known
-    again by its hashes: that of the embedding, and that of text and metadata where they were written too, or, of
-    vectors that were ``computed``, of the text. The rows that are inserted are recorded as those of run ``record_for``
-    where it is given.
+    With ``insert``, rows that do not exist are inserted with text and metadata; otherwise they are left out. A row that
+    exists keeps its own text and metadata. What was written can be recognised by its hashes: the hash of the embedding,
+    and the hash of text and metadata if they were written too, or of the text if the vectors were ``computed``.
+    Inserted rows are recorded as those of run ``record_for`` if it is given.
     """
 
     keeps_seen = False
@@ -103,9 +102,9 @@ class Sink:
         return Written(written, 0, refused, checksum)
 
     def load(self, connection: Connection, batch: VectorBatch) -> int:
-        """COPY a batch with keys into a temporary table of this transaction; returns the CRC-32 of its vectors.
+        """COPY a batch with keys into a temporary table of this transaction; return the CRC-32 of its vectors.
 
-        No row of the target is locked yet. The bytes of every vector are those that the CRC is of.
+        No row of the target is locked yet. The CRC is of the very bytes that are sent.
         """
         table = self._table
         stream = BatchStream(
@@ -120,20 +119,20 @@ class Sink:
         return stream.checksum
 
     def write(self, connection: Connection, batch: VectorBatch) -> tuple[int, list[RowError]]:
-        """Write what `load` brought; returns how many rows were filled, and the rows that were not.
+        """Write what `load` brought; return how many rows were written, and the rows that were refused.
 
-        Where PostgreSQL refuses, the batch is halved inside the transaction until the refused rows stand alone: at most
+        If PostgreSQL refuses, the batch is halved inside the transaction until the refused rows stand alone: at most
         `bisect.most_tries` statements, and `bisect.budget` whatever happens. The source is not asked again.
         """
         written, refused = write_rows(connection, batch, self._statement)
         if written + len(refused) < len(batch):
-            # Filled meanwhile, or gone; or hidden since the run began, which would pass for either.
+            # Rows were filled meanwhile, or are gone; or were hidden since the run started, which looks like either.
             check_visible(connection, self._table)
         return written, refused
 
 
 def stored_content(batch: VectorBatch, table: VectorTable) -> VectorBatch:
-    """The batch without the texts and metadata that ``table`` has no column for."""
+    """Return the batch without the texts or metadata that ``table`` has no column for."""
     if table.text is None and batch.texts is not None:
         batch = copy_with(batch, texts=None)
     if table.metadata is None and batch.metadata is not None:
@@ -144,7 +143,7 @@ def stored_content(batch: VectorBatch, table: VectorTable) -> VectorBatch:
 def write_rows(
     connection: Connection, batch: VectorBatch, statement: sa.Executable, values: Mapping[str, Any] | None = None
 ) -> tuple[int, list[RowError]]:
-    """Execute ``statement`` for ranges of the rows of ``batch``, as `Sink.write` says, with ``values`` beside them."""
+    """Execute ``statement`` with ``values`` for ranges of the batch's rows; halve and return as `Sink.write` does."""
     written = 0
 
     def attempt(start: int, end: int) -> str | None:
@@ -169,7 +168,7 @@ def write_rows(
 
 
 def make_stage(table: VectorTable) -> sa.Table:
-    """The temporary table: keys and metadata as text, so that a value the target refuses is refused row by row."""
+    """Return the temporary table: with keys and metadata as text, so that the target refuses a value row by row."""
     return sa.Table(
         "amprenta_batch",
         sa.MetaData(),
@@ -187,10 +186,10 @@ def make_stage(table: VectorTable) -> sa.Table:
 
 
 def _prepare_stage(table: VectorTable, stage: sa.Table) -> sa.TextClause:
-    """All that a transaction needs before its COPY, in one journey to the server.
+    """Return all statements that a transaction needs before its COPY, for one round trip.
 
-    The temporary table has no statistics; only the unique index keeps the write from reading the whole target. A
-    deferred constraint would refuse the batch as a whole, at its commit.
+    The temporary table has no statistics, so hash and merge joins are off: only the unique index keeps the write from
+    reading the whole target. A deferred constraint would refuse the batch as a whole, at its commit.
     """
     statements = [str(CreateTable(stage).compile(dialect=postgresql.dialect())).strip()]  # type: ignore[no-untyped-call]
     if table.dimension * 4 <= _INLINE_BYTES:
@@ -200,18 +199,18 @@ def _prepare_stage(table: VectorTable, stage: sa.Table) -> sa.TextClause:
 
 
 def stored_embedding(table: VectorTable, stage: sa.Table) -> sa.ColumnElement[Any]:
-    """As the column holds it."""
+    """Return the staged embedding as the table's column holds it."""
     column: sa.ColumnElement[Any] = stage.c.embedding
     return column if table.storage == "vector" else sa.cast(column, NamedType(f"halfvec({table.dimension})"))
 
 
 def in_range(stage: sa.Table) -> sa.ColumnElement[bool]:
-    """The rows from ``start`` to before ``end``, which are yet to be given."""
+    """Return the condition for the rows from ``start`` to before ``end``, which are bound at execution."""
     return sa.and_(stage.c.ordinal >= sa.bindparam("start"), stage.c.ordinal < sa.bindparam("end"))
 
 
 def is_among(name: str, stage: sa.Table) -> sa.ColumnElement[bool]:
-    """The rows whose places are in a list that is yet to be given as ``name``."""
+    """Return the condition for the rows whose places are in the list that is bound as ``name`` at execution."""
     return stage.c.ordinal == sa.func.any(sa.cast(sa.bindparam(name), postgresql.ARRAY(sa.Integer)))
 
 
@@ -223,7 +222,10 @@ def make_update(
     *,
     computed: bool,
 ) -> sa.Update:
-    """What gives the rows in the range that are ``wanted``, None for those without an embedding, what ``stage`` has."""
+    """Return the UPDATE that gives rows in the range what ``stage`` has.
+
+    It updates the rows that are ``wanted``; None means those without an embedding.
+    """
     table, target = slice_.table, slice_.rows
     values: dict[str, Any] = {table.embedding: stored_embedding(table, stage)}
     if table.sparse is not None:
@@ -240,7 +242,10 @@ def make_update(
 
 
 def _without_text_of_old(slice_: Slice) -> sa.ColumnElement[Any]:
-    """What a row keeps of its text where its embedding comes from elsewhere: not of which an older one was made."""
+    """Return the text hash that a row keeps when it gets an embedding from elsewhere.
+
+    The hash of the text that an older embedding was made from is not kept.
+    """
     return sa.case((slice_.embedded_here(), sa.null()), else_=slice_.rows.c[str(slice_.table.text_hash)])
 
 
@@ -276,6 +281,6 @@ def _upsert(slice_: Slice, stage: sa.Table, model: str | None) -> postgresql.Ins
 
 
 def _refusal(error: DBAPIError) -> str:
-    """PostgreSQL's message without its DETAIL, which may quote the whole row."""
+    """Return PostgreSQL's message without its DETAIL, which may quote the whole row."""
     message: str | None = getattr(getattr(error.orig, "diag", None), "message_primary", None)
     return message or type(error.orig).__name__

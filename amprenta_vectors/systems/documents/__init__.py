@@ -1,1 +1,1 @@
-"""Simple vector stores, a folder a user: their move, its way back, and the removal of their files."""
+"""Simple vector stores, one folder per user: their move, its rollback, and the removal of their files."""

@@ -1,4 +1,4 @@
-"""An assistant's documents, of one user and collection: in PostgreSQL, or in the files that came before.
+"""The documents of an assistant, of one user and collection: in PostgreSQL, or in the files that came before.
 
 Needs the extra ``documents``.
 """
@@ -42,17 +42,17 @@ with needing("documents"):
 DEFAULT_COLLECTION = "personal_assistant"
 DEFAULT_MODEL = f"models/{MODEL_NAME}"
 BACKENDS = ("simple", "pgvector")
-"""What ``VECTOR_BACKEND`` may be here; not set, it is the first."""
+"""The values that ``VECTOR_BACKEND`` may have here; the first is the default."""
 
 Model = str | Embeddings
-"""A model's name, for which ``AMPRENTA_EMBEDDER`` may put another; or LangChain's embeddings."""
+"""The name of a model, which ``AMPRENTA_EMBEDDER`` may replace by another; or LangChain's embeddings."""
 
 
 class AssistantStore(AmprentaVectorStore):
     """The documents of one user and collection, and no others, where ``open_store`` finds them.
 
     ``settings.namespace`` is user and collection, joined by ``/``. An object that nothing refers to any longer
-    is closed. Raises `ConfigError` for a user, collection or model that is none, and what ``open_store`` raises.
+    is closed. Raises `ConfigError` for an invalid user, collection or model, and what ``open_store`` raises.
     """
 
     def __init__(
@@ -83,28 +83,28 @@ class AssistantStore(AmprentaVectorStore):
         ids: list[str] | None = None,
         **options: Any,
     ) -> Self:
-        """A store with ``texts`` in it; ``options`` are those of the class, ``embedding`` its ``embedding_model``."""
+        """Return a store with ``texts``; ``options`` are those of the class, ``embedding`` its ``embedding_model``."""
         made = cls(**options) if embedding is None else cls(embedding_model=embedding, **options)
         made.add_texts(texts, metadatas, ids=ids)
         return made
 
     def delete(self, ids: list[str] | None = None, **_: Any) -> None:
-        """Delete by id, of the old store too; an absent one is no error. Without ids nothing is deleted."""
+        """Delete documents by id, also ids of the old store; an absent one is no error. Without ids, delete nothing."""
         super().delete(ids)
 
     def get_collection_stats(self) -> dict[str, Any]:
-        """``user_id``, ``collection_name``, ``embedding_model`` and ``count``, the number of documents."""
+        """Return ``user_id``, ``collection_name``, ``embedding_model`` and ``count``, the number of documents."""
         return {**self._about, "count": self.store.count()}
 
     def close(self) -> None:
-        """Give back what the store holds; it may be called again."""
+        """Close the store, and release what it holds; it may be called again."""
         self._close()
 
 
 class PgVectorStore(AssistantStore):
     """A user's collection in ``vector_documents``. Objects of one process share a pool of connections.
 
-    Without ``user_id`` it is ``VECTOR_STORE_USER_ID``; `ConfigError` where neither is given.
+    ``user_id`` is by default ``VECTOR_STORE_USER_ID``. Raises `ConfigError` if neither is given.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class PgVectorStore(AssistantStore):
 
 
 class SimpleVectorStore(AssistantStore):
-    """A user's collection in the files of ``store_path``, ``…/USER/vector_store_COLLECTION``, made where not there.
+    """A user's collection in the files of ``store_path``, ``…/USER/vector_store_COLLECTION``, created if absent.
 
-    The user is the folder's; a ``user_id`` that is another one is a `ConfigError`.
+    The user is the folder's. Raises `ConfigError` for a ``user_id`` that is another.
     """
 
     def __init__(
@@ -141,10 +141,10 @@ def get_document_store(
     embedding_model: Model = DEFAULT_MODEL,
     user_id: str | None = None,
 ) -> AssistantStore:
-    """A user's collection where ``VECTOR_BACKEND`` says: ``simple``, the default, or ``pgvector``.
+    """Return a user's collection in the backend of ``VECTOR_BACKEND``: ``simple``, the default, or ``pgvector``.
 
-    The folder is below ``SIMPLE_STORE_ROOT``. ``VECTOR_MODE`` joins the two as `get_vector_store` does; of such a store
-    keep one a user. Raises `UnknownBackend`.
+    The folder is below ``SIMPLE_STORE_ROOT``. ``VECTOR_MODE`` joins the two as `get_vector_store` does; keep one such
+    store per user. Raises `UnknownBackend`.
     """
     given = Settings.load(table=VECTOR_DOCUMENTS.name)
     backend = given.vector_backend if "vector_backend" in given.model_fields_set else BACKENDS[0]
@@ -159,7 +159,7 @@ def get_document_store(
 
 
 def _settings(user_id: str | None, collection_name: str, **overrides: Any) -> Settings:
-    """The environment, confined to a user and collection. Raises `ConfigError` where one is none."""
+    """Return the settings of a user and collection. Raises `ConfigError` if the name of one is invalid."""
     given = Settings.load(table=VECTOR_DOCUMENTS.name, **overrides)
     user = given.require("vector_store_user_id") if user_id is None else user_id
     for what, name in (("user_id", user), ("collection_name", collection_name)):
@@ -169,7 +169,7 @@ def _settings(user_id: str | None, collection_name: str, **overrides: Any) -> Se
 
 
 def _parts_of(store_path: Path) -> tuple[Path, str, str]:
-    """Root, user and collection of a store's folder."""
+    """Return root, user and collection of a store's folder."""
     folder = Path(os.path.abspath(store_path))
     collection = folder.name.removeprefix(PREFIX)
     if collection == folder.name or not collection or not folder.parent.name:
@@ -187,7 +187,7 @@ def _open_pgvector(settings: Settings) -> VectorStore:
 
 @functools.lru_cache(maxsize=8)
 def _shared_engine(settings: Settings, _process: int) -> Engine:
-    """One pool for all users of a process; a connection is of no use to the child of a fork."""
+    """Return the one pool for all users of a process; a connection is of no use to the child of a fork."""
     return create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS)
 
 
@@ -209,7 +209,7 @@ def _to_embeddings(model: Model, settings: Settings) -> Embeddings:
 
 @functools.lru_cache(maxsize=8)
 def _shared_embedder(settings: Settings) -> Embedder:
-    """One for all users of a process."""
+    """Return the one embedder for all users of a process."""
     return open_embedder(settings)
 
 

@@ -1,4 +1,4 @@
-"""What an observer of moves of simple vector stores is told beside what each move says."""
+"""The events that an observer of simple vector stores' moves is told of, beside those of each move."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class QuarantinedDocument:
 
 @dataclass(frozen=True)
 class StoreDescribed(MoveEvent):
-    """What a store holds, and how many rows the table has of it; ``first_quarantined`` are examples."""
+    """The contents of a store, and how many rows the table has of it; ``first_quarantined`` are examples."""
 
     name, shown = "store_described", "text"
     store: str
@@ -43,7 +43,7 @@ class StoreOpened(MoveEvent):
 
 @dataclass(frozen=True)
 class StoreRefused(MoveEvent):
-    """A store cannot be read, moved or taken back, which stops no other."""
+    """A store cannot be read, moved or rolled back, which stops no other store."""
 
     name, shown = "store_refused", "text"
     doing: Literal["plan", "move", "rollback"]
@@ -53,7 +53,7 @@ class StoreRefused(MoveEvent):
 
 @dataclass(frozen=True)
 class StoreEnded(MoveEvent):
-    """What became of a store, in a line."""
+    """The result of a store's move, in a line."""
 
     name, shown = "store", "result"
     store: str
@@ -62,7 +62,7 @@ class StoreEnded(MoveEvent):
 
 @dataclass(frozen=True)
 class StoreToRollBack(MoveEvent):
-    """How many rows would be taken back, and which runs inserted them."""
+    """A rollback would remove so many rows, which ``runs`` inserted."""
 
     name, shown = "store_to_roll_back", "text"
     store: str
@@ -72,7 +72,7 @@ class StoreToRollBack(MoveEvent):
 
 @dataclass(frozen=True)
 class StoreRolledBack(MoveEvent):
-    """How many rows were taken back; those that were changed since were ``kept``, by their keys."""
+    """A rollback removed so many rows; rows that were changed since were ``kept``, listed by their keys."""
 
     name, shown = "store_rolled_back", "text"
     store: str

@@ -1,4 +1,4 @@
-"""Simple vector stores, each moved by a move of its own: what is amiss with one stops no other."""
+"""The migration of simple vector stores, each by a move of its own: what is amiss with one stops no other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from amprenta_vectors.systems.documents.stores import SHOWN, count_rows
 
 
 class StoreMigration:
-    """Moves the stores of one origin, one after another; each file is backed up before it is read."""
+    """Moves the stores of one origin, one after another; a store's files are backed up before they are moved."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class StoreMigration:
         self._observer = observer
 
     def plan(self, stores: Sequence[str]) -> ExitCode:
-        """Tell what each store holds and what is amiss with it; return the code that moving them would end with."""
+        """Tell the observer what each store holds and what is amiss with it; return the code that a move would give."""
         return worst([self._describe(store) for store in stores])
 
     def run(self, stores: Sequence[str]) -> ExitCode:
-        """Move the stores, and tell at the end what became of each."""
+        """Move the stores, tell the observer at the end what became of each, and return the worst code."""
         throttle = open_throttle(self._settings, self._ends, self._observer, insert=True)
         ended = [self._move(store, throttle) for store in stores]
         for store, (_, result) in zip(stores, ended, strict=True):
@@ -84,7 +84,8 @@ class StoreMigration:
             return code, f"failed: {error.message}"
 
     def _complete(self, store: str, throttle: Throttle) -> tuple[ExitCode, str]:
-        # Copied before they are read: a copy that is the same as the files later on is of nothing newer than was moved.
+        # The files are copied before they are read: a copy that still equals the files later has nothing newer than was
+        # moved.
         copy, is_new = back_up(self._origin.root, self._origin.folder(store), datetime.now(UTC))
         move = Move(
             self._settings,

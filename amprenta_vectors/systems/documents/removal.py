@@ -1,4 +1,4 @@
-"""Whether the old files of a simple vector store may go, and their removal."""
+"""The removal of a simple vector store's old files, and the check that they may go."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
 NAMED = 3
-"""Ids that a refusal names."""
+"""The most ids that a refusal names."""
 
 
 @dataclass
 class Removal:
-    """One store whose files are to go; ``absent`` is how many of its documents had no row when it was looked at."""
+    """A store whose files are to go; ``absent`` is how many of its documents had no row at the last check."""
 
     engine: Engine
     table: VectorTable
@@ -39,7 +39,7 @@ class Removal:
     absent: int = 0
 
     def why_not(self) -> str | None:
-        """Why the files must stay; None where they need not."""
+        """Return why the files must stay; None if they may go."""
         try:
             with self._holding(alone=False) as folder:
                 why, self.absent = self._judge(folder)
@@ -48,7 +48,7 @@ class Removal:
         return why
 
     def remove(self) -> str | None:
-        """Delete the files while nobody else can write to them; or why not, where something is otherwise by now."""
+        """Delete the files while nobody else can write to them; return None, or why they must stay after all."""
         try:
             with self._holding(alone=True) as folder:
                 why, absent = self._judge(folder)
@@ -64,14 +64,15 @@ class Removal:
     @contextmanager
     def _holding(self, *, alone: bool) -> Iterator[Path]:
         folder = self.origin.folder(self.name)
-        # Read anew, and first, since reading holds the folder itself; the backup tells of a change in between.
+        # The store is read anew, and before the lock, since reading locks the folder itself; the comparison with the
+        # backup shows a change in between.
         self.origin.close()
         self.origin.store(self.name)
         with locked(folder, alone=alone):
             yield folder
 
     def _judge(self, folder: Path) -> tuple[str | None, int]:
-        """Of the store that the origin holds."""
+        """Return why the files must stay, None if they may go, and how many documents of the store have no row."""
         verified = self._last_verified(folder)
         if isinstance(verified, str):
             return verified, 0

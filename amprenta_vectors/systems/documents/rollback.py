@@ -1,4 +1,4 @@
-"""Taking back what moving simple vector stores has inserted, where the files are there to go back to."""
+"""Rolling back what moves of simple vector stores inserted, if the files are there to go back to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amprenta_vectors.systems.documents.stores import of_users
 
 
 def stores_to_roll_back(engine: Engine, table: VectorTable, users: Sequence[str]) -> dict[str, Slice]:
-    """Return the stores of ``users``, or all, of which runs have inserted rows, with their slices."""
+    """Return the stores of ``users``, or all, whose rows runs have inserted, or are about to, with their slices."""
     with engine.connect() as connection:
         scopes = inserted.scopes_to_roll_back(connection, table.target, "simple")
     # The scope's columns in the table's order: user first.
@@ -30,7 +30,10 @@ def stores_to_roll_back(engine: Engine, table: VectorTable, users: Sequence[str]
 
 
 def roll_back_store(engine: Engine, store: str, slice_: Slice, observer: Observer, *, dry_run: bool) -> ExitCode:
-    """Delete the rows that runs inserted into a slice and nobody changed since, unless they are all there is."""
+    """Delete the rows that runs inserted into a slice and nobody changed since, unless no other documents are left.
+
+    With ``dry_run``, only tell the observer how many rows runs inserted.
+    """
     lost = _lost_files(engine, slice_)
     if lost is not None:
         observer(StoreRefused("rollback", store, lost))
@@ -47,7 +50,7 @@ def roll_back_store(engine: Engine, store: str, slice_: Slice, observer: Observe
 
 
 def _lost_files(engine: Engine, slice_: Slice) -> str | None:
-    """Return that the rows inserted into a slice are the only documents left; None where their files are there."""
+    """Return a message if the rows inserted into a slice are the only documents left; None if their files are there."""
     with engine.connect() as connection:
         runs = [
             load_run(connection, run) for run in inserted.runs_with_inserted(connection, slice_.target, slice_.scope)

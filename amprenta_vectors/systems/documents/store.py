@@ -1,4 +1,4 @@
-"""Documents by the ids that their application gave them, where the table's keys are made of those ids."""
+"""A store of documents by the ids that their application gave them; the table's keys are made of those ids."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
 PAGE = 100
-"""Documents that are looked at at once for whether they are encrypted."""
+"""How many documents are checked for encryption at a time."""
 
 
 class DocumentStore:
-    """``store``, whose keys ``to_key`` makes, by the ids that they are made of; what is written, by ``cipher`` if any.
+    """Documents of ``store`` by their ids, of which ``to_key`` makes its keys; ``cipher``, if any, encrypts metadata.
 
-    An id stands in the metadata field `ORIGINAL_ID` of what is written, and nowhere in what is read. A row without one,
-    which something else wrote, goes by its key. `fetch` and `delete` take either. Texts are not encrypted, nor ids.
+    The id is written as the metadata field `ORIGINAL_ID`, and left out of the metadata that is read. A row without one,
+    which something else wrote, goes by its key. `fetch` and `delete` take either. Texts and ids are not encrypted.
     """
 
     def __init__(self, store: VectorStore, to_key: Callable[[str], str], cipher: MetadataCipher | None = None) -> None:
@@ -33,18 +33,18 @@ class DocumentStore:
 
     @property
     def name(self) -> str:
-        """The store's."""
+        """The name of the underlying store."""
         return self._store.name
 
     @property
     def distance(self) -> Distance:
-        """The store's."""
+        """The distance of the underlying store."""
         return self._store.distance
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """The ``top_k`` nearest documents that match ``filter``, nearest first.
+        """Return the ``top_k`` nearest documents that match ``filter``, nearest first.
 
-        Raises `FilterError` for a filter where metadata is encrypted: it would find nothing, or everything.
+        Raises `FilterError` for a filter if metadata is encrypted: it would find nothing, or everything.
         """
         if filter:
             self._check_plain(vector)
@@ -52,13 +52,13 @@ class DocumentStore:
         return [Hit(own, hit.score, hit.text, metadata) for hit in hits for own, metadata in [self._told_by(hit)]]
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The documents of ids, or of keys."""
+        """Return the documents with those ids or keys, by what was asked for."""
         found = self._store.fetch(self._possible(keys))
         rows = {asked: found.get(self._to_key(asked)) or found.get(asked) for asked in keys}
         return {asked: self._to_document(row) for asked, row in rows.items() if row is not None}
 
     def upsert(self, records: Sequence[Record]) -> int:
-        """Insert or replace documents; returns how many. Raises `RowError` naming the id of one that cannot be kept."""
+        """Insert or replace documents; return how many. Raises `RowError` naming the id of one that cannot be kept."""
         rows = [self._to_row(record) for record in records]
         try:
             return self._store.upsert(rows)
@@ -67,11 +67,11 @@ class DocumentStore:
             raise RowError(ids.get(error.key, error.key), error.reason, error.detail) from error
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete by id, or by key; an absent one is no error."""
+        """Delete documents by id or by key; an absent one is no error."""
         self._store.delete(self._possible(keys))
 
     def count(self) -> int:
-        """How many documents have a vector."""
+        """Return how many documents have a vector."""
         return self._store.count()
 
     def close(self) -> None:
@@ -86,7 +86,10 @@ class DocumentStore:
             )
 
     def _has_encrypted(self, vector: ArrayLike) -> bool:
-        """Asked each time: whoever has a key may have written since. A field of that name may be the user's own."""
+        """Return whether some documents have encrypted metadata.
+
+        It is asked each time: whoever has a key may have written since. A field of that name may be the user's own.
+        """
         plain: set[str] = set()
         while True:
             others = [{ENCRYPTED: {"$nin": sorted(plain)}}] if plain else []
@@ -100,7 +103,7 @@ class DocumentStore:
             plain |= found
 
     def _possible(self, asked: Sequence[str]) -> list[str]:
-        """The keys that those ids, or keys, may stand for."""
+        """Return the keys that those ids, or keys, may stand for."""
         made = [self._to_key(item) for item in asked]
         return list(dict.fromkeys([*made, *(item for item in asked if canonical(item, "uuid"))]))
 
@@ -120,7 +123,7 @@ class DocumentStore:
         return Record(self._to_key(record.key), record.vector, record.text, {**metadata, ORIGINAL_ID: record.key})
 
     def _told_by(self, row: Hit | Record) -> tuple[str, dict[str, Any]]:
-        """A row's own id, and the metadata without it."""
+        """Return a row's own id, and the decrypted metadata without it."""
         metadata = decrypted(row.metadata, self._cipher)
         own = metadata.pop(ORIGINAL_ID, row.key)
         return (own, metadata) if isinstance(own, str) else (row.key, {**metadata, ORIGINAL_ID: own})
@@ -131,5 +134,5 @@ class DocumentStore:
 
 
 def _strings_in(value: object) -> list[str]:
-    """The strings that a filter finds a field by."""
+    """Return the strings by which a filter finds a field."""
     return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]

@@ -1,4 +1,4 @@
-"""Which stores are meant, and what the table has of one."""
+"""The choice of simple vector stores, by user, and how many rows the table has of one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
 from amprenta_vectors.schema.slice import Slice
 
 SHOWN = 20
-"""Keys, users or reasons that are named."""
+"""The most keys, users or reasons that a message names."""
 
 
 def document_settings(root: Path | None = None, **options: Any) -> Settings:
@@ -40,12 +40,12 @@ def choose_stores(origin: SimpleOrigin, users: Sequence[str] = ()) -> list[str]:
 
 
 def of_users(names: Iterable[str], users: Sequence[str]) -> list[str]:
-    """Return those of ``names`` that belong to ``users``; all where none is given."""
+    """Return those of ``names`` that belong to ``users``; all of them if no user is given."""
     return [name for name in names if not users or user_of(name) in users]
 
 
 def user_of(store: str) -> str:
-    """Return whose a store is."""
+    """Return the user whose store it is."""
     return store.partition("/")[0]
 
 

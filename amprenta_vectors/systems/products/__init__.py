@@ -1,1 +1,1 @@
-"""A product catalogue: its move from ChromaDB, with the products embedded that are not there."""
+"""A product catalogue: its move from ChromaDB, in which products that ChromaDB lacks are embedded."""

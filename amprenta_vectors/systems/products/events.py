@@ -1,4 +1,4 @@
-"""What an observer of a catalogue's move is told beside what its runs say."""
+"""The events that an observer of a catalogue's move is told of, beside those of its runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amprenta_vectors.systems.products.state import State
 
 @dataclass(frozen=True)
 class StepBegun(MoveEvent):
-    """One of the six steps begins; of the fourth, ``products`` are to be written."""
+    """One of the six steps starts; in the fourth, ``products`` are to be written."""
 
     name = "step"
     number: int
@@ -29,7 +29,7 @@ class EndsReady(MoveEvent):
 
 @dataclass(frozen=True)
 class Analysed(MoveEvent):
-    """What both ends have."""
+    """Both ends were counted; ``state`` is what they have."""
 
     name = "analysed"
     state: State
@@ -37,7 +37,7 @@ class Analysed(MoveEvent):
 
 @dataclass(frozen=True)
 class Planned(MoveEvent):
-    """How many products come from ChromaDB, and how many are embedded."""
+    """The move was planned: so many products come from ChromaDB, and so many are embedded."""
 
     name = "planned"
     to_move: int
@@ -46,7 +46,7 @@ class Planned(MoveEvent):
 
 @dataclass(frozen=True)
 class EmbedderChecked(MoveEvent):
-    """Texts of ChromaDB's were embedded again; ``checked`` is None where it has too few."""
+    """Texts of ChromaDB's were embedded again; ``checked`` is None if it has too few."""
 
     name = "embedder"
     model: str | None
@@ -70,7 +70,10 @@ class Interrupted(MoveEvent):
 
 @dataclass(frozen=True)
 class LookedBack(MoveEvent):
-    """Products with an embedding, and how many there should be; ``spots`` were chosen by chance, each valid or not."""
+    """The result was checked: products with an embedding, and how many there should be.
+
+    ``spots`` were chosen by chance, each valid or not.
+    """
 
     name = "looked_back"
     embedded: int
@@ -80,9 +83,9 @@ class LookedBack(MoveEvent):
 
 @dataclass(frozen=True)
 class Migrated(MoveEvent):
-    """The move has ended; ``kept`` products had an embedding and kept it, of ``embedded_before`` that had one.
+    """The move has ended; ``kept`` of the ``embedded_before`` products with an embedding kept it.
 
-    ``compare_command`` compares what was embedded anew, which ChromaDB's vectors cannot tell.
+    ``compare_command`` verifies the products that were embedded anew, which ChromaDB's vectors cannot.
     """
 
     name, shown = "migrated", "result"

@@ -29,12 +29,12 @@ from amprenta_vectors.systems.products.rows import coverage, filled_by_id, spot_
 from amprenta_vectors.systems.products.state import State, count_products, look_at_both
 
 SPOTS = 3
-"""Products that are looked at and named in the end."""
+"""How many products are checked and named at the end."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a person asked for: to embed every product anew (``force``), or ``ids``; else to fill what is missing."""
+    """A person's wish: to embed every product anew (``force``), or those with ``ids``; else to fill what is missing."""
 
     force: bool = False
     ids: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Migration:
         self._summaries: list[Summary] = []
 
     def run(self, *, dry_run: bool = False) -> ExitCode:
-        """Move; return how it ended. Raises `ConfigError` for what was asked wrongly, and what stops a run."""
+        """Take the steps; return how the move ended. Raises `ConfigError` for a wrong option, and what stops a run."""
         began = time.monotonic()
         self._preflight()
         before = self._analyse()
@@ -135,7 +135,7 @@ class Migration:
             begun = runs.unfinished_run(connection, self._ends.table.target, {})
             unproven = self._unproven_run(connection)
         self._begun = None if self._wanted.mode == "restart" else begun
-        # A run that was begun and not finished stands in the way of another, and is resumed first.
+        # An unfinished run stands in the way of another, and is resumed first.
         moving = begun is not None and begun.source_kind == "chroma"
         self._unproven = unproven if begun is None else None
         self._moves = (to_move > 0 or moving or self._is_unproven("chroma")) and not self._embedding
@@ -155,7 +155,7 @@ class Migration:
 
     @property
     def _embedding(self) -> bool:
-        """Whether a run that embeds has been begun and is to be resumed."""
+        """Whether there is an unfinished run that embeds, to be resumed."""
         return self._begun is not None and self._begun.source_kind == "rows"
 
     def _open_rows(self) -> RowsOrigin:
@@ -173,7 +173,7 @@ class Migration:
         return rows
 
     def _migrate(self, before: State) -> ExitCode:
-        """Work at the runs that are due: first what ChromaDB has, then what is to be embedded."""
+        """Work at the runs that are due: first the move of what ChromaDB has, then the embedding of the rest."""
         codes = [ExitCode.CLEAN]
         if self._moves:
             codes.append(self._complete(self._chroma_move(before)))
@@ -238,7 +238,7 @@ class Migration:
         with self._ends.engine.connect() as connection:
             covered = coverage(connection, table)
         if self._rows is not None and (self._wanted.force or self._ids):
-            # Against ChromaDB they would differ, in their last bits if in nothing else.
+            # Compared with ChromaDB, the new vectors would differ, in their last bits if in nothing else.
             command = verify_command(self._settings, self._rows.open(table, "", with_metadata=False).description)
         ended = events.Migrated(
             products=before.products,
@@ -255,6 +255,6 @@ class Migration:
         self._observer(ended)
 
     def _errors(self) -> int:
-        """Return how many products were quarantined. An id of Chroma that is no product's is none of them."""
+        """Return how many products were quarantined; an id of Chroma without a product does not count."""
         reasons = [reasons for summary in self._summaries for reasons in summary.errors.items()]
         return sum(rows for reason, rows in reasons if reason != Reason.NO_TARGET)

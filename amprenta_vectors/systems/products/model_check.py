@@ -1,4 +1,4 @@
-"""Whether the configured embedder is the model that made ChromaDB's vectors."""
+"""The check that the configured embedder is the model that made ChromaDB's vectors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from amprenta_vectors.schema.keymaps import KeyMap
 def check_product_model(
     settings: Settings, embedder: Embedder, source: Source, key_map: KeyMap, rows: RowsSource
 ) -> Checked | None:
-    """Embed up to 50 of Chroma's documents again and compare; None where there are fewer than 5.
+    """Embed up to 50 of Chroma's documents again and compare; return None if there are fewer than 5.
 
     ``source`` is opened with texts; the text of a record without a document is its product's own. Raises
-    `ModelMismatch` saying what to set, `TransientError` where Chroma or embedder is away.
+    `ModelMismatch` saying what to set, `TransientError` if Chroma or the embedder is away.
     """
     retry = Backoff(settings.retry_seconds, threading.Event(), lambda _: None)
     page, _ = next(iter(source.iter_keys()), ((), None))

@@ -1,4 +1,4 @@
-"""The rows of a product table: what stands beside a hit, and which of them wait for an embedding."""
+"""The rows of a product table: the columns shown with a hit, and the rows that wait for an embedding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.vector_table import VectorTable
 
 ACTIVE, NAME = "active", "name"
-"""Columns of every product table: whether a product is sold, and what it is called."""
+"""The columns that every product table has: whether a product is sold, and what it is called."""
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,32 @@ class Coverage:
 
     @property
     def missing(self) -> int:
-        """Active products that no search finds."""
+        """The number of active products without an embedding, which no search finds."""
         return self.products - self.embedded
 
     @property
     def share(self) -> float:
-        """Of the products, 0 to 1; 1 where there are none."""
+        """The share of active products with an embedding, 0 to 1; 1 if there are no products."""
         return self.embedded / self.products if self.products else 1.0
 
 
 @dataclass(frozen=True)
 class Named:
-    """A product as a message speaks of it."""
+    """A product as a message names it."""
 
     id: str
     name: str | None
 
 
 def coverage(connection: Connection, table: VectorTable) -> Coverage:
-    """Of the active products."""
+    """Return how many active products there are, and how many have an embedding."""
     target = _products(table)
     counts = sa.select(sa.func.count(), sa.func.count(target.c[table.embedding])).where(target.c[ACTIVE])
     return Coverage(*connection.execute(counts).one())
 
 
 def without_embedding(connection: Connection, table: VectorTable, limit: int) -> list[Named]:
-    """The first ``limit`` active products without an embedding, by key."""
+    """Return the first ``limit`` active products without an embedding, by key."""
     target = _products(table)
     key = target.c[table.key[0]]
     wanted = sa.select(sa.cast(key, sa.Text), target.c[NAME]).where(
@@ -63,7 +63,7 @@ def without_embedding(connection: Connection, table: VectorTable, limit: int) ->
 
 
 def spot_check(connection: Connection, table: VectorTable, products: int) -> list[tuple[Named, bool]]:
-    """Some active products that have an embedding, and whether it points anywhere."""
+    """Return some active products with an embedding, chosen by chance, and whether its length is not zero."""
     target = _products(table)
     embedding = target.c[table.embedding]
     norm = sa.func.vector_norm(embedding) if table.storage == "vector" else sa.func.l2_norm(embedding)
@@ -77,7 +77,7 @@ def spot_check(connection: Connection, table: VectorTable, products: int) -> lis
 
 
 def filled_by_id(connection: Connection, table: VectorTable, ids: Sequence[str]) -> dict[str, bool]:
-    """Whether each product among ``ids`` has an embedding; an id that is no product's is left out."""
+    """Return whether each product among ``ids`` has an embedding; an id without a product is left out."""
     target = _products(table)
     key = target.c[table.key[0]]
     typed = [spelled for given in ids if (spelled := canonical(given, table.column_types[table.key[0]])) is not None]
@@ -88,7 +88,7 @@ def filled_by_id(connection: Connection, table: VectorTable, ids: Sequence[str])
 
 
 def active_rows(connection: Connection, table: VectorTable, ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
-    """The rows of those active products by id: every column but vectors. The table need have none yet, or any more."""
+    """Return the rows of active products by id: every column but vectors, of which the table may have none."""
     columns = columns_of(connection, table)
     names = [name for name, column in columns.items() if parse_sized(column.type) is None]
     target = to_clause(table, *names)

@@ -1,4 +1,4 @@
-"""Products found by what they are like, with what else must hold of them asked in the same search."""
+"""The search for products by similarity, with filters on their columns in the same query."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from amprenta_vectors.systems.products.rows import active_rows
 log = logging.getLogger(__name__)
 
 ASK_MORE = 4
-"""Where hits turn out to be products that are sold no more, so many times as many are asked for."""
+"""How many times as many hits are asked for if some turn out to be products that are sold no more."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ProductSearch:
 
     @classmethod
     def open(cls, settings: Settings | None = None) -> Self:
-        """By the environment: ``PRODUCT_SEARCH_STRATEGY``, ``USE_PGVECTOR`` and the thresholds say what is asked.
+        """Open a search by the environment: ``PRODUCT_SEARCH_STRATEGY``, ``USE_PGVECTOR`` and the thresholds.
 
         Raises `ConfigError` for settings that are missing or contradict each other, `MissingExtra`.
         """
@@ -57,7 +57,7 @@ class ProductSearch:
 
     @property
     def store(self) -> VectorStore:
-        """What is asked: one store, or two joined."""
+        """The store that is searched: one, or two joined."""
         return self._store
 
     def search(
@@ -71,10 +71,10 @@ class ProductSearch:
         max_price: float | None = None,
         min_stock: int | None = None,
     ) -> list[FoundProduct]:
-        """At most ``limit`` active products, nearest first, that pass every filter given; of several names any will do.
+        """Return up to ``limit`` active products, nearest first, that pass every filter; of several names any will do.
 
-        Fewer come back only where no more pass and reach the store's similarity threshold. Raises `FilterError` and
-        `ConfigError` for what cannot be asked, `TransientError` where no store answers.
+        Fewer come back only if no more pass and reach the store's similarity threshold. Raises `FilterError` and
+        `ConfigError` for what cannot be asked, `TransientError` if no store answers.
         """
         check_top_k(limit)
         vector = self._embedder.embed([text])[0]
@@ -90,7 +90,7 @@ class ProductSearch:
             asked = min(asked * ASK_MORE, MAX_TOP_K)
 
     def close(self) -> None:
-        """Give back every connection."""
+        """Close every connection."""
         self._store.close()
         self._engine.dispose()
 
@@ -100,7 +100,7 @@ class ProductSearch:
 
 
 def product_settings(**overrides: Any) -> Settings:
-    """The environment's settings for the product table, whose embedder is ollama where none is set."""
+    """Return the environment's settings for the product table; the embedder is ollama if none is set."""
     settings = Settings.load(table=PRODUCTS.name, **overrides)
     return settings if settings.embedder else settings.model_copy(update={"embedder": "ollama"})
 
@@ -112,8 +112,8 @@ def to_filter(
     max_price: float | None = None,
     min_stock: int | None = None,
 ) -> Filter:
-    """What a search asks of a product beside its likeness, in the one filter language of every store."""
-    # Not that it is true: Chroma may never have been told.
+    """Return the filter of a search, in the one filter language of every store."""
+    # "Not false" rather than true: a record in Chroma may lack the field.
     wanted: dict[str, Any] = {"active": {"$ne": False}}
     for field, names in (("category", category), ("brand", brand)):
         if names is not None:

@@ -1,4 +1,4 @@
-"""What a catalogue and its ChromaDB have, in products."""
+"""The state of a catalogue and its ChromaDB, counted in products."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.systems.products.rows import filled_by_id
 
 SHOWN = 5
-"""Chroma ids without a product that are named."""
+"""The most Chroma ids without a product that are named."""
 
 
 @dataclass
 class State:
-    """``to_move`` products have no embedding and Chroma has one; ``unmatched`` ids of Chroma are no product's.
+    """The counts of both ends. ``to_move`` products lack an embedding that Chroma has.
 
-    ``records`` is how many Chroma has in all; ``shown`` are the first ids that are no product's.
+    ``records`` is how many records Chroma has in all, ``unmatched`` how many of their ids have no product, ``shown``
+    the first of those ids.
     """
 
     products: int
@@ -37,17 +38,17 @@ class State:
 
     @property
     def missing(self) -> int:
-        """Products without an embedding."""
+        """The number of products without an embedding."""
         return self.products - self.embedded
 
     @property
     def absent(self) -> int:
-        """Products without an embedding, here or in Chroma."""
+        """The number of products without an embedding here and in Chroma."""
         return self.missing - self.to_move
 
 
 class _Distinct:
-    """How many different names were added, at 8 bytes each: two records of Chroma may be one product's."""
+    """A count of different names, at 8 bytes for each one added: two records of Chroma may be of one product."""
 
     def __init__(self) -> None:
         self._hashes = array("q")
@@ -60,15 +61,15 @@ class _Distinct:
 
 
 def count_products(connection: Connection, slice_: Slice) -> State:
-    """Without a look at Chroma. Every product counts, also those that are sold no more."""
+    """Count the table's products without a look at Chroma; every product counts, also those that are sold no more."""
     products = connection.execute(sa.select(sa.func.count()).select_from(slice_.rows)).scalar_one()
     return State(products, products - slice_.count_empty(connection))
 
 
 def look_at_both(engine: Engine, slice_: Slice, source: Source) -> State:
-    """Counts of both ends, by a listing of all ids of ``source``; vectors are read of ids that tell no product alone.
+    """Count both ends by listing all ids of ``source``; a record is read only if its id does not identify a product.
 
-    Raises `TransientError` and its kind where Chroma goes away.
+    Raises `TransientError` and its subclasses if Chroma goes away.
     """
     with engine.connect() as connection:
         state = count_products(connection, slice_)
@@ -78,7 +79,7 @@ def look_at_both(engine: Engine, slice_: Slice, source: Source) -> State:
         found = [key[0] for known in matched.values() for key in known]
         strange = [key for key in keys if key not in matched]
         if strange:
-            # Their metadata may tell the product.
+            # Their metadata may identify the product.
             more, strange = _matched(slice_.key_map, source.fetch(strange))
             found += more
         with engine.connect() as connection:
@@ -93,6 +94,6 @@ def look_at_both(engine: Engine, slice_: Slice, source: Source) -> State:
 
 
 def _matched(key_map: KeyMap, batch: VectorBatch) -> tuple[list[str], list[str]]:
-    """The products' ids, and the source keys that are no product's."""
+    """Return the products' ids, and the source keys without a product."""
     matched = key_map.apply(batch)
     return [key[0] for key in matched.keys or ()], [error.key for error in matched.quarantined]
