@@ -131,7 +131,7 @@ class VectorTable:
         return tuple(dict.fromkeys(name for name in (*names, self.key_rule.lookup) if name is not None))
 
     def scope_for(self, namespace: str) -> dict[str, str]:
-        """Return the value of each scope column for a namespace of the source; several values are joined by ``/``.
+        """Return the value of each scope column for a namespace of the source, which joins several values by ``/``.
 
         Raises `ConfigError` if the namespace does not have as many parts as there are columns.
         """

@@ -27,9 +27,9 @@ from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.stores.protocol import Record
 
 CLAIM_SECONDS = 300.0
-"""Seconds that a claim lasts: longer than some requests to the other store take, of 30 s each, with their retries."""
+"""Seconds that a claim lasts: longer than several requests to the other store, of 30 s each, with their retries."""
 TOMBSTONE_HOURS = 24
-"""Hours that a tombstone is kept: a batch is written minutes after its fetch, so never over a deletion of yesterday."""
+"""Hours that a tombstone is kept: a batch is written minutes after its fetch, so none undoes yesterday's deletion."""
 VISIBLE_SECONDS = 60.0
 """Pinecone is eventually consistent: a record may still be read for a while after its deletion was acknowledged."""
 BUCKETS = 64
@@ -145,7 +145,7 @@ class Outbox:
         return sorted((_intent(row, claim) for row in latest.values()), key=lambda intent: intent.id)
 
     def clear(self, intents: Sequence[Intent]) -> list[str]:
-        """Clear intents, all of one claim, that the other store has. Return the keys of which that is not known.
+        """Clear intents, all of one claim, that the other store has. Return the keys for which that is uncertain.
 
         Their claim ran out and another process claimed them: which of the two wrote last cannot be known.
         """
