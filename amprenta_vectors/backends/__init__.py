@@ -1,1 +1,1 @@
-"""What vectors are read from and queried in, one folder a system: client, source, store, inspection."""
+"""The systems that vectors are read from and queried in, one folder a system: client, source, store, inspection."""

@@ -1,4 +1,4 @@
-"""What a source holds, as far as its description, its counts and a sample of its records tell."""
+"""A summary of a source, from its description, its counts and a sample of its records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amprenta_vectors.backends.pinecone.source import PineconeSource
 
 SAMPLE = 100
-"""Records that are looked at: a page of the list, and 11 read units in all."""
+"""Records in a sample: one page of the list, and 11 read units in all."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Inspection:
-    """An index. ``vector_fields`` are those that a source may read; ``chosen`` is the one that it reads, if any yet."""
+    """A Pinecone index.
+
+    ``vector_fields`` are the fields that a source may read; ``chosen`` is the one that it reads, None until one is
+    chosen.
+    """
 
     name: str
     kind: Kind
@@ -59,7 +63,7 @@ class Inspection:
 
     @property
     def field(self) -> VectorField | None:
-        """The field that is chosen."""
+        """The vector field that is chosen; None until one is."""
         return None if self.chosen is None else self.vector_fields[self.chosen]
 
     @property
@@ -69,11 +73,11 @@ class Inspection:
 
 
 def inspect_index(settings: Settings, index: PineconeIndex, namespace: str | None) -> Inspection:
-    """Look at ``index``, and at a sample of ``namespace``; None is the largest.
+    """Inspect ``index`` and a sample of ``namespace``, by default of the largest.
 
     Raises `SchemaMismatch` for an index without dense vectors, `SourceNotFound` for one without that namespace.
     """
-    # Who looks at another source need not have Pinecone's client.
+    # Inspecting another source must not need Pinecone's client.
     from amprenta_vectors.backends.pinecone.source import open_source
 
     namespaces = index.namespaces()
@@ -99,9 +103,10 @@ def inspect_index(settings: Settings, index: PineconeIndex, namespace: str | Non
 
 @dataclass(frozen=True)
 class OriginInspection:
-    """Any other source than an index. ``records`` of ``namespace`` were looked at, ``with_text`` had a text.
+    """A source other than a Pinecone index.
 
-    ``refused`` has why a namespace cannot be read.
+    ``records`` of ``namespace`` were sampled, of which ``with_text`` had a text. ``refused`` maps each namespace that
+    cannot be read to the reason.
     """
 
     kind: SourceKind
@@ -118,9 +123,9 @@ class OriginInspection:
 
 
 def inspect_origin(origin: Origin, table: VectorTable, namespace: str | None) -> OriginInspection:
-    """Look at every namespace, and at a sample of ``namespace``; None is the largest that can be read.
+    """Inspect every namespace, and a sample of ``namespace``, by default of the largest that can be read.
 
-    Raises `SourceNotFound` where there is none.
+    Raises `SourceNotFound` if there is no namespace, and the namespace's own error if it, or every one, cannot be read.
     """
     namespaces = origin.namespaces()
     readable: dict[str, Source] = {}
@@ -155,14 +160,14 @@ def inspect_origin(origin: Origin, table: VectorTable, namespace: str | None) ->
 
 def _texts_and_fields(source: Source, keys: Sequence[str]) -> tuple[Sequence[str | None], dict[str, MetadataField]]:
     if isinstance(source, TextSource):
-        # To embed them would cost, and show nothing more.
+        # Embedding them would cost money, and show nothing more.
         return list(source.texts(keys).values()), {}
     batch = source.fetch(keys)
     return batch.texts or (), _fields(batch)
 
 
 def _with_some_field(index: PineconeIndex) -> PineconeIndex:
-    """The index with any of its vector fields chosen, which is all the same to the fields beside them."""
+    """Return the index with any one of its vector fields chosen; the choice does not affect the metadata."""
     for name, field in index.vector_fields.items():
         return replace(index, vector_field=name, dimension=field.dimension, metric=field.metric)
     return index

@@ -1,9 +1,9 @@
-"""Listing ids with several cursors at once, each on a prefix of its own, so that no single cursor sets the pace.
+"""Lists ids with several cursors at once, each on a prefix of its own, so that no single cursor sets the pace.
 
-Nothing is assumed of the order of a listing, nor of what a page token is. Ids that begin with ``p`` are ``p`` itself
-and, for every character ``c`` that an id may hold, those that begin with ``p + c``: so a prefix is split by listing all
-of these in its place. What the first page of ``p`` gave is dropped, because the parts give it again, and whether ``p``
-itself is an id is asked for by name.
+Nothing is assumed of the order of a listing, nor of what a page token is. The ids that begin with ``p`` are ``p``
+itself and, for every character ``c`` that an id may hold, the ids that begin with ``p + c``: so a prefix is split by
+listing all of these in its place. The first page of ``p`` is dropped, because the parts give it again, and whether
+``p`` itself is an id is asked by name.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from amprenta_vectors.backends.request_threads import RequestThreads
 from amprenta_vectors.errors import AmprentaError, SourceError
 
 ALPHABET = [chr(code) for code in range(1, 128)]
-"""What an id may hold: ASCII but NUL (https://docs.pinecone.io/guides/index-data/data-modeling#record-format)."""
+"""The characters of an id: ASCII but NUL (https://docs.pinecone.io/guides/index-data/data-modeling#record-format)."""
 CURSORS = 8
 """Requests at once. At 20 ms each that is 400 a second; Pinecone takes 200 list requests a second of an index."""
 PARTS_PER_CURSOR = 4
-"""Splitting goes on until so many parts are large, so that the largest is not listed alone for long in the end."""
+"""Large parts at which splitting stops: enough that the largest is not listed alone for long at the end."""
 PROBE_SHARE = 0.5
 """Requests that look for parts, as a share of the pages that the listing has.
 
 A page costs 1 read unit and fetching its ids 10
 (https://docs.pinecone.io/guides/manage-cost/understanding-cost#read-units), so the probes add less than 5 % to what a
 run costs; with eight at once, a sixteenth to the time of a single cursor. At 127 characters to a split, a listing of
-fewer than 25,400 ids is not split. Ids that all begin alike need a split for every letter that they share: where the
-first page shares more than there are probes for, none is begun.
+fewer than 25,400 ids is not split. Ids that all begin alike need a split for every letter that they share: if the first
+page shares more than there are probes for, no split is started.
 """
 
 Page = tuple[Sequence[str], str | None]
@@ -42,14 +42,14 @@ ListPage = Callable[[str, str | None], Page]
 
 @dataclass
 class _State:
-    """Where a listing stands, as far as its ids were handed out. What a token holds."""
+    """The progress of a listing: which ids were handed out. A token encodes it."""
 
     cursors: dict[str, str | None] = field(default_factory=dict)
-    """The token of the next page of each prefix that is open; None for the first page."""
+    """The token of the next page of each open prefix; None for the first page."""
     untried: list[tuple[str, int]] = field(default_factory=list)
-    """Prefixes that were split, and the place in `ALPHABET` from which on their parts are yet to be opened."""
+    """Prefixes that were split, each with the place in `ALPHABET` from which its parts are still to be opened."""
     probes: int = 0
-    """Requests that were spent on looking for parts."""
+    """Requests spent on looking for parts."""
 
     def to_token(self) -> str | None:
         if not self.cursors and not self.untried:
@@ -68,11 +68,11 @@ class _State:
 
 
 class Listing:
-    """All ids that ``list_page`` gives, once each in a listing that nobody disturbs; beginning after ``token``.
+    """All ids that ``list_page`` gives, starting after ``token``; each once, if nothing changes during the listing.
 
-    ``has`` tells whether an id is there. ``count`` is how many ids there are, roughly; it decides whether the listing
-    is split at all. A token says exactly what was handed out, so whoever is stopped repeats no page that it took, and
-    at most ``cursors`` requests. One listing is one pass: it is not to be iterated twice.
+    ``has`` tells whether an id exists. ``count`` is roughly how many ids there are; it decides whether the listing is
+    split at all. A token says exactly what was handed out, so a listing that is stopped and resumed repeats no page
+    that was taken, and at most ``cursors`` requests. One listing is one pass: it is not to be iterated twice.
     """
 
     def __init__(
@@ -92,14 +92,17 @@ class Listing:
         self._state = _State.from_token(token)
         self._handed_out = self._state.to_token()
         self._queue: deque[str] = deque(self._state.cursors)
-        """Prefixes that are open and wait for a request."""
+        """Open prefixes that wait for a request."""
         self._large: dict[str, Page] = {}
-        """The first pages of prefixes that have more, held back while they may yet be split."""
+        """The first pages of prefixes that have more, held back while the prefix may still be split."""
         # A prefix is listed past its first page only after the last split.
         self._splitting = self._splits_left() > 0 and not any(self._state.cursors.values())
 
     def __iter__(self) -> Iterator[Page]:
-        """Pages, and the token that goes on after each. Raises what ``list_page`` does, once all else is handed out."""
+        """Yield pages, each with the token that resumes after it.
+
+        Raises what ``list_page`` raises, once everything else is handed out.
+        """
         failure: Exception | None = None
         with closing(RequestThreads(self._list, self._most_cursors)) as requests:
             while failure is None or requests.pending:
@@ -118,7 +121,7 @@ class Listing:
                 else:
                     yield from self._take_in(prefix, answer, requests, go_on=failure is None)
         if self._state.to_token() != self._handed_out:
-            # Prefixes without any id: whoever goes on need not look there again.
+            # Prefixes without any id: a resumed listing need not look there again.
             yield self._page([])
         if failure is not None:
             raise failure
@@ -131,14 +134,14 @@ class Listing:
         return (self._budget - self._state.probes) // len(ALPHABET)
 
     def _ask(self, requests: RequestThreads) -> None:
-        """Send requests until so many are on their way as may be."""
+        """Send requests until as many are pending as are allowed."""
         while requests.pending < self._most_cursors and (self._queue or self._open_part()):
             prefix = self._queue.popleft()
             self._state.probes += self._splitting
             requests.send(prefix, self._state.cursors[prefix])
 
     def _open_part(self) -> bool:
-        """Open the next part of a prefix that was split; whether there was one."""
+        """Open the next part of a prefix that was split; return whether there was one."""
         untried = self._state.untried
         if not untried:
             return False
@@ -170,7 +173,7 @@ class Listing:
             self._state.cursors[prefix] = following
 
     def _decide(self, pending: int) -> Iterator[Page]:
-        """Once the size of every part is known: split the largest, or be content and list what there is."""
+        """Split the largest part, once the size of every part is known, or stop splitting and list what there is."""
         if not self._splitting or pending or self._queue or self._state.untried:
             return
         prefix = self._next_to_split()
@@ -185,7 +188,10 @@ class Listing:
             yield self._page(keys)
 
     def _next_to_split(self) -> str | None:
-        """The largest part by the look of it: its ids lie the densest, so those of its first page share the most."""
+        """Return the part that is probably the largest; None if no more are to be split.
+
+        The ids of a large part lie densest, so the ids of its first page share the longest prefix.
+        """
         if len(self._large) >= self._most_cursors * PARTS_PER_CURSOR:
             return None
         shared = {prefix: _shared(keys) - len(prefix) for prefix, (keys, _) in self._large.items()}
@@ -193,7 +199,7 @@ class Listing:
         return max(within, key=lambda prefix: shared[prefix], default=None)
 
     def _splits_by(self, prefix: str) -> bool:
-        """Whether the service lists a prefix with a blank in it, which its documentation has as not accepted."""
+        """Return whether the service lists a prefix with a blank in it; its documentation says it does not."""
         blank = prefix + " "
         self._state.probes += 1
         try:
@@ -212,7 +218,7 @@ class Listing:
 
 
 def _shared(keys: Sequence[str]) -> int:
-    """How many characters a page's ids begin with alike."""
+    """Return how many leading characters a page's ids have in common."""
     if not keys:
         return 0
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(keys), max(keys), strict=False)))

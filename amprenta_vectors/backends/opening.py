@@ -1,4 +1,4 @@
-"""What the vectors are to come from, as the settings say: one kind of source, loaded only where it is wanted."""
+"""Opens the source that the settings name; each kind is loaded only when it is wanted."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 
 def kind_of(settings: Settings, table: VectorTable) -> SourceKind:
-    """The kind that ``AMPRENTA_SOURCE`` names, else the one that usually fills ``table``."""
+    """Return the kind of source that ``AMPRENTA_SOURCE`` names, else the one that usually fills ``table``."""
     return settings.source or table.source
 
 
 def open_origin(settings: Settings, table: VectorTable, engine: Engine | None) -> Origin:
-    """The origin of that kind. For rows, ``table`` is from the catalogue and read through ``engine``.
+    """Open the origin of the kind that `kind_of` gives.
 
-    Raises `ConfigError` for a setting that the kind needs, `SourceNotFound`, `CredentialsRefused`, `MissingExtra`,
-    `TransientError`.
+    For rows, ``table`` is from the catalogue and read through ``engine``. Raises `ConfigError` for a setting that the
+    kind needs and lacks, `SourceNotFound`, `CredentialsRefused`, `MissingExtra`, `TransientError`.
     """
     match kind_of(settings, table):
         case "pinecone":

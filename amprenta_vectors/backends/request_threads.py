@@ -10,10 +10,10 @@ Page = tuple[Sequence[str], str | None]
 
 
 class RequestThreads:
-    """Makes at most ``most`` requests at once; their answers are taken as they come.
+    """Threads that make at most ``most`` requests at once; their answers are taken in the order they arrive.
 
-    `close` waits for no request: a thread ends with the one that it has in hand. Nor does the interpreter wait, so that
-    a process that is told to end does.
+    `close` waits for no request: a thread ends after the one that it is making. Nor does the interpreter wait for it,
+    so that a process that is told to end does.
     """
 
     def __init__(self, request: Callable[[str, str | None], Page], most: int) -> None:
@@ -23,10 +23,10 @@ class RequestThreads:
         self._answers: queue.SimpleQueue[tuple[str, Page | Exception]] = queue.SimpleQueue()
         self._threads = 0
         self.pending = 0
-        """Requests that were sent and whose answers were not taken."""
+        """Requests sent whose answers were not yet taken."""
 
     def send(self, prefix: str, token: str | None) -> None:
-        """Have a page asked for."""
+        """Request a page; its answer is for `take`."""
         self.pending += 1
         if self._threads < min(self.pending, self._most):
             self._threads += 1
@@ -34,13 +34,13 @@ class RequestThreads:
         self._asked.put((prefix, token))
 
     def take(self) -> tuple[str, Page | Exception]:
-        """The next answer, or the error in its place; waits for it."""
+        """Wait for the next answer and return it, or the error in its place."""
         answer = self._answers.get()
         self.pending -= 1
         return answer
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Tell the threads to end."""
         for _ in range(self._threads):
             self._asked.put(None)
 

@@ -1,1 +1,1 @@
-"""The source and PostgreSQL on the same queries: why a hit is missing, and what the index needs to find it."""
+"""Compares the source and PostgreSQL on the same queries: why a hit is missing, and which settings would find it."""

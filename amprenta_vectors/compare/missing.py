@@ -1,4 +1,4 @@
-"""For every hit that the source has and the table's store has not: why."""
+"""Explains every hit that the source's store gives and the table's store does not."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
 
 LISTED = 20
-"""Keys of a class that are listed."""
+"""Keys listed for each reason, at most."""
 
 
 AMISS = frozenset({Why.LOST, Why.OTHER_SCOPE, Why.NO_VECTOR, Why.OTHER_VECTOR})
-"""The table has not the vector that the source has: what no setting of a search mends."""
+"""The reasons for which the table lacks the vector that the source has: no search setting mends them."""
 
 
 @dataclass
 class Comparison:
-    """What came of ``queries``: ``hits`` of the source, of them ``found`` here, the others counted by why.
+    """The result of ``queries``: the source's ``hits``, how many were ``found`` here, the others counted by reason.
 
-    ``keys`` are the source's, at most `LISTED` of a class, each once.
+    ``keys`` are the source's, at most `LISTED` for each reason, each once.
     """
 
     queries: int
@@ -39,11 +39,11 @@ class Comparison:
 
     @property
     def amiss(self) -> int:
-        """Missing hits whose vector the table has not."""
+        """The number of missing hits whose vector the table does not have."""
         return sum(number for why, number in self.missing.items() if why in AMISS)
 
     def count(self, why: Why, key: str) -> None:
-        """One more that is missing for that reason."""
+        """Count one more hit that is missing for the reason ``why``."""
         self.missing[why] += 1
         listed = self.keys[why]
         if len(listed) < LISTED and key not in listed:
@@ -61,7 +61,7 @@ class Comparer:
         self._sign = -1 if store.distance == "l2" else 1
 
     def compare(self, queries: Sequence[Query], top_k: int) -> Comparison:
-        """One query after another. Rows that change meanwhile may be counted wrongly."""
+        """Compare the stores query by query. Rows that change meanwhile may be counted wrongly."""
         found = Comparison(len(queries), top_k)
         absent: dict[str, int] = {}
         for query in queries:
@@ -83,7 +83,7 @@ class Comparer:
     def _explain(
         self, query: Query, ours: Sequence[Hit], missing: Sequence[str], spelled: dict[str, str], *, full: bool
     ) -> dict[str, Why]:
-        """Why each of ``missing`` is; what no row of the scope has is lost, until it is found in another one."""
+        """Return why each of ``missing`` is; a key with no row in the scope is lost, until found in another scope."""
         if not missing:
             return {}
         keys = {key: spelled[key] for key in missing if key in spelled}
@@ -105,7 +105,7 @@ class Comparer:
         return reasons | dict.fromkeys(self._differing(farther), Why.OTHER_VECTOR)
 
     def _differing(self, keys: dict[str, str]) -> list[str]:
-        """Of ``keys``, by the source's spelling, those whose vector here is another than there."""
+        """Return those of ``keys``, by the source's spelling, whose vector here differs from the source's."""
         if not keys:
             return []
         theirs, ours = self._source.fetch(list(keys)), self._store.fetch(list(keys.values()))

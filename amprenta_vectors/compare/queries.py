@@ -1,4 +1,4 @@
-"""The queries that stores are compared on: a file of the user's own, recorded ones, or ones made of stored vectors."""
+"""The queries that stores are compared on: a user's file, recorded ones, or ones made from stored vectors."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _RECORDED = sa.text("""
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """What is asked: ``vector`` is ``(dimension,)`` float32."""
+    """A query to compare stores on; ``vector`` is ``(dimension,)`` float32."""
 
     vector: NDArray[np.float32]
     filter: Filter | None = None
 
 
 def queries_of_file(path: Path, table: VectorTable, most: int | None) -> list[Query]:
-    """The first ``most`` queries of a file, or all: JSON lines, or ``.npy`` of shape ``(n, dimension)``.
+    """Return the first ``most`` queries of a file, or all: JSON lines, or ``.npy`` of shape ``(n, dimension)``.
 
     Raises `ConfigError` naming the line, or the row, that is no query.
     """
@@ -60,7 +60,10 @@ def queries_of_file(path: Path, table: VectorTable, most: int | None) -> list[Qu
 
 
 def recorded_queries(connection: Connection, table: VectorTable, most: int) -> list[Query]:
-    """The latest ``most`` that ``VECTOR_MODE=shadow`` kept, of the table's dimension. Raises `ConfigError` for none."""
+    """Return the latest ``most`` queries, of the table's dimension, that ``VECTOR_MODE=shadow`` recorded.
+
+    Raises `ConfigError` if there are none.
+    """
     rows = connection.execute(_RECORDED, {"dimension": table.dimension, "most": most})
     queries = [Query(np.array(row.query, dtype=np.float32), row.filter) for row in rows]
     if not queries:
@@ -72,7 +75,10 @@ def recorded_queries(connection: Connection, table: VectorTable, most: int) -> l
 
 
 def stored_queries(store: PgVectorStore, most: int, seed: int) -> list[Query]:
-    """``most`` stored vectors, each moved a little, so that no row equals it. Raises `ConfigError` for none."""
+    """Return at most ``most`` stored vectors, each moved a little, so that no row equals it.
+
+    Raises `ConfigError` if there are none.
+    """
     vectors = store.sample(most, seed=seed)
     # Under cosine a zero vector is stored and has no direction to ask for.
     vectors = vectors[np.any(vectors, axis=1)]

@@ -1,4 +1,4 @@
-"""The report on shadow queries as a page: what it says; ``templates/shadow.html.mako`` says where."""
+"""The report on shadow queries as a page: its contents; ``templates/shadow.html.mako`` lays them out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 AGREES, DIFFERS = 0.99, 0.95
-"""From which mean share of hits in common on the page is green, and below which it is red."""
+"""The mean share of hits in common from which the page is green, and the one below which it is red."""
 MOST_WORST = 10
 PLOT_HEIGHT = 1.8
 
@@ -125,14 +125,14 @@ class _Pair:
 
 
 def render_shadow_page(report: Mapping[str, Any]) -> str:
-    """The HTML of a report as `collect_shadow_report` makes it, or as it was read from its JSON."""
+    """Render as HTML a report that `collect_shadow_report` made, or that was read from its JSON."""
     return render(
         "shadow", report, title="Do both stores answer alike?", pairs=[_Pair(pair) for pair in report["pairs"]]
     )
 
 
 def to_verdict(pair: Mapping[str, Any]) -> Verdict:
-    """How two stores compare, in one line."""
+    """Return in one line how two stores compare."""
     overlap, failed = pair["overlap"]["mean"], sum(pair["errors"].values())
     errors = f"; {pair['secondary']} failed at {failed:,} of {pair['queries']:,} queries" if failed else ""
     if overlap is None:
@@ -146,7 +146,7 @@ def to_verdict(pair: Mapping[str, Any]) -> Verdict:
 
 
 def verdict(pair: Mapping[str, Any]) -> str:
-    """Two stores in a line of the terminal."""
+    """Return how two stores compare, as one line of the terminal."""
     failed = sum(pair["errors"].values())
     overlap = "no query compared" if pair["overlap"]["mean"] is None else f"{pair['overlap']['mean']:.4f} of the hits"
     return (
@@ -156,7 +156,7 @@ def verdict(pair: Mapping[str, Any]) -> str:
 
 
 def _share(value: float | None) -> str:
-    """A share in per cent, rounded down, so that only what is whole is 100 %."""
+    """Return a share in per cent, rounded down, so that only a whole one is 100 %."""
     return "–" if value is None else f"{math.floor(value * 1000 + 1e-6) / 10:.1f} %"
 
 

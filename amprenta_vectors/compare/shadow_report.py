@@ -1,6 +1,6 @@
-"""What ``VECTOR_MODE=shadow`` found, summed up; docs/compare.md says what each field means.
+"""A summary of what ``VECTOR_MODE=shadow`` found; docs/compare.md says what each field means.
 
-Figures, times and ids of queries only: no vector, no text, no filter, no key.
+It holds figures, times and ids of queries only: no vector, no text, no filter, no key.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from amprenta_vectors.db import name_database
 from amprenta_vectors.errors import ConfigError, NotUpgraded
 
 SCHEMA = 1
-"""Raised where a field changes its meaning or goes; new fields may come at any time."""
+"""The report's version, raised when a field changes its meaning or goes; new fields may come at any time."""
 WORST = 20
 MOST_BUCKETS = 120
 SHARES = 10
-"""Into so many equal parts overlaps below 1 are counted."""
+"""The number of equal parts in which overlaps below 1 are counted."""
 CURVE = (*range(100), 99.5, 99.9, 100)
 """The percentiles of the latencies that are plotted."""
 
@@ -43,10 +43,10 @@ _KEPT = _QUERY.c
 
 
 def collect_shadow_report(connection: Connection, since: datetime | None = None) -> dict[str, Any]:
-    """The report on the queries kept ``since`` then, or on all, as values that JSON has.
+    """Return the report on the queries kept since ``since``, or on all, in values that JSON has.
 
-    ``pairs`` has an entry for each two stores that were compared, the latest first. Raises `NotUpgraded`, and
-    `ConfigError` where no query was kept.
+    ``pairs`` has an entry for each pair of stores that were compared, the latest first. Raises `NotUpgraded`, and
+    `ConfigError` if no query was kept.
     """
     if connection.scalar(sa.text("SELECT to_regclass('shadow_query')")) is None:
         raise NotUpgraded("the database has no table shadow_query", hint="alembic upgrade head")
@@ -110,7 +110,7 @@ def _latencies(found: RowMapping, name: str) -> dict[str, Any]:
 
 
 def _shares(connection: Connection, of_pair: sa.ColumnElement[bool]) -> list[int]:
-    """How many queries have each tenth of overlap; the last number: those whose hits are the same."""
+    """Return how many queries have each tenth of overlap; the last number counts those with an overlap of 1."""
     part = sa.func.floor(_KEPT.overlap * SHARES)
     rows = connection.execute(
         sa.select(part.label("part"), sa.func.count().label("queries"))
@@ -158,7 +158,7 @@ def _percentiles(column: sa.ColumnElement[float], shares: Sequence[float]) -> sa
 
 
 def _errors(of_pair: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """By type, which stands before the message."""
+    """Select the errors by their type, which stands before the message."""
     kind = sa.func.split_part(_KEPT.error, ":", 1).label("type")
     number = sa.func.count().label("queries")
     return (
@@ -185,7 +185,7 @@ def _buckets(of_pair: sa.ColumnElement[bool], first_at: datetime, width: float) 
 
 
 def _worst(of_pair: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """Those whose hits agree least; none whose hits are the same in the same order."""
+    """Select the queries whose hits agree least; queries with the same hits in the same order are left out."""
     return (
         sa.select(
             _KEPT.id,

@@ -1,4 +1,4 @@
-"""The cheapest setting of a search that finds enough, by measurement."""
+"""Finds, by measurement, the cheapest setting of a search that finds enough."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from amprenta_vectors.stores.pgvector.search_settings import SearchSettings
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 
 EF_SEARCH = (10, 15, 20, 30, 40, 60, 80, 100, 120, 160, 200, 250, 300, 400, 500, 600, 800, 1000)
-"""What is tried of ``hnsw.ef_search``; 1000 is pgvector's own limit."""
+"""Values tried of ``hnsw.ef_search``; 1000 is pgvector's own limit."""
 PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""What is tried of ``ivfflat.probes``, as far as there are lists."""
+"""Values tried of ``ivfflat.probes``, as far as the index has lists."""
 OVERSAMPLING = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 100, 150, 200, 300, 400, 600, 1000)
-"""What is tried of rows taken for each hit from an hnsw index that holds signs; they decide more than ``ef_search``."""
+"""Rows for each hit, tried on an hnsw index that holds signs; there they decide more than ``ef_search``."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting on all queries: the share of what is to be found, by distance, and the median of a query."""
+    """One setting on all queries: its recall, by distance, and the median time of a query."""
 
     value: int
     recall: float
@@ -40,7 +40,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was tried, cheapest first. ``chosen`` is the first that reaches ``target``; None where none does."""
+    """The settings tried, cheapest first. ``chosen`` is the first that reaches ``target``; None if none does."""
 
     setting: SearchSetting
     target: float
@@ -51,9 +51,9 @@ class Tuning:
 
 
 def choices(connection: Connection, table: VectorTable, top_k: int) -> tuple[SearchSetting, Sequence[int]]:
-    """What the index on a table from the catalogue is searched with, and its values from cheap to dear.
+    """Return the setting that searches of the index on a table from the catalogue use, with values from cheap to dear.
 
-    Raises `ConfigError` where no index serves.
+    Raises `ConfigError` if no index serves.
     """
     served = serving(table, ann_indexes(connection, table))
     if served is None:
@@ -65,7 +65,7 @@ def choices(connection: Connection, table: VectorTable, top_k: int) -> tuple[Sea
         return "probes", [*(value for value in PROBES if value < lists), lists]
     if served.storage == "bit":
         return "oversampling", OVERSAMPLING
-    # The store takes so many candidates from the index in any case; with fewer at once it goes back for more.
+    # The store takes at least this many candidates from the index; with fewer at once it goes back for more.
     least = min(SearchSettings(table, served).candidates(top_k), EF_SEARCH[-1])
     return "ef_search", [least, *(value for value in EF_SEARCH if value > least)]
 
@@ -80,10 +80,10 @@ def tune(
     target: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Tuning:
-    """Try ``values``, ascending, of a store opened with each, and choose the first whose recall reaches ``target``.
+    """Try ``values``, ascending, on a store opened with each; choose the first whose recall reaches ``target``.
 
-    More candidates never find less, so half of what is left is ruled out by each trial. Raises `ConfigError` where the
-    queries find nothing.
+    More candidates never find less, so each trial rules out half of the values that are left. Raises `ConfigError` if
+    the queries find nothing.
     """
     with closing(open_store(values[0])) as reference:
         wanted = [nearest_rows(reference, query.vector, top_k, query.filter) for query in queries]
@@ -111,7 +111,7 @@ def _try(
     top_k: int,
     clock: Callable[[], float],
 ) -> Trial:
-    # The first query opens connections, which is not what is measured.
+    # The first query opens connections, which are not to be measured.
     store.query(queries[0].vector, top_k=top_k, filter=queries[0].filter)
     found, seconds = 0, []
     for query, nearest in zip(queries, wanted, strict=True):

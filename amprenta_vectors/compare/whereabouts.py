@@ -1,4 +1,4 @@
-"""Where a record of the source is in the table: in the scope, in another, or nowhere."""
+"""Finds where a record of the source is in the table: in the scope, in another scope, or nowhere."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from amprenta_vectors.stores.protocol import Filter
 
 
 class Whereabouts:
-    """Rows of a slice, with a vector or without. Of other scopes, keys alone are seen.
+    """The rows of a slice, with a vector or without. Of other scopes only keys are read.
 
-    A key is spelled as `PgVectorStore` gives it. ``text_field`` is as there.
+    A key is spelled, and ``text_field`` is used, as in `PgVectorStore`.
     """
 
     def __init__(self, engine: sa.Engine, slice_: Slice, text_field: str) -> None:
@@ -28,7 +28,7 @@ class Whereabouts:
         self._anywhere = Statements(anywhere, text_field, has_updated_at=False)
 
     def spelled(self, source_keys: Sequence[str]) -> dict[str, str]:
-        """The key that a row has for each of ``source_keys``; those that no row can have are absent."""
+        """Return the key that a row has for each of ``source_keys``; source keys that no row can have are absent."""
         keys = {key: key for key in source_keys}
         if self._slice.table.key_rule.kind == "uuid5":
             keys = {source: key for source, [(key,)] in look_up(self._slice.key_map, source_keys).items()}
@@ -36,7 +36,7 @@ class Whereabouts:
         return {source: spelled[key] for source, key in keys.items() if key in spelled}
 
     def here(self, keys: Sequence[str], filter: Filter | None) -> dict[str, bool]:
-        """The ``keys`` that a row of the scope has, and whether that row matches ``filter``."""
+        """Return those of ``keys`` that a row of the scope has, and whether that row matches ``filter``."""
         condition = parse_filter(filter) if filter else None
         with self._engine.connect() as connection:
             found: dict[str, bool] = {}
@@ -46,6 +46,6 @@ class Whereabouts:
             return found
 
     def anywhere(self, keys: Sequence[str]) -> set[str]:
-        """Those ``keys`` that a row of some scope has."""
+        """Return those of ``keys`` that a row of any scope has."""
         with self._engine.connect() as connection:
             return {row.key for row in connection.execute(self._anywhere.located(keys, None))}

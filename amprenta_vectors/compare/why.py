@@ -1,4 +1,4 @@
-"""Why a hit of the source is missing in PostgreSQL."""
+"""The reasons why a hit of the source is missing in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Why(StrEnum):
-    """Why a hit is missing, worst first."""
+    """The reason why a hit is missing, worst first."""
 
     LOST = "lost"
     OTHER_SCOPE = "other_scope"

@@ -1,1 +1,1 @@
-"""Texts to float32 matrices: one file a provider, behind `protocol.Embedder`."""
+"""Embedders, which turn texts into float32 matrices: one file a provider, behind `protocol.Embedder`."""

@@ -1,4 +1,4 @@
-"""What a service answered, as a matrix or not at all."""
+"""Checks the vectors that a service answered with, and makes them a matrix."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from amprenta_vectors.errors import SourceError
 
 
 def to_matrix(found: Sequence[Any], texts: int, dimension: int, provider: str) -> NDArray[np.float32]:
-    """``found``, a vector a text in order, as ``(texts, dimension)`` float32.
+    """Return ``found``, a vector a text in order, as ``(texts, dimension)`` float32.
 
-    Raises `SourceError` where there are more or fewer, or one has another length, or a value that is no finite number.
+    Raises `SourceError` if there are more or fewer vectors, or one has another length, or a value that is no finite
+    number.
     """
     if len(found) != texts:
         raise SourceError(f"{provider} gave {len(found)} vectors for {texts} texts")

@@ -1,4 +1,4 @@
-"""The embedder that the settings name."""
+"""Opens the embedder that the settings name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ GEMINI_DIMENSION = 768
 
 
 def open_embedder(settings: Settings) -> Embedder:
-    """Load what ``AMPRENTA_EMBEDDER`` names.
+    """Open the embedder that ``AMPRENTA_EMBEDDER`` names.
 
-    Raises `ConfigError` where that or a key is not set, `MissingExtra`; for ollama, which is asked for the model's
-    dimension, `TransientError` and `SourceNotFound`.
+    Raises `ConfigError` if the setting or a key is not set, `MissingExtra`; for ollama, which is asked for the model's
+    dimension, `TransientError`, `SourceNotFound` and whatever else `OllamaEmbedder` raises.
     """
-    # Each is imported where it is asked for: an application need not have the packages of the others.
+    # Each is imported only when it is named: an application need not have the packages of the others.
     match settings.embedder:
         case "wordllama":
             from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
@@ -24,7 +24,7 @@ def open_embedder(settings: Settings) -> Embedder:
         case "gemini":
             from amprenta_vectors.embedders.gemini import GeminiEmbedder
 
-            # Where both are set, the official client takes this one, too.
+            # If both are set, the official client takes this one, too.
             key = "google_api_key" if settings.google_api_key or not settings.gemini_api_key else "gemini_api_key"
             dimension = settings.vector_dimension or GEMINI_DIMENSION
             return GeminiEmbedder(settings.require(key), dimension, settings.google_gemini_base_url)

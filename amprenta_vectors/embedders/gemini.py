@@ -24,17 +24,19 @@ from amprenta_vectors.extras import network_errors, require_extra
 
 MODEL_NAME = "gemini-embedding-001"
 FULL_DIMENSION = 3072
-"""What the model gives unless asked for less, and the only length at which it normalises by itself
-(https://ai.google.dev/gemini-api/docs/embeddings#quality-for-smaller-dimensions)."""
+"""Values in a vector unless fewer are requested, and the only length at which the model normalises by itself.
+
+Source: https://ai.google.dev/gemini-api/docs/embeddings#quality-for-smaller-dimensions
+"""
 TEXTS_A_REQUEST = 100
-"""The most that the service takes in one."""
+"""Texts in a request, at most (the service's own limit)."""
 TIMEOUT_SECONDS = 60.0
 
 
 class GeminiEmbedder:
     """`MODEL_NAME` at ``dimension`` values, each vector of length 1. Safe to share between threads.
 
-    ``base_url`` stands in for Google's own address. A request is made once: trying again is the caller's matter.
+    ``base_url`` stands in for Google's own address. A request is made once: retries are left to the caller.
     """
 
     def __init__(self, api_key: str, dimension: int, base_url: str | None = None) -> None:
@@ -45,11 +47,11 @@ class GeminiEmbedder:
         self.model = Model(MODEL_NAME, dimension, "gemini")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """``(n, dimension)`` float32, by requests of at most 100 texts.
+        """Return ``(n, dimension)`` float32, by requests of at most 100 texts.
 
         Raises `TransientError`, `RateLimited` with the wait that the service asks for, `CredentialsRefused`,
-        `SourceNotFound` where the key has no such model, `KeysRefused` for texts that it does not take (an empty one,
-        say), `SourceError` for an answer of another length.
+        `SourceNotFound` if the key has no such model, `KeysRefused` for texts that the service does not take (an empty
+        one, say), `SourceError` for an answer of another length.
         """
         starts = range(0, len(texts), TEXTS_A_REQUEST)
         parts = [self._ask(texts[start : start + TEXTS_A_REQUEST]) for start in starts]
@@ -83,7 +85,7 @@ class GeminiEmbedder:
 
 
 def _to_error(error: Any) -> AmprentaError:
-    """What an answer of the service means; its own words may quote the key or a text, so only its code is told."""
+    """Return our error for an answer of the service, by its code alone: the message may quote the key or a text."""
     details = list(_details(error.details))
     said = f"gemini answered {error.code} {error.status or ''}".strip()
     refused_key = any(detail.get("reason") in ("API_KEY_INVALID", "API_KEY_EXPIRED") for detail in details)
@@ -106,7 +108,7 @@ def _details(body: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _wait(details: Sequence[Mapping[str, Any]]) -> float | None:
-    """The seconds of ``google.rpc.RetryInfo``, which are written ``"12.5s"``."""
+    """Return the seconds of ``google.rpc.RetryInfo``, which are written ``"12.5s"``; None if there is none."""
     for detail in details:
         try:
             return float(str(detail["retryDelay"]).removesuffix("s"))

@@ -23,17 +23,17 @@ from amprenta_vectors.extras import network_errors, require_extra
 
 DEFAULT_HOST = "http://127.0.0.1:11434"
 TEXTS_A_REQUEST = 64
-"""Few enough that a server without a graphics card answers in time."""
+"""Texts in a request: few enough that a server without a graphics card answers in time."""
 TIMEOUT_SECONDS = 120.0
-"""A model that is not in memory is loaded first."""
+"""Seconds that a request may take: a model that is not in memory is loaded first."""
 PROBE = "dimension"
 
 
 class OllamaEmbedder:
     """``model_name`` on ``host``, whose vectors are taken as they come. Safe to share between threads.
 
-    One word is embedded when it is opened, which tells the dimension. Raises what `embed` does. A text that is longer
-    than the model reads is cut by the server, as for every client of it.
+    Opening it embeds one word, to learn the dimension, and raises what `embed` does. A text longer than the model reads
+    is cut by the server, as for each of its clients.
     """
 
     def __init__(self, host: str | None, model_name: str) -> None:
@@ -45,10 +45,10 @@ class OllamaEmbedder:
         self.model = Model(model_name.removesuffix(":latest"), len(self._vectors([PROBE])[0]), "ollama")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """``(n, dimension)`` float32, by requests of at most 64 texts.
+        """Return ``(n, dimension)`` float32, by requests of at most 64 texts.
 
-        Raises `TransientError` naming the host where it does not answer, `SourceNotFound` for a model that was not
-        pulled, `CredentialsRefused`, `KeysRefused` for texts that it does not take, `SourceError` for an answer of
+        Raises `TransientError` naming the host if it does not answer, `SourceNotFound` for a model that was not pulled,
+        `CredentialsRefused`, `KeysRefused` for texts that the server does not take, `SourceError` for an answer of
         another length.
         """
         dimension = self.model.dimension
@@ -76,7 +76,7 @@ class OllamaEmbedder:
         return found
 
     def _to_error(self, error: Any) -> AmprentaError:
-        """What an answer means; its own words may quote a text, so only its status is told."""
+        """Return our error for an answer of the server, by its status alone: the message may quote a text."""
         said = f"ollama at {self._host} answered {error.status_code}"
         match error.status_code:
             case 404:

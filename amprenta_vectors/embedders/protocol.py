@@ -1,4 +1,4 @@
-"""What turns texts into vectors, and what its vectors are."""
+"""The protocol of an embedder, which turns texts into vectors, and the model that it embodies."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Model:
     provider: str
 
     def is_called(self, name: str) -> bool:
-        """Whether ``name`` is this model, also as Google (``models/…``) and Ollama (``…:latest``) write it."""
+        """Return whether ``name`` is this model, also as Google (``models/…``) and Ollama (``…:latest``) write it."""
         return name.removeprefix("models/").removesuffix(":latest") == self.name
 
 
 class Embedder(Protocol):
-    """One model, ready for use."""
+    """One embedding model, ready for use."""
 
     @property
     def model(self) -> Model:
@@ -32,5 +32,5 @@ class Embedder(Protocol):
         ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One row a text, in order: ``(n, dimension)`` float32. Raises `TransientError` for what passes."""
+        """Return one row a text, in order: ``(n, dimension)`` float32. Raises `TransientError` for what passes."""
         ...

@@ -19,20 +19,20 @@ MODEL = Model(name="wordllama-l2-supercat", dimension=256, provider="wordllama")
 class WordLlamaEmbedder:
     """Means of token vectors, not normalised; a text without a token gives a zero vector.
 
-    A text's vector does not depend on the texts beside it. Raises `MissingExtra` where wordllama is not installed.
+    A text's vector does not depend on the texts beside it. Raises `MissingExtra` if wordllama is not installed.
     """
 
     model = MODEL
 
     def __init__(self) -> None:
         package = _import_quietly()
-        # The wheel's own folder, because the package looks for its tokenizer under another name than it ships it.
+        # The wheel's own folder, because the package looks for its tokenizer under another name than it ships.
         folder = Path(str(package.__file__)).parent
         self._inference = package.WordLlama.load(dim=MODEL.dimension, cache_dir=folder, disable_download=True)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """``(n, 256)`` float32."""
-        # wordllama pads every text to the longest of its batch: alike lengths together take two thirds of the time.
+        """Return ``(n, 256)`` float32, one row a text, in order."""
+        # wordllama pads every text to the longest of its batch: similar lengths together take two thirds of the time.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         vectors = np.empty((len(texts), MODEL.dimension), dtype=np.float32)
         vectors[order] = self._inference.embed([texts[i] for i in order])

@@ -21,7 +21,7 @@ with needing("langchain"):
 
 
 class AmprentaVectorStore(LangChainVectorStore):
-    """LangChain's interface on ``store``, by default the one that the environment names.
+    """LangChain's interface to ``store``, by default to the store that the environment names.
 
     ``filter`` is a metadata filter in Pinecone's language. Scores are the store's own: under cosine and inner product
     higher is nearer. The asynchronous methods run these in a thread.
@@ -33,7 +33,7 @@ class AmprentaVectorStore(LangChainVectorStore):
 
     @property
     def embeddings(self) -> Embeddings:
-        """What turns texts into vectors."""
+        """The embeddings that turn texts into vectors."""
         return self._embedding
 
     @property
@@ -51,7 +51,7 @@ class AmprentaVectorStore(LangChainVectorStore):
         ids: list[str] | None = None,
         **options: Any,
     ) -> Self:
-        """A store with ``texts`` in it; ``options`` are those of the class."""
+        """Return a store with ``texts`` added to it; ``options`` are those of the class."""
         made = cls(embedding, **options)
         made.add_texts(texts, metadatas, ids=ids)
         return made
@@ -64,33 +64,33 @@ class AmprentaVectorStore(LangChainVectorStore):
         ids: list[str] | None = None,
         **_: Any,
     ) -> list[str]:
-        """Insert or replace texts; returns their ids."""
+        """Insert or replace texts; return their ids."""
         return self._texts.add(list(texts), metadatas, ids)
 
     def delete(self, ids: list[str] | None = None, **_: Any) -> bool | None:
-        """Delete by id; an absent one is no error. Without ids nothing is deleted."""
+        """Delete by id; an absent id is no error. Without ids nothing is deleted."""
         self.store.delete(ids or [])
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """The documents that are there, in the order of ``ids``."""
+        """Return the documents that exist, in the order of ``ids``."""
         found = self.store.fetch(ids)
         return [_to_document(found[id_]) for id_ in ids if id_ in found]
 
     def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **_: Any) -> list[Document]:
-        """The ``k`` nearest documents."""
+        """Return the ``k`` nearest documents."""
         return [_to_document(hit) for hit in self._texts.search(query, k, filter)]
 
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, **_: Any
     ) -> list[tuple[Document, float]]:
-        """The ``k`` nearest documents with their scores."""
+        """Return the ``k`` nearest documents with their scores."""
         return [(_to_document(hit), hit.score) for hit in self._texts.search(query, k, filter)]
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Filter | None = None, **_: Any
     ) -> list[Document]:
-        """The ``k`` documents nearest to a vector."""
+        """Return the ``k`` documents nearest to a vector."""
         return [_to_document(hit) for hit in self.store.query(embedding, top_k=k, filter=filter)]
 
     def max_marginal_relevance_search(
@@ -102,7 +102,7 @@ class AmprentaVectorStore(LangChainVectorStore):
         filter: Filter | None = None,
         **_: Any,
     ) -> list[Document]:
-        """``k`` of the ``fetch_k`` nearest documents, chosen to differ from each other."""
+        """Return ``k`` of the ``fetch_k`` nearest documents, chosen to differ from each other."""
         return self.max_marginal_relevance_search_by_vector(
             self._embedding.embed_query(query), k, fetch_k, lambda_mult, filter
         )
@@ -116,7 +116,7 @@ class AmprentaVectorStore(LangChainVectorStore):
         filter: Filter | None = None,
         **_: Any,
     ) -> list[Document]:
-        """The same by a vector."""
+        """Return ``k`` of the ``fetch_k`` documents nearest to a vector, chosen to differ from each other."""
         hits = self.store.query(embedding, top_k=max(k, fetch_k), filter=filter)
         found = self.store.fetch([hit.key for hit in hits])
         present = [hit for hit in hits if hit.key in found]
@@ -125,7 +125,7 @@ class AmprentaVectorStore(LangChainVectorStore):
         return [_to_document(present[i]) for i in chosen]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        """Scores between 0 and 1: under cosine from -1..1, of a squared distance d² as 1 / (1 + d)."""
+        """Return a function to scores from 0 to 1: from -1..1 under cosine, 1 / (1 + d) of a squared distance d²."""
         if self.store.distance == "l2":
             return lambda score: 1 / (1 + max(score, 0.0) ** 0.5)
         return lambda score: (1 + score) / 2
@@ -138,12 +138,12 @@ class EmbedderEmbeddings(Embeddings):
         self._embedder = embedder
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """A vector a text, in order."""
+        """Return a vector for each text, in order."""
         vectors: list[list[float]] = self._embedder.embed(texts).tolist()
         return vectors
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of a text."""
+        """Return the vector of a text."""
         return self.embed_documents([text])[0]
 
 

@@ -1,1 +1,1 @@
-"""The tables: those of the engine, those of the five systems, and how a source key finds its row."""
+"""Vector tables as data, those that ship and those a user declares, and how a source key finds its row."""

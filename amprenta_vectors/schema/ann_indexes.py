@@ -15,7 +15,7 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 @dataclass(frozen=True)
 class Serving:
-    """The index that searches are written for, and those beside it that PostgreSQL may take for the same search."""
+    """The index that searches are written for, with the indexes like it that PostgreSQL may use for the same search."""
 
     storage: IndexStorage
     methods: frozenset[IndexMethod]
@@ -29,9 +29,9 @@ def ann_indexes(connection: Connection, table: VectorTable) -> list[Index]:
 
 
 def serving(table: VectorTable, indexes: Sequence[Index]) -> Serving | None:
-    """What searches of ``table`` use of ``indexes``; None where none serves.
+    """Return what searches of ``table`` use of ``indexes``; None if no index serves.
 
-    Of several kinds the one that was built last: so that a second index is used before the first one is dropped.
+    Of several kinds the one built last is used, so that a second index serves before the first one is dropped.
     """
     able = [index for index in indexes if index.serves(table.distance)]
     if not able:

@@ -1,4 +1,4 @@
-"""What the database says of a vector table, checked against what its description relies on."""
+"""Reads a vector table from the database's catalogue, and checks it against what its description relies on."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ def unique_index_sql(table: VectorTable) -> str:
 
 
 def columns_of(connection: Connection, table: VectorTable) -> Mapping[str, Column]:
-    """Return the table's columns by name; empty where it does not exist."""
+    """Return the table's columns by name; empty if the table does not exist."""
     found = tables.table_of(connection, table.table, table.schema)
     return {} if found is None else found.columns
 
 
 def located(connection: Connection, table: VectorTable) -> VectorTable:
-    """Return ``table`` with the schema in which ``-x schema=`` adopted it, where the search path does not find it."""
+    """Return ``table`` with the schema in which ``-x schema=`` adopted it, if the search path does not find it."""
     if table.schema is not None or table.declared:
         return table
     return table.with_columns(schema=adopted_schema(connection, table.table))
 
 
 def resolve_table(connection: Connection, table: VectorTable, *, dimension: int | None = None) -> VectorTable:
-    """``table`` as it really is: its dimension and storage, without the optional and scope columns it lacks.
+    """Return ``table`` as it really is: its dimension and storage, without the optional and scope columns it lacks.
 
-    ``dimension`` is what the settings demand, where they do. A declared table must be as it is declared. Raises
-    `NotUpgraded` where table or embedding column is not there, `SchemaMismatch` for a missing column, a wrong type or a
-    missing unique index, `DimensionMismatch`.
+    ``dimension`` is what the settings demand, None if they demand none. A declared table must be as it is declared.
+    Raises `NotUpgraded` if the table or its embedding column does not exist, `SchemaMismatch` for a missing column, a
+    wrong type or a missing unique index, `DimensionMismatch`.
     """
     table = located(connection, table)
     columns = columns_of(connection, table)
@@ -112,15 +112,16 @@ def _upgrade_command(table: VectorTable) -> str:
 
 
 def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:
-    """Columns that an INSERT must give a value, and that a backfill has none for."""
+    """Return the columns that an INSERT must give a value, and for which a backfill has none."""
     columns, known = columns_of(connection, table), table.column_names
     return [name for name, each in columns.items() if each.not_null and not each.default and name not in known]
 
 
 def check_visible(connection: Connection, table: VectorTable) -> None:
-    """Raises `ServerUnsuitable` where row security applies to this role, so that it may not see every row.
+    """Raise `ServerUnsuitable` if row security applies to this role, so that it may not see every row.
 
-    That holds of what was done in the same transaction: row security cannot be enabled on a table that it has used.
+    The answer also holds for earlier statements of the same transaction: row security cannot be enabled on a table that
+    the transaction has used.
     """
     hidden = sa.select(sa.func.row_security_active(relation(table)))
     if connection.execute(hidden).scalar_one():
@@ -143,7 +144,10 @@ def _embedding_type(table: VectorTable, type_name: str) -> tuple[str, int]:
 
 
 def _hash_column(table: VectorTable, name: str | None, columns: Mapping[str, Column]) -> str | None:
-    """``name`` where it can hold a hash. A table that ships may have a column of that name for something else."""
+    """Return ``name`` if it can hold a hash, else None; a declared table's column of another type is an error.
+
+    A table that ships may have a column of that name for something else. Raises `SchemaMismatch`.
+    """
     if name is None or name not in columns or columns[name].type == "bigint":
         return name if name in columns else None
     if not table.declared:

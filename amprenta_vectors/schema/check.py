@@ -1,4 +1,4 @@
-"""A declared vector table against the database: what was expected, what was found, and the SQL that mends it."""
+"""Checks a declared vector table against the database: what was expected, what was found, and the SQL that mends it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DEFERRED = sa.text("SELECT index_name FROM migration_index WHERE target = :targ
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as declared. What is not ``blocking`` stands in the way of some uses only."""
+    """One difference from the declaration. A finding that is not ``blocking`` only stands in the way of some uses."""
 
     expected: str
     found: str
@@ -45,7 +45,7 @@ class Finding:
 
 
 def check_table(connection: Connection, table: VectorTable) -> list[Finding]:
-    """Every finding on ``table`` as it is declared; it has not been resolved. Nothing is changed, no row is read."""
+    """Return every finding on ``table`` as it is declared, not resolved. Nothing is changed, no row is read."""
     kind, extension = connection.execute(_KIND, {"relation": relation(table)}).one()
     missing: list[Finding] = []
     if not extension:
@@ -73,7 +73,7 @@ def _alter(table: VectorTable, change: str) -> str:
 
 
 def _wanted(table: VectorTable) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every column and the types it may have; of none, any type. The first is the one to make it with."""
+    """Yield every column with the types it may have, the first to create it with; no types mean any type."""
     last = table.key[-1]
     for name in table.key:
         match table.key_rule.kind:
@@ -105,7 +105,7 @@ def _of_columns(table: VectorTable, columns: Mapping[str, Any]) -> Iterator[Find
         if name not in columns:
             yield Finding(expected, "none", _alter(table, f"ADD COLUMN {column} {to_make}"))
         elif types and not _is_any(columns[name].type, types):
-            # Not ALTER TYPE: it rewrites the table under a lock, and what cannot be cast has no way into it.
+            # Not ALTER TYPE: it rewrites the table under a lock, and fails on values that cannot be cast.
             rename = _alter(table, f"RENAME COLUMN {column} TO {qualified(f'{name}_old')}")
             add = _alter(table, f"ADD COLUMN {column} {to_make}")
             yield Finding(expected, columns[name].type, f"{rename}; {add}")
@@ -116,7 +116,7 @@ def _of_columns(table: VectorTable, columns: Mapping[str, Any]) -> Iterator[Find
 
 
 def _is_any(actual: str, types: tuple[str, ...]) -> bool:
-    """Whether a type is one of ``types``, whatever its length; a vector type, whatever its schema."""
+    """Return whether a type is one of ``types``, whatever its length; for a vector type, whatever its schema."""
     vector, wanted = parse_sized(actual), parse_sized(types[0])
     if vector is not None or wanted is not None:
         return vector == wanted
@@ -147,7 +147,7 @@ def _of_key(connection: Connection, table: VectorTable, columns: Mapping[str, An
 
 
 def _of_index(connection: Connection, table: VectorTable) -> Iterator[Finding]:
-    """Whether queries are served: by a valid, whole index with the operator class for storage and distance."""
+    """Yield a finding unless a valid, whole index with the operator class for storage and distance serves queries."""
     wanted = index_key(table.embedding, VectorType(table.storage, table.dimension), table.distance)
     rows = ann_indexes(connection, table)
     if any(row.serves(table.distance) for row in rows):
@@ -170,7 +170,7 @@ def _of_index(connection: Connection, table: VectorTable) -> Iterator[Finding]:
 
 
 def _of_inserts(connection: Connection, table: VectorTable) -> Iterator[Finding]:
-    """Columns that a row which the source has and the table has not would need a value for."""
+    """Yield a finding for each column that would need a value when a row missing from the table is inserted."""
     if table.key_rule.kind == "lookup":
         return
     for name in columns_to_fill(connection, table):

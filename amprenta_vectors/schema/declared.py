@@ -23,16 +23,19 @@ _PARAMETERS: dict[KeyKind, str | None] = {
     "numbered": None,
     "split": "separator",
 }
-"""The field that each key map needs."""
+"""The field that each key map needs; None if it needs none."""
 
 _KEY_RULE = {"key_map": "kind", "uuid_namespace": "uuid_namespace", "lookup": "lookup", "separator": "separator"}
-"""The fields of a declaration that are a table's key rule, by their names in it."""
+"""The fields of a declaration that make up a table's key rule, with their names in `KeyRule`."""
 _NOT_DECLARED = {"name", "key_rule", "filter_columns", "stats_view", "section", "declared", "column_types"}
 _FIELDS = (*(field.name for field in fields(VectorTable) if field.name not in _NOT_DECLARED), *_KEY_RULE)
 
 
 def read_tables(path: Path) -> dict[str, VectorTable]:
-    """The tables that a file declares. Raises `ConfigError` naming file, table, field, and what was expected."""
+    """Return the tables that a file declares.
+
+    Raises `ConfigError` naming file, table, field, and what was expected.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -78,7 +81,7 @@ def _adapter() -> TypeAdapter[VectorTable]:
 
 
 def _to_text(item: ErrorDetails) -> str:
-    """One problem: the field, what was expected, and what was found."""
+    """Return one problem as text: the field, what was expected, and what was found."""
     field, *inner = map(str, item["loc"])
     if field == "key_rule":
         field = next(declared for declared, part in _KEY_RULE.items() if part == inner[0])
@@ -91,7 +94,7 @@ def _to_text(item: ErrorDetails) -> str:
 
 
 def _contradictions(table: VectorTable) -> Iterator[str]:
-    """What does not fit together."""
+    """Yield what does not fit together in a declaration."""
     for problem in (_of_columns(table), _of_scope(table), _of_sparse(table), _of_key_rule(table)):
         if problem:
             yield problem

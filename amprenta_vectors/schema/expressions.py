@@ -16,13 +16,13 @@ _LENGTH = re.compile(r"\(\d+(,-?\d+)?\)")
 
 
 def to_clause(table: VectorTable, *others: str) -> sa.TableClause:
-    """The table with the columns that its description names, and ``others``, to select from and to write to."""
+    """Return the table, with the columns its description names and ``others``, to select from and to write to."""
     names = dict.fromkeys((*table.column_names, *others))
     return sa.table(table.table, *map(sa.column, names), schema=table.schema)
 
 
 def column_type(table: VectorTable, name: str) -> NamedType:
-    """The type of a scope or key column of a table from the catalogue, without a length.
+    """Return the type, without a length, of a scope or key column of a table from the catalogue.
 
     An explicit cast to ``varchar(n)`` cuts a longer text short, and would find another row by what is left of its key.
     """
@@ -32,22 +32,22 @@ def column_type(table: VectorTable, name: str) -> NamedType:
 
 
 def to_column_value(table: VectorTable, name: str, value: str | sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """``value``, which is text, as scope or key column ``name`` holds it."""
+    """Return the text ``value`` cast to the type of scope or key column ``name``."""
     return sa.cast(value, column_type(table, name))
 
 
 def in_scope(table: VectorTable, target: sa.TableClause, scope: Mapping[str, str]) -> list[sa.ColumnElement[bool]]:
-    """One condition a scope column; ``target`` is the table's `to_clause`."""
+    """Return one condition for each scope column; ``target`` is the table's `to_clause`."""
     return [target.c[name] == to_column_value(table, name, scope[name]) for name in table.scope]
 
 
 def among(
     table: VectorTable, target: sa.TableClause, name: str, values: Sequence[str | None]
 ) -> sa.ColumnElement[bool]:
-    """``= ANY(array)`` of texts on a column of scope or key; the array is cast, so that the column's index serves."""
+    """Return ``= ANY(array)`` of texts on a scope or key column; the array is cast, so the column's index serves."""
     return target.c[name] == sa.func.any(sa.cast(text_array(values), ARRAY(column_type(table, name))))
 
 
 def text_array(items: Sequence[str | None]) -> sa.ColumnElement[Any]:
-    """One bound parameter for a whole list."""
+    """Return a whole list of texts as one bound parameter."""
     return sa.cast(sa.literal(list(items), ARRAY(sa.Text)), ARRAY(sa.Text))

@@ -1,4 +1,4 @@
-"""Hashes that the engine keeps with a row, by which it knows again what it wrote: xxh3_64, signed as bigint is."""
+"""The hashes that the engine keeps with a row, to recognise what it wrote: xxh3_64, signed as bigint is."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ HASH_BYTES = 8
 
 
 def hash_embedding(*stored: bytes | memoryview) -> bytes:
-    """Of an embedding's values as its column holds them, big-endian, and after them what ``sparsevec_send`` gives.
+    """Return the hash of an embedding's values as its column holds them, big-endian, then of its sparse values.
 
-    The values are those of ``vector_send`` or ``halfvec_send`` without the head of 4 bytes. 8 bytes, as COPY takes a
-    bigint.
+    The values are those of ``vector_send`` or ``halfvec_send`` without the head of 4 bytes; sparse values are what
+    ``sparsevec_send`` gives. The hash is 8 bytes, as COPY takes a bigint.
     """
     if len(stored) == 1:
         return xxhash.xxh3_64_digest(stored[0])
@@ -27,7 +27,7 @@ def hash_embedding(*stored: bytes | memoryview) -> bytes:
 
 
 def hash_content(text: str | None, metadata: Mapping[str, Any] | None) -> bytes:
-    """Of the text and metadata that a row was inserted with, whatever the order of its fields; always even.
+    """Return the hash of the text and metadata a row was inserted with, whatever the order of fields; always even.
 
     What jsonb writes otherwise than JSON (1e16, -0.0) has another hash when it is read back: it looks changed.
     """
@@ -41,16 +41,16 @@ def hash_content(text: str | None, metadata: Mapping[str, Any] | None) -> bytes:
 
 
 def hash_text(text: str) -> bytes:
-    """Of the text that a row's embedding was made from; always odd, so that it is never taken for the other."""
+    """Return the hash of the text that an embedding was made from; always odd, so never mistaken for `hash_content`."""
     digest = xxhash.xxh3_64_digest(text.encode())
     return digest[:-1] + bytes([digest[-1] | 1])
 
 
 def is_of_text(text_hash: int | None) -> bool:
-    """Whether what a column keeps is `hash_text`, and not `hash_content`."""
+    """Return whether a hash that a column keeps is `hash_text`, and not `hash_content`."""
     return text_hash is not None and text_hash % 2 == 1
 
 
 def to_bigint(digest: bytes) -> int:
-    """A hash as the column gives it."""
+    """Return a hash as its column gives it."""
     return int.from_bytes(digest, "big", signed=True)

@@ -1,4 +1,4 @@
-"""Text as a key column takes it: one spelling a value, so that keys can be compared and found again."""
+"""The text of a key in its column's one spelling, so that keys can be compared and found again."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _INTEGER_BITS = {"smallint": 16, "integer": 32, "bigint": 64}
 
 
 def canonical(text: str, type_name: str) -> str | None:
-    """``text`` as PostgreSQL writes the value in a column of ``type_name``; None where it is no such value.
+    """Return ``text`` as PostgreSQL writes the value in a column of ``type_name``; None if it is no such value.
 
-    Every spelling of a UUID is that UUID. An integer has one spelling: ``042`` is none, because it would be the same
-    row as ``42``, which may be another record. Text stays as it is, and so do the types that are not known here:
-    whether they take it is for PostgreSQL to say, row by row.
+    Every spelling of a UUID is that UUID. An integer has one spelling: ``042`` is not one, because it would be the same
+    row as ``42``, which may be another record. Text stays as it is, and so do values of types not known here:
+    PostgreSQL decides, row by row, whether they are valid.
     """
     if "\0" in text:
         return None
@@ -33,20 +33,20 @@ def canonical(text: str, type_name: str) -> str | None:
     bits = _INTEGER_BITS.get(type_name)
     if bits is None:
         return text
-    # Longer than any bigint: not worth making a number of.
+    # A text longer than any bigint is not converted to a number.
     fits = _INTEGER.fullmatch(text) and len(text) <= 20 and -(2 ** (bits - 1)) <= int(text) < 2 ** (bits - 1)
     return text if fits else None
 
 
 def is_checked(type_name: str) -> bool:
-    """Whether every text that `canonical` passes is a value of that type."""
+    """Return whether every text that `canonical` passes is a value of that type."""
     return type_name in {"uuid", "text", "character varying", "bpchar", *_INTEGER_BITS}
 
 
 def split_prefix(text: str) -> tuple[str, str] | None:
-    """A UUID in any spelling and the prefix before it, ``product_`` say; None where ``text`` does not end in one.
+    """Return the prefix and the UUID, in any spelling, that ``text`` ends in; None if it does not end in one.
 
-    A prefix is nothing, or ends in what is neither letter nor digit.
+    A prefix, ``product_`` say, is empty or ends in what is neither letter nor digit.
     """
     found = _PREFIXED.fullmatch(text)
     return (found["prefix"], text[found.end("prefix") :]) if found else None

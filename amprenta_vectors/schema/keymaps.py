@@ -1,4 +1,4 @@
-"""How a source key finds its rows: one key map a rule."""
+"""The key maps: how a source key finds its rows, one class a rule."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 
 class KeyMap(Protocol):
-    """Turns the source key of every row of a batch into 0…n target keys."""
+    """Turns the source key of every row of a batch into any number of target keys."""
 
     @property
     def name(self) -> str:
-        """What tells this rule from the others; part of a run's fingerprint."""
+        """The rule's name, unlike every other rule's; part of a run's fingerprint."""
         ...
 
     @property
     def makes_keys(self) -> bool:
-        """Whether a key is made of the source key alone, so that a row which is not there can be inserted."""
+        """Whether a target key is made of the source key alone, so that a row that does not exist can be inserted."""
         ...
 
     @property
     def source_columns(self) -> Sequence[str] | None:
-        """The columns that `to_source` is given the values of; None: the key columns."""
+        """The columns whose values `to_source` is given; None: the key columns."""
         ...
 
     def apply(self, batch: VectorBatch) -> VectorBatch:
-        """The batch with ``keys`` set; rows without a target key have moved to ``quarantined``."""
+        """Return the batch with ``keys`` set; rows without a target key have moved to ``quarantined``."""
         ...
 
     def to_source(self, key: Key) -> str:
-        """The source key of a row, for runs whose keys come from the table. Raises `ConfigError` where it is lost."""
+        """Return a row's source key, for runs whose keys come from the table. Raises `ConfigError` if it is lost."""
         ...
 
 
@@ -57,15 +57,15 @@ class _MadeOfKeys:
         self._types = types
 
     def apply(self, batch: VectorBatch) -> VectorBatch:
-        """The batch with a key for every row that has one; of two ids that are one key, the first counts."""
+        """Return the batch with a key for every row that has one; of two ids that make one key, the first counts."""
         return _with_keys(batch, [self._to_key(source) for source in batch.source_keys])
 
     def _to_key(self, source_key: str) -> Key | str:
-        """The key, or why there is none."""
+        """Return the target key, or the reason why there is none."""
         raise NotImplementedError
 
     def _typed(self, parts: Sequence[str]) -> Key | str:
-        """``parts`` as the key columns take them."""
+        """Return ``parts`` as the key columns take them, or the reason why they cannot."""
         key: list[str] = []
         for position, part in enumerate(parts):
             type_name = self._types[position] if self._types else "text"
@@ -85,7 +85,7 @@ class Identity(_MadeOfKeys):
         return self._typed((source_key,))
 
     def to_source(self, key: Key) -> str:
-        """The key itself, as PostgreSQL spells it."""
+        """Return the key itself, as PostgreSQL spells it."""
         return key[0]
 
 
@@ -99,7 +99,7 @@ class Uuid5(_MadeOfKeys):
 
     @property
     def name(self) -> str:
-        """With its namespace."""
+        """The rule's name with its namespace."""
         return f"uuid5:{self._namespace}"
 
     def _to_key(self, source_key: str) -> Key | str:
@@ -109,7 +109,7 @@ class Uuid5(_MadeOfKeys):
             return f"{source_key!r} is no Unicode text"
 
     def to_source(self, key: Key) -> str:
-        """Raises `ConfigError`: a hash has no way back."""
+        """Raise `ConfigError`: a hash cannot be turned back."""
         raise ConfigError(
             "the keys of this table are uuid5, which cannot be turned back into ids of the source",
             hint='--keys-from source; or key_map = "lookup" where a column holds the ids',
@@ -117,7 +117,7 @@ class Uuid5(_MadeOfKeys):
 
 
 class Split(_MadeOfKeys):
-    """The parts of the source key between a separator, counted from its end: the first column takes what is left."""
+    """The target key is the source key split at a separator, from its end: the first column takes what is left."""
 
     def __init__(self, separator: str, columns: int, types: Sequence[str] = ()) -> None:
         super().__init__(types)
@@ -126,7 +126,7 @@ class Split(_MadeOfKeys):
 
     @property
     def name(self) -> str:
-        """With its separator."""
+        """The rule's name with its separator."""
         return f"split:{self._separator}"
 
     def _to_key(self, source_key: str) -> Key | str:
@@ -136,12 +136,12 @@ class Split(_MadeOfKeys):
         return self._typed(parts)
 
     def to_source(self, key: Key) -> str:
-        """The parts joined again."""
+        """Return the parts joined again."""
         return self._separator.join(key)
 
 
 class Numbered:
-    """The target key is the source key and the number of the row among those of that key, from 0, in fetched order."""
+    """The target key is the source key and the number of its row, counted from 0 within that key in fetched order."""
 
     name = "numbered"
     makes_keys = True
@@ -151,7 +151,7 @@ class Numbered:
         self._type = type_name
 
     def apply(self, batch: VectorBatch) -> VectorBatch:
-        """Number the rows of every source key."""
+        """Return the batch with keys: for each row its source key, and the row's number within that key."""
         seen: dict[str, int] = {}
         keys: list[Key | str] = []
         for source_key in batch.source_keys:
@@ -162,12 +162,12 @@ class Numbered:
         return _with_keys(batch, keys)
 
     def to_source(self, key: Key) -> str:
-        """The part before the number."""
+        """Return the part before the number."""
         return key[0]
 
 
 class LookUp:
-    """The keys of the rows, of one scope, whose look-up column holds the source key: none, one or several."""
+    """The target keys are those of the rows of one scope whose look-up column holds the source key: any number."""
 
     makes_keys = False
 
@@ -183,11 +183,11 @@ class LookUp:
 
     @property
     def name(self) -> str:
-        """With its column, and the metadata field that may tell the id."""
+        """The rule's name with its column, and the metadata field that may hold the id."""
         return f"lookup:{self._column}" + (f":{self._id_field}" if self._id_field else "")
 
     def apply(self, batch: VectorBatch) -> VectorBatch:
-        """The rows found, with one statement; a source key that no row holds is quarantined.
+        """Return the batch with the rows found, by one statement; a source key that no row holds is quarantined.
 
         Of two ids that are spellings of one value, the first counts.
         """
@@ -211,7 +211,7 @@ class LookUp:
         return replace(batch.take(positions, keys), quarantined=tuple(quarantined))
 
     def _value(self, source_key: str, metadata: Mapping[str, Any] | None) -> str | None:
-        """What the look-up column is to hold."""
+        """Return the value to find in the look-up column; None if the record gives none."""
         type_name = self._table.column_types[self._column]
         value = canonical(source_key, type_name)
         if value is not None or self._id_field is None:
@@ -238,12 +238,12 @@ class LookUp:
         return found
 
     def to_source(self, key: Key) -> str:
-        """What the look-up column holds."""
+        """Return the value of the look-up column."""
         return key[0]
 
 
 class OwnKeys(_MadeOfKeys):
-    """For rows that are their own source: the source key is the row's own key, of several columns as a JSON list."""
+    """The source key is the row's own key, as a JSON list if it has several columns: the rows are their own source."""
 
     name = "own"
     makes_keys = False
@@ -263,17 +263,17 @@ class OwnKeys(_MadeOfKeys):
         return self._typed([str(part) for part in parts])
 
     def to_key(self, source_key: str) -> Key | None:
-        """The key of a row as PostgreSQL spells it; None where it is none."""
+        """Return the key of a row as PostgreSQL spells it; None if the source key is not one."""
         key = self._to_key(source_key)
         return None if isinstance(key, str) else key
 
     def to_source(self, key: Key) -> str:
-        """The key itself, or the list."""
+        """Return the key itself, or the JSON list."""
         return key[0] if len(key) == 1 else json.dumps(list(key), ensure_ascii=False)
 
 
 def open_key_map(table: VectorTable, scope: Mapping[str, str], engine: Engine) -> KeyMap:
-    """The key map of a table from the catalogue, for one scope."""
+    """Return the key map of a table from the catalogue, for one scope."""
     rule = table.key_rule
     types = [table.column_types[name] for name in table.key]
     if rule.kind == "uuid5" and rule.uuid_namespace is not None:
@@ -288,9 +288,10 @@ def open_key_map(table: VectorTable, scope: Mapping[str, str], engine: Engine) -
 
 
 def to_key_maker(table: VectorTable, scope: Mapping[str, str]) -> Callable[[str], str]:
-    """What makes the key of a row, as text, from its source key alone, without the database.
+    """Return a function that makes a row's key, as text, from its source key alone, without the database.
 
-    Raises `ConfigError` for a table whose keys are not made so; what it returns does for a source key that has no key.
+    Raises `ConfigError` for a table whose keys are not made so; the function raises it for a source key that has no
+    key.
     """
     rule = table.key_rule
     if rule.kind == "identity":
@@ -309,7 +310,7 @@ def to_key_maker(table: VectorTable, scope: Mapping[str, str]) -> Callable[[str]
 
 
 def look_up(key_map: KeyMap, source_keys: Sequence[str]) -> dict[str, list[Key]]:
-    """Return the target keys of source keys alone, without their records; those that have none are absent."""
+    """Return the target keys of source keys alone, without their records; source keys that have none are absent."""
     found: dict[str, list[Key]] = {}
     if source_keys:
         keyed = key_map.apply(VectorBatch(list(source_keys), np.empty((len(source_keys), 0), np.float32)))
@@ -319,20 +320,20 @@ def look_up(key_map: KeyMap, source_keys: Sequence[str]) -> dict[str, list[Key]]
 
 
 def store_keys(key_map: KeyMap, batch: VectorBatch) -> Sequence[str]:
-    """What a store that writes the same rows calls each row of a batch with keys."""
+    """Return the key that a store on the same rows uses for each row of a batch with keys."""
     if isinstance(key_map, Uuid5) and batch.keys is not None:
         return [key[0] for key in batch.keys]
     return batch.source_keys
 
 
 def check_invertible(key_map: KeyMap) -> None:
-    """Raises `ConfigError` where the rows of a table do not tell their source keys."""
+    """Raise `ConfigError` if the rows of a table do not tell their source keys."""
     if isinstance(key_map, Uuid5):
         key_map.to_source(("",))
 
 
 def _with_keys(batch: VectorBatch, keys: Sequence[Key | str]) -> VectorBatch:
-    """The rows that have a key; a text in its place is why there is none."""
+    """Return the rows that have a key; a text in a key's place is the reason why there is none, and is quarantined."""
     owners: dict[Key, str] = {}
     kept: list[int] = []
     made: list[Key] = []

@@ -1,4 +1,4 @@
-"""The kinds of source, and of rule by which a source key finds its row."""
+"""The kinds of source, and the kinds of rule by which a source key finds its row."""
 
 from __future__ import annotations
 

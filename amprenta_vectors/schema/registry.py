@@ -59,9 +59,9 @@ SHIPPED = {table.name: table for table in (RAG_CHUNKS, VECTOR_DOCUMENTS, PRODUCT
 
 
 def get_table(name: str, config: Path | None = None) -> VectorTable:
-    """The vector table called ``name``: shipped, or declared in ``config`` (as `declared_tables` finds it).
+    """Return the vector table called ``name``: shipped, or declared in ``config`` (as `declared_tables` finds it).
 
-    Raises `ConfigError` listing those there are.
+    Raises `ConfigError` listing the tables there are.
     """
     if name in SHIPPED:
         return SHIPPED[name]
@@ -75,7 +75,7 @@ def get_table(name: str, config: Path | None = None) -> VectorTable:
 
 
 def declared_tables(config: Path | None = None) -> Mapping[str, VectorTable]:
-    """The tables of ``config``, by name; without it, of ``amprenta.toml`` in the working directory, if it is there.
+    """Return the tables of ``config`` by name; without it, of ``amprenta.toml`` in the working directory, if it exists.
 
     Raises `ConfigError` naming file, table and field.
     """

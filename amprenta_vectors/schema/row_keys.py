@@ -1,4 +1,4 @@
-"""Source keys as the table's own rows tell them, page by page."""
+"""Source keys read from the table's own rows, page by page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EmptyRows:
         self._slice = slice_
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
-        """Pages of at most 10,000 keys; each is one short statement, so that no snapshot grows old."""
+        """Yield pages of at most 10,000 keys; each is one short statement, so that no snapshot grows old."""
         last: tuple[str, ...] | None = tuple(json.loads(token)) if token else None
         while True:
             with self._engine.connect() as connection:
@@ -36,10 +36,10 @@ class EmptyRows:
             width = len(self._slice.table.key)
             last = tuple(rows[-1][:width]) if rows else None
             following = json.dumps(last) if len(rows) == KEYSET_PAGE else None
-            # A row's own key, or after it the columns that hold the source's.
+            # The row's own key, or the columns after it that hold the source key.
             told = slice(width, None) if self._slice.key_map.source_columns else slice(width)
-            # Several rows of one source key stand together, because the key is what they are ordered by; where a
-            # look-up column tells it, a key that comes again finds its rows filled.
+            # Several rows of one source key stand together, because rows are ordered by key; if a look-up column
+            # holds it, a source key that comes again finds its rows filled.
             yield list(dict.fromkeys(self._slice.key_map.to_source(tuple(row[told])) for row in rows)), following
             if following is None:
                 return

@@ -1,4 +1,4 @@
-"""What a search of a vector table's index is set to, kept in the database beside the table: ``vector_setting``."""
+"""The settings for searches of a vector table's index, stored in the database in ``vector_setting``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 SearchSetting = Literal["ef_search", "probes", "oversampling"]
-"""How many candidates a search of an hnsw index keeps; how many lists one of an ivfflat index reads; how many rows are
-taken from an index for each hit."""
+"""The names of the settings of a search.
+
+``ef_search`` is how many candidates a search of an hnsw index keeps; ``probes`` how many lists a search of an ivfflat
+index reads; ``oversampling`` how many rows are taken from an index for each hit.
+"""
 
 _MAY_READ = sa.text("SELECT has_table_privilege(to_regclass('vector_setting'), 'SELECT')")
 _READ = sa.text("SELECT name, value FROM vector_setting WHERE target = :target")
@@ -20,13 +23,13 @@ _STORE = sa.text("""
 
 
 def stored_settings(connection: Connection, target: str) -> dict[SearchSetting, int]:
-    """The settings stored for a vector table; none where the table of settings is not there, or not to be read."""
-    # A role that queries need not have been granted more than the application's own table.
+    """Return the settings stored for a vector table; empty if their table does not exist, or may not be read."""
+    # A role that only queries may have been granted the application's own table and no more.
     if not connection.scalar(_MAY_READ):
         return {}
     return {row.name: row.value for row in connection.execute(_READ, {"target": target})}
 
 
 def store_setting(connection: Connection, target: str, name: SearchSetting, value: int) -> None:
-    """Store one for every store on the vector table."""
+    """Store one setting, for every store on the vector table."""
     connection.execute(_STORE, {"target": target, "name": name, "value": value})

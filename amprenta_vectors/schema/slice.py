@@ -18,14 +18,14 @@ from amprenta_vectors.schema.keymaps import KeyMap, open_key_map
 from amprenta_vectors.schema.vector_table import VectorTable
 
 _CAN_ASK_OF_INPUT = (16,)
-"""The release of PostgreSQL that brought ``pg_input_is_valid``."""
+"""The release of PostgreSQL that introduced ``pg_input_is_valid``."""
 _SEND_HEAD = 4
-"""Bytes before the values of what ``vector_send`` and ``halfvec_send`` give."""
+"""Bytes before the values in what ``vector_send`` and ``halfvec_send`` give."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One scope of a vector table from the catalogue: what SQL on its rows is asked of.
+    """One scope of a vector table from the catalogue: the one object that builds SQL on its rows.
 
     A method's ``rows`` is the table under another name in the statement; without it, the table itself.
     """
@@ -64,7 +64,7 @@ class Slice:
         return sent
 
     def sent(self, rows: Any = None) -> sa.ColumnElement[Any]:
-        """Return what the digest of a row is of: its embedding on the wire, and after it its sparse values."""
+        """Return the bytes that a row's digest is of: its embedding on the wire, and after it its sparse values."""
         dense = self.sent_embedding(rows)
         if self.table.sparse is None:
             return dense
@@ -72,13 +72,13 @@ class Slice:
         return dense.op("||")(sa.func.coalesce(sparse, sa.cast(b"", sa.LargeBinary)))
 
     def received(self, sent: Sequence[bytes | memoryview]) -> Vectors:
-        """Return what `sent_embedding` gave as vectors, ``(n, dimension)`` float32."""
+        """Return what `sent_embedding` gave, as vectors, ``(n, dimension)`` float32."""
         type_ = ">f4" if self.table.storage == "vector" else ">f2"
         vectors = [np.frombuffer(bytes(raw)[_SEND_HEAD:], type_).astype(np.float32) for raw in sent]
         return np.array(vectors, np.float32).reshape(len(vectors), self.table.dimension)
 
     def embedded_here(self, rows: Any = None) -> sa.ColumnElement[bool]:
-        """Return whether a row was embedded from its own text, as the hash of that text tells, which alone is odd."""
+        """Return the condition that a row was embedded from its own text: only the hash of such a text is odd."""
         if self.table.text_hash is None:
             return sa.false()
         kept = sa.cast(self._or_own(rows).c[self.table.text_hash], sa.BigInteger)
@@ -96,16 +96,16 @@ class Slice:
         }
 
     def is_row_of(self, given: Any, rows: Any = None) -> list[sa.ColumnElement[bool]]:
-        """Return that a row of the scope has the key in the columns ``key_0`` … of ``given``."""
+        """Return the conditions that a row of the scope has the key in the columns ``key_0`` … of ``given``."""
         own = self._or_own(rows)
         return [*self.in_scope(rows), *(own.c[name] == value for name, value in self.key_values(given).items())]
 
     def has_key(self, connection: Connection, given: Any, rows: Any = None) -> list[sa.ColumnElement[bool]]:
-        """Return that a row has the key of ``given``, as `is_row_of` without the scope, whatever text that is.
+        """Return the conditions that a row of any scope has the key of ``given``, whatever text that is.
 
-        Keys are compared as the values that the columns hold, never as text: a UUID has many spellings. What no value
-        of the column's type is equals nothing; a server before 16 refuses the statement then, for types that the key
-        map does not know.
+        Keys are compared as the values that the columns hold, never as text: a UUID has many spellings. A text that is
+        no value of the column's type equals nothing; a server before 16 refuses the statement then, for types that the
+        key map does not know.
         """
         own = self._or_own(rows)
         old = (connection.dialect.server_version_info or (0,)) < _CAN_ASK_OF_INPUT
@@ -119,7 +119,7 @@ class Slice:
         return conditions
 
     def among(self, keys: Sequence[Key]) -> sa.ColumnElement[bool]:
-        """Return that a row of the scope has one of ``keys``."""
+        """Return the condition that a row of the scope has one of ``keys``."""
         given = given_keys(keys, width=len(self.table.key))
         own = sa.tuple_(*(self.rows.c[name] for name in self.table.key))
         return sa.and_(own.in_(sa.select(*self.key_values(given).values())), *self.in_scope())
@@ -157,9 +157,9 @@ def open_slice(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> 
 
 
 def given_keys(keys: Sequence[Key], *, width: int | None = None, **columns: Sequence[str]) -> Any:
-    """Return target keys and what stands beside them as rows to join with: ``key_0`` …, and ``columns``, all text.
+    """Return target keys and columns beside them as rows to join with: ``key_0`` …, and ``columns``, all text.
 
-    ``width`` is the number of key columns, for where there may be no key.
+    ``width`` is the number of key columns; give it if ``keys`` may be empty.
     """
     width = width or (len(keys[0]) if keys else 0)
     names = [f"key_{position}" for position in range(width)]

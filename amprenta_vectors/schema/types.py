@@ -1,4 +1,4 @@
-"""A column type by the name that the catalogue gives it."""
+"""A column type known by the name that the catalogue gives it."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class NamedType(UserDefinedType[Any]):
         self.name = name
 
     def get_col_spec(self, **_: Any) -> str:
-        """The type as SQL writes it."""
+        """Return the type as SQL writes it."""
         return self.name

@@ -1,4 +1,4 @@
-"""One embedding column of one PostgreSQL table, as data that sink, store and verifier work from."""
+"""One embedding column of one PostgreSQL table, as data that everything on its rows works from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _to_columns(value: Any) -> tuple[Any, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-# What a declaration is checked for; the package's own tables are taken at their word.
+# Only declarations are checked for these; the package's own tables are not.
 Identifier = Annotated[str, AfterValidator(_check_identifier)]
 Columns = Annotated[tuple[Identifier, ...], BeforeValidator(_to_columns)]
 
@@ -45,8 +45,8 @@ class KeyRule:
     ``lookup``: the rows whose column ``lookup`` holds the source key. ``numbered``: source key and a number from 0.
     ``split``: the parts of the source key between ``separator``.
 
-    With ``id_field``, a lookup takes a UUID after a prefix for that UUID (``product_…``), and where the source key ends
-    in none, the one in that field of the record's metadata.
+    With ``id_field``, a lookup takes a UUID after a prefix for that UUID (``product_…``), and if the source key ends in
+    no UUID, the one in that field of the record's metadata.
     """
 
     kind: KeyKind = "identity"
@@ -61,18 +61,19 @@ class VectorTable:
     """A vector table: key, scope and embedding column, with the optional columns that stand beside them.
 
     There must be a unique index on exactly ``scope`` + ``key``. Every read and write binds every scope column. A column
-    that the table does not have is None. ``dimension`` is the default for a column yet to be made; of a table read from
-    the catalogue it is the column's own, and ``column_types`` has the SQL types of scope, key and look-up column.
-    ``metadata_text_field`` is the metadata field that a source keeps its text in; None is as the settings say.
-    ``scope_values`` fixes the value of scope columns; the one that is left takes the source's namespace. ``sparse`` is
-    a ``sparsevec(sparse_dimension)`` beside the embedding. ``hash`` and ``text_hash`` are bigint columns in which the
-    engine keeps what it wrote, as `amprenta_vectors.schema.hashes` makes them; NULL where it did not. ``source`` is the
-    kind of source that fills it where the settings name none. ``text_columns`` are those whose text is embedded where
-    the rows themselves are the source; none is the ``text`` column. ``filter_columns`` are the fields of a filter that
-    are columns of the table, by field; of a table from the catalogue, those that it has, with their types in
-    ``column_types``. ``stats_view`` is a materialised view that counts its embeddings; ``section`` is what ``alembic
-    -n`` makes it by, where that is not the default section. A ``declared`` table has every column that it names, and
-    the dimension and storage that it says; a shipped one is taken as it is found.
+    that the table does not have is None here. ``dimension`` is the default for a column yet to be made; of a table read
+    from the catalogue it is the column's own, and ``column_types`` has the SQL types of scope, key and look-up column.
+    ``metadata_text_field`` is the metadata field that a source keeps its text in; None takes the settings' field.
+    ``scope_values`` fixes the value of scope columns; the others take the source's namespace. ``sparse`` is a
+    ``sparsevec(sparse_dimension)`` beside the embedding. ``hash`` and ``text_hash`` are bigint columns in which the
+    engine keeps what it wrote, as `amprenta_vectors.schema.hashes` makes them; NULL in rows that it did not write.
+    ``source`` is the kind of source that fills the table if the settings name none. ``text_columns`` are the columns
+    whose text is embedded if the rows themselves are the source; empty means the ``text`` column. ``filter_columns``
+    maps the fields of a filter that are columns of the table to these columns; for a table from the catalogue, only the
+    columns that it has, with their types in ``column_types``. ``stats_view`` is a materialised view that counts its
+    embeddings; ``section`` is the section of ``alembic.ini`` (``alembic -n``) that creates it, None for the default
+    section. A ``declared`` table has every column that it names, and the dimension and storage that it says; a shipped
+    one is taken as it is found.
     """
 
     name: str
@@ -104,12 +105,12 @@ class VectorTable:
 
     @property
     def qualified_name(self) -> str:
-        """``schema.table`` where a schema is named, for messages and logs."""
+        """The table's name for messages and logs, with its schema if one is named."""
         return f"{self.schema}.{self.table}" if self.schema else self.table
 
     @property
     def target(self) -> str:
-        """``schema.table.column``: what tells this vector table from every other."""
+        """The name of this vector table, unlike every other's: ``schema.table.column``."""
         return f"{self.qualified_name}.{self.embedding}"
 
     @property
@@ -119,7 +120,7 @@ class VectorTable:
 
     @property
     def namespace_columns(self) -> tuple[str, ...]:
-        """The scope columns that hold the source's namespace; none where the table holds one namespace."""
+        """The scope columns that hold the source's namespace; empty if the table holds one namespace."""
         return tuple(name for name in self.scope if name not in self.scope_values)
 
     @property
@@ -130,9 +131,9 @@ class VectorTable:
         return tuple(dict.fromkeys(name for name in (*names, self.key_rule.lookup) if name is not None))
 
     def scope_for(self, namespace: str) -> dict[str, str]:
-        """The value of each scope column for a namespace of the source; of several, joined by ``/``.
+        """Return the value of each scope column for a namespace of the source, which joins several values by ``/``.
 
-        Raises `ConfigError` where there are not as many parts as columns.
+        Raises `ConfigError` if the namespace does not have as many parts as there are columns.
         """
         free = self.namespace_columns
         parts = namespace.split("/") if len(free) > 1 else [namespace] * len(free)
@@ -145,5 +146,5 @@ class VectorTable:
         return {name: values[name] for name in self.scope}
 
     def with_columns(self, **changes: object) -> VectorTable:
-        """A copy with what the catalogue says in place of what was declared."""
+        """Return a copy with what the catalogue says in place of what was declared."""
         return replace(self, **changes)  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""What an application queries: one file a backend, behind `protocol.VectorStore`."""
+"""The stores that an application queries, behind `protocol.VectorStore`, and all that they share."""

@@ -1,4 +1,4 @@
-"""How far two answers to one query agree."""
+"""Measures how far two answers to one query agree."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 from amprenta_vectors.stores.protocol import Hit
 
 PERSISTENCE = 0.9
-"""How likely a reader goes on to the next hit: nine tenths of the weight lie in the first ten."""
+"""The probability that a reader goes on to the next hit: of endless answers, the first ten have 86 % of the weight."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """``overlap``: the share of hits, by key, in common. ``rank_agreement``: rank-biased overlap, 1 for equal lists.
+    """How far one answer agrees with another.
 
-    ``score_drift``: the mean difference of the common hits' scores; None without one. ``missing``: keys that only the
-    first answer has.
+    ``overlap``: the share of hits, by key, in common. ``rank_agreement``: rank-biased overlap, 1 for equal lists.
+    ``score_drift``: the mean difference of the common hits' scores; None if there are none. ``missing``: keys that only
+    the first answer has.
     """
 
     overlap: float
@@ -29,7 +30,7 @@ class Agreement:
 
 
 def agreement(first: Sequence[Hit], second: Sequence[Hit]) -> Agreement:
-    """How far ``second`` agrees with ``first``; two empty answers agree."""
+    """Return how far ``second`` agrees with ``first``; two empty answers agree."""
     scores, others = ({hit.key: hit.score for hit in hits} for hits in (first, second))
     common = scores.keys() & others.keys()
     longest = max(len(scores), len(others))
@@ -42,9 +43,10 @@ def agreement(first: Sequence[Hit], second: Sequence[Hit]) -> Agreement:
 
 
 def _rank_biased_overlap(first: Sequence[str], second: Sequence[str]) -> float:
-    """Webber, Moffat and Zobel, «A similarity measure for indefinite rankings» (2010), over the depth there is.
+    """Return the rank-biased overlap of two lists of keys, over the depth there is.
 
-    The weights of the depths that are there are made to add up to 1.
+    Webber, Moffat and Zobel, «A similarity measure for indefinite rankings» (2010). The weights of the depths that
+    exist are scaled to add up to 1.
     """
     depth = max(len(first), len(second))
     if not depth:

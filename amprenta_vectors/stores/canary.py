@@ -1,4 +1,4 @@
-"""One small search by the settings, as an application makes it, for a scheduler to watch."""
+"""One small search by the settings, made as an application makes it, for a scheduler to watch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ NO_SUCH_KEY = "amprenta-canary"
 
 @dataclass(frozen=True)
 class Song:
-    """What one search gave. ``connect_ms`` is before it: the store is opened, and a key asked for that it lacks.
+    """The result of one search.
 
-    ``mean_score`` is that of the hits, None without any: where the same text or data give another one, the model or the
-    data changed.
+    ``connect_ms`` is the time before it, in which the store is opened and asked for a key that it lacks. ``mean_score``
+    is the hits' mean, None without hits: if it changes for the same text or data, the model or the data changed.
     """
 
     backend: str
@@ -36,15 +36,15 @@ class Song:
 
 @runtime_checkable
 class Stored(Protocol):
-    """A store that has a vector at hand."""
+    """A store that can give one of its vectors."""
 
     def stored_vector(self) -> NDArray[np.float32] | None:
-        """One that can be asked for, ``(dimension,)``."""
+        """Return a stored vector to query with, ``(dimension,)``; None if none is found at once."""
         ...
 
 
 def stored_question(settings: Settings) -> NDArray[np.float32]:
-    """A vector that the store for ``VECTOR_BACKEND`` holds. Raises `ConfigError` where none is found."""
+    """Return a vector that the store for ``VECTOR_BACKEND`` holds. Raises `ConfigError` if none is found."""
     check_mode(settings)
     with closing(BACKENDS[settings.vector_backend](settings)) as store:
         vector = store.stored_vector() if isinstance(store, Stored) else None
@@ -61,12 +61,13 @@ def sing(
 ) -> Song:
     """Search once for ``question``, ``(dimension,)``, by `get_vector_store`; the store's errors are raised.
 
-    Where the mode has the primary answer alone, it is asked alone: the application's own work is left as it is.
+    In the modes dual and shadow, whose primary answers alone, only the primary is asked: no write is drained and no
+    shadow query recorded.
     """
     check_mode(settings)
     started = clock()
     with closing(get_vector_store(_answering(settings))) as store:
-        # An application's connections are open when it searches.
+        # An application has its connections open when it searches.
         store.fetch([NO_SUCH_KEY])
         connected = clock()
         hits = store.query(question, top_k=top_k)
@@ -81,7 +82,7 @@ def sing(
 
 
 def _answering(settings: Settings) -> Settings:
-    """Without what is beside the answer: comparisons that are kept as the application's, writes that are brought."""
+    """Return settings that query without side effects: no dual write, no shadow record."""
     if settings.vector_mode not in ("dual", "shadow"):
         return settings
     return settings.model_copy(update={"vector_mode": "single", "vector_secondary": None})

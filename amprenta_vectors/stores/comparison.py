@@ -1,4 +1,4 @@
-"""Stores side by side on the same queries: do they find the same, do they find the nearest, and how fast."""
+"""Compares stores on the same queries: do they find the same hits, do they find the nearest, and how fast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter, Hit, VectorStore
 
 TIE = 1e-6
-"""A hit this much farther than the k-th nearest row is as good: near-duplicates must not count as misses."""
+"""How much farther than the k-th nearest row a hit may be and still count: near-duplicates are not misses."""
 
 PERTURBATION = 0.1
 """The length of the noise on a perturbed vector, relative to the vector's own."""
@@ -24,7 +24,7 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StoreReport:
-    """One store's answers to all queries, asked one at a time. ``recall`` is None where nothing was there to find."""
+    """One store's answers to all queries, asked one at a time. ``recall`` is None if there was nothing to find."""
 
     name: str
     recall: float | None
@@ -47,19 +47,19 @@ class ComparisonReport:
 
 @dataclass(frozen=True)
 class Nearest:
-    """What an exact search finds: so many ``rows``, and the score of the last; times ``sign``, higher is nearer."""
+    """The result of an exact search: how many ``rows``, and the score of the last; times ``sign``, higher is nearer."""
 
     rows: int
     last: float
     sign: int
 
     def reached_by(self, score: float) -> bool:
-        """Whether a row of that score is among the nearest, or as near as the last of them."""
+        """Return whether a row of that score is among the nearest, or as near as the last of them."""
         return self.sign * (score - self.last) >= -TIE
 
 
 def nearest_rows(reference: PgVectorStore, query: Vectors, top_k: int, filter: Filter | None = None) -> Nearest:
-    """What there is to find for ``query``, ``(dimension,)``."""
+    """Return what an exact search finds for ``query``, ``(dimension,)``."""
     hits = reference.query(query, top_k=top_k, filter=filter, exact=True)
     return Nearest(len(hits), hits[-1].score if hits else 0.0, -1 if reference.distance == "l2" else 1)
 
@@ -75,17 +75,17 @@ def compare_stores(
     """Ask every store every one of ``queries``, ``(n, dimension)`` float32, in turn.
 
     ``recall`` is measured against an exact search of ``reference`` and by its distances, whatever score a store gives:
-    a hit counts when its row is no farther than the k-th nearest.
+    a hit counts if its row is no farther than the k-th nearest.
     """
     if not len(queries):
         raise ConfigError("there is nothing to compare: no stored vector to make queries of", hint="run the backfill")
     for store in stores.values():
-        # The first query opens connections, which is not what is measured.
+        # The first query opens connections, which are not to be measured.
         store.query(queries[0], top_k=top_k)
     answers: dict[str, list[list[Hit]]] = {name: [] for name in stores}
     seconds: dict[str, list[float]] = {name: [] for name in stores}
     for query in queries:
-        # In turn, so that a slow moment of the machine is everybody's.
+        # In turn, so that a slow moment of the machine affects every store.
         for name, store in stores.items():
             start = clock()
             answers[name].append(store.query(query, top_k=top_k))
@@ -109,7 +109,10 @@ def compare_stores(
 
 
 def perturbed(vectors: Vectors, *, seed: int) -> Vectors:
-    """Each vector moved by `PERTURBATION` of its length in a random direction: near stored ones, equal to none."""
+    """Return each vector moved by `PERTURBATION` of its length in a random direction.
+
+    The results are near stored vectors and equal to none.
+    """
     noise = np.random.default_rng(seed).normal(size=vectors.shape)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     noise *= PERTURBATION * lengths / np.linalg.norm(noise, axis=1, keepdims=True)
@@ -119,7 +122,7 @@ def perturbed(vectors: Vectors, *, seed: int) -> Vectors:
 def _recall(
     reference: PgVectorStore, queries: Vectors, answers: Mapping[str, list[list[Hit]]], top_k: int
 ) -> tuple[dict[str, int], int]:
-    """How many hits of each store are among the nearest, and how many nearest there are."""
+    """Return how many hits of each store are among the nearest rows, and how many nearest rows there are."""
     found = dict.fromkeys(answers, 0)
     wanted = 0
     for i, query in enumerate(queries):

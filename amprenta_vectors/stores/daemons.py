@@ -1,4 +1,4 @@
-"""Calls in threads that may hang without holding up anybody: neither their caller nor the end of the process."""
+"""Runs calls in threads that may hang without holding up their caller or the end of the process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Answer = TypeVar("Answer")
 
 
 class DaemonPool:
-    """Makes at most ``threads`` calls at once; more of them wait.
+    """A pool of daemon threads that makes at most ``threads`` calls at once; more of them wait.
 
-    concurrent.futures' own pool waits for its threads when the process ends, for ever where one hangs.
+    concurrent.futures' own pool waits for its threads when the process ends, for ever if one hangs.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -31,7 +31,7 @@ class DaemonPool:
     def submit(
         self, call: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Future[Answer]:
-        """Have ``call`` made; its answer or error is the future's."""
+        """Make ``call`` in a thread; its result or error is the future's."""
         future: Future[Answer] = Future()
         self._waiting.put((future, partial(call, *args, **kwargs)))
         if not self._idle.acquire(blocking=False):
@@ -42,8 +42,8 @@ class DaemonPool:
         return future
 
     def close(self) -> None:
-        """Cancel what waits and let idle threads end; a call that is under way is not waited for."""
-        # A thread may take the last one at any moment: nothing here waits for another.
+        """Cancel calls that wait and let idle threads end, without waiting for a call that is under way."""
+        # A thread may take the last call at any moment, so this never waits for one.
         with suppress(queue.Empty):
             while True:
                 item = self._waiting.get_nowait()

@@ -1,4 +1,4 @@
-"""The store that the settings name."""
+"""Opens the store that the settings name."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import VectorStore
 
 PING_AFTER_SECONDS = 0.5
-"""Between the queries of a busy application no connection need be tried."""
+"""Seconds of rest after which a connection is tested: between the queries of a busy application none need be."""
 
 
 def get_vector_store(settings: Settings | None = None) -> VectorStore:
-    """The store for ``VECTOR_BACKEND``, confined to ``PINECONE_NAMESPACE``; without ``settings``, from the environment.
+    """Open the store for ``VECTOR_BACKEND``, confined to ``PINECONE_NAMESPACE``, by default from the environment.
 
     Make one when the application starts and share it between threads: it holds a pool of connections, given back by
-    ``close()``. The pgvector store connects on first use and needs no Pinecone setting; the Pinecone store asks for the
+    ``close()``. The pgvector store connects on first use and needs no Pinecone setting; the Pinecone store requests the
     index here. ``VECTOR_MODE`` joins it with the store for ``VECTOR_SECONDARY``. Raises `UnknownBackend`, or
     `ConfigError` for a setting that is missing or contradicts another.
     """
@@ -42,7 +42,7 @@ def get_vector_store(settings: Settings | None = None) -> VectorStore:
 
 
 def check_mode(settings: Settings) -> None:
-    """Raises `ConfigError` where backend, mode and secondary contradict each other; nothing is opened."""
+    """Raise `ConfigError` if backend, mode and secondary contradict each other; nothing is opened."""
     if settings.vector_mode == "single":
         if settings.vector_secondary is not None:
             raise ConfigError(
@@ -61,7 +61,7 @@ def check_mode(settings: Settings) -> None:
 
 
 def _check_same_keys(settings: Settings) -> None:
-    """Raises `ConfigError` for a table whose keys are not those of the other store: no hit or write would match."""
+    """Raise `ConfigError` if the table's keys are not the other store's: no hit or write would match."""
     table = get_table(settings.table, settings.config)
     if table.key_rule.kind == "uuid5" and "pinecone" in (settings.vector_backend, settings.vector_secondary):
         raise ConfigError(
@@ -77,7 +77,7 @@ def _opener(variable: str, backend: str) -> Callable[[Settings], VectorStore]:
 
 
 def open_pgvector_store(settings: Settings, engine: Engine | None = None) -> PgVectorStore:
-    """The store on ``AMPRENTA_TABLE``, with an engine of its own where none is given."""
+    """Open the store on ``AMPRENTA_TABLE``, with an engine of its own if none is given."""
     table = get_table(settings.table, settings.config)
     return PgVectorStore(
         create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS) if engine is None else engine,
@@ -96,7 +96,7 @@ def open_pgvector_store(settings: Settings, engine: Engine | None = None) -> PgV
 
 
 def open_pinecone_store(settings: Settings) -> VectorStore:
-    """The store on ``PINECONE_INDEX_NAME``."""
+    """Open the store on ``PINECONE_INDEX_NAME``."""
     # An application on another backend need not have the package.
     from amprenta_vectors.backends.pinecone.client import open_index
     from amprenta_vectors.backends.pinecone.store import PineconeStore
@@ -110,15 +110,15 @@ def open_pinecone_store(settings: Settings) -> VectorStore:
 
 
 def open_simple_store(settings: Settings) -> VectorStore:
-    """The store below ``SIMPLE_STORE_ROOT``."""
-    # It locks files as only POSIX does.
+    """Open the store below ``SIMPLE_STORE_ROOT``."""
+    # It needs the file locks that only POSIX has.
     from amprenta_vectors.backends.simple import store as simple
 
     return simple.open_simple_store(settings)
 
 
 def open_chroma_store(settings: Settings) -> VectorStore:
-    """The store on ``CHROMA_COLLECTION``, whose keys are those of ``AMPRENTA_TABLE``."""
+    """Open the store on ``CHROMA_COLLECTION``, whose keys are those of ``AMPRENTA_TABLE``."""
     # An application on another backend need not have the package.
     from amprenta_vectors.backends.chroma.client import open_collection
     from amprenta_vectors.backends.chroma.ids import open_ids
@@ -134,7 +134,7 @@ def open_chroma_store(settings: Settings) -> VectorStore:
 
 
 def open_source_store(settings: Settings) -> VectorStore:
-    """The store that holds what ``AMPRENTA_TABLE`` is filled from. Raises `ConfigError` where its own rows do that."""
+    """Open the store that ``AMPRENTA_TABLE`` is filled from. Raises `ConfigError` if its own rows are the source."""
     kind = kind_of(settings, get_table(settings.table, settings.config))
     if kind not in BACKENDS:
         raise ConfigError(
@@ -145,7 +145,7 @@ def open_source_store(settings: Settings) -> VectorStore:
 
 
 def text_field_of(settings: Settings) -> str:
-    """The metadata field that holds a record's text: the same on every backend."""
+    """Return the metadata field that holds a record's text: the same on every backend."""
     return get_table(settings.table, settings.config).metadata_text_field or settings.text_field
 
 
@@ -165,7 +165,7 @@ BACKENDS: dict[str, Callable[[Settings], VectorStore]] = {
     "chroma": open_chroma_store,
     "simple": open_simple_store,
 }
-"""What ``VECTOR_BACKEND`` may be."""
+"""The values of ``VECTOR_BACKEND``."""
 
 
 def _dual(primary: VectorStore, secondary: VectorStore, settings: Settings) -> VectorStore:
@@ -190,4 +190,4 @@ MODES: dict[str, Callable[[VectorStore, VectorStore, Settings], VectorStore]] = 
     "hybrid": _hybrid,
     "shadow": _shadow,
 }
-"""What ``VECTOR_MODE`` may be, beside ``single``."""
+"""The values of ``VECTOR_MODE``, beside ``single``."""

@@ -1,8 +1,9 @@
-"""``vector_outbox``: what is still to be written to the store beside PostgreSQL, kept until it has it.
+"""``vector_outbox``: the writes that the store beside PostgreSQL still has to receive, kept until it has them.
 
-An intent commits with the row it belongs to. Whoever finds it pending claims its key, writes the key's latest intent to
-the other store and clears it; a claim is a lease on the database's clock, so a process that dies holds nothing up. Of a
-deletion a tombstone stays for a while, so that no backfill brings the row back from what it fetched before.
+An intent commits with the row it belongs to. A process that finds it pending claims its key, writes the key's latest
+intent to the other store and clears it; a claim is a lease on the database's clock, so a process that dies holds
+nothing up. A deletion leaves a tombstone for a while, so that no backfill brings the row back from what it fetched
+before.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.stores.protocol import Record
 
 CLAIM_SECONDS = 300.0
-"""Longer than some requests to the other store may take, each of 30 s, with their repetitions."""
+"""Seconds that a claim lasts: longer than several requests to the other store, of 30 s each, with their retries."""
 TOMBSTONE_HOURS = 24
-"""A batch is written minutes after its fetch, so a deletion of yesterday cannot be undone by one."""
+"""Hours that a tombstone is kept: a batch is written minutes after its fetch, so none undoes yesterday's deletion."""
 VISIBLE_SECONDS = 60.0
 """Pinecone is eventually consistent: a record may still be read for a while after its deletion was acknowledged."""
 BUCKETS = 64
 INTENDED_AT_ONCE = 1000
-"""Records a statement, as the store writes them."""
+"""Records in one statement, as many as the store writes."""
 _LOCKS = 723056118
-"""The class of the advisory locks that put a deletion and a write of one key in order; any number would do."""
+"""The class of the advisory locks that order a deletion and a write of one key; any number would do."""
 
 Operation = Literal["upsert", "delete"]
 
@@ -44,7 +45,7 @@ Operation = Literal["upsert", "delete"]
 class Intent:
     """The latest intent of a key; ``id`` is its sequence, ``record`` is None for a deletion.
 
-    ``claim`` tells the claim it is held by from every other, of the same process too.
+    ``claim`` identifies the claim that holds it, and differs from every other claim, of the same process too.
     """
 
     id: int
@@ -56,7 +57,7 @@ class Intent:
 
 @dataclass(frozen=True)
 class OutboxStatus:
-    """What is pending: keys, age of the oldest in seconds, and the last errors with how many keys they concern."""
+    """The pending writes: keys, age of the oldest in seconds, and the last errors with how many keys each concerns."""
 
     pending: int
     failing: int
@@ -76,15 +77,16 @@ class Outbox:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """One of this outbox's own. Raises database errors as `TransientError` or `AmprentaError`."""
+        """Open a transaction of the outbox's own. Raises database errors as `TransientError` or `AmprentaError`."""
         with errors_as_ours(), self._engine.begin() as connection:
             yield connection
 
     def lock(self, connection: Connection, keys: Sequence[str], operation: Operation) -> None:
-        """Until the transaction's end, keep deletions and writes of ``keys`` apart. Call before the rows are touched.
+        """Keep deletions and writes of ``keys`` apart until the transaction ends. Call it before the rows are touched.
 
-        Writes of one key are put in order by its row; a deletion may find no row to lock. A backfill that inserts holds
-        the same locks as a write does. Raises `ConfigError` in a transaction that would not see what it waited for.
+        The row itself orders the writes of one key, but a deletion may find no row to lock. A backfill that inserts
+        holds the same locks as a write does. Raises `ConfigError` in a transaction that would not see what it waited
+        for.
         """
         lock = _LOCK_EXCLUSIVELY if operation == "delete" else _LOCK_TOGETHER
         level = connection.execute(lock, {"target": self._of["target"], "keys": list(keys)}).scalars().first()
@@ -95,7 +97,7 @@ class Outbox:
             )
 
     def intend(self, connection: Connection, records: Sequence[Record]) -> None:
-        """Record rows that were written. Call after they are touched: then ids are in the order of the rows."""
+        """Record rows that were written. Call it after they are touched: then ids are in the order of the rows."""
         for start in range(0, len(records), INTENDED_AT_ONCE):
             part = records[start : start + INTENDED_AT_ONCE]
             columns = {
@@ -107,12 +109,12 @@ class Outbox:
             connection.execute(_INTEND, {**self._of, **columns, "operation": "upsert"})
 
     def intend_deletion(self, connection: Connection, keys: Sequence[str]) -> None:
-        """Record rows that were deleted, likewise."""
+        """Record rows that were deleted. Call it after they are touched: then ids are in the order of the rows."""
         nothing = dict.fromkeys(("vectors", "texts", "metadata"), [None] * len(keys))
         connection.execute(_INTEND, {**self._of, **nothing, "keys": list(keys), "operation": "delete"})
 
     def deleted_since(self, connection: Connection, keys: Sequence[str], moment: datetime) -> set[str]:
-        """Those of ``keys`` whose deletion the other store may not have shown to one who read it after ``moment``.
+        """Return those of ``keys`` whose deletion a read of the other store after ``moment`` may not have seen.
 
         Call it under `lock`, in the transaction that writes what was read: then no deletion can come in between.
         """
@@ -120,7 +122,7 @@ class Outbox:
         return set(connection.execute(_DELETED, values).scalars())
 
     def newer_than(self, connection: Connection, keys: Sequence[str], moment: datetime) -> set[str]:
-        """Those of ``keys`` that were written or deleted here, which the other store may not have shown at ``moment``.
+        """Return those of ``keys`` written or deleted here, which the other store may not have shown at ``moment``.
 
         Call it once the rows are locked, in the transaction that changes them.
         """
@@ -130,22 +132,22 @@ class Outbox:
     def claim(self, most: int, *, keys: Sequence[str] | None = None, at_once: bool = False) -> list[Intent]:
         """Claim keys that have something pending: those of ``keys``, or the oldest, from ``most`` intents at most.
 
-        Returns the latest intent of each, in order. Left out are keys that somebody else has claimed and, unless
-        ``at_once``, those that failed and are given a rest.
+        Returns the latest intent of each, in order. Keys that another claim holds are left out and, unless ``at_once``,
+        keys that failed and rest before the next try.
         """
         claim = secrets.token_hex(8)
         values = {**self._of, "claim": claim, "lease": self.claim_seconds, "most": most, "at_once": at_once}
         with self.transaction() as connection:
-            # One claims at a time, so that nobody claims an older intent of a key than another does.
+            # One process claims at a time, so that none claims an older intent of a key than another does.
             connection.execute(_LOCK_CLAIMS, self._of)
             rows = connection.execute(_CLAIM, {**values, "keys": None if keys is None else list(keys)}).all()
         latest = {row.key: row for row in sorted(rows, key=lambda row: row.id)}
         return sorted((_intent(row, claim) for row in latest.values()), key=lambda intent: intent.id)
 
     def clear(self, intents: Sequence[Intent]) -> list[str]:
-        """The other store has these, all of one claim. Returns the keys of which that is not known.
+        """Clear intents, all of one claim, that the other store has. Return the keys for which that is uncertain.
 
-        Their claim ran out and somebody else claimed them: which of the two wrote last, nobody can tell.
+        Their claim ran out and another process claimed them: which of the two wrote last cannot be known.
         """
         values = {"claim": intents[0].claim, "intents": _keys_and_ids(intents)}
         with self.transaction() as connection:
@@ -157,17 +159,17 @@ class Outbox:
         return [intent.key for intent in intents if intent.key not in kept]
 
     def fail(self, intents: Sequence[Intent], error: str, *, under_way: bool = False) -> None:
-        """The other store would not take these, all of one claim: they stay pending, and rest before the next try.
+        """Record that the other store did not take these, all of one claim: they stay pending, and rest before a retry.
 
-        The rest doubles up to 5 minutes. Of a request that may still be ``under_way`` the claim is kept until it runs
-        out, so that nobody writes a later value before it.
+        The rest doubles up to 5 minutes. If the request may still be ``under_way``, its claim is kept until it runs
+        out, so that no later value is written before it.
         """
         values = {"claim": intents[0].claim, "keys": [intent.key for intent in intents], "error": error[:500]}
         with self.transaction() as connection:
             connection.execute(_FAIL, {**self._of, **values, "under_way": under_way})
 
     def give_back(self, intents: Sequence[Intent]) -> None:
-        """Nothing was begun with these, all of one claim: whoever comes next may claim them."""
+        """Release intents, all of one claim, that no write was started for: any process may claim them now."""
         if not intents:
             return
         values = {"claim": intents[0].claim, "keys": [intent.key for intent in intents]}
@@ -175,20 +177,20 @@ class Outbox:
             connection.execute(_GIVE_BACK, {**self._of, **values})
 
     def status(self) -> OutboxStatus:
-        """What is pending now, in all scopes of the table."""
+        """Return what is pending now, in all scopes of the table."""
         with self.transaction() as connection:
             found = count_pending(connection, self._of["target"])
             errors = connection.execute(_ERRORS, self._of).all()
         return replace(found, errors=tuple((error.last_error, error.keys) for error in errors))
 
     def pending_scopes(self) -> list[dict[str, str]]:
-        """The scopes of the table in which something is pending."""
+        """Return the scopes of the table in which something is pending."""
         with self.transaction() as connection:
             return list(connection.execute(_SCOPES, self._of).scalars())
 
 
 def count_pending(connection: Connection, target: str) -> OutboxStatus:
-    """What is pending of a vector table, in all its scopes."""
+    """Return what is pending for a vector table, in all its scopes, without the errors."""
     row = connection.execute(_PENDING, {"target": target}).one()
     return OutboxStatus(row.pending, row.failing, row.oldest, ())
 
@@ -214,7 +216,7 @@ def _keys_and_ids(intents: Sequence[Intent]) -> str:
 
 
 def _locks(function: Any) -> sa.Select[Any]:
-    """A lock on the bucket of each of ``:keys``, in one order for everybody; gives the transaction's isolation."""
+    """Select a lock on the bucket of each of ``:keys``, always in one order, and the transaction's isolation level."""
     keys = sa.func.unnest(sa.cast(sa.bindparam("keys"), ARRAY(sa.Text))).column_valued("key")
     bucket = sa.func.abs(sa.func.hashtext(sa.bindparam("target", type_=sa.Text) + keys) % BUCKETS)
     buckets = sa.select(bucket.label("bucket")).distinct().order_by("bucket").subquery()

@@ -1,4 +1,4 @@
-"""What an application queries: one protocol for every backend."""
+"""The protocol of the stores that an application queries, the same for every backend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Filter = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer to a query. A higher ``score`` is nearer under cosine and ip; under l2 it is the squared distance."""
+    """One hit of a query. A higher ``score`` is nearer under cosine and ip; under l2 it is the squared distance."""
 
     key: str
     score: float
@@ -40,24 +40,24 @@ class VectorStore(Protocol):
 
     @property
     def name(self) -> str:
-        """What logs and reports call it."""
+        """The name for logs and reports."""
         ...
 
     @property
     def distance(self) -> Distance:
-        """What scores are made from; under ``l2`` a lower score is nearer."""
+        """The distance that scores are made from; under ``l2`` a lower score is nearer."""
         ...
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """The ``top_k`` nearest rows that match ``filter``, nearest first."""
+        """Return the ``top_k`` nearest rows that match ``filter``, nearest first."""
         ...
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The rows of ``keys`` by key; absent keys are absent."""
+        """Return the rows of ``keys`` by key; absent keys are absent."""
         ...
 
     def upsert(self, records: Sequence[Record]) -> int:
-        """Insert or replace whole rows; returns how many."""
+        """Insert or replace whole rows; return how many."""
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -65,9 +65,9 @@ class VectorStore(Protocol):
         ...
 
     def count(self) -> int:
-        """How many rows have a vector."""
+        """Return how many rows have a vector."""
         ...
 
     def close(self) -> None:
-        """Give back connections that the store opened itself."""
+        """Close connections that the store opened itself."""
         ...

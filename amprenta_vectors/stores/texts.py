@@ -1,4 +1,4 @@
-"""A store that is given texts and asked with texts: what every adapter to a framework stands on."""
+"""A store that takes texts and is queried by texts: every adapter to a framework builds on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
 
 class TextStore:
-    """Texts in and out of ``store``. ``embed_texts`` gives ``(n, dimension)``, ``embed_query`` ``(dimension,)``."""
+    """Adds texts to ``store`` and searches it by text.
+
+    ``embed_texts`` gives ``(n, dimension)``, ``embed_query`` ``(dimension,)``.
+    """
 
     def __init__(
         self,
@@ -32,9 +35,9 @@ class TextStore:
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         ids: Sequence[str | None] | None = None,
     ) -> list[str]:
-        """Embed and write texts in one go; returns their ids, made here where none is given.
+        """Embed and write texts in one go; return their ids, made here if none is given.
 
-        Raises `ConfigError` where there are not as many ``metadatas`` or ``ids`` as texts.
+        Raises `ConfigError` if there are not as many ``metadatas`` or ``ids`` as texts.
         """
         for name, given in (("metadatas", metadatas), ("ids", ids)):
             if given is not None and len(given) != len(texts):
@@ -53,5 +56,5 @@ class TextStore:
         return keys
 
     def search(self, text: str, k: int, filter: Filter | None = None) -> list[Hit]:
-        """The ``k`` hits nearest to ``text``."""
+        """Return the ``k`` hits nearest to ``text``."""
         return self.store.query(self._embed_query(text), top_k=k, filter=filter)

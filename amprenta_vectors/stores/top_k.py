@@ -1,4 +1,4 @@
-"""How many hits may be asked for."""
+"""The number of hits that may be requested."""
 
 from __future__ import annotations
 

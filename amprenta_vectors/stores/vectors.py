@@ -1,4 +1,4 @@
-"""What every store asks of the vectors it is given, before anything is sent."""
+"""The checks that every store makes of the vectors it is given, before anything is sent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
 log = logging.getLogger(__name__)
 
 FEW_ROWS = 10
-"""Enough to find one whose vector is not zero."""
+"""Rows read to find one whose vector is not zero."""
 
 
 def near_enough(store: VectorStore, hits: list[Hit], threshold: float | None) -> list[Hit]:
-    """The hits whose score reaches ``threshold``, where there is one; logs the search, never its text."""
+    """Return the hits whose score reaches ``threshold``, if there is one; log the search, never its text."""
     if threshold is not None:
         lower = store.distance == "l2"
         hits = [hit for hit in hits if (hit.score <= threshold if lower else hit.score >= threshold)]
@@ -30,14 +30,14 @@ def near_enough(store: VectorStore, hits: list[Hit], threshold: float | None) ->
 
 
 def first_with_direction(vectors: Iterable[NDArray[np.float32]]) -> NDArray[np.float32] | None:
-    """The first that is not zero, and so can be asked for under every distance."""
+    """Return the first vector that is not zero, so that a query by it is valid under every distance."""
     return next((vector for vector in vectors if vector.any()), None)
 
 
 def to_query_vector(vector: ArrayLike, dimension: int, *, cosine: bool) -> NDArray[np.float32]:
-    """``vector`` as ``(dimension,)`` float32.
+    """Return ``vector`` as ``(dimension,)`` float32.
 
-    Raises `DimensionMismatch`, or `ConfigError` for one that has no distance to anything.
+    Raises `DimensionMismatch`, or `ConfigError` for a vector that has no distance to any other.
     """
     values = _to_float32(vector)
     if values is None:
@@ -55,7 +55,7 @@ def to_query_vector(vector: ArrayLike, dimension: int, *, cosine: bool) -> NDArr
 
 
 def to_batch(records: Sequence[Record], dimension: int, *, cosine: bool) -> VectorBatch:
-    """The records as one batch in the order of their keys, the last of those that share one.
+    """Return the records as one batch in the order of their keys, the last of those that share one.
 
     Raises `RowError` for the first that cannot be stored: wrong length, NaN, infinite, zero under cosine, NUL.
     """

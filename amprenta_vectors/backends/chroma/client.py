@@ -1,4 +1,4 @@
-"""Opening a collection of Chroma, in a folder or on a server, and what its client's errors mean to us."""
+"""Opens a Chroma collection, in a folder or on a server, and raises its client's errors as ours."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from amprenta_vectors.pg.types import Distance
 
 DATABASE_FILE = "chroma.sqlite3"
 REQUEST_SECONDS = 30.0
-"""How long a server may be silent before a request counts as failed."""
+"""Seconds that a server may be silent before a request counts as failed."""
 PAGE = 1000
-"""Records that are asked for at once. Chroma binds a variable of SQLite to each id, and fails past 32,766."""
+"""Records requested at once. Chroma binds an SQLite variable to each id, and fails past 32,766."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class ChromaCollection:
     client: Any = field(repr=False)
 
     def dimension(self) -> int | None:
-        """Of its vectors; None while it has none."""
+        """Return the dimension of the collection's vectors; None while it holds none."""
         with chroma_errors(f"reading collection {self.name!r}"):
             some = self.handle.get(limit=1, include=["embeddings"])["embeddings"]
         return len(some[0]) if len(some) else None
 
     def count(self) -> int:
-        """How many records it has."""
+        """Return the number of records."""
         with chroma_errors(f"counting collection {self.name!r}"):
             return int(self.handle.count())
 
@@ -55,7 +55,7 @@ class ChromaCollection:
 
 
 def open_collection(settings: Settings) -> ChromaCollection:
-    """``CHROMA_COLLECTION`` on the server ``CHROMA_HOST`` or, without one, in the folder ``CHROMA_PATH``.
+    """Open ``CHROMA_COLLECTION`` on the server ``CHROMA_HOST`` or, without one, in the folder ``CHROMA_PATH``.
 
     A folder is neither made nor migrated: Chroma adds one row to its own list of writers, ``acquire_write``, and no
     more. Raises `SourceNotFound` listing the collections there are, `TransientError` for a server that does not answer,
@@ -84,7 +84,7 @@ def _on_server(chromadb: Any, settings: Settings, host: str) -> Any:
             host, settings.chroma_port, ssl=settings.chroma_ssl, settings=chromadb.Settings(anonymized_telemetry=False)
         )
     except ValueError as error:
-        # The client says so of whatever went wrong with its first request.
+        # The client raises this whatever went wrong with its first request.
         if isinstance(error.__context__, network_errors()):
             raise error.__context__ from error
         raise
@@ -117,7 +117,7 @@ def _in_folder(chromadb: Any, settings: Settings) -> Any:
 
 
 def _distance(handle: Any) -> Distance:
-    """As the collection is configured; Chroma's names are ours."""
+    """Return the distance that the collection is configured with; Chroma's names are ours."""
     configured = handle.configuration or {}
     for index in ("hnsw", "spann"):
         if configured.get(index):
@@ -128,9 +128,9 @@ def _distance(handle: Any) -> Distance:
 
 @contextmanager
 def chroma_errors(doing: str, refusal: type[SourceError] = SourceError) -> Iterator[None]:
-    """Raise the client's errors as ours; ``refusal`` for a request that Chroma takes to be malformed.
+    """Raise the client's errors as ours; ``refusal`` for a request that Chroma finds malformed.
 
-    Its words are passed on where they name a setting or a collection, never for a request, which they may quote.
+    Chroma's message is passed on if it names a setting or a collection, never for a request, which it may quote.
     """
     try:
         yield
@@ -150,12 +150,12 @@ def chroma_errors(doing: str, refusal: type[SourceError] = SourceError) -> Itera
 
 
 def _to_error(error: Exception, doing: str, refusal: type[SourceError]) -> AmprentaError | None:
-    """None for an error that is no answer to a request."""
+    """Return our error for the client's; None for an error that is no answer to a request."""
     chromadb = require_extra("chromadb", "chroma")
     if isinstance(error, chromadb.errors.ChromaError):
         status = error.code()
     elif type(error) is Exception:
-        # What the client makes of an answer that is not Chroma's, a proxy's say: the answer stands behind it.
+        # The client raises this for an answer that is not Chroma's, a proxy's say; its context holds the answer.
         status = getattr(getattr(error.__context__, "response", None), "status_code", 500)
     elif isinstance(error, ValueError | TypeError):
         status = 400

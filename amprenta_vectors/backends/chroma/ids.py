@@ -1,4 +1,4 @@
-"""The records of a collection by the keys of a table, whose ids Chroma may spell otherwise."""
+"""Finds the records of a collection by the keys of a table, which Chroma's ids may spell otherwise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amprenta_vectors.errors import KeysRefused
 from amprenta_vectors.schema.key_values import canonical, split_prefix
 
 KEYS_A_FILTER = 100
-"""Keys that are looked for in the metadata at once, each in every spelling."""
+"""Keys looked for in the metadata at once, each in every spelling."""
 
 SPELLINGS: tuple[Callable[[UUID], str], ...] = (
     str,
@@ -23,7 +23,7 @@ SPELLINGS: tuple[Callable[[UUID], str], ...] = (
 
 
 class RecordIds:
-    """Keys and ids of one collection. Without ``id_field`` they are the same.
+    """The mapping between keys and ids of one collection. Without ``id_field`` they are the same.
 
     With it a key is a UUID. Its record has that UUID as its id, in any spelling and after any prefix that the ids of
     ``sample`` have; or it has it in the metadata field ``id_field``, if a record of the sample has no UUID as its id.
@@ -44,7 +44,7 @@ class RecordIds:
             self._forms.update({(prefix, place): None for place in known})
 
     def to_key(self, record_id: str, metadata: Mapping[str, Any] | None) -> str:
-        """The key that a record stands for; its own id where it stands for none."""
+        """Return the key that a record stands for; the record's own id if it stands for none."""
         if self.id_field is None:
             return record_id
         found = split_prefix(record_id)
@@ -52,7 +52,7 @@ class RecordIds:
         return canonical(told, "uuid") or record_id
 
     def to_ids(self, key: str) -> list[str]:
-        """The ids that a record of ``key`` may have, the likeliest first: under that one a new record is stored."""
+        """Return the ids that a record of ``key`` may have, likeliest first: a new record is stored under the first."""
         value = None if self.id_field is None else canonical(key, "uuid")
         if value is None:
             return [key]
@@ -60,7 +60,7 @@ class RecordIds:
         return list(dict.fromkeys([*spelled, key]))
 
     def to_where(self, keys: Sequence[str]) -> dict[str, Any] | None:
-        """Chroma's filter for the records that tell ``keys`` in their metadata; None where none does."""
+        """Return Chroma's filter for the records that hold ``keys`` in their metadata; None if no record does."""
         values = [UUID(value) for value in (canonical(key, "uuid") for key in keys) if value]
         if not (self.id_field and self._by_field and values):
             return None
@@ -68,7 +68,7 @@ class RecordIds:
 
 
 def open_ids(collection: ChromaCollection, id_field: str | None) -> RecordIds:
-    """As the first 1000 ids of ``collection`` are."""
+    """Return the `RecordIds` of ``collection``, told from its first 1000 ids."""
     if id_field is None:
         return RecordIds(None)
     with chroma_errors(f"listing collection {collection.name!r}"):
@@ -76,7 +76,7 @@ def open_ids(collection: ChromaCollection, id_field: str | None) -> RecordIds:
 
 
 class Row(NamedTuple):
-    """A record as Chroma gives it; None for what was not asked for."""
+    """A record as Chroma gives it; a field that was not requested is None."""
 
     record_id: str
     vector: Any
@@ -85,9 +85,9 @@ class Row(NamedTuple):
 
 
 def read_rows(collection: ChromaCollection, fields: Sequence[str], **chosen: Any) -> list[Row]:
-    """The records that ``chosen`` (``ids``, ``where``, ``limit``, ``offset``) names, with some of their ``fields``.
+    """Read the records that ``chosen`` (``ids``, ``where``, ``limit``, ``offset``) selects, with some ``fields``.
 
-    Raises `KeysRefused` where Chroma takes the request to be malformed.
+    Raises `KeysRefused` if Chroma finds the request malformed.
     """
     with chroma_errors(f"reading collection {collection.name!r}", KeysRefused):
         answer = collection.handle.get(include=list(fields), **chosen)
@@ -99,7 +99,10 @@ def read_rows(collection: ChromaCollection, fields: Sequence[str], **chosen: Any
 def find_rows(
     collection: ChromaCollection, ids: RecordIds, keys: Sequence[str], fields: Sequence[str]
 ) -> dict[str, Row]:
-    """The records of ``keys`` by key, as each was given, by requests of at most 1000 ids; absent keys are absent."""
+    """Return the records of ``keys`` by key, as each was given; absent keys are absent.
+
+    A request has at most 1000 ids.
+    """
     found = _by_id(collection, {key: key for key in keys}, fields)
     missing = [key for key in keys if key not in found]
     found |= _by_id(collection, {name: key for key in missing for name in ids.to_ids(key) if name != key}, fields)
@@ -115,7 +118,7 @@ def find_rows(
 
 
 def _by_id(collection: ChromaCollection, wanted: Mapping[str, str], fields: Sequence[str]) -> dict[str, Row]:
-    """Records by the key that ``wanted`` has for their id."""
+    """Return records by the key that ``wanted`` has for their id."""
     names = [name for name in wanted if name]
     parts = (names[start : start + PAGE] for start in range(0, len(names), PAGE))
     return {wanted[row.record_id]: row for part in parts for row in read_rows(collection, fields, ids=part)}

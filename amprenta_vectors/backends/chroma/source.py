@@ -1,4 +1,4 @@
-"""A collection of Chroma as a source, from its folder or its server; nothing in it is changed."""
+"""A collection of Chroma as a source, read from its folder or its server; nothing in it is changed."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class ChromaSource:
         )
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
-        """Pages of at most 1000 ids in the order in which Chroma took the records in.
+        """Yield pages of at most 1000 ids, in the order in which Chroma received the records.
 
-        Chroma counts pages from the start, and a deletion moves what follows forward. So a page begins after the last
-        id of the page before, wherever that is now: the token is its place and the id. Where that very record was
-        deleted meanwhile, or deleted and added again, the token is refused.
+        Chroma counts pages from the start, and a deletion moves what follows forward. So a page starts after the last
+        id of the page before, wherever that is now: the token is its place and the id. If that very record was deleted
+        meanwhile, or deleted and added again, the token is refused.
         """
         while True:
             place, keys = self._page(*json.loads(token)) if token else (0, self._listed(0, PAGE))
@@ -56,13 +56,13 @@ class ChromaSource:
                 return
 
     def _page(self, place: int, last: str) -> tuple[int, list[str]]:
-        """The ids after ``last``, which was before ``place``, and the place where they begin now."""
+        """Return the place at which the ids after ``last`` start now, and those ids; ``last`` was before ``place``."""
         while (found := self._listed(place - 1, PAGE + 1))[:1] != [last]:
             place = self._place_of(last, place - 1) + 1
         return place, found[1:]
 
     def _place_of(self, record_id: str, end: int) -> int:
-        """Where it is before ``end``."""
+        """Return the place of ``record_id``, searched backwards from ``end``. Raises `TokenRefused` if it is gone."""
         while end > 0:
             start = max(0, end - PAGE)
             found = self._listed(start, end - start)
@@ -77,7 +77,7 @@ class ChromaSource:
         return listed
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
-        """The records of ``keys``, by requests of at most 1000 ids."""
+        """Fetch the records of ``keys``, by requests of at most 1000 ids."""
         found = find_rows(self._collection, self._ids, keys, self._fields)
         return VectorBatch(
             source_keys=list(found),
@@ -89,13 +89,13 @@ class ChromaSource:
         )
 
     def _kept(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What was asked for, or what tells a key."""
+        """Return the metadata to carry over: all of them if requested, else the field that tells a key."""
         if self._with_metadata:
             return metadata
         return {name: value for name, value in metadata.items() if name == self._ids.id_field}
 
     def close(self) -> None:
-        """Nothing: the client is its origin's."""
+        """Do nothing: the client belongs to the origin."""
 
 
 class ChromaOrigin:
@@ -112,15 +112,15 @@ class ChromaOrigin:
 
     @property
     def name(self) -> str:
-        """With its place."""
+        """The collection and the folder or server it is in, for messages."""
         return f"collection {self._collection.name!r} of Chroma at {self._collection.where}"
 
     def namespaces(self) -> Mapping[str, int]:
-        """The one there is."""
+        """Return the one namespace, ``""``, with the number of its records."""
         return {"": self._collection.count()}
 
     def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> ChromaSource:
-        """The collection, whose ids are matched to keys as the key rule of ``table`` says."""
+        """Open the collection as a source; the key rule of ``table`` says how ids become keys."""
         if namespace:
             raise SourceNotFound(
                 f"{self.name} has no namespaces; asked for {namespace!r}", hint="export CHROMA_COLLECTION=NAME"

@@ -21,7 +21,7 @@ from amprenta_vectors.stores.top_k import MAX_TOP_K, check_top_k
 from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
 
 OVERSAMPLING = 4
-"""With a filter so many times ``top_k`` are asked for: what Chroma cannot say of it leaves enough more often.
+"""Hits requested for each hit wanted with a filter: more often enough pass the part that Chroma cannot apply.
 
 Never more than `MAX_TOP_K`: past 32,766 Chroma fails with «too many SQL variables».
 """
@@ -31,9 +31,9 @@ _WHOLE = ["embeddings", "metadatas", "documents"]
 class ChromaStore:
     """The records of one collection. A record's text is Chroma's document; filters know it as ``text_field``.
 
-    Keys are the table's: ``ids`` says which record one stands for. A record that stands for none has its id as its key.
-    Hits not as near as the score ``threshold`` are left out. Raises `TransientError`, `CredentialsRefused`,
-    `SourceNotFound` and `SourceError` for Chroma's answers.
+    Keys are the table's: ``ids`` finds the record of a key. A record that stands for no key has its id as its key. Hits
+    less near than the score ``threshold`` are left out. Raises `TransientError`, `CredentialsRefused`, `SourceNotFound`
+    and `SourceError` for Chroma's answers.
     """
 
     name = "chroma"
@@ -49,14 +49,14 @@ class ChromaStore:
 
     @property
     def distance(self) -> Distance:
-        """As the collection was made."""
+        """The distance that the collection was created with."""
         return self._collection.distance
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """The ``top_k`` nearest records that match ``filter``, nearest first.
+        """Return the ``top_k`` nearest records that match ``filter``, nearest first.
 
-        What Chroma can say of a filter it applies as it searches, the rest is looked at afterwards. Where that leaves
-        fewer than ``top_k``, the records that Chroma's part of the filter leaves are compared one by one.
+        Chroma applies what it can of a filter as it searches; the rest is applied to its hits afterwards. If that
+        leaves fewer than ``top_k``, every record that passes Chroma's part of the filter is compared, one by one.
         """
         check_top_k(top_k)
         condition = parse_filter(filter) if filter else None
@@ -72,23 +72,23 @@ class ChromaStore:
         return near_enough(self, self._nearest(hits, top_k), self._threshold)
 
     def stored_vector(self) -> NDArray[np.float32] | None:
-        """Some vector of the collection that can be asked for, ``(dimension,)``; None where none is found at once."""
+        """Return some vector of the collection to query with, ``(dimension,)``; None if none is found at once."""
         rows = read_rows(self._collection, ["embeddings"], limit=FEW_ROWS)
         return first_with_direction(np.asarray(row.vector, dtype=np.float32) for row in rows)
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The records of ``keys`` by key; absent keys are absent."""
+        """Return the records of ``keys`` by key; absent keys are absent."""
         return {
             key: Record(key, np.asarray(row.vector, dtype=np.float32), row.text, dict(row.metadata or {}))
             for key, row in self._find(keys, _WHOLE).items()
         }
 
     def upsert(self, records: Sequence[Record]) -> int:
-        """Insert or replace whole records; returns how many. Of those that share a key the last one counts.
+        """Insert or replace whole records; return how many. Of records that share a key the last one counts.
 
-        Raises `RowError` naming the first that cannot be stored, before anything is sent. Records of more than one
-        request (1000) are sent in several, so an error may leave a part written. A document can only be taken away with
-        its record, which is then added again.
+        Raises `RowError` naming the first that cannot be stored, before anything is sent. More records than one request
+        takes (1000) are sent in several, so an error may leave a part written. A document can only be removed with its
+        record, which is then added again.
         """
         latest = {record.key: record for record in records}
         dimension = self._known_dimension() or len(np.atleast_1d(next(iter(latest.values())).vector)) if latest else 0
@@ -106,7 +106,7 @@ class ChromaStore:
         self._remove([row.record_id for row in self._find(keys, ["metadatas"]).values()])
 
     def count(self) -> int:
-        """How many records there are; each has a vector."""
+        """Return the number of records; each has a vector."""
         return self._collection.count()
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class ChromaStore:
         self._collection.close()
 
     def _known_dimension(self) -> int | None:
-        """None while nothing was ever added."""
+        """Return the collection's dimension; None while no record was ever added."""
         if self._dimension is None:
             self._dimension = self._collection.dimension()
         return self._dimension
@@ -136,7 +136,7 @@ class ChromaStore:
     def _compared(
         self, asked: NDArray[np.float32], top_k: int, where: Where | None, condition: Condition | None
     ) -> list[Hit]:
-        """The nearest of all records that ``where`` leaves, exactly."""
+        """Return the nearest of all records that pass ``where`` and ``condition``, by exact distance."""
         best: list[Hit] = []
         place = 0
         while True:
@@ -169,7 +169,7 @@ class ChromaStore:
         return find_rows(self._collection, self._ids, keys, fields)
 
     def _put(self, records: Sequence[Record], vectors: NDArray[np.float32]) -> None:
-        """Chroma's upsert leaves the metadata and the document alone that the new record lacks; here nothing stays."""
+        """Upsert whole records: Chroma's own upsert keeps old metadata and documents that a new record lacks."""
         before = self._find([record.key for record in records], ["metadatas", "documents"])
         outlived = {key: row for key, row in before.items() if row.text is not None}
         self._remove([outlived[record.key].record_id for record in records if self._drops(record, outlived)])
@@ -194,13 +194,13 @@ class ChromaStore:
 
 
 def _whole_metadata(record: Record, before: Row | None) -> dict[str, Any] | None:
-    """The record's, and None, which takes a field away, for each that it has no more."""
+    """Return the record's metadata, with None, which removes a field, for each field that it no longer has."""
     gone = (before.metadata or {}) if before is not None else {}
     return {**dict.fromkeys(gone), **record.metadata} or None
 
 
 def _distances(distance: Distance, rows: NDArray[np.float64], asked: NDArray[np.float32]) -> NDArray[np.float64]:
-    """As Chroma measures them; NaN for a zero vector under cosine, which is at no distance."""
+    """Return distances as Chroma measures them; NaN for a zero vector under cosine, which has no distance."""
     query = asked.astype(np.float64)
     if distance == "l2":
         return np.asarray(((rows - query) ** 2).sum(axis=1))
@@ -211,7 +211,7 @@ def _distances(distance: Distance, rows: NDArray[np.float64], asked: NDArray[np.
 
 
 def _check_metadata(record: Record) -> None:
-    """Raises `RowError` for what Chroma does not take: its own words would quote the value."""
+    """Raise `RowError` for metadata that Chroma does not take: its own message would quote the value."""
     for name, value in record.metadata.items():
         values = value if isinstance(value, list | tuple) else [value]
         kinds = {type(item) for item in values}

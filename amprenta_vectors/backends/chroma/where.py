@@ -1,4 +1,4 @@
-"""As much of a filter as Chroma can say: it narrows a search, and what it finds is looked at again."""
+"""The part of a filter that Chroma can apply: it narrows a search, whose hits are checked against the whole filter."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from amprenta_vectors.stores.filters.language import RANGES, AllOf, Comparison, Condition
 
 EXACT_BELOW = 2**48
-"""Chroma's integers and floats compare as numbers do up to here (measured, chromadb 1.5.9: up to 2**50)."""
+"""Chroma compares integers and floats as numbers up to here (measured, chromadb 1.5.9: up to 2**50)."""
 MOST_VALUES = 1000
-"""Of ``$in``: Chroma binds a variable of SQLite to each, of which there are 32,766 in a statement."""
+"""Values of one ``$in``: Chroma binds an SQLite variable to each, and a statement has at most 32,766."""
 MOST_CONDITIONS = 100
-"""Values of ``$in`` that need a condition each: strings, which may be in lists, and numbers that are not whole."""
+"""Values of one ``$in`` that need a condition each: strings, which may be in lists, and numbers that are not whole."""
 MOST_PARTS = 200
-"""SQLite refuses an expression tree that is deeper than 1000, which each part of a group adds to."""
+"""Comparisons in one filter: each deepens SQLite's expression tree, which may not be deeper than 1000."""
 DEEPEST = 20
-"""Chroma's server refuses JSON that nests deeper than 128 levels."""
+"""Levels of nested groups: Chroma's server refuses JSON that nests deeper than 128 levels."""
 
 Where = dict[str, Any]
 
@@ -26,9 +26,10 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def to_where(condition: Condition, text_field: str) -> Where | None:
-    """What every record that matches ``condition`` meets, perhaps with others; None where Chroma cannot say it.
+    """Return a filter of Chroma's that every record matching ``condition`` passes, or None if Chroma has none.
 
-    ``text_field`` is no metadata of Chroma's. What is negated is not said: Chroma's records without the field differ.
+    Other records may pass it too. ``text_field`` is not in Chroma's metadata. A negated comparison is left out: Chroma
+    treats records without the field differently.
     """
     where = _to_where(condition, text_field, 0)
     return None if where is None or _parts(where) > MOST_PARTS else where
@@ -73,8 +74,11 @@ def _among(field: str, numbers: Sequence[Any]) -> Where | None:
 
 
 def _ranged(field: str, operator: str, operand: float) -> Where:
-    """With the next whole number: Chroma cuts the digits after the point off an operand that it compares with an
-    integer, and may change the last digit of a float, of an operand as of what it stores."""
+    """Compare with the next whole number, so that nothing in the range is missed.
+
+    Chroma cuts the digits after the point off an operand that it compares with an integer, and may change the last
+    digit of a float, in an operand as in what it stores.
+    """
     rounded = math.ceil(operand) if operator in ("$lt", "$lte") else math.floor(operand)
     return {field: {operator if rounded == operand else operator.removesuffix("e") + "e": float(rounded)}}
 
@@ -88,7 +92,7 @@ def _is_plain_text(value: Any) -> bool:
 
 
 def _joined(operator: str, parts: Iterable[Where | None]) -> Where | None:
-    """Of those parts that say something; Chroma takes a group of two or more."""
+    """Join the parts that are not None; Chroma takes a group of two or more only."""
     said = [part for part in parts if part is not None]
     if len(said) < 2:
         return said[0] if said else None

@@ -1,4 +1,4 @@
-"""Opening a Pinecone index through the official SDK, and what its errors mean to us."""
+"""Opens a Pinecone index through the official SDK, and raises the SDK's errors as ours."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ with needing("pinecone"):
     from pinecone.models.indexes.schema import DenseVectorField, SemanticTextField, SparseVectorField
 
 DISTANCES: dict[str, Distance] = {"cosine": "cosine", "euclidean": "l2", "dotproduct": "ip"}
-"""Pinecone's metrics by our names for them."""
+"""Our names for Pinecone's metrics."""
 
 MAX_RECORDS = 1000
-"""How many records or ids Pinecone takes in one upsert, fetch or delete."""
+"""Records or ids that Pinecone takes in one upsert, fetch or delete."""
 MAX_QUERY_CHARACTERS = 60_000
-"""A REST fetch sends its ids in the URL, whose query the HTTP client refuses past 65,536 characters."""
+"""Characters of ids in a REST fetch: they go into the URL, whose query the HTTP client refuses past 65,536."""
 
 _VALUES, _SPARSE_VALUES = "_values", "_sparse_values"
-"""The fields that an index of vectors has in place of named ones."""
+"""The fields of an index of vectors, which has no named ones."""
 
 Item = TypeVar("Item")
 
 REQUEST_SECONDS = 30.0
-"""How long one request may take before it counts as failed."""
+"""Seconds that one request may take before it counts as failed."""
 
 
 Kind = Literal["serverless", "documents", "pod"]
@@ -67,9 +67,9 @@ class PineconeIndex:
     """An index as its control plane describes it, with an open data-plane handle.
 
     ``kind`` is ``serverless`` for an index of vectors, ``documents`` for one of JSON documents, ``pod`` for one that
-    cannot list its ids. ``dimension`` and ``metric`` are those of the ``vector_field`` to be read; None where the index
-    has no dense field, or has several ``vector_fields`` and none was chosen. ``grpc_host`` begins with ``http://`` or
-    ``https://``.
+    cannot list its ids. ``dimension`` and ``metric`` describe the ``vector_field`` to be read; they are None if the
+    index has no dense field, or has several ``vector_fields`` and none was chosen. ``grpc_host`` begins with
+    ``http://`` or ``https://``.
     """
 
     name: str
@@ -87,13 +87,14 @@ class PineconeIndex:
 
     @property
     def named(self) -> str:
-        """The index, and the field to be read where its documents name their fields themselves."""
+        """The index's name, and for a document index the field to be read, which its documents name themselves."""
         return f"{self.name}.{self.vector_field}" if self.kind == "documents" else self.name
 
     def dense(self) -> tuple[int, str]:
-        """Dimension and metric of the vectors to be read.
+        """Return dimension and metric of the vectors to be read.
 
-        Raises `SchemaMismatch` where there are none, `ConfigError` where one of several fields is to be chosen.
+        Raises `SchemaMismatch` if there are no dense vectors, `ConfigError` if one of several fields is still to be
+        chosen.
         """
         if self.dimension is not None and self.metric is not None:
             return self.dimension, self.metric
@@ -109,7 +110,7 @@ class PineconeIndex:
         )
 
     def namespaces(self) -> dict[str, int]:
-        """Each namespace with its vector count, as the index last counted them."""
+        """Return each namespace with its vector count, as the index last counted them."""
         with sdk_errors(f"counting index {self.name!r}"):
             stats = self.rest.describe_index_stats()
         return {normalize_namespace(name): summary.vector_count for name, summary in stats.namespaces.items()}
@@ -153,7 +154,7 @@ def open_index(settings: Settings) -> PineconeIndex:
 
 
 def _choose(settings: Settings, index: str, dense: Mapping[str, VectorField]) -> str | None:
-    """The field to be read: the one that the settings name, or the only one."""
+    """Return the field to be read: the one that the settings name, or the only one; None if neither exists."""
     wanted = settings.pinecone_vector_field
     if wanted is None or set(dense) == {_VALUES}:
         return next(iter(dense)) if len(dense) == 1 else None
@@ -166,7 +167,7 @@ def _choose(settings: Settings, index: str, dense: Mapping[str, VectorField]) ->
 
 
 def _kind(model: IndexModel) -> Kind:
-    """What an index is, by where it runs and by the fields it declares: one of vectors alone has the reserved ones."""
+    """Return the kind of an index, by where it runs and by its fields: an index of vectors has the reserved ones."""
     if isinstance(model.deployment, PodDeployment):
         return "pod"
     fields = model.schema.fields
@@ -177,7 +178,7 @@ def _kind(model: IndexModel) -> Kind:
 
 @contextmanager
 def one_request(meter: Meter, route: Route, records: int = 0) -> Iterator[None]:
-    """Ask ``meter`` before one request for so many ``records``; tell it of an answer that it was too early."""
+    """Ask ``meter`` before one request for ``records`` records; tell it if the service answers that it is too early."""
     meter.before(route, read_units(route, records))
     try:
         yield
@@ -187,7 +188,7 @@ def one_request(meter: Meter, route: Route, records: int = 0) -> Iterator[None]:
 
 
 def split_text(metadata: Mapping[str, Any], text_field: str) -> tuple[str | None, dict[str, Any]]:
-    """The text and the rest of the metadata; a text field that holds no string stays where it is."""
+    """Return the text and the rest of the metadata; a text field that holds no string stays in the metadata."""
     text = metadata.get(text_field) if text_field else None
     if not isinstance(text, str):
         return None, dict(metadata)
@@ -195,7 +196,7 @@ def split_text(metadata: Mapping[str, Any], text_field: str) -> tuple[str | None
 
 
 def split_requests(items: Iterable[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Items in groups of at most `MAX_RECORDS` that measure ``most`` together; a larger one stands alone."""
+    """Yield groups of at most `MAX_RECORDS` items whose sizes add up to at most ``most``; a larger item is alone."""
     part: list[Item] = []
     total = 0
     for item in items:
@@ -210,7 +211,7 @@ def split_requests(items: Iterable[Item], most: int, size: Callable[[Item], int]
 
 
 def query_characters(key: str) -> int:
-    """How long a key is in the URL of a REST fetch."""
+    """Return how many characters a key takes in the URL of a REST fetch."""
     return len("&ids=") + len(quote_plus(key))
 
 
@@ -220,9 +221,9 @@ def _with_scheme(host: str) -> str:
 
 @contextmanager
 def sdk_errors(doing: str, refusal: type[SourceError] = SourceError) -> Iterator[None]:
-    """Raise the SDK's and gRPC's errors as ours: what passes is a `TransientError`, what does not says what to mend.
+    """Raise the SDK's and gRPC's errors as ours: `TransientError` for what passes; any other says what to mend.
 
-    ``refusal`` is raised for a request that Pinecone takes to be malformed: by what it asks for, not by who asks.
+    ``refusal`` is raised for a request that Pinecone finds malformed: its content is at fault, not the caller's key.
     """
     try:
         yield

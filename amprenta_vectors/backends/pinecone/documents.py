@@ -1,4 +1,4 @@
-"""A Pinecone document index (API 2026-07) through the official SDK: each document has its vector in a field."""
+"""A Pinecone document index (API 2026-07), read through the official SDK: each document has its vector in a field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ID = "_id"
 
 
 class DocumentsTransport:
-    """Reads ids and documents. A document's metadata are its fields but the vectors.
+    """Reads ids and documents. A document's metadata are its fields without the vectors.
 
     The vector is in ``index.vector_field``, sparse values are in ``index.sparse_field``. Other vector fields are left
     to a run of their own.
@@ -30,7 +30,7 @@ class DocumentsTransport:
         self._no_metadata = {ID, self._sparse_field, *index.vector_fields}
 
     def list(self, namespace: str, prefix: str, token: str | None) -> tuple[Sequence[str], str | None]:
-        """One page of the ids with a prefix, and the token of the next."""
+        """Return one page of the ids with a prefix, and the token of the next page."""
         with refusing(token), sdk_errors("listing documents"):
             listing = self._handle.documents.list(
                 namespace=_named(namespace), prefix=prefix or None, limit=PAGE, pagination_token=token
@@ -39,11 +39,11 @@ class DocumentsTransport:
         return [item.id for item in page.items], page.pagination_token
 
     def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Stretches of at most 1000 keys."""
+        """Split keys into groups of at most 1000."""
         return split_requests(keys, MAX_RECORDS, lambda _: 1)
 
     def fetch(self, namespace: str, keys: Sequence[str]) -> Iterator[Record]:
-        """The documents of at most 1000 keys."""
+        """Fetch the documents of at most 1000 keys."""
         with sdk_errors(f"fetching {len(keys)} documents", KeysRefused):
             response = self._handle.documents.fetch(namespace=_named(namespace), ids=list(keys))
         for key, document in response.documents.items():
@@ -63,5 +63,5 @@ class DocumentsTransport:
 
 
 def _named(namespace: str) -> str:
-    """The namespace as a path has it."""
+    """Return the namespace as it is written in a URL's path."""
     return namespace or "__default__"

@@ -1,15 +1,15 @@
-"""What Pinecone publishes of its limits and its cost; needs no client of it."""
+"""The limits and costs that Pinecone publishes; needs none of its clients."""
 
 from __future__ import annotations
 
 from amprenta_vectors.backends.protocol import Route
 
 PAGE = 100
-"""Ids a list call gives at most (Pinecone's published limit)."""
+"""Ids in a page of a list call, at most (Pinecone's published limit)."""
 
 
 def read_units(route: Route, records: int = 0) -> int:
-    """What a request costs at most: 1 a list page, 1 for each 10 records that are fetched, and at least 1.
+    """Return what a request costs at most: 1 a list page, 1 for every 10 records fetched, and at least 1.
 
     https://docs.pinecone.io/guides/manage-cost/understanding-cost#read-units
     """

@@ -1,4 +1,4 @@
-"""A Pinecone index as what namespaces are opened from."""
+"""A Pinecone index, from which namespaces are opened as sources."""
 
 from __future__ import annotations
 
@@ -25,35 +25,39 @@ class PineconeOrigin:
 
     @property
     def name(self) -> str:
-        """With its kind, where that is an uncommon one."""
+        """The index's name, for messages; a pod index is named as one."""
         return f"{'pod ' if self.index.kind == 'pod' else ''}index {self.index.name!r}"
 
     @property
     def dimension(self) -> int | None:
-        """Of the field to be read; None where one is yet to be chosen."""
+        """The dimension of the field to be read; None until a field is chosen."""
         return self.index.dimension
 
     @property
     def distance(self) -> Distance | None:
-        """Likewise."""
+        """The distance of the field to be read; None until a field is chosen."""
         return DISTANCES.get(self.index.metric or "")
 
     @property
     def model(self) -> str | None:
-        """Of an index with integrated embedding."""
+        """The model of an index with integrated embedding; None for any other."""
         return self.index.model
 
     @property
     def lists(self) -> bool:
-        """A pod index does not."""
+        """Whether the index can list its ids; a pod index cannot."""
         return self.index.kind != "pod"
 
     def namespaces(self) -> Mapping[str, int]:
-        """As the index last counted them."""
+        """Return each namespace with its vector count, as the index last counted them."""
         return self.index.namespaces()
 
     def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> PineconeSource:
-        """One namespace: text out of the metadata or left in it, and sparse values, as ``table`` has columns."""
+        """Open one namespace.
+
+        The text is taken out of the metadata if ``table`` has a text column, and sparse values are read if it has a
+        sparse column.
+        """
         source = open_source(
             self._settings,
             self.index,

@@ -1,4 +1,4 @@
-"""A namespace of a Pinecone index as a source: listed and fetched over gRPC, or over REST through the official SDK."""
+"""A namespace of a Pinecone index as a source, listed and fetched over gRPC, or over REST through the official SDK."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ with needing("pinecone"):
     from google.protobuf.message import DecodeError
 
 LONGEST_ID = 512
-"""ASCII characters an id has at most (Pinecone's published limit)."""
+"""ASCII characters in an id, at most (Pinecone's published limit)."""
 
 
 class PineconeSource:
     """One namespace of one index. Opened by :func:`open_source`; safe to share between threads.
 
-    With ``text_field`` None neither texts nor metadata are read out of the records; with ``""`` the text stays among
-    the metadata. Sparse values are read ``with_sparse``, else quarantined.
+    With ``text_field`` None neither texts nor metadata are read; with ``""`` the text stays in the metadata. With
+    ``with_sparse`` sparse values are read; without it they are dropped, and their ids reported as quarantined.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class PineconeSource:
         )
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
-        """Pages of at most 100 ids in no particular order, by several prefixes at once where that is worth it.
+        """Yield pages of at most 100 ids in no particular order, by several prefixes at once if that is worth it.
 
-        Raises `ConfigError` for a pod index, which has no list.
+        Raises `ConfigError` for a pod index, which cannot list its ids.
         """
         if not self.description.lists:
             raise ConfigError("a pod index cannot list its ids", hint="--keys-from table")
         return iter(Listing(self._list, self._has, self.description.count or 0, PAGE, token))
 
     def some_keys(self) -> Sequence[str]:
-        """At most 100 ids, by one request, where a listing would begin with looking for parts."""
+        """Return at most 100 ids by one request, where a full listing would start by looking for parts."""
         return self._list("", None)[0]
 
     def _list(self, prefix: str, token: str | None) -> tuple[Sequence[str], str | None]:
@@ -85,10 +85,10 @@ class PineconeSource:
         return any(True for _ in self._records([key]))
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
-        """The records of ``keys``; their text is taken out of the metadata.
+        """Fetch the records of ``keys``; their text is taken out of the metadata.
 
-        A key that no id of Pinecone can be is not asked for. Raises `KeysRefused` where Pinecone takes others for
-        malformed.
+        A key that cannot be an id of Pinecone's is quarantined without a request. Raises `KeysRefused` if Pinecone
+        finds other keys malformed.
         """
         refused = [error for error in map(_refusal_of, keys) if error is not None]
         if refused:
@@ -108,7 +108,7 @@ class PineconeSource:
         self._transport.close()
 
     def _to_batch(self, records: Iterator[Record], most: int, quarantined: list[RowError]) -> VectorBatch:
-        """The records as one batch; each is let go of before the next is read. There are at most ``most``."""
+        """Convert at most ``most`` records to one batch; each is released before the next is read."""
         dimension = self.description.dimension
         ids: list[str] = []
         texts: list[str | None] = []
@@ -153,7 +153,7 @@ class PineconeSource:
 
 
 def _refusal_of(key: str) -> RowError | None:
-    """Why no id of Pinecone can be ``key``: they are 1 to 512 ASCII characters (its published limits)."""
+    """Return why ``key`` cannot be an id of Pinecone's, 1 to 512 ASCII characters (published limits), or None."""
     if key.isascii() and 0 < len(key) <= LONGEST_ID:
         return None
     found = f"{len(key):,} characters" if key.isascii() else "others than ASCII"
@@ -161,7 +161,10 @@ def _refusal_of(key: str) -> RowError | None:
 
 
 def _to_bytes(values: Any) -> bytes:
-    """Values as little-endian float32, which is what gRPC gives. Raises ValueError for bytes that are none."""
+    """Return values as little-endian float32, which is what gRPC gives.
+
+    Raises ValueError if the bytes are not float32 values.
+    """
     raw = values if isinstance(values, bytes) else np.asarray(values, dtype="<f4").tobytes()
     if len(raw) % 4:
         raise ValueError(f"{len(raw)} bytes are not float32 values")
@@ -169,7 +172,7 @@ def _to_bytes(values: Any) -> bytes:
 
 
 def _to_fields(metadata: bytes | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Metadata as JSON has it, the same over either transport: Pinecone's numbers are float64, whole ones are ints."""
+    """Return metadata as JSON has it, over either transport alike: of Pinecone's float64, whole numbers are ints."""
     if isinstance(metadata, bytes):
         metadata = wire.decode_struct(metadata)
     return {
@@ -178,14 +181,14 @@ def _to_fields(metadata: bytes | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _to_sparse(sparse: Any) -> Sparse:
-    """Sparse values as either transport gives them."""
+    """Convert sparse values from what either transport gives."""
     if isinstance(sparse, bytes):
         sparse = wire.SparseValues.FromString(sparse)
     return np.array(sparse.indices, dtype=np.int64), np.array(sparse.values, dtype=np.float32)
 
 
 def _to_number(value: float) -> float:
-    """An int where float64 holds every int of that size, else a float; a bool stays one."""
+    """Return an int if float64 holds every int of that size, else a float; a bool stays a bool."""
     if isinstance(value, bool):
         return value
     return int(value) if abs(value) < 2**53 and float(value).is_integer() else float(value)
@@ -200,11 +203,10 @@ def open_source(
     text_field: str | None = None,
     with_sparse: bool = False,
 ) -> PineconeSource:
-    """Open one namespace, with or without texts and metadata, and sparse values.
+    """Open one namespace as a source, with or without texts and metadata, and sparse values.
 
-    The text is in the metadata field ``text_field``; None is as the settings say, ``""`` leaves it where it is.
-
-    Raises `SourceNotFound` for one that the index does not have, listing those it has.
+    The text is in the metadata field ``text_field``; None takes the settings' field, ``""`` leaves the text in the
+    metadata. Raises `SourceNotFound` for a namespace that the index does not have, listing those it has.
     """
     namespace = normalize_namespace(namespace)
     counts = index.namespaces()

@@ -29,17 +29,17 @@ from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near
 
 MAX_UPSERT_BYTES = 2 * 1024 * 1024
 _ENVELOPE_BYTES = 2048
+"""Bytes of an upsert around its records: the namespace, of at most 512 characters, and punctuation."""
 MOST_DELETES = 5
-"""How often records are deleted anew from a namespace that comes and goes meanwhile."""
-"""What an upsert has around its records: the namespace, of at most 512 characters, and punctuation."""
+"""Attempts to delete records from a namespace that other writers empty and fill again meanwhile."""
 
 
 class PineconeStore:
     """The records of one ``namespace`` of ``index``. A record's text is its metadata field ``text_field``.
 
-    What Pinecone would refuse of a filter or vector is refused before it is sent, as every store does. Raises
+    A filter or vector that Pinecone would refuse is refused before it is sent, as in every store. Raises
     `TransientError`, `RateLimited`, `CredentialsRefused`, `SourceNotFound` and `SourceError` for the service's answers;
-    `SchemaMismatch` for an index without dense vectors. Hits not as near as the score ``threshold`` are left out.
+    `SchemaMismatch` for an index without dense vectors. Hits less near than the score ``threshold`` are left out.
     """
 
     name = "pinecone"
@@ -64,11 +64,11 @@ class PineconeStore:
 
     @property
     def distance(self) -> Distance:
-        """The index's metric; under ``l2`` the nearest record has the lowest score."""
+        """The distance of the index's metric; under ``l2`` the nearest record has the lowest score."""
         return self._distance
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """The ``top_k`` nearest records that match ``filter``, nearest first."""
+        """Return the ``top_k`` nearest records that match ``filter``, nearest first."""
         check_top_k(top_k)
         if filter:
             parse_filter(filter)
@@ -85,9 +85,9 @@ class PineconeStore:
         return near_enough(self, hits, self._threshold)
 
     def stored_vector(self) -> NDArray[np.float32] | None:
-        """Some vector of the namespace that can be asked for, ``(dimension,)``; None where none is found at once."""
+        """Return some vector of the namespace to query with, ``(dimension,)``; None if none is found at once."""
         if self._index.kind == "pod":
-            # It cannot list its ids.
+            # A pod index cannot list its ids.
             return None
         with sdk_errors(f"listing index {self._index.name!r}"):
             page = self._index.rest.list_paginated(namespace=self._namespace, limit=FEW_ROWS)
@@ -95,7 +95,7 @@ class PineconeStore:
         return first_with_direction(record.vector for record in found.values())
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The records of ``keys`` by key; keys that are absent, or have sparse values only, are absent."""
+        """Return the records of ``keys`` by key; keys that are absent, or have sparse values only, are absent."""
         found: dict[str, Record] = {}
         for part in split_requests(list(dict.fromkeys(keys)), MAX_QUERY_CHARACTERS, query_characters):
             with sdk_errors(f"fetching from index {self._index.name!r}"):
@@ -108,9 +108,9 @@ class PineconeStore:
         return found
 
     def upsert(self, records: Sequence[Record]) -> int:
-        """Insert or replace whole records; returns how many. Of those that share a key the last one counts.
+        """Insert or replace whole records; return how many. Of records that share a key the last one counts.
 
-        Raises `RowError` naming the first that cannot be stored, before anything is sent. More than one request's worth
+        Raises `RowError` naming the first that cannot be stored, before anything is sent. More than one request takes
         (1000 records, 2 MB) is sent in several, so an error may leave a part written.
         """
         batch = to_batch(records, self._dimension, cosine=self._cosine)
@@ -134,14 +134,14 @@ class PineconeStore:
             except SourceNotFound:
                 if self._namespace not in self._index.namespaces():
                     return
-                # It was gone with its last record, and another writer has made it anew.
+                # The namespace was gone with its last record, and another writer has created it again.
                 if not tries_left:
                     raise
             else:
                 return
 
     def count(self) -> int:
-        """How many records the namespace has, as the index last counted them."""
+        """Return the number of records in the namespace, as the index last counted them."""
         return self._index.namespaces().get(self._namespace, 0)
 
     def close(self) -> None:

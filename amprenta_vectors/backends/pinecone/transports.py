@@ -1,4 +1,4 @@
-"""How a Pinecone index is read: over gRPC, or over REST through the official SDK."""
+"""The transports that a Pinecone index is read by: gRPC, or REST through the official SDK."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from amprenta_vectors.errors import ConfigError, KeysRefused, SourceError, Sourc
 
 PROBE_SECONDS = 5.0
 MOST_CONNECTIONS = 256
-"""As many as there may be workers: the SDK's own 20 would have the others wait, and time out."""
+"""Connections, as many as there may be workers: with the SDK's own 20 other workers would wait, and time out."""
 
 Record = tuple[str, Any, Any, Any]
 """``(id, values, metadata, sparse values)`` as the transport gave them; without sparse values, something false."""
@@ -43,11 +43,11 @@ _NOT_THROUGH = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.INTERNAL,
 }
-"""What a gRPC client sees of a closed port, of a proxy that speaks HTTP/1, and of one that answers in HTML."""
+"""The codes a gRPC client gets from a closed port, a proxy that speaks HTTP/1, and a proxy that answers in HTML."""
 
 
 class Transport(Protocol):
-    """How ids and records are read. Safe to use from several threads at once."""
+    """A way to read ids and records. Safe to use from several threads at once."""
 
     name: str
 
@@ -103,18 +103,18 @@ class GrpcTransport:
             return method(request, timeout=REQUEST_SECONDS, metadata=self._headers)
 
     def list(self, namespace: str, prefix: str, token: str | None) -> tuple[Sequence[str], str | None]:
-        """One page of the ids with a prefix, and the token of the next."""
+        """Return one page of the ids with a prefix, and the token of the next page."""
         request = wire.ListRequest(namespace=namespace, prefix=prefix, limit=PAGE, pagination_token=token)
         with refusing(token):
             page = self._call(self._list, request, "listing ids")
         return [item.id for item in page.vectors], page.pagination.next or None
 
     def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Stretches of at most 1000 keys."""
+        """Split keys into groups of at most 1000."""
         return split_requests(keys, MAX_RECORDS, lambda _: 1)
 
     def fetch(self, namespace: str, keys: Sequence[str]) -> Iterator[Record]:
-        """The records of at most 1000 keys."""
+        """Fetch the records of at most 1000 keys."""
         request = wire.FetchRequest(ids=keys, namespace=namespace)
         response = self._call(self._fetch, request, f"fetching {len(keys)} vectors", KeysRefused)
         for entry in response.vectors:
@@ -122,7 +122,7 @@ class GrpcTransport:
             yield vector.id, vector.values, vector.metadata, vector.sparse_values
 
     def why_closed(self) -> str | None:
-        """Why calls do not get through to Pinecone by gRPC; None where they do. Waits 5 seconds at most."""
+        """Return why calls do not reach Pinecone by gRPC; None if they do. Waits 5 seconds at most."""
         # An empty message is a whole `DescribeIndexStatsRequest`; the call costs nothing.
         stats: Any = self._channel.unary_unary(f"/{wire.SERVICE}/DescribeIndexStats")
         try:
@@ -146,17 +146,17 @@ class RestTransport:
         self._index = open_handle(index)
 
     def list(self, namespace: str, prefix: str, token: str | None) -> tuple[Sequence[str], str | None]:
-        """One page of the ids with a prefix, and the token of the next."""
+        """Return one page of the ids with a prefix, and the token of the next page."""
         with refusing(token), sdk_errors("listing ids"):
             page = self._index.list_paginated(namespace=namespace, prefix=prefix, limit=PAGE, pagination_token=token)
         return [item.id for item in page.vectors if item.id], page.pagination.next if page.pagination else None
 
     def split(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Stretches of at most 1000 keys whose query stays short enough for httpx."""
+        """Split keys into groups of at most 1000 whose query stays short enough for httpx."""
         return split_requests(keys, MAX_QUERY_CHARACTERS, query_characters)
 
     def fetch(self, namespace: str, keys: Sequence[str]) -> Iterator[Record]:
-        """The records of at most 1000 keys."""
+        """Fetch the records of at most 1000 keys."""
         with sdk_errors(f"fetching {len(keys)} vectors", KeysRefused):
             response = self._index.fetch(ids=list(keys), namespace=namespace)
         for key, vector in response.vectors.items():
@@ -168,9 +168,9 @@ class RestTransport:
 
 
 def open_transport(settings: Settings, index: PineconeIndex) -> Transport:
-    """The transport that ``PINECONE_TRANSPORT`` names; ``auto`` is gRPC where that is open, else REST with a warning.
+    """Open the transport that ``PINECONE_TRANSPORT`` names; ``auto`` is gRPC if it is open, else REST with a warning.
 
-    Document indexes are read over REST whatever it says: gRPC has no call for documents.
+    Document indexes are read over REST whatever the setting: gRPC has no call for documents.
     """
     if index.kind == "documents":
         from amprenta_vectors.backends.pinecone.documents import DocumentsTransport
@@ -193,19 +193,20 @@ def open_transport(settings: Settings, index: PineconeIndex) -> Transport:
 
 @functools.lru_cache(maxsize=8)
 def _why_closed(index: PineconeIndex) -> str | None:
-    """As `GrpcTransport.why_closed`, asked once for all namespaces of an index."""
+    """Return what `GrpcTransport.why_closed` says, asked once for all namespaces of an index."""
     with contextlib.closing(GrpcTransport(index)) as transport:
         return transport.why_closed()
 
 
 def open_handle(index: PineconeIndex) -> Index:
-    """A handle of the SDK of which every call is one request, so that trying again is left to whoever calls.
+    """Open a handle of the SDK whose calls are one request each, so that retries are left to the caller.
 
     By itself the SDK tries a data-plane call 4 times (on 408, 429 and 5xx, and on broken connections, but not on a body
-    that breaks off), until a budget that all its clients of a host share is spent. Stacked below ours, that would
-    multiply the requests, and make them where no limit is asked and no pause of the run is seen. Of the SDK's public
-    settings none reaches the data plane (10.2: `retry_config` is for the control plane), so this sets the one that its
-    transport reads. Where another release has it elsewhere, the SDK's tries stay inside ours: slower, and as safe.
+    that breaks off), until a budget that all its clients of a host share is spent. Stacked below our retries, that
+    would multiply the requests, with none of them asking for the limit or noticing a pause of the run. Of the SDK's
+    public settings none reaches the data plane (10.2: `retry_config` is for the control plane), so this sets the one
+    that its transport reads. If another release keeps it elsewhere, the SDK's retries stay inside ours: slower, and as
+    safe.
     """
     handle = Index(
         host=index.host, api_key=index.api_key, timeout=REQUEST_SECONDS, connection_pool_maxsize=MOST_CONNECTIONS
@@ -218,7 +219,7 @@ def open_handle(index: PineconeIndex) -> Index:
 
 @contextlib.contextmanager
 def refusing(token: str | None) -> Iterator[None]:
-    """A final error in answer to a page token means that the token has gone stale."""
+    """Raise `TokenRefused` for a final error in answer to a page token: the token has gone stale."""
     try:
         yield
     except (SourceError, SourceNotFound) as error:

@@ -3,8 +3,8 @@
 Field numbers are those of Pinecone's published ``VectorService`` (2026-04). A packed ``repeated float`` has the same
 wire form as ``bytes`` (https://protobuf.dev/programming-guides/encoding/#packed), so ``values`` is declared as bytes
 and holds little-endian float32 that numpy reads in place. ``metadata`` and ``sparse_values`` are declared as bytes too
-and are parsed only where somebody wants them. Descriptors are built here instead of generated: generated code is tied
-to the protobuf release that made it.
+and are parsed only when they are wanted. Descriptors are built here instead of generated: generated code is tied to the
+protobuf release that made it.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _SCALARS = {
 
 
 def build_messages(messages: Mapping[str, Sequence[tuple[str, int, str]]]) -> dict[str, Any]:
-    """Message classes by name, from ``(field name, number, type)``.
+    """Return message classes by name, from ``(field name, number, type)``.
 
-    A type is a scalar or another message; ``type[]`` is repeated, ``type?`` knows whether it was set.
+    A type is a scalar or another message; ``type[]`` is repeated, ``type?`` records whether it was set.
     """
     file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto3")
     for message, fields in messages.items():
@@ -96,7 +96,7 @@ ListResponse: Any = _classes["ListResponse"]
 
 
 def decode_struct(data: bytes) -> dict[str, Any]:
-    """The mapping that an encoded protobuf ``Struct`` holds; its numbers are floats."""
+    """Decode a protobuf ``Struct`` to the mapping that it holds; its numbers are floats."""
     return {name: _decode_value(value) for name, value in Struct.FromString(data).fields.items()}
 
 

@@ -27,10 +27,10 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 
 class RowsSource:
-    """The rows of one scope. Its keys are the rows' own, as `OwnKeys` spells them.
+    """The rows of one scope. The source keys are the rows' own keys, as `OwnKeys` spells them.
 
-    The texts of a row's columns are put together in their order, one a line; what is blank is left out. Safe to share
-    between threads where the embedder is.
+    The texts of a row's columns are joined in their order, one a line; blank ones are left out. Safe to share between
+    threads if the embedder is.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class RowsSource:
         )
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
-        """The keys of all rows, in the order of the table's own unique index."""
+        """Yield the keys of all rows, in the order of the table's own unique index."""
         return AllRows(self._engine, self._slice).iter_keys(token)
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
-        """The vectors of the rows' texts as they are now; a row without any stands in ``quarantined``.
+        """Return the vectors of the rows' texts as they are now; a row without text is quarantined.
 
-        Raises `TransientError` where database or embedder is away, `SourceError` for vectors of another shape.
+        Raises `TransientError` if database or embedder is away, `SourceError` for vectors of another shape.
         """
         texts = self.texts(keys)
         named = {key: text for key, text in texts.items() if text}
@@ -76,7 +76,7 @@ class RowsSource:
         )
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
-        """The text to embed of each row that is there, ``""`` where it has none, by source key."""
+        """Return the text to embed of each row that exists, ``""`` if it has none, by source key."""
         wanted = {own: key for key in keys if (own := self._own.to_key(key)) is not None}
         try:
             with self._engine.connect() as connection:
@@ -118,7 +118,7 @@ class RowsOrigin:
         self.model: str | None = embedder.model.name
 
     def namespaces(self) -> Mapping[str, int]:
-        """The scopes that have rows, counted."""
+        """Return the scopes that have rows, each with its number of rows."""
         table = self._table
         target = to_clause(table)
         columns = [sa.cast(target.c[name], sa.Text) for name in table.namespace_columns]
@@ -131,7 +131,7 @@ class RowsOrigin:
         return {name: value for name, value in self._table.scope_values.items() if name in self._table.scope}
 
     def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> RowsSource:
-        """The rows of one scope of ``table``, which is the origin's own; they keep the metadata that they have.
+        """Open the rows of one scope of ``table``, which is the origin's own; they keep the metadata that they have.
 
         Raises `SourceNotFound` for a scope without a row.
         """
@@ -148,14 +148,14 @@ class RowsOrigin:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 def open_rows_origin(settings: Settings, table: VectorTable, engine: Engine) -> RowsOrigin:
-    """The rows of ``table``, which is from the catalogue, embedded by ``AMPRENTA_EMBEDDER``.
+    """Open the rows of ``table``, which is from the catalogue, to be embedded by ``AMPRENTA_EMBEDDER``.
 
-    Raises `ConfigError` without an embedder, without a column to embed, and where ``EMBEDDING_MODEL`` is another model
-    than the embedder's; `DimensionMismatch` where its vectors do not fit the column.
+    Raises `ConfigError` without an embedder, without a column to embed, and if ``EMBEDDING_MODEL`` is another model
+    than the embedder's; `DimensionMismatch` if the embedder's vectors do not fit the column.
     """
     text_columns_of(table)
     embedder = open_embedder(settings)
@@ -176,7 +176,7 @@ def open_rows_origin(settings: Settings, table: VectorTable, engine: Engine) -> 
 
 
 def text_columns_of(table: VectorTable) -> tuple[str, ...]:
-    """The columns whose text is embedded. Raises `ConfigError` where there are none."""
+    """Return the columns whose text is embedded. Raises `ConfigError` if there are none."""
     columns = table.text_columns or ((table.text,) if table.text is not None else ())
     if not columns:
         raise ConfigError(

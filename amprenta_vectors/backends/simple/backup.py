@@ -14,14 +14,14 @@ from amprenta_vectors.backends.simple.folder import FILES, locked, path_of
 from amprenta_vectors.errors import ConfigError
 
 _STAMP = "%Y%m%d_%H%M%S"
-"""In UTC."""
+"""The format of a backup's time, in UTC."""
 
 
 def back_up(root: Path, folder: Path, now: datetime) -> tuple[Path, bool]:
-    """Copy the files of ``folder``, which is below ``root``; returns where they are, and whether they were copied now.
+    """Copy the files of ``folder``, which is below ``root``; return the copy's folder, and whether it was made now.
 
-    Files whose last copy is the same to the byte are not copied again. Nobody may read a copy who may not read the
-    files. Raises `ConfigError` where there is no room or no permission, `SourceError` for a folder that cannot be read.
+    Files that have a copy identical to the byte are not copied again. Only those who may read the files may read a
+    copy. Raises `ConfigError` if there is no room or no permission, `SourceError` for a folder that cannot be read.
     """
     with locked(folder, alone=False):
         for _, copy in _copies(root, folder):
@@ -51,7 +51,7 @@ def _copy(root: Path, folder: Path, stamp: str) -> Path:
 
 
 def backup_of(root: Path, folder: Path, before: datetime) -> Path | None:
-    """A copy made before ``before`` that is what ``folder`` holds now, to the byte."""
+    """Return the newest copy made before ``before`` that equals ``folder`` to the byte; None if there is none."""
     for made, copy in _copies(root, folder):
         if made <= before and _same(folder, copy):
             return copy
@@ -59,7 +59,7 @@ def backup_of(root: Path, folder: Path, before: datetime) -> Path | None:
 
 
 def last_backup_of(root: Path, folder: Path) -> Path | None:
-    """The last copy of ``folder`` that has both files."""
+    """Return the last copy of ``folder`` that has both files; None if there is none."""
     return next((copy for _, copy in _copies(root, folder) if all((copy / name).exists() for name in FILES)), None)
 
 
@@ -69,7 +69,7 @@ def _backup_root(root: Path, stamp: str) -> Path:
 
 
 def _copies(root: Path, folder: Path) -> Iterator[tuple[datetime, Path]]:
-    """When each copy of ``folder`` was begun, and where it is, the newest first."""
+    """Yield when each copy of ``folder`` was started, and where it is, newest first."""
     pattern = _backup_root(root, "*")
     for found in sorted(pattern.parent.glob(pattern.name), reverse=True):
         try:
@@ -77,7 +77,7 @@ def _copies(root: Path, folder: Path) -> Iterator[tuple[datetime, Path]]:
         except ValueError:
             continue
         copy = found / folder.relative_to(root)
-        # Somebody else's copies are not for this user to look into.
+        # A copy that this user may not look into is somebody else's.
         if os.path.isdir(copy):
             yield made, copy
 

@@ -1,4 +1,4 @@
-"""Metadata as one Fernet token: whoever reads the table learns nothing of it, and no filter can ask for it."""
+"""Encrypts metadata as one Fernet token: a reader of the table learns nothing of it, and no filter can ask for it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from amprenta_vectors.errors import ConfigError, CredentialsRefused
 from amprenta_vectors.extras import require_extra
 
 ENCRYPTED = "encrypted"
-"""The only field of metadata that was encrypted; its value is the token."""
+"""The only field of encrypted metadata; its value is the token."""
 
 
 class MetadataCipher:
-    """Encrypts with ``key``, the application's own. Raises `CredentialsRefused` for what is no key, `MissingExtra`."""
+    """Encrypts with ``key``, the application's own.
+
+    Raises `CredentialsRefused` if ``key`` is no Fernet key, `MissingExtra`.
+    """
 
     def __init__(self, key: str) -> None:
         self._fernet = open_fernet(key)
         self._key = base64.urlsafe_b64decode(key)
 
     def encrypt(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """``metadata`` with nothing to be read. Raises `TypeError` for a value that JSON has not."""
+        """Return ``metadata`` as one token. Raises `TypeError` for a value that JSON does not have."""
         token: bytes = self._fernet.encrypt(json.dumps(dict(metadata)).encode())
         return {ENCRYPTED: token.decode()}
 
     def encrypt_of(self, document: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """As `encrypt`, with always the same token for the same metadata of the same ``document``.
+        """Encrypt as `encrypt` does, always to the same token for the same metadata of the same ``document``.
 
-        Where a source is read again, what has not changed looks unchanged. A Fernet token whose time is 0 and whose
-        initialisation vector is no random one but a keyed hash of what is encrypted, as in RFC 5297.
+        So when a source is read again, unchanged metadata looks unchanged. The Fernet token has the time 0, and its
+        initialisation vector is not random but a keyed hash of what is encrypted, as in RFC 5297.
         """
         ciphers = require_extra("cryptography.hazmat.primitives.ciphers", "documents")
         padding = require_extra("cryptography.hazmat.primitives.padding", "documents")
@@ -46,7 +49,7 @@ class MetadataCipher:
         return {ENCRYPTED: base64.urlsafe_b64encode(body + hmac.digest(signing, body, "sha256")).decode()}
 
     def decrypt(self, token: str) -> dict[str, Any]:
-        """What a token holds. Raises `CredentialsRefused` where it was made with another key."""
+        """Decrypt a token. Raises `CredentialsRefused` if it was made with another key."""
         invalid = require_extra("cryptography.fernet", "documents").InvalidToken
         try:
             found: dict[str, Any] = json.loads(self._fernet.decrypt(token.encode()))
@@ -59,12 +62,12 @@ class MetadataCipher:
 
 
 def is_encrypted(metadata: Mapping[str, Any]) -> bool:
-    """Whether it is what `MetadataCipher.encrypt` makes; other fields may stand beside it."""
+    """Return whether metadata is what `MetadataCipher.encrypt` makes; other fields may stand beside the token."""
     return is_token(metadata.get(ENCRYPTED))
 
 
 def decrypted(metadata: Mapping[str, Any], cipher: MetadataCipher | None) -> dict[str, Any]:
-    """``metadata`` as it was, with what stands beside its token. Raises `ConfigError` where there is no cipher."""
+    """Return ``metadata`` decrypted, with what stands beside its token. Raises `ConfigError` without a cipher."""
     if not is_encrypted(metadata):
         return dict(metadata)
     if cipher is None:

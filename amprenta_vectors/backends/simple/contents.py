@@ -1,4 +1,4 @@
-"""The two files of a simple vector store as they stand, to be written again with other documents in them."""
+"""The two files of a simple vector store, decoded so that they can be rewritten with other documents in them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from amprenta_vectors.backends.simple.shapes import to_document_columns, to_vect
 from amprenta_vectors.errors import SourceError
 
 _PROTOCOL = 4
-"""Of a new pickle: what every Python that is still maintained reads."""
+"""The protocol of a new pickle: every Python that is still maintained reads it."""
 
 Seal = Callable[[Any], bytes]
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What both files hold, decoded.
+    """The content of both files, decoded.
 
-    ``stored`` is ``metadata.json`` with what is encrypted in it, value by value, and ``documents`` the same decrypted;
-    ``seal`` makes a file's content of it, encrypted as a whole where the file was; ``encrypt`` makes a token of one
-    value, and is None where there is no key or the file is encrypted as a whole.
+    ``stored`` is ``metadata.json`` with its values still encrypted, and ``documents`` the same decrypted; ``seal``
+    makes a file's content of it, encrypted as a whole if the file was; ``encrypt`` makes a token of one value, and is
+    None if there is no key or the file is encrypted as a whole.
     """
 
     vectors: Any
@@ -39,14 +39,14 @@ class Contents:
     encrypt: Callable[[Any], Any] | None
 
     def changed(self, gone: Collection[str], added: Sequence[Entry]) -> tuple[bytes, bytes]:
-        """The contents of both files without ``gone``, with ``added``. Raises `ShapeUnchangeable`."""
+        """Return the contents of both files without ``gone``, with ``added``. Raises `ShapeUnchangeable`."""
         vector_ids, document_ids = self._ids()
         vectors = edit_vectors(self.vectors, vector_ids, gone, added)
         documents = edit_documents(self.documents, self.stored, document_ids, gone, added, self.encrypt)
         return pickle.dumps(_to_numpy(vectors), protocol=self.protocol), self.seal(documents)
 
     def _ids(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Of the rows of each file."""
+        """Return the ids of the rows of each file."""
         vectors, documents = to_vector_columns(self.vectors), to_document_columns(self.documents)
         if vectors.ids is not None and documents.ids is not None:
             return vectors.ids, documents.ids
@@ -59,7 +59,7 @@ class Contents:
 
 
 def read_contents(folder: Path, key: str | None) -> Contents:
-    """The files of ``folder``, which `read_store` has passed, or nothing where neither is there."""
+    """Read the files of ``folder``, which `read_store` has accepted, or empty contents if neither file exists."""
     decryptor = Decryptor(key, folder / METADATA_FILE)
     token = _token_maker(key)
     if not (folder / METADATA_FILE).exists():
@@ -75,7 +75,7 @@ def read_contents(folder: Path, key: str | None) -> Contents:
 
 
 def _unsealed(content: bytes, decryptor: Decryptor, token: Callable[[bytes], str]) -> tuple[Any, Any, Seal, bool]:
-    """As it stands, decrypted, what makes a content alike of another value, and whether it is encrypted as a whole."""
+    """Return the content decoded, the same decrypted, a `Seal` for changes, and whether it is encrypted whole."""
     if is_token(text := content.strip().decode()):
         plain = decryptor.decrypt(text)
         value, to_json = json.loads(plain), _json_like(plain)
@@ -98,7 +98,7 @@ def _unsealed(content: bytes, decryptor: Decryptor, token: Callable[[bytes], str
 
 
 def _json_like(content: str) -> Seal:
-    """Indented where ``content`` is."""
+    """Return an encoder to JSON that indents if ``content`` is indented."""
     indent = 2 if "\n" in content.strip() else None
     return lambda value: json.dumps(value, ensure_ascii=False, indent=indent).encode()
 
@@ -124,7 +124,7 @@ def _encrypted_with(token: Callable[[bytes], str]) -> Callable[[Any], Any]:
 
 
 def _to_numpy(value: Any) -> Any:
-    """With the arrays in place of what they were read as."""
+    """Return ``value`` with numpy arrays in place of every `PickledArray`."""
     if isinstance(value, PickledArray):
         return value.values
     if isinstance(value, dict):

@@ -12,7 +12,7 @@ from amprenta_vectors.extras import require_extra
 KEY_VARIABLE = "VECTOR_STORE_ENCRYPTION_KEY"
 
 _FERNET_START = "gAAAA"
-"""Of a Fernet token: its version, 0x80, and the first bytes of a time until the year 2106, in base64."""
+"""The start of a Fernet token: its version, 0x80, and the first bytes of a time until the year 2106, in base64."""
 _SHORTEST_TOKEN = 100
 _WRAPPED = ("data", "encrypted_data", "encrypted", "ciphertext", "payload")
 
@@ -26,7 +26,7 @@ class Decryptor:
         self.used = 0
 
     def decrypt(self, token: str) -> str:
-        """What a token holds. Raises `ConfigError` without a key, `CredentialsRefused` where the key is another."""
+        """Decrypt a token. Raises `ConfigError` without a key, `CredentialsRefused` if it was made with another key."""
         if self._fernet is None:
             raise ConfigError(f"{self._path} is encrypted, and {KEY_VARIABLE} is not set", hint=_HINT)
         fernet = require_extra("cryptography.fernet", "documents")
@@ -45,7 +45,7 @@ class Decryptor:
             ) from None
 
     def decrypt_within(self, value: Any) -> Any:
-        """``value`` with every string in it that is a token decrypted."""
+        """Return ``value`` with every string in it that is a token decrypted."""
         if isinstance(value, dict):
             return {name: self.decrypt_within(held) for name, held in value.items()}
         if isinstance(value, list):
@@ -63,14 +63,14 @@ _HINT = f"export {KEY_VARIABLE}=… as the application has it: 32 bytes in base6
 
 
 def is_token(value: object) -> bool:
-    """Whether a value looks like a Fernet token."""
+    """Return whether a value looks like a Fernet token."""
     return isinstance(value, str) and value.startswith(_FERNET_START) and len(value) >= _SHORTEST_TOKEN
 
 
 def read_metadata(path: Path, key: str | None) -> tuple[Any, str]:
-    """The decoded content of ``path``, and how it was encrypted, for a person.
+    """Return the decoded content of ``path``, and how it was encrypted, in words for a person.
 
-    Raises `SourceError` where it is no JSON, `ConfigError` and `CredentialsRefused` as `Decryptor` does.
+    Raises `SourceError` if it is no JSON, `ConfigError` and `CredentialsRefused` as `Decryptor` does.
     """
     decryptor = Decryptor(key, path)
     content = path.read_bytes()
@@ -88,7 +88,7 @@ def read_metadata(path: Path, key: str | None) -> tuple[Any, str]:
 
 
 def wrapped_token(value: Any) -> str | None:
-    """The token of an object that holds one, with flags beside it at most."""
+    """Return the token of an object that holds one, with at most flags beside it; None for any other value."""
     if not isinstance(value, dict) or any(isinstance(held, dict | list) for held in value.values()):
         return None
     return next((value[name] for name in _WRAPPED if is_token(value.get(name))), None)
@@ -104,7 +104,7 @@ def _decode(path: Path, content: str | bytes) -> Any:
 
 
 def open_fernet(key: str) -> Any:
-    """Fernet with ``key``. Raises `CredentialsRefused` for what is no key, `MissingExtra`."""
+    """Return a Fernet with ``key``. Raises `CredentialsRefused` if ``key`` is no Fernet key, `MissingExtra`."""
     fernet = require_extra("cryptography.fernet", "documents")
     try:
         return fernet.Fernet(key)

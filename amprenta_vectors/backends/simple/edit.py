@@ -1,4 +1,4 @@
-"""Documents taken out of, and put into, the two files of a simple vector store, in the shape that the files have."""
+"""Removes documents from, and adds them to, the two files of a simple vector store, in the shape they have."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from amprenta_vectors.backends.simple.shapes import (
 
 Entry = tuple[str, LegacyRecord]
 Encrypt = Callable[[Any], Any]
-"""Makes a token of a value, and leaves alone what a token cannot bring back."""
+"""Makes a token of a value, and leaves alone a value that a token would change."""
 
 
 class ShapeUnchangeable(Exception):
-    """A shape that can be read, and not added to or taken from without a guess; the message says why."""
+    """A shape that can be read but not written without a guess; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class _Place:
 
 
 def edit_vectors(value: Any, ids: Sequence[str], gone: Collection[str], added: Sequence[Entry]) -> Any:
-    """An unpickled ``vectors.pkl`` without the vectors of ``gone`` and with those of ``added``.
+    """Return an unpickled ``vectors.pkl`` without the vectors of ``gone`` and with those of ``added``.
 
-    ``ids`` are those of its rows, in their order. Raises `ShapeUnchangeable`.
+    ``ids`` are the ids of its rows, in their order. Raises `ShapeUnchangeable`.
     """
     for place in _vector_places(value, ()):
         value = _edited(value, value, place, ids, gone, added, None)
@@ -53,10 +53,11 @@ def edit_vectors(value: Any, ids: Sequence[str], gone: Collection[str], added: S
 def edit_documents(
     value: Any, stored: Any, ids: Sequence[str], gone: Collection[str], added: Sequence[Entry], encrypt: Encrypt | None
 ) -> Any:
-    """``stored``, a decoded ``metadata.json``, likewise; ``value`` is the same with what is encrypted in it decrypted.
+    """Return ``stored``, a decoded ``metadata.json``, without the documents of ``gone`` and with those of ``added``.
 
-    What stays is not encrypted anew. Of what is added, text and metadata are encrypted where anything is, or where
-    there is nothing to tell by; None for ``encrypt`` is never.
+    ``value`` is ``stored`` decrypted. What stays is not encrypted anew. The text and metadata of what is added are
+    encrypted if anything in the file is, or if the file is empty; without ``encrypt`` never. Raises
+    `ShapeUnchangeable`.
     """
     places = _document_places(value)
     _check_nothing_beside(value, places)
@@ -108,7 +109,7 @@ def _id_places(value: Mapping[str, Any], path: tuple[str, ...]) -> list[_Place]:
 
 
 def _check_nothing_beside(value: Any, places: Sequence[_Place]) -> None:
-    """Raises `ShapeUnchangeable` for a list of something else of each document."""
+    """Raise `ShapeUnchangeable` if a list holds something else of each document."""
     if not isinstance(value, Mapping) or not places[0].path:
         return
     known = {place.path[0] for place in places}
@@ -127,7 +128,7 @@ def _edited(
     added: Sequence[Entry],
     encrypt: Encrypt | None,
 ) -> Any:
-    """A copy of ``stored`` in which the container at ``place`` has other rows; ``value`` is ``stored`` decrypted."""
+    """Return a copy of ``stored`` with other rows in the container at ``place``; ``value`` is ``stored`` decrypted."""
     if place.path:
         name, *rest = place.path
         inner = _Place(tuple(rest), place.what)
@@ -150,7 +151,7 @@ def _edited(
 
 
 def _like(model: Any, entry: Entry) -> Any:
-    """What stands for a document, as ``model`` stands for another."""
+    """Return the entry of a document in the form that ``model``, another document's entry, has."""
     identity, record = entry
     match model:
         case PickledArray():
@@ -188,7 +189,7 @@ def _mapping_like(model: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
 
 
 def _sealed(place: _Place, model: Any, made: Any, encrypt: Encrypt | None) -> Any:
-    """``made``, which is to stand beside ``model``, with nothing of its text and metadata to be read."""
+    """Return ``made``, which will stand beside ``model``, with its text and metadata encrypted."""
     if encrypt is None or (place.what == "id" and not is_token(model)):
         return made
     if is_token(model) or not isinstance(made, dict):
@@ -222,7 +223,7 @@ _MODELS: dict[str, Any] = {
     "text": "",
     "metadata": {},
 }
-"""What an entry is like where there is none to be like."""
+"""The form of an entry in a file that has no other entry to follow."""
 
 _MAKERS: dict[str, Callable[[Any, Entry], Any]] = {
     "id": lambda model, entry: entry[0],

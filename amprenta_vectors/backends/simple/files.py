@@ -1,4 +1,4 @@
-"""The folder of a simple vector store: read and rewritten under a lock, both files or neither."""
+"""The folder of a simple vector store, read and rewritten under a lock: both files or neither."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from amprenta_vectors.errors import ConfigError, SourceError
 
 
 class SimpleFiles:
-    """The two files in ``folder``, which need not be there yet; ``key`` decrypts and encrypts metadata.
+    """The two files in ``folder``, which need not exist yet; ``key`` decrypts and encrypts metadata.
 
-    Whoever uses this class waits for the others, threads and processes. The old application's own class knows no lock:
-    let it not write meanwhile.
+    Users of this class wait for each other, threads and processes alike. The old application's own class knows no lock:
+    it must not write meanwhile.
     """
 
     def __init__(self, folder: Path, key: str | None) -> None:
@@ -28,11 +28,11 @@ class SimpleFiles:
         self._key = key
 
     def signature(self) -> tuple[Any, ...]:
-        """What is another one after every change of the files."""
+        """Return a value that differs after every change of the files."""
         return tuple(_stat_of(self.folder / name) for name in (*FILES, COMMITTED))
 
     def read(self) -> LegacyStore:
-        """What the files hold; nothing where neither is there. Raises as `read_store` does."""
+        """Read the files; the store is empty if neither exists. Raises as `read_store` does."""
         if not self.folder.is_dir():
             return self._read()
         with locked(self.folder, alone=False):
@@ -43,11 +43,11 @@ class SimpleFiles:
             return self._read()
 
     def change(self, gone: Collection[str], added: Sequence[Entry]) -> None:
-        """Take out the documents of the ids ``gone``, then put in ``added``.
+        """Remove the documents of the ids ``gone``, then add ``added``.
 
-        Both files are written in the shape that they have, read again and compared before they take the places of the
-        old ones. Raises `ConfigError` where the shape does not allow it, `SourceError` where the folder does not; then
-        nothing has changed.
+        Both files are written in the shape that they have, then read again and compared, before they replace the old
+        ones. Raises `ConfigError` if the shape does not allow it, `SourceError` if the folder does not; then nothing
+        has changed.
         """
         with self._os_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class SimpleFiles:
         _sync(following)
 
     def _check_prepared(self, before: LegacyStore, gone: Collection[str], added: Sequence[Entry]) -> None:
-        """Raises `ShapeUnchangeable` where what was written is not what was meant."""
+        """Raise `ShapeUnchangeable` if the files written do not hold what was meant."""
         after = read_held_store(self.folder / NEXT, self._key)
         expected = {name: record for name, record in before.records.items() if name not in gone} | dict(added)
         alike = after.records.keys() == expected.keys() and all(
@@ -98,7 +98,7 @@ class SimpleFiles:
             raise ShapeUnchangeable("what would be written is read as something else")
 
     def _finish(self) -> None:
-        """What was committed takes its place."""
+        """Move committed files into the place of the old ones."""
         committed = self.folder / COMMITTED
         if not committed.exists():
             return

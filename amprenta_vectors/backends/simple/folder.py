@@ -1,4 +1,4 @@
-"""The folder of a simple vector store: who may touch its files meanwhile, and where each of them is."""
+"""The folder of a simple vector store: its lock, and where each of its files is."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ METADATA_FILE = "metadata.json"
 FILES = (VECTORS_FILE, METADATA_FILE)
 
 NEXT, COMMITTED = ".next", ".committed"
-"""Folders in the store's own: files being written, and files that are to take the places of the old ones.
+"""Folders within the store's own: files being written, and files that are to replace the old ones.
 
-That the first is renamed to the second is what makes a change: before it nothing has happened, and after it whoever
-writes next finishes the work of a process that died.
+Renaming the first to the second is what makes a change: before it nothing has happened, and after it the next writer
+finishes the work of a process that died.
 """
 
 
 @contextmanager
 def locked(folder: Path, *, alone: bool) -> Iterator[None]:
-    """Hold ``folder`` against writers, or ``alone``; who holds it cannot take it again.
+    """Hold ``folder`` against writers, or ``alone``; a holder cannot take it again.
 
-    Raises `SourceNotFound` where it is not there, and `SourceError` for whatever `OSError` is raised meanwhile.
+    Raises `SourceNotFound` if the folder does not exist, and `SourceError` for any `OSError` raised meanwhile.
     """
-    # As only POSIX locks; an application on another backend need not have it.
+    # Only POSIX has this module; an application on another backend need not.
     import fcntl
 
     try:
@@ -48,6 +48,6 @@ def locked(folder: Path, *, alone: bool) -> Iterator[None]:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Where the content of a file is: of a change that was made and not finished, what is to take its place."""
+    """Return the path of a file's content: if a committed change is not finished, the file that replaces it."""
     committed = folder / COMMITTED / name
     return committed if committed.exists() else folder / name

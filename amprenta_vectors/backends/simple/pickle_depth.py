@@ -1,7 +1,7 @@
-"""How deep the tuples of a pickle are in one another, told from its opcodes before anything is built.
+"""How deeply the tuples of a pickle nest, told from its opcodes before anything is built.
 
-Python hashes a key that is a tuple by calling itself for each tuple within, without a limit: a hundred thousand of them
-in one another end the process.
+Python hashes a key that is a tuple by calling itself for each tuple within, without a limit: a hundred thousand nested
+tuples end the process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 
 DEEPEST = 16
-"""Tuples in one another; numpy's pickles have 2."""
+"""Levels of nested tuples; numpy's pickles have 2."""
 
 _PUSHES = (
     pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE + pickle.EMPTY_LIST + pickle.EMPTY_DICT + pickle.EMPTY_TUPLE
@@ -17,7 +17,7 @@ _PUSHES = (
     + pickle.SHORT_BINBYTES + pickle.BINBYTES + pickle.BINBYTES8 + pickle.BYTEARRAY8 + pickle.LONG1 + pickle.LONG4
 )  # fmt: skip
 _TAKES = {pickle.TUPLE1[0]: 1, pickle.TUPLE2[0]: 2, pickle.TUPLE3[0]: 3}
-# What an opcode takes from the stack, and whether it leaves something else there: never a tuple.
+# How many entries an opcode takes from the stack, by whether it leaves another there, which is never a tuple.
 _REPLACES = {pickle.REDUCE[0]: 2, pickle.STACK_GLOBAL[0]: 2}
 _DROPS = {pickle.BUILD[0]: 1, pickle.APPEND[0]: 1, pickle.SETITEM[0]: 2}
 _TO_MARK = pickle.LIST + pickle.DICT
@@ -27,28 +27,31 @@ _PUTS = pickle.BINPUT + pickle.LONG_BINPUT + pickle.PUT
 
 
 class TupleDepth:
-    """Follows a pickle's stack, each entry the depth of tuples that it is; 0 for what is none."""
+    """Follows a pickle's stack; each entry is the depth of tuples in that value, 0 for a value that is no tuple."""
 
     def __init__(self) -> None:
         self._stack: list[int] = []
         self._marks: list[int] = []
-        """How high the stack was at each mark."""
+        """The height of the stack at each mark."""
         self._memo: dict[int, int] = {}
         self._puts = self._memoized = 0
 
     def push(self, count: int) -> None:
-        """So many numbers."""
+        """Push ``count`` numbers."""
         self._stack += [0] * count
 
     def follow(self, opcode: int, argument: bytes) -> str | None:
-        """Take one opcode in; why it is refused, where it is. A pickle that takes what is not there is refused too."""
+        """Follow one opcode; return why it is refused, or None.
+
+        A pickle that takes from the stack or memo what is not there is refused too.
+        """
         try:
             self._follow(opcode, argument)
         except (IndexError, ValueError):
             return "it is no sound pickle: it takes what is not there"
         if self._stack and self._stack[-1] > DEEPEST:
             return f"it has more than {DEEPEST} tuples in one another"
-        # In which place MEMOIZE puts something is known only where nothing else does.
+        # The place that MEMOIZE writes to is known only if no other opcode writes to the memo.
         return "it numbers its memo in two ways" if self._puts and self._memoized else None
 
     def _follow(self, opcode: int, argument: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Pickles of plain data and numpy arrays, read without executing anything; what else one tries is refused by name."""
+"""Reads pickles of plain data and numpy arrays without executing anything; any other pickle is refused by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NUMBER_TYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
 class PickleRefused(SourceError):
-    """A pickle that holds, or tries, what a store's file has no need of; nothing of it was executed."""
+    """A pickle that holds, or tries, what no file of a store needs; nothing of it was executed."""
 
 
 class PickledArray:
@@ -42,7 +42,7 @@ class PickledArray:
 
 
 class _Number:
-    """Stands for ``numpy.dtype``: a type of numbers, or of nothing else."""
+    """A stand-in for ``numpy.dtype`` that is a type of numbers and of nothing else."""
 
     __slots__ = ("dtype",)
 
@@ -60,7 +60,7 @@ class _Number:
 
 
 class _StandIn:
-    """What a global's name is taken for: to be called with the arguments that numpy's pickles have, and no others."""
+    """A stand-in for a global: callable with the arguments that numpy's pickles have, and with no others."""
 
     __slots__ = ("_build", "name")
 
@@ -69,7 +69,7 @@ class _StandIn:
         self._build = build
 
     def __call__(self, *arguments: object) -> object:
-        """What the global would have made of them. Raises `PickleRefused`."""
+        """Return what the global would have made of the arguments. Raises `PickleRefused`."""
         try:
             if self._build is not None:
                 return self._build(*arguments)
@@ -142,16 +142,17 @@ _GLOBALS: dict[tuple[str, str], Callable[..., object] | None] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a global that is admitted; no module is ever imported."""
+        """Return the stand-in for a global that is admitted; no module is ever imported."""
         if (module, name) not in _GLOBALS:
             raise PickleRefused(f"the global {module}.{name}")
         return _StandIn(f"{module}.{name}", _GLOBALS[module, name])
 
 
 def read_pickle(data: bytes, name: str) -> Any:
-    """What a pickle holds, with `PickledArray` for every numpy array; ``name`` is its file's, for messages.
+    """Return what a pickle holds, with `PickledArray` for every numpy array; ``name`` is its file, for messages.
 
-    Raises `PickleRefused` saying what it tried, before anything of it is executed; of what is admitted nothing is.
+    Raises `PickleRefused` saying what the pickle tried, before anything of it is executed. Of what is admitted, nothing
+    is executed either.
     """
     found = scan(data)
     if found.refusal is not None:

@@ -1,4 +1,4 @@
-"""Reading a pickle's opcodes without obeying them: which are admitted, and whether the file holds what they declare."""
+"""Reads a pickle's opcodes without obeying them: which are admitted, and whether the file holds what they declare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amprenta_vectors.backends.simple.pickle_depth import TupleDepth
 LONGEST_PLACE = 19
 """Digits of a place in the memo: more say no more, and a reader that cuts them short follows another place."""
 LONGEST_NUMBER = 64
-"""Bytes that a number may be written with; the longest that a float's ``repr`` gives has 24."""
+"""Bytes that a number may be written with; the longest ``repr`` of a float has 24."""
 
 _WITHOUT_ARGUMENT = (
     pickle.MARK + pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE + pickle.EMPTY_LIST + pickle.EMPTY_DICT
@@ -21,8 +21,8 @@ _WITHOUT_ARGUMENT = (
     + pickle.MEMOIZE + pickle.STACK_GLOBAL
 )  # fmt: skip
 
-# What a million numbers are made of, at the speed of the regular expression engine: runs of numbers of one length, with
-# that length, and of numbers that are each put into a list at once.
+# A million numbers are skipped at the speed of the regular expression engine: runs of numbers of one length, with that
+# length, and runs of numbers that are each appended to a list at once.
 _RUNS = [
     (re.compile(rb"(?:%s)++" % one, re.DOTALL), size) for one, size in ((rb"G.{8}", 9), (rb"K.", 2), (rb"J.{4}", 5))
 ]
@@ -40,7 +40,7 @@ _COUNTED = {
     pickle.LONG1[0]: 1,
     pickle.LONG4[0]: 4,
 }
-"""Opcodes followed by the length of their argument, and the bytes of that length."""
+"""Opcodes followed by the length of their argument, and how many bytes that length takes."""
 _LINES = {pickle.UNICODE[0]: 1, pickle.GLOBAL[0]: 2, pickle.GET[0]: 1, pickle.PUT[0]: 1}
 """Opcodes followed by lines, and how many."""
 _NAMES = {ord(info.code): info.name for info in pickletools.opcodes}
@@ -55,14 +55,17 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class Scan:
-    """How far the opcodes are admitted: up to ``end``; ``refusal`` is why no further, None at the end of the pickle."""
+    """How far the opcodes are admitted: up to ``end``.
+
+    ``refusal`` says why no further; None if the pickle is admitted to its end.
+    """
 
     end: int
     refusal: str | None
 
 
 def scan(data: bytes) -> Scan:
-    """Look at every opcode of a pickle up to its STOP; nothing is built, called or allocated."""
+    """Read every opcode of a pickle up to its STOP; nothing is built, called or allocated."""
     at, depth = 0, TupleDepth()
     while True:
         if at >= len(data):
@@ -75,7 +78,7 @@ def scan(data: bytes) -> Scan:
         if opcode == pickle.STOP[0]:
             return Scan(at + 1, None)
         size, refusal = (1, None) if opcode in _WITHOUT_ARGUMENT else _measure(data, at, opcode)
-        # Of a text no more than its beginning; a place in the memo is whole.
+        # Of a text only its start is passed on; a place in the memo is passed on whole.
         refusal = refusal or depth.follow(opcode, data[at + 1 : at + min(size, LONGEST_PLACE + 1)])
         if refusal is not None:
             return Scan(at, refusal)
@@ -83,7 +86,7 @@ def scan(data: bytes) -> Scan:
 
 
 def _skip_numbers(data: bytes, at: int, depth: TupleDepth) -> int:
-    """Where the numbers that begin at ``at`` end."""
+    """Return where the numbers that start at ``at`` end."""
     if data[at] not in b"GKJMFIL":
         return at
     appended = _APPENDED.match(data, at)
@@ -102,7 +105,7 @@ def _skip_numbers(data: bytes, at: int, depth: TupleDepth) -> int:
 
 
 def _measure(data: bytes, at: int, opcode: int) -> tuple[int, str | None]:
-    """The bytes that the opcode at ``at`` takes with its argument, and why it is refused, where it is."""
+    """Return the bytes that the opcode at ``at`` takes with its argument, and why it is refused, or None."""
     if opcode in _LINES:
         return _measure_lines(data, at, opcode)
     if opcode == pickle.FRAME[0]:

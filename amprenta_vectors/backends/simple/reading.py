@@ -1,4 +1,4 @@
-"""One simple vector store, ``vectors.pkl`` and ``metadata.json`` in a folder, read and paired; nothing is written."""
+"""Reads and pairs the ``vectors.pkl`` and ``metadata.json`` of one simple vector store; nothing is written."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class LegacyRecord:
 
 @dataclass(frozen=True, eq=False)
 class LegacyStore:
-    """What a folder holds, by id in the order of its vectors. ``unpaired`` says of each other id what is amiss.
+    """The documents of a folder, by id in the order of its vectors. ``unpaired`` says of each other id what is wrong.
 
-    ``shape`` says what was found in the two files.
+    ``shape`` describes, for a person, what the two files hold.
     """
 
     folder: Path
@@ -45,23 +45,23 @@ class LegacyStore:
         return [*self.records, *self.unpaired]
 
     def dimensions(self) -> Counter[int]:
-        """How many vectors there are of each number of dimensions."""
+        """Return how many vectors there are of each number of dimensions."""
         return Counter(len(record.vector) for record in self.records.values())
 
 
 def read_store(folder: Path, key: str | None) -> LegacyStore:
     """Read and pair the two files of ``folder``; ``key`` decrypts metadata that is encrypted.
 
-    A change that another process is making is waited for, and one that a process made and did not finish is read as
-    made. Raises `SourceNotFound`, `SourceError` and its `PickleRefused`, `ConfigError` and `CredentialsRefused`, each
-    naming the file.
+    A change that another process is making is waited for, and a change that a process committed but did not finish is
+    read as made. Raises `SourceNotFound`, `SourceError` and its `PickleRefused`, `ConfigError` and
+    `CredentialsRefused`, each naming the file.
     """
     with locked(folder, alone=False):
         return read_held_store(folder, key)
 
 
 def read_held_store(folder: Path, key: str | None) -> LegacyStore:
-    """As `read_store`, by who holds the folder."""
+    """Read as `read_store` does, in a folder that the caller holds."""
     vectors_path, metadata_path = path_of(folder, VECTORS_FILE), path_of(folder, METADATA_FILE)
     path = vectors_path
     try:
@@ -88,7 +88,7 @@ def read_held_store(folder: Path, key: str | None) -> LegacyStore:
 
 
 def _pair(folder: Path, vectors: Columns, documents: Columns) -> tuple[dict[str, LegacyRecord], dict[str, str]]:
-    """By id where a file has ids, else by place where there are as many of each; a guess would mix up texts."""
+    """Pair by id if a file has ids, else by place if both have as many entries; a guess would mix up texts."""
     counts = f"{len(vectors.rows)} vectors in {VECTORS_FILE} and {len(documents.rows)} documents in {METADATA_FILE}"
     unpaired: dict[str, str] = {}
     for name, columns in ((VECTORS_FILE, vectors), (METADATA_FILE, documents)):
@@ -129,7 +129,7 @@ def _pair(folder: Path, vectors: Columns, documents: Columns) -> tuple[dict[str,
 
 
 def _set_apart(folder: Path, records: dict[str, LegacyRecord], unpaired: dict[str, str]) -> None:
-    """Move ids that no database holds to ``unpaired``, under names that can be written down."""
+    """Move ids that no database can hold to ``unpaired``, under names that can be written down."""
     odd = [identity for identity in (*records, *unpaired) if "\0" in identity or not is_encodable(identity)]
     for identity in odd:
         records.pop(identity, None)
@@ -139,7 +139,7 @@ def _set_apart(folder: Path, records: dict[str, LegacyRecord], unpaired: dict[st
 
 
 def is_encodable(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON and pickles may hold and UTF-8 does not."""
+    """Return whether a text is free of lone surrogates, which JSON and pickles may hold and UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -148,9 +148,9 @@ def is_encodable(text: str) -> bool:
 
 
 def _with_arrays(columns: Columns) -> Columns:
-    """``(dimension,)`` float32 in place of each row, None of what is no vector; the numbers are freed as it goes."""
+    """Return the rows as ``(dimension,)`` float32, None for what is no vector; the numbers are freed as it goes."""
     rows = columns.rows if isinstance(columns.rows, list) else list(columns.rows)
-    # A pickle may have one list in a million places. None that is still to come can be where another was freed.
+    # A pickle may have one list in a million places. No row still to come can have the id of a freed one.
     made: dict[int, NDArray[np.float32] | None] = {}
     for place, row in enumerate(rows):
         if id(row) not in made:
@@ -160,7 +160,7 @@ def _with_arrays(columns: Columns) -> Columns:
 
 
 def _by_id(path: Path, ids: Sequence[str], rows: Sequence[Any], unpaired: dict[str, str]) -> dict[str, Any]:
-    """Rows by id; an id that comes twice has none that is surely its own."""
+    """Return rows by id, without the ids that come twice: no row is surely theirs."""
     numbers = Counter(ids)
     unpaired |= {identity: f"{path} has this id {n} times" for identity, n in numbers.items() if n > 1}
     return {identity: row for identity, row in zip(ids, rows, strict=True) if numbers[identity] == 1}

@@ -1,4 +1,4 @@
-"""The shapes that the two files of a simple vector store have in the wild, each brought into columns."""
+"""The shapes that the two files of a simple vector store have in practice, each converted to columns."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DOCUMENT_LISTS = ("documents", "docs", "entries", "items", "data", "metadata", "
 
 
 class ShapeUnknown(Exception):
-    """The content is none of the shapes; the message says what it is."""
+    """The content has none of the known shapes; the message describes it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What a file holds, one entry a row. ``ids`` is None where the file has none; ``shape`` says what was found."""
+    """The content of a file, one entry a row. ``ids`` is None if the file has none; ``shape`` says what was found."""
 
     shape: str
     ids: Sequence[str] | None
@@ -31,7 +31,7 @@ class Columns:
 
 
 def to_vector_columns(value: Any) -> Columns:
-    """The vectors of an unpickled ``vectors.pkl``; a row is whatever stands for one vector. Raises `ShapeUnknown`."""
+    """Return the vectors of an unpickled ``vectors.pkl``; a row is whatever holds one vector. Raises `ShapeUnknown`."""
     if isinstance(value, PickledArray):
         if value.values.ndim != 2 and value.values.size:
             raise ShapeUnknown(f"an array of {value.values.ndim} dimensions; expected (rows, dimension)")
@@ -54,7 +54,7 @@ def to_vector_columns(value: Any) -> Columns:
 
 
 def to_document_columns(value: Any) -> Columns:
-    """The documents of a decoded ``metadata.json``; a row is ``(text or None, metadata)``. Raises `ShapeUnknown`."""
+    """Return the documents of a decoded ``metadata.json`` as ``(text or None, metadata)``. Raises `ShapeUnknown`."""
     if isinstance(value, list):
         return _listed(value, "a list of documents")
     if not isinstance(value, Mapping):
@@ -76,7 +76,7 @@ def to_document_columns(value: Any) -> Columns:
 
 
 def _columnar(value: Mapping[str, Any]) -> Columns | None:
-    """Texts and metadata in lists, or dicts, of their own."""
+    """Read texts and metadata that are in lists, or dicts, of their own; None for any other shape."""
     texts = next((value[name] for name in TEXTS if _is_list_of(value.get(name), str)), None)
     if texts is None:
         return _keyed(value)
@@ -91,7 +91,7 @@ def _columnar(value: Mapping[str, Any]) -> Columns | None:
 
 
 def _keyed(value: Mapping[str, Any]) -> Columns | None:
-    """Texts by id, and metadata by id beside them."""
+    """Read texts by id, with metadata by id beside them; None for any other shape."""
     texts = next((value[name] for name in TEXTS if isinstance(value.get(name), Mapping)), None)
     if texts is None or not all(isinstance(text, str) for text in texts.values()):
         return None
@@ -106,7 +106,7 @@ def _listed(entries: Sequence[Any], shape: str) -> Columns:
 
 
 def _document_of(entry: Any) -> tuple[str | None, dict[str, Any]]:
-    """Text and metadata of one document: metadata of its own, and whatever else stands beside text and id."""
+    """Return text and metadata of one document: its own metadata, and whatever else stands beside text and id."""
     if isinstance(entry, str):
         return entry, {}
     if not isinstance(entry, Mapping):
@@ -122,7 +122,7 @@ def _document_of(entry: Any) -> tuple[str | None, dict[str, Any]]:
 
 
 def _vector_of(entry: Any) -> tuple[Any, Any]:
-    """The id, where it has one, and what stands for the vector."""
+    """Return the id, None if there is none, and what holds the vector."""
     if not isinstance(entry, Mapping):
         return None, entry
     return _named(entry, IDS), _first(entry, VECTOR, (list, tuple, PickledArray))
@@ -138,7 +138,7 @@ def _ids_of(value: Mapping[str, Any]) -> Sequence[str] | None:
 
 
 def _whole(ids: Iterable[Any]) -> list[str] | None:
-    """The ids where every entry has one."""
+    """Return the ids if every entry has one, else None."""
     found = list(ids)
     return None if not found or any(identity is None for identity in found) else [str(identity) for identity in found]
 

@@ -28,7 +28,7 @@ PREFIX = "vector_store_"
 ORIGINAL_ID = "original_id"
 """The metadata field that keeps the id which a document had in its store."""
 UNLISTED = "*"
-"""In place of the collections of a user whose folder cannot be listed."""
+"""The name used for all collections of a user whose folder cannot be listed."""
 PAGE = 1000
 
 
@@ -50,13 +50,13 @@ class SimpleOrigin:
 
     @property
     def name(self) -> str:
-        """The folder."""
+        """The root folder, for messages."""
         return f"folder {str(self.root)!r}"
 
     def folders(self) -> dict[str, Path]:
-        """The folder of every namespace, in order; of a user whose folder cannot be listed, one for all theirs.
+        """Return the folder of every namespace, in order; one for all of a user whose folder cannot be listed.
 
-        Raises `SourceNotFound` where there is none, `SourceError` where the root cannot be listed.
+        Raises `SourceNotFound` if there is no store, `SourceError` if the root cannot be listed.
         """
         found = {
             f"{path.parent.name}/{path.name.removeprefix(PREFIX)}": path
@@ -80,7 +80,7 @@ class SimpleOrigin:
         return [folder for folder in folders if _has_files(folder)]
 
     def folder(self, namespace: str) -> Path:
-        """The folder of one. Raises `SourceNotFound`, and `SourceError` where it cannot be listed."""
+        """Return the folder of one namespace. Raises `SourceNotFound`, and `SourceError` if it cannot be listed."""
         folders = self.folders()
         if namespace not in folders:
             raise SourceNotFound(
@@ -92,7 +92,7 @@ class SimpleOrigin:
         return folder
 
     def namespaces(self) -> Mapping[str, int]:
-        """Every store is read; one that cannot be counts 0, and opening it says why."""
+        """Read every store and count its ids; a store that cannot be read counts 0, and `open` says why."""
         return {namespace: self._count(namespace) for namespace in self.folders()}
 
     def _count(self, namespace: str) -> int:
@@ -102,7 +102,7 @@ class SimpleOrigin:
             return 0
 
     def store(self, namespace: str) -> LegacyStore:
-        """The store, read again where another was read since. Raises as `read_store` does."""
+        """Return the store, read again if another was read since. Raises as `read_store` does."""
         with self._lock:
             if self._held is None or self._held[0] != namespace:
                 folder = self.folder(namespace)
@@ -111,7 +111,7 @@ class SimpleOrigin:
             return self._held[1]
 
     def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> SimpleSource:
-        """One store. Raises `DimensionMismatch` where not one of its vectors has the table's dimension."""
+        """Open one store. Raises `DimensionMismatch` if none of its vectors has the table's dimension."""
         store = self.store(namespace)
         found = store.dimensions()
         if found and table.dimension not in found:
@@ -123,12 +123,12 @@ class SimpleOrigin:
         return SimpleSource(self, namespace, store, table, with_metadata=with_metadata)
 
     def close(self) -> None:
-        """Forget the store that is held."""
+        """Forget the store that is held in memory."""
         self._held = None
 
 
 class SimpleSource:
-    """One store below an origin."""
+    """One store of an origin, as a source."""
 
     def __init__(
         self, origin: SimpleOrigin, namespace: str, store: LegacyStore, table: VectorTable, *, with_metadata: bool
@@ -142,7 +142,7 @@ class SimpleSource:
         self.description = SourceDescription("simple", identity, table.dimension, "cosine", count=len(store.ids))
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
-        """Pages of ids, unpaired ones too; a token of files that have other ids by now is refused."""
+        """Yield pages of ids, unpaired ones too; a token is refused if the ids have changed since."""
         ids = self._origin.store(self._namespace).ids
         digest = hashlib.sha256("\0".join(ids).encode()).hexdigest()[:16]
         known, _, place = (token or f"{digest}:0").partition(":")
@@ -153,7 +153,7 @@ class SimpleSource:
             yield ids[start:end], f"{digest}:{end}" if end < len(ids) else None
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
-        """The records of ``keys``; one of another dimension, or without its document, is in ``quarantined``."""
+        """Fetch the records of ``keys``; one of another dimension, or without its document, is quarantined."""
         store = self._origin.store(self._namespace)
         quarantined = [RowError(key, Reason.UNPAIRED, store.unpaired[key]) for key in keys if key in store.unpaired]
         found: list[str] = []
@@ -191,7 +191,7 @@ class SimpleSource:
         return None
 
     def _metadata_of(self, key: str, record: LegacyRecord) -> dict[str, Any]:
-        """With the id. Who has a key has what they write encrypted, as the store that is queried does."""
+        """Return the metadata with the original id, encrypted if there is a key, as the store that is queried does."""
         metadata = {**record.metadata, **({"text": record.text} if self._text_in_metadata else {})}
         cipher = self._origin.cipher
         return {
@@ -201,7 +201,7 @@ class SimpleSource:
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, in order."""
+    """Return the entries of a folder, in order."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -210,16 +210,16 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _has_files(folder: Path) -> bool:
-    """The old application makes the folder before it has anything to put into it."""
+    """Return whether a store has files: the old application makes the folder before it has any to put there."""
     try:
         return folder.is_dir() and any(path_of(folder, name).exists() for name in FILES)
     except OSError:
-        # It is there and cannot be looked into: reading it says why.
+        # The folder exists and cannot be looked into: reading it says why.
         return True
 
 
 def open_simple_origin(settings: Settings) -> SimpleOrigin:
-    """The stores below ``SIMPLE_STORE_ROOT``. Raises `SourceNotFound` where it is no folder."""
+    """Open the stores below ``SIMPLE_STORE_ROOT``. Raises `SourceNotFound` if it is no folder."""
     root = settings.simple_store_root
     if not root.is_dir():
         raise SourceNotFound(f"{root} is no folder", hint="--root FOLDER, or export SIMPLE_STORE_ROOT=FOLDER")

@@ -31,7 +31,11 @@ from amprenta_vectors.stores.vectors import first_with_direction, near_enough, t
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
-    """The files at one moment. ``directions`` is ``(n, dimension)`` float64, each of length 1, of those with one."""
+    """The files at one moment.
+
+    ``directions`` is ``(n, dimension)`` float64, each row of length 1: the vectors of ``keys``, which all have a
+    direction.
+    """
 
     signature: tuple[Any, ...]
     rows: Mapping[str, Record]
@@ -44,11 +48,11 @@ class _Loaded:
 class SimpleStore:
     """The documents in ``folder`` by the keys that ``to_key`` makes of their ids; each keeps its id in `ORIGINAL_ID`.
 
-    The files are read again when they have changed. What is added to files in the clear is written in the clear; where
-    anything in them is encrypted, or they are empty and there is a ``key``, its text and metadata are encrypted with
-    that; metadata that comes encrypted is decrypted first. Vectors of another dimension
-    than most, zero vectors and such with NaN are no hits. A filter on ``text_field`` asks the text. Hits not as near as
-    the score ``threshold`` are left out. Raises what `read_store` raises.
+    The files are read again when they have changed. What is added to plain files is written plain; if anything in them
+    is encrypted, or they are empty and there is a ``key``, the text and metadata added are encrypted with it; metadata
+    that comes encrypted is decrypted first. Vectors of another dimension than most, zero vectors and vectors with NaN
+    are no hits. A filter on ``text_field`` asks the text. Hits less near than the score ``threshold`` are left out.
+    Raises what `read_store` raises.
     """
 
     name = "simple"
@@ -73,7 +77,7 @@ class SimpleStore:
         self._loaded: _Loaded | None = None
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """The ``top_k`` nearest documents that match ``filter``, nearest first; every one of them is looked at."""
+        """Return the ``top_k`` nearest documents that match ``filter``, nearest first; every document is compared."""
         check_top_k(top_k)
         condition = parse_filter(filter) if filter else None
         loaded = self._load()
@@ -81,7 +85,7 @@ class SimpleStore:
             return near_enough(self, [], self._threshold)
         asked = to_query_vector(vector, loaded.dimension, cosine=True).astype(np.float64)
         scores = loaded.directions @ (asked / np.linalg.norm(asked))
-        # Rounded, so that equal vectors are equal; they stand in the order of their keys.
+        # Rounded, so that equal vectors have equal scores; these stand in the order of their keys.
         hits: list[Hit] = []
         for row in np.argsort(-np.round(scores, 12), kind="stable"):
             record = loaded.rows[loaded.keys[row]]
@@ -92,15 +96,15 @@ class SimpleStore:
         return near_enough(self, hits, self._threshold)
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The documents of ``keys`` by key; absent keys are absent."""
+        """Return the documents of ``keys`` by key; absent keys are absent."""
         rows = self._load().rows
         return {key: rows[key] for key in keys if key in rows}
 
     def upsert(self, records: Sequence[Record]) -> int:
-        """Insert or replace documents, all or none; returns how many. Of those that share a key the last one counts.
+        """Insert or replace documents, all or none; returns how many.
 
-        Raises `RowError` for one that cannot be kept, before anything is written: whose metadata, say, has no
-        `ORIGINAL_ID` that its key is made of.
+        Of documents that share a key the last one counts. Raises `RowError` for a document that cannot be kept, before
+        anything is written: one whose key, say, is not made of the `ORIGINAL_ID` in its metadata.
         """
         if not records:
             return 0
@@ -120,12 +124,12 @@ class SimpleStore:
             self._files.change(gone, [])
 
     def stored_vector(self) -> NDArray[np.float32] | None:
-        """Some vector that can be asked for, ``(dimension,)``; None where there is none."""
+        """Return some vector to query with, ``(dimension,)``; None if there is none."""
         loaded = self._load()
         return first_with_direction(loaded.rows[key].vector for key in loaded.keys)
 
     def count(self) -> int:
-        """How many documents have a vector of the store's dimension."""
+        """Return how many documents have a vector of the store's dimension."""
         loaded = self._load()
         return sum(len(record.vector) == loaded.dimension for record in loaded.rows.values())
 
@@ -177,10 +181,10 @@ def _has_direction(vector: NDArray[np.float32]) -> bool:
 
 
 def open_simple_store(settings: Settings) -> SimpleStore:
-    """The store ``USER/vector_store_COLLECTION`` below ``SIMPLE_STORE_ROOT``; it need not be there yet.
+    """Open the store ``USER/vector_store_COLLECTION`` below ``SIMPLE_STORE_ROOT``; it need not exist yet.
 
-    User and collection are the scope in ``AMPRENTA_TABLE`` that ``PINECONE_NAMESPACE`` names. Raises `ConfigError`
-    where they are none.
+    User and collection are the scope in ``AMPRENTA_TABLE`` that ``PINECONE_NAMESPACE`` names. Raises `ConfigError` if
+    the scope is not a user and a collection.
     """
     table = get_table(settings.table, settings.config)
     scope = table.scope_for(settings.namespace)
@@ -206,7 +210,7 @@ _PARTS = ("user", "collection")
 
 
 def _as_folder(what: str, name: str) -> str:
-    """``name``, which leads nowhere else. Raises `ConfigError`."""
+    """Return ``name`` if it is a plain folder name. Raises `ConfigError` if it could lead elsewhere."""
     if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
         raise ConfigError(f"the {what} is {name!r}; expected the name of a folder")
     return name

@@ -1,1 +1,1 @@
-"""Two stores behind one: one file a mode of ``VECTOR_MODE``."""
+"""Stores that join two stores behind one: one file a mode of ``VECTOR_MODE``."""

@@ -1,4 +1,4 @@
-"""A circuit breaker: what keeps failing is left alone for a while, and its state can be seen."""
+"""A circuit breaker: calls that keep failing are not made for a while, and its state can be seen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPEN_SECONDS = 30.0
 
 
 class Breaker:
-    """Opens after ``failures`` in a row; ``open_seconds`` later it lets one call through, which closes or opens it.
+    """Opens after ``failures`` in a row; ``open_seconds`` later lets one call through, which closes or opens it.
 
     As Nygard describes it in «Release It!». Calls run outside its lock, side by side.
     """
@@ -31,20 +31,20 @@ class Breaker:
         self._failures = 0
         self._opened_at: float | None = None
         self._prober: int | None = None
-        """The thread whose call decides, while it is under way."""
+        """The thread whose call decides, while it is under way; else None."""
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
-        """``closed``: calls go through. ``half-open``: the next one, or the one under way, decides."""
+        """``closed``: calls go through. ``open``: none does. ``half-open``: the next, or the one under way, decides."""
         with self._lock:
             if self._opened_at is None:
                 return "closed"
             return "half-open" if self._prober is not None or self._is_due() else "open"
 
     def allows(self) -> bool:
-        """Whether a call may be made now.
+        """Return whether a call may be made now.
 
-        One that may be is followed by `succeeded`, `failed` or `released`, called by the same thread.
+        A call that is allowed must be followed by `succeeded`, `failed` or `released`, from the same thread.
         """
         with self._lock:
             if self._opened_at is None:
@@ -55,12 +55,12 @@ class Breaker:
             return True
 
     def succeeded(self) -> None:
-        """A call went well."""
+        """Record that a call went well."""
         with self._lock:
             self._failures, self._opened_at, self._prober = 0, None, None
 
     def failed(self) -> bool:
-        """A call failed; returns whether the breaker opened by it."""
+        """Record that a call failed; return whether that opened the breaker."""
         with self._lock:
             self._failures += 1
             opens = self._prober is not None or (self._opened_at is None and self._failures >= self._most)
@@ -69,7 +69,7 @@ class Breaker:
             return opens
 
     def released(self) -> None:
-        """The call was not made after all, and tells nothing; another thread's, which decides, still does."""
+        """Record that the call was not made, which decides nothing; another thread's deciding call still decides."""
         with self._lock:
             if self._prober == threading.get_ident():
                 self._prober = None

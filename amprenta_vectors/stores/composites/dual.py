@@ -23,21 +23,21 @@ log = logging.getLogger(__name__)
 CLAIMED_AT_ONCE = 500
 WRITTEN_AT_ONCE = 100
 BEGIN_WITHIN = 0.2
-"""Of the time that a claim lasts, so that the last request begun ends before it."""
+"""The share of a claim's time in which requests may start, so that the last of them ends before the claim."""
 AWAY = (TransientError, CredentialsRefused, SourceNotFound)
-"""What concerns the other store as a whole, and no single record."""
+"""Errors that concern the other store as a whole, and no single record."""
 OPEN_SECONDS = 10.0
 DRAIN_SECONDS = 1.0
-"""How often a store looks for what is pending: writes of an application's transaction, and what failed."""
+"""Seconds between looks for what is pending: writes of an application's transaction, and writes that failed."""
 
 
 class DualStore:
     """Reads from ``primary``, one of ``pgvector`` and ``other``; writes to both.
 
     A write and its intent commit in PostgreSQL together, in the caller's transaction where one is given; then the other
-    store is written to, and the intent cleared. What the other store did not get, because it was away, the process died
-    or the caller's transaction was still open, a thread of this store brings it, or ``amprenta-vectors outbox drain``.
-    A write that the other store refuses for good is raised, and stays pending.
+    store is written to, and the intent cleared. Writes that the other store did not get, because it was away, the
+    process died or the caller's transaction was still open, are drained later by a thread of this store, or by
+    ``amprenta-vectors outbox drain``. A write that the other store refuses for good is raised, and stays pending.
     """
 
     def __init__(self, pgvector: PgVectorStore, other: VectorStore, outbox: Outbox, *, primary: VectorStore) -> None:
@@ -46,37 +46,37 @@ class DualStore:
         self._outbox = outbox
         self._primary = primary
         self.breaker = Breaker(open_seconds=OPEN_SECONDS)
-        """Open while the other store is away: then a write is not held up by it, and the thread tries now and then."""
+        """Open while the other store is away: then no write waits for it, and the thread tries now and then."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep_draining, name="outbox", daemon=True)
         self._thread.start()
 
     @property
     def name(self) -> str:
-        """``primary, writing to both``."""
+        """The primary's name, with ``writing to both``."""
         return f"{self._primary.name}, writing to both"
 
     @property
     def distance(self) -> Distance:
-        """The primary's."""
+        """The primary's distance."""
         return self._primary.distance
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """The primary's answer."""
+        """Return the primary's answer."""
         return self._primary.query(vector, top_k=top_k, filter=filter)
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The primary's rows."""
+        """Return the primary's rows."""
         return self._primary.fetch(keys)
 
     def count(self) -> int:
-        """The primary's count."""
+        """Return the primary's count."""
         return self._primary.count()
 
     def upsert(self, records: Sequence[Record], *, connection: Connection | None = None) -> int:
-        """Insert or replace whole rows on both sides; returns how many.
+        """Insert or replace whole rows in both stores; return how many.
 
-        With ``connection`` it happens with the caller's transaction, and the other store follows after its commit.
+        With ``connection`` it happens in the caller's transaction, and the other store follows after its commit.
         """
         latest = list({record.key: record for record in records}.values())
         keys = [record.key for record in latest]
@@ -89,7 +89,10 @@ class DualStore:
         return written
 
     def delete(self, keys: Sequence[str], *, connection: Connection | None = None) -> None:
-        """Delete rows on both sides."""
+        """Delete rows in both stores.
+
+        With ``connection`` it happens in the caller's transaction, and the other store follows after its commit.
+        """
         if connection is not None:
             with errors_as_ours():
                 self._delete(connection, keys)
@@ -99,7 +102,7 @@ class DualStore:
         self._drain(keys)
 
     def close(self) -> None:
-        """Close both. What is still pending stays in the database, where others may bring it at once."""
+        """Close both stores. What is still pending stays in the database, where others may drain it at once."""
         self._closing.set()
         self._thread.join(DRAIN_SECONDS * 2)
         self._pgvector.close()
@@ -122,7 +125,7 @@ class DualStore:
         self._outbox.intend_deletion(connection, unique)
 
     def _drain(self, keys: Sequence[str]) -> None:
-        """Bring the other store what was just committed. Raises what it refuses for good."""
+        """Drain to the other store what was just committed. Raises what the store refuses for good."""
         for start in range(0, len(keys), CLAIMED_AT_ONCE):
             refusal = self._try_to_drain(keys[start : start + CLAIMED_AT_ONCE])
             if refusal is not None and not isinstance(refusal, TransientError):
@@ -133,7 +136,10 @@ class DualStore:
             self._try_to_drain(None)
 
     def _try_to_drain(self, keys: Sequence[str] | None) -> AmprentaError | None:
-        """What was refused. Whatever else goes wrong, the intents are committed, and only their clearing is late."""
+        """Drain if the breaker allows it; return the last refusal, None if there is none.
+
+        Whatever else goes wrong, the intents are committed, and only their clearing is late.
+        """
         if not self.breaker.allows():
             return None
         try:
@@ -156,7 +162,7 @@ class DualStore:
                 self.breaker.succeeded()
             return refusal
         finally:
-            # Where nobody was asked, nothing is known: the next one tries.
+            # If the other store was not asked, nothing is known of it: the next call tries.
             self.breaker.released()
 
 
@@ -169,14 +175,14 @@ def drain(
     at_once: bool = False,
     closing: threading.Event | None = None,
 ) -> tuple[int, AmprentaError | None]:
-    """Bring ``other`` what is pending; returns of how many keys it got the latest, and the last refusal.
+    """Write what is pending to ``other``; return how many keys it got the latest of, and the last refusal.
 
-    Once ``closing`` is set nothing more is begun, and what was claimed for it is given back. Safe to repeat, and to run
-    beside any other: in whatever order they come, the last of each key is what stays.
+    Once ``closing`` is set no more writes are started, and what was claimed for them is given back. Safe to repeat, and
+    to run beside any other: in whatever order they come, the last write of each key is what stays.
     """
     brought, refusal, again = 0, None, False
     while intents := outbox.claim(CLAIMED_AT_ONCE, keys=keys, at_once=at_once and not again):
-        # What is not begun by then is left to its claim, so that none is written after that has run out.
+        # Writes not started by then are left to their claim, so that none is written after the claim has run out.
         deadline = time.monotonic() + outbox.claim_seconds * BEGIN_WITHIN
         waiting = list(_parts(intents))
         while waiting and not (closing and closing.is_set()):
@@ -195,7 +201,7 @@ def drain(
 
 
 def _parts(intents: Sequence[Intent]) -> Iterator[list[Intent]]:
-    """In their order, each of one operation and about one request."""
+    """Yield the intents in their order, in groups of one operation and about one request."""
     for _, group in groupby(intents, key=lambda intent: intent.operation):
         alike = list(group)
         for start in range(0, len(alike), WRITTEN_AT_ONCE):
@@ -205,7 +211,10 @@ def _parts(intents: Sequence[Intent]) -> Iterator[list[Intent]]:
 def _bring(
     outbox: Outbox, pgvector: PgVectorStore, other: VectorStore, intents: list[Intent]
 ) -> tuple[int, AmprentaError | None]:
-    """All at once; where one of them is refused for good, one by one, so that it does not hold up the others."""
+    """Write intents all at once; if one is refused for good, one by one, so that it does not hold up the others.
+
+    Returns how many were written and cleared, and the last error.
+    """
     try:
         _write(other, intents)
     except AWAY as error:
@@ -232,7 +241,7 @@ def _write(other: VectorStore, intents: Sequence[Intent]) -> None:
 
 
 def _intend_again(outbox: Outbox, pgvector: PgVectorStore, keys: Sequence[str]) -> None:
-    """Somebody else wrote these beside us, and nobody knows who came last: let what PostgreSQL has be written again."""
+    """Intend keys that another process wrote too, as PostgreSQL has them: which write came last cannot be known."""
     with outbox.transaction() as connection:
         outbox.lock(connection, keys, "delete")
         rows = pgvector.fetch(keys, connection=connection)

@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 32
 CALLERS_FAULT = (ConfigError, FilterError, DimensionMismatch)
-"""What is wrong with the question itself, and would be on either side."""
+"""Errors in the question itself, which would be errors in either store."""
 
 Answer = TypeVar("Answer")
 
 
 class FallbackStore:
-    """Reads from ``primary``, or from ``secondary`` where the primary fails or takes over ``timeout_seconds``.
+    """Reads from ``primary``, or from ``secondary`` if the primary fails or takes over ``timeout_seconds``.
 
     After some failures in a row ``breaker`` opens, and the primary is not asked for a while; its ``state`` is for
-    whoever watches the application. Writes go to the primary alone and fail with it: nothing is written where the
-    primary would never learn of it.
+    monitoring the application. Writes go to the primary alone and fail with it: nothing is written where the primary
+    would never learn of it.
     """
 
     def __init__(
@@ -43,24 +43,24 @@ class FallbackStore:
 
     @property
     def name(self) -> str:
-        """``primary, else secondary``."""
+        """The names of both stores: ``primary, else secondary``."""
         return f"{self._primary.name}, else {self._secondary.name}"
 
     @property
     def distance(self) -> Distance:
-        """The primary's."""
+        """The primary's distance."""
         return self._primary.distance
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """The ``top_k`` nearest rows that match ``filter``, nearest first, of whichever store answers."""
+        """Return the ``top_k`` nearest rows that match ``filter``, nearest first, from the store that answers."""
         return self._read(lambda store: store.query(vector, top_k=top_k, filter=filter))
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The rows of ``keys`` by key."""
+        """Return the rows of ``keys`` by key, from the store that answers."""
         return self._read(lambda store: store.fetch(keys))
 
     def upsert(self, records: Sequence[Record]) -> int:
-        """Insert or replace rows of the primary."""
+        """Insert or replace rows of the primary; return how many."""
         return self._primary.upsert(records)
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -68,11 +68,11 @@ class FallbackStore:
         self._primary.delete(keys)
 
     def count(self) -> int:
-        """How many rows have a vector."""
+        """Return how many rows have a vector, in the store that answers."""
         return self._read(lambda store: store.count())
 
     def close(self) -> None:
-        """Close both; a call that still hangs is not waited for."""
+        """Close both stores, without waiting for a call that still hangs."""
         self._pool.close()
         self._primary.close()
         self._secondary.close()
@@ -86,7 +86,7 @@ class FallbackStore:
             self.breaker.succeeded()
             raise
         except Exception as error:
-            # Whatever is wrong with the primary: the secondary is there for it.
+            # Any failure of the primary is what the secondary is there for.
             reason = f"no answer in {self._timeout_seconds} s" if isinstance(error, TookTooLong) else repr(error)
             opened = self.breaker.failed()
             log.warning(
@@ -98,7 +98,7 @@ class FallbackStore:
             )
             return call(self._secondary)
         except BaseException:
-            # Stopped while it waited, by Ctrl-C say: the next call tries the primary.
+            # Interrupted while it waited, by Ctrl-C say: the next call tries the primary.
             self.breaker.released()
             raise
         self.breaker.succeeded()

@@ -1,4 +1,4 @@
-"""``VECTOR_MODE=hybrid``: both stores are asked, and their hits joined."""
+"""``VECTOR_MODE=hybrid``: both stores are asked, and their hits are joined."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Join = Literal["union", "intersection"]
 Answer = TypeVar("Answer")
 CALLS_AT_ONCE = 32
 OVERSAMPLING = 4
-"""An intersection asks each side for so many times ``top_k``: hits just below one side's last place still meet."""
+"""Hits an intersection asks of each side for each hit wanted, so that hits just below one side's last still meet."""
 
 
 class HybridStore:
     """Asks both stores at once, and joins their hits by key.
 
     A key that both found has the nearer of its two scores, and the primary's text and metadata. ``union``: the
-    ``top_k`` nearest of all; where one side fails, the other answers alone, and that is logged. ``intersection``: only
-    what both found; where one side fails, that is an error. A side that takes over ``timeout_seconds`` has failed.
-    Scores of two distances cannot be compared, so both stores must have the same one: `ConfigError`. Writes go to the
-    primary alone.
+    ``top_k`` nearest of all; if one side fails, the other answers alone, and that is logged. ``intersection``: only
+    hits that both found; if one side fails, that is an error. A side that takes over ``timeout_seconds`` has failed.
+    Scores of two distances cannot be compared, so a query raises `ConfigError` unless both stores have the same one.
+    Writes go to the primary alone.
     """
 
     def __init__(self, primary: VectorStore, secondary: VectorStore, *, join: Join, timeout_seconds: float) -> None:
@@ -42,21 +42,21 @@ class HybridStore:
         self._secondary = secondary
         self._join = join
         self._timeout_seconds = timeout_seconds
-        # One a side: calls that hang on one leave the other its threads.
+        # One pool a side: calls that hang on one side leave the other its threads.
         self._pools = tuple(DaemonPool(CALLS_AT_ONCE, f"hybrid-{side}") for side in ("primary", "secondary"))
 
     @property
     def name(self) -> str:
-        """``union of primary and secondary``."""
+        """The names of both stores, and how they are joined: ``union of primary and secondary``."""
         return f"{self._join} of {self._primary.name} and {self._secondary.name}"
 
     @property
     def distance(self) -> Distance:
-        """That of both."""
+        """The distance both stores share."""
         return self._primary.distance
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """The ``top_k`` nearest rows that match ``filter``, nearest first."""
+        """Return the ``top_k`` nearest rows that match ``filter``, nearest first."""
         self._check_comparable()
         asked = top_k if self._join == "union" else min(top_k * OVERSAMPLING, max(MAX_TOP_K, top_k))
         first, second = self._both(
@@ -65,15 +65,15 @@ class HybridStore:
         return self._joined(first or [], second or [])[:top_k]
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The rows of ``keys`` by key; the primary's where both have one. Either side's failure is an error.
+        """Return the rows of ``keys`` by key, the primary's if both have one. Either side's failure is an error.
 
-        A row that only the failing side has would else seem not to be there.
+        Otherwise a row that only the failing side has would seem not to exist.
         """
         first, second = self._both(lambda store: store.fetch(keys), either=False)
         return {**(second or {}), **(first or {})}
 
     def upsert(self, records: Sequence[Record]) -> int:
-        """Insert or replace rows of the primary."""
+        """Insert or replace rows of the primary; return how many."""
         return self._primary.upsert(records)
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -81,11 +81,11 @@ class HybridStore:
         self._primary.delete(keys)
 
     def count(self) -> int:
-        """How many rows of the primary have a vector."""
+        """Return how many rows of the primary have a vector."""
         return self._primary.count()
 
     def close(self) -> None:
-        """Close both; a call that still hangs is not waited for."""
+        """Close both stores, without waiting for a call that still hangs."""
         for pool in self._pools:
             pool.close()
         self._primary.close()
@@ -100,7 +100,7 @@ class HybridStore:
             )
 
     def _both(self, call: Callable[[VectorStore], Answer], *, either: bool) -> tuple[Answer | None, Answer | None]:
-        """What each side answers; with ``either``, None for one that fails while the other does not."""
+        """Return what each side answers; with ``either``, None for a side that fails while the other does not."""
         deadline = time.monotonic() + self._timeout_seconds
         sides = (self._primary, self._secondary)
         running = [pool.submit(call, store) for pool, store in zip(self._pools, sides, strict=True)]
@@ -127,7 +127,7 @@ class HybridStore:
             took = f"{store.name} gave no answer in {self._timeout_seconds:g} s"
             return None, TimedOut(took, hint="raise VECTOR_TIMEOUT_SECONDS")
         except Exception as error:
-            # Whatever is wrong with one side, the other is there for it.
+            # Any failure of one side is what the other is there for.
             return None, error
 
     def _joined(self, first: Sequence[Hit], second: Sequence[Hit]) -> list[Hit]:

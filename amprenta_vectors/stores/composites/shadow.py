@@ -1,4 +1,4 @@
-"""``VECTOR_MODE=shadow``: the primary answers; the secondary is asked beside it, and what it says is kept."""
+"""``VECTOR_MODE=shadow``: the primary answers; the secondary is asked beside it, and the comparison is recorded."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 THREADS = 2
 MOST_WAITING = 64
-"""Queries that wait for the secondary; those that come while so many do are not compared, and counted."""
+"""Queries that may wait for the secondary; those that come while so many wait are counted and not compared."""
 CLOSING_SECONDS = 2.0
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A query that the primary has answered, ``vector`` being ``(dimension,)`` float32."""
+    """A query that the primary has answered; ``vector`` is ``(dimension,)`` float32."""
 
     vector: NDArray[np.float32]
     top_k: int
@@ -39,7 +39,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """What the secondary made of it: an agreement, or an error."""
+    """The secondary's answer to the same query: how far it agrees, or an error."""
 
     secondary_ms: float
     agreement: Agreement | None = None
@@ -47,9 +47,9 @@ class Answered:
 
 
 class ShadowStore:
-    """Everything goes to ``primary`` alone, at its own speed; each query is then asked of ``secondary`` in a thread.
+    """Sends every call to ``primary`` alone, at its own speed; each query is then sent to ``secondary`` in a thread.
 
-    ``record`` keeps what came of it. Whatever the secondary does, hang, fail or answer garbage, no caller notices.
+    ``record`` keeps the comparison. Whatever the secondary does, hang, fail or answer garbage, no caller notices.
     """
 
     def __init__(self, primary: VectorStore, secondary: VectorStore, record: ShadowLog) -> None:
@@ -68,16 +68,16 @@ class ShadowStore:
 
     @property
     def name(self) -> str:
-        """``primary, shadowed by secondary``."""
+        """The names of both stores: ``primary, shadowed by secondary``."""
         return f"{self._primary.name}, shadowed by {self._secondary.name}"
 
     @property
     def distance(self) -> Distance:
-        """The primary's."""
+        """The primary's distance."""
         return self._primary.distance
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """The primary's answer."""
+        """Return the primary's answer, and queue the query for the secondary."""
         start = time.perf_counter()
         hits = self._primary.query(vector, top_k=top_k, filter=filter)
         taken = (time.perf_counter() - start) * 1000
@@ -89,23 +89,23 @@ class ShadowStore:
         return hits
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """The primary's rows."""
+        """Return the primary's rows."""
         return self._primary.fetch(keys)
 
     def upsert(self, records: Sequence[Record]) -> int:
-        """Write to the primary."""
+        """Insert or replace rows of the primary; return how many."""
         return self._primary.upsert(records)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete from the primary."""
+        """Delete rows of the primary."""
         self._primary.delete(keys)
 
     def count(self) -> int:
-        """The primary's count."""
+        """Return the primary's count."""
         return self._primary.count()
 
     def close(self) -> None:
-        """Close both; the secondary is given two seconds for what waits."""
+        """Close both stores; the secondary is given two seconds for queries that wait."""
         deadline = time.monotonic() + CLOSING_SECONDS
         while self._waiting.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -129,7 +129,7 @@ class ShadowStore:
                 self._waiting.task_done()
 
     def _dropped_since(self) -> int:
-        """Queries dropped since this was last asked."""
+        """Return how many queries were dropped since the last call."""
         with self._counting:
             dropped = self.dropped - self._dropped_kept
             self._dropped_kept += dropped
@@ -148,7 +148,7 @@ class ShadowStore:
 
 
 class ShadowLog:
-    """Keeps comparisons in ``shadow_query``; the query's vector with them, its text never. Disposes of ``engine``."""
+    """Keeps comparisons in ``shadow_query``, with the query's vector and never its text. Disposes of ``engine``."""
 
     def __init__(self, engine: sa.Engine, primary: str, secondary: str) -> None:
         self._engine = engine

@@ -1,1 +1,1 @@
-"""Pinecone's filter language, and the bound SQL that it becomes."""
+"""Pinecone's filter language, and its translation to bound SQL."""

@@ -1,4 +1,4 @@
-"""Filters on columns of the table itself: the same language and meaning as over metadata, on typed values."""
+"""Filters on columns of the table itself: the language and meaning are those over metadata, the values are typed."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _KINDS: dict[str, sa.types.TypeEngine[Any]] = {
 
 
 def to_filter_column(column: sa.ColumnElement[Any], type_name: str, field: str) -> sa.ColumnElement[Any]:
-    """``column`` as `column_sql` takes it. Raises `FilterError` for a type that no operand can equal."""
+    """Return ``column`` as `column_sql` takes it. Raises `FilterError` for a type that no operand can equal."""
     kind = _KINDS.get(type_name.split("(")[0].split(".")[-1].rstrip())
     if kind is None:
         raise FilterError(
             f"a filter on {field!r} asks a column of type {type_name}; expected text, a number or a boolean",
             hint="filter on another field",
         )
-    # The cast of a text type to text costs no index; a number is compared as what it is.
+    # Casting a text type to text loses no index; a number is compared in its own type.
     return sa.cast(column, kind) if isinstance(kind, sa.Text) else sa.type_coerce(column, kind)
 
 
 def column_sql(operator: str, operand: Any, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    """A comparison that is not negated, on a column whose type says what it holds; NULL is a missing field.
+    """Return a comparison that is not negated, on a typed column of the table; NULL is a missing field.
 
-    What Pinecone says of numbers holds here: both sides are float64, so an exact column is compared with the values
+    Numbers compare as Pinecone compares them, as float64 on both sides: so an exact column is compared with the values
     that round to the operand, and a ``real`` one with the operand as a ``real``.
     """
     if operator == "$exists":
@@ -73,7 +73,7 @@ def _equal(number: float, column: sa.ColumnElement[Any]) -> sa.ColumnElement[boo
 def _ordered(operator: str, number: float, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
     if isinstance(column.type, sa.Float):
         bound: sa.ColumnElement[Any] = sa.cast(_as_stored(number, column), sa.Double)
-        # PostgreSQL takes NaN for greater than any number.
+        # PostgreSQL sorts NaN above every number.
         return sa.and_(compare(operator, column, bound), column != sa.cast(math.nan, sa.Double))
     operator, exact = edge(operator, number)
     if isinstance(column.type, sa.BigInteger):
@@ -83,7 +83,7 @@ def _ordered(operator: str, number: float, column: sa.ColumnElement[Any]) -> sa.
 
 
 def _integer_ordered(operator: str, exact: Decimal, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    """By the nearest integer that passes, so that an index on the column serves."""
+    """Compare with the nearest integer that is in the range, so that an index on the column serves."""
     upward = operator in ("$gt", "$gte")
     whole = math.ceil(exact) if upward else math.floor(exact)
     if whole == exact and operator in ("$gt", "$lt"):
@@ -94,7 +94,7 @@ def _integer_ordered(operator: str, exact: Decimal, column: sa.ColumnElement[Any
 
 
 def compare(operator: str, column: sa.ColumnElement[Any], bound: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    """``column`` in the relation to ``bound`` that the operator of a range names."""
+    """Return ``column`` in the relation to ``bound`` that the operator of a range names."""
     match operator:
         case "$gt":
             return column > bound

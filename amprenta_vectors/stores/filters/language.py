@@ -1,4 +1,4 @@
-"""Pinecone's metadata filter language, read and evaluated; :mod:`filter_sql` compiles it to SQL.
+"""Pinecone's metadata filter language, read and evaluated; :mod:`amprenta_vectors.stores.filters.sql` compiles it.
 
 A filter maps fields to operands: ``{"genre": "drama", "year": {"$gte": 1990, "$lt": 2000}}``. Several fields, or
 several operators on one field, must all hold; ``$and`` and ``$or`` take lists of filters and nest.
@@ -14,7 +14,7 @@ operator               operand                                     matches
 ``$exists``            a boolean                                   whether the record has the field
 =====================  ==========================================  =========================================
 
-What the service's documentation leaves open is settled so, wherever a filter runs:
+What the service's documentation leaves open is settled as follows, wherever a filter runs:
 
 - A **missing field** equals nothing and is in no range, so ``$ne`` and ``$nin`` match it, as in MongoDB's language,
   which Pinecone's is a part of. Pinecone has no null; where a document holds one, the field counts as missing.
@@ -47,12 +47,12 @@ FIELD_OPERATORS = ("$eq", "$ne", *RANGES, "$in", "$nin", "$exists")
 GROUP_OPERATORS = ("$and", "$or")
 
 MAX_VALUES = 10_000
-"""How many values Pinecone takes in one ``$in`` or ``$nin``."""
+"""Values that Pinecone takes in one ``$in`` or ``$nin``."""
 MAX_DEPTH = 100
-"""How deep ``$and`` and ``$or`` may nest: ours, far below the depth at which PostgreSQL's parser gives up."""
+"""Levels to which ``$and`` and ``$or`` may nest: our own limit, far below the one of PostgreSQL's parser."""
 
 Operand = str | float | bool | tuple[str, ...] | tuple[float, ...]
-"""A number is always a float; what ``$in`` and ``$nin`` take is all strings or all numbers."""
+"""The operand of a comparison: a number is always a float; ``$in`` and ``$nin`` take all strings or all numbers."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Comparison:
     operand: Operand
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a record with this metadata is meant."""
+        """Return whether a record with this metadata matches."""
         value = metadata.get(self.field)
         match self.operator:
             case "$exists":
@@ -83,23 +83,23 @@ class Comparison:
 
 @dataclass(frozen=True)
 class AllOf:
-    """Every part must match; without parts, everything does."""
+    """A condition of which every part must match; without parts, everything does."""
 
     parts: tuple[Condition, ...]
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a record with this metadata is meant."""
+        """Return whether a record with this metadata matches."""
         return all(part.matches(metadata) for part in self.parts)
 
 
 @dataclass(frozen=True)
 class AnyOf:
-    """At least one part must match."""
+    """A condition of which at least one part must match."""
 
     parts: tuple[Condition, ...]
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a record with this metadata is meant."""
+        """Return whether a record with this metadata matches."""
         return any(part.matches(metadata) for part in self.parts)
 
 
@@ -107,7 +107,7 @@ Condition = Comparison | AllOf | AnyOf
 
 
 def parse_filter(filter: Mapping[str, Any]) -> Condition:
-    """Read a filter. Raises `FilterError` naming the operator or operand that the language does not have."""
+    """Parse a filter. Raises `FilterError` naming the operator or operand that the language does not have."""
     return _parse(filter, depth=0)
 
 
@@ -153,7 +153,7 @@ def _parse_comparison(field: str, operator: Any, operand: Any) -> Comparison:
             raise FilterError(f"{operator} {where} takes a number; got {_kind(operand)}")
         return Comparison(field, operator, _parse_number(operator, where, operand))
     if isinstance(operand, str | bool):
-        # A string of its own class may show itself as another, and filters are told apart by how they show themselves.
+        # A subclass of str may have another repr, and filters are told apart by their repr.
         return Comparison(field, operator, operand[:] if isinstance(operand, str) else operand)
     if not _is_number(operand):
         raise FilterError(

@@ -1,4 +1,4 @@
-"""Metadata filters as bound SQL over jsonb."""
+"""Translates metadata filters to bound SQL over jsonb."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amprenta_vectors.stores.filters.language import AllOf, AnyOf, Comparison, C
 from amprenta_vectors.stores.filters.values import edge, is_storable
 
 MOST_INDEXED = 16
-"""Values of one ``$in`` that an index is asked for one by one; a longer list is hashed, and rows looked up in it."""
+"""Values of one ``$in`` for which an index is asked one by one; a longer list is hashed, and rows looked up in it."""
 
 
 def to_sql(
@@ -23,13 +23,13 @@ def to_sql(
     metadata: sa.ColumnElement[Any] | None,
     columns: Mapping[str, sa.ColumnElement[Any]] | None = None,
 ) -> sa.ColumnElement[bool]:
-    """The condition over a jsonb column, for a WHERE clause: NULL stands for false where a field is missing.
+    """Return the condition over a jsonb column, for a WHERE clause: NULL stands for false if a field is missing.
 
     Every field name and operand is bound. Nothing is cast, so no metadata makes PostgreSQL raise. ``$eq``, and ``$in``
     of up to `MOST_INDEXED` values, are containment (``@>``), which a GIN index with ``jsonb_path_ops`` serves; it takes
     stored numbers to be written as float64 are, in at most 17 significant digits, or as integers. Conditions on a field
-    in ``columns`` go to that column of the table instead, typed as `filter_columns.to_filter_column` gives it. Raises
-    `FilterError` for any other field where there is no ``metadata``.
+    in ``columns`` go to that column of the table instead, typed as `columns.to_filter_column` gives it. Raises
+    `FilterError` for any other field if there is no ``metadata``.
     """
     match condition:
         case AllOf(parts) | AnyOf(parts):
@@ -100,7 +100,7 @@ def _in_sql(
 
 
 def _is_exact(operand: Any) -> bool:
-    """Whether jsonb can hold the operand, and its equality, exact for numbers, is that of float64."""
+    """Return whether jsonb can hold the operand and compare it, as exact numbers, just as float64 does."""
     if isinstance(operand, str):
         return is_storable(operand)
     return isinstance(operand, bool) or abs(operand) < 2**53
@@ -111,7 +111,7 @@ def _contains(metadata: sa.ColumnElement[Any], document: dict[str, Any]) -> sa.C
 
 
 def _is_any(column: sa.ColumnElement[Any], values: list[Any], type_: Any) -> sa.ColumnElement[bool]:
-    """``= ANY(array)``: PostgreSQL hashes a long list, where a chain of OR would be tried one by one."""
+    """Return ``= ANY(array)``: PostgreSQL hashes a long list, while it would try a chain of OR one by one."""
     items = [json.dumps(value) for value in values] if isinstance(type_, JSONB) else values
     return column == sa.func.any(_array(items, type_))
 
@@ -131,6 +131,6 @@ def _rounds_to(number: float, value: sa.ColumnElement[Any]) -> sa.ColumnElement[
 
 
 def _bound_sql(operator: str, number: float, value: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    """A comparison of a stored number, which is exact, with a float64 operand, as if the stored one were rounded."""
+    """Compare a stored number, which is exact, with a float64 operand, as if the stored one were rounded."""
     operator, exact = edge(operator, number)
     return compare(operator, value, _json(str(exact)))

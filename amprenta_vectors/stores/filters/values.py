@@ -9,7 +9,10 @@ from typing import Any
 
 
 def is_storable(text: Any) -> bool:
-    """Whether PostgreSQL can hold a text: it refuses NUL and lone surrogates, so nothing stored can equal those."""
+    """Return whether PostgreSQL can hold a text.
+
+    It refuses NUL and lone surrogates, so no stored text can equal one that has them.
+    """
     if not isinstance(text, str) or "\0" in text:
         return False
     try:
@@ -20,7 +23,7 @@ def is_storable(text: Any) -> bool:
 
 
 def edge(operator: str, number: float) -> tuple[str, Decimal]:
-    """The comparison of an exact number that is the given one of the float64 it rounds to, with a float64 operand.
+    """Return the comparison on exact numbers that equals the given one on the float64 they round to.
 
     The numbers that round to ``number`` lie between the midpoints to its neighbours, and a midpoint rounds to whichever
     is even. So the edge to compare with is a midpoint, and whether it is included follows from what it rounds to.
@@ -42,7 +45,7 @@ def edge(operator: str, number: float) -> tuple[str, Decimal]:
 def _midpoint(number: float, towards: float) -> Decimal:
     neighbour = math.nextafter(number, towards)
     here = Fraction(number)
-    # Past the largest float64, rounding goes on as if its next neighbour existed.
+    # Past the largest float64, numbers round as if its next neighbour existed.
     there = 2 * here - Fraction(math.nextafter(number, -towards)) if math.isinf(neighbour) else Fraction(neighbour)
     middle = (here + there) / 2
     # The denominator is a power of two, so the quotient is exact; no float64 has more than 1100 digits.

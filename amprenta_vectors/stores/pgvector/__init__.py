@@ -1,1 +1,1 @@
-"""The store on PostgreSQL: its statements, how a search is planned and sent."""
+"""The store on PostgreSQL with pgvector: its statements, and how a search is planned and sent."""

@@ -1,4 +1,4 @@
-"""A search as one message to the server and one answer, without what an ORM or a driver would send around it."""
+"""A search as one message to the server and one answer, without the extra statements of an ORM or a driver."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ _EXPLAIN = "EXPLAIN (FORMAT JSON) "
 _MOST_KEPT = 256
 
 Row = tuple[str, float, str | None, Mapping[str, Any] | None]
-"""Key, distance, text and metadata."""
+"""One row of an answer: key, distance, text and metadata."""
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Found:
-    """The rows of an answer. ``first`` is how many came at first; where too few, it was ``repeated`` exactly."""
+    """The rows of an answer.
+
+    ``first`` is how many the first search gave; if they were too few, the search was ``repeated`` exactly.
+    """
 
     rows: list[Row]
     first: int
@@ -47,9 +50,9 @@ class Searcher:
     Statements that are sent together, without BEGIN, are one transaction
     (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT). So the settings of a
     search hold for it alone, cost no round trip, and are safe behind a pooler. What one search finds comes from one
-    statement, and so from one snapshot. PostgreSQL may take ``timeout_seconds`` for one, a repetition included.
+    statement, and so from one snapshot. A search, its repetition included, may take PostgreSQL ``timeout_seconds``.
 
-    A connection that turns out to be lost is replaced, once: a search may be asked again.
+    A connection that turns out to be lost is replaced, once: a search is safe to repeat.
     """
 
     def __init__(
@@ -68,19 +71,19 @@ class Searcher:
         self._compiled: dict[Any, Any] = {}
 
     def nearest(self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool) -> Found:
-        """At most ``top_k`` rows in any order, fewer only where no more match. Raises psycopg2's errors."""
+        """Return at most ``top_k`` rows in any order, fewer only if no more match. Raises psycopg2's errors."""
         started = time.monotonic()
         rows = self._nearest(vector, top_k, condition, exact=exact)
         if exact or len(rows) == top_k:
             return Found(rows, len(rows), repeated=False)
-        # All of them anew, not only what is missing, so that the answer is of one snapshot.
+        # All rows anew, not only the missing ones, so that the answer is of one snapshot.
         spent = time.monotonic() - started
         return Found(self._nearest(vector, top_k, condition, exact=True, spent=spent), len(rows), repeated=True)
 
     def explain(
         self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool
     ) -> dict[str, Any]:
-        """The plan of the same search, as ``EXPLAIN (FORMAT JSON)`` has it."""
+        """Return the plan of the same search, as ``EXPLAIN (FORMAT JSON)`` gives it."""
         settings, text, values = self._message(vector, top_k, condition, exact)
         ((plans,),) = self._ask(settings + _EXPLAIN + text, values)
         found: dict[str, Any] = plans[0]["Plan"]
@@ -109,10 +112,10 @@ class Searcher:
         return settings, text, {**bound, **limits, **values}
 
     def _text(self, condition: Condition | None, exact: bool) -> tuple[str, Values]:
-        """The statement in psycopg2's spelling, and what is bound in it beside vector and number."""
-        # Not the condition itself: to Python, that a field is true is the same as that it is 1.
+        """Return the statement in psycopg2's spelling, and the values bound in it beside vector and number."""
+        # Not the condition itself: to Python, a field that is true equals a field that is 1.
         key = (repr(condition), exact)
-        # One look: another thread may clear what is kept.
+        # Looked up once: another thread may clear the cache at any moment.
         found = self._texts.get(key)
         if found is None:
             if len(self._texts) >= _MOST_KEPT:
@@ -121,7 +124,7 @@ class Searcher:
         return found
 
     def _compiled_text(self, condition: Condition | None, exact: bool) -> tuple[str, Values]:
-        """Compiled once for every shape of a filter, which takes ten times as long as to find its values."""
+        """Compile once for each shape of a filter, which takes ten times as long as finding its values."""
         statement = self.statements.nearest(condition, by=None if exact else self.settings.storage)
         shape = statement._generate_cache_key()
         assert shape is not None  # noqa: S101 - all that it is made of has one
@@ -142,7 +145,7 @@ class Searcher:
         return rows or []
 
     def _ask_once(self, message: str, values: Values, *, may_be_lost: bool) -> list[Any] | None:
-        """The rows; None where the connection was lost and may be."""
+        """Return the rows; None if the connection was lost and ``may_be_lost``."""
         pooled = self._engine.raw_connection()
         driver: Any = pooled.driver_connection
         before = driver.autocommit
@@ -167,10 +170,13 @@ class Searcher:
 
 
 def to_ms(seconds: float) -> int:
-    """A time limit as PostgreSQL takes it, which takes 0 for none."""
+    """Return a time limit in milliseconds, at least 1: PostgreSQL takes 0 for no limit."""
     return max(1, round(seconds * 1000))
 
 
 def with_distance(rows: Iterable[Any]) -> list[Any]:
-    """Rows at a distance, their second value. A zero vector has none under cosine: a scan gives NaN, an index none."""
+    """Return the rows whose second value, their distance, is not NaN.
+
+    A zero vector has no distance under cosine: a scan gives NaN for it, an index does not give it.
+    """
     return [row for row in rows if not math.isnan(row[1])]

@@ -1,4 +1,4 @@
-"""Which way a search takes, and why, in words for whoever wonders about its speed or its hits."""
+"""Explains in words which way a search takes, and why, for a person who wonders about its speed or its hits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from amprenta_vectors.stores.pgvector.search_settings import ITERATIVE_SCAN, Sea
 class SearchPlan:
     """How a search was answered.
 
-    ``index`` is the vector index that was scanned, by its ``method`` and what it holds, its ``storage``; None: every
-    matching row was read. ``rows_estimated`` is how many rows PostgreSQL expects to match scope and filter,
-    ``rows_returned`` how many hits came back, the nearest of the ``candidates`` that the index was asked for.
-    ``ef_search`` or ``probes``, and ``iterative_scan``, are the settings that it was scanned with. ``repeated``: what
-    came first was fewer than were asked for, so it was asked again without the vector index, and that is the answer.
+    ``index`` is the vector index that was scanned, with its ``method`` and its ``storage``, what it holds of a vector;
+    None means that every matching row was read. ``rows_estimated`` is how many rows PostgreSQL expects to match scope
+    and filter, ``rows_returned`` how many hits came back, the nearest of the ``candidates`` that the index was asked
+    for. ``ef_search`` or ``probes``, and ``iterative_scan``, are the settings that it was scanned with. ``repeated``:
+    the first search gave fewer hits than requested, so the search was repeated without the vector index, and that is
+    the answer.
     """
 
     index: str | None
@@ -45,7 +46,7 @@ def to_search_plan(
     *,
     exact: bool,
 ) -> SearchPlan:
-    """In words what PostgreSQL's ``plan`` and what was ``found`` say; ``indexes`` are those of the column."""
+    """Explain in words PostgreSQL's ``plan`` and what was ``found``; ``indexes`` are those of the column."""
     name = _vector_index_of(plan)
     index = next((each for each in indexes if each.name == name), None)
     method = None if index is None else cast(IndexMethod, index.method)
@@ -67,18 +68,18 @@ def to_search_plan(
 
 
 def _vector_index_of(plan: dict[str, Any]) -> str | None:
-    """The index of a plan whose order is the distance."""
+    """Return the index that the plan orders rows by distance with; None if there is none."""
     return next((node["Index Name"] for node in _iter_nodes(plan) if "Order By" in node), None)
 
 
 def _estimate_of(plan: dict[str, Any]) -> int:
-    """How many rows the plan expects to match, which is what the innermost LIMIT cuts."""
+    """Return how many rows the plan expects to match: those that the innermost LIMIT cuts."""
     *_, innermost = (node for node in _iter_nodes(plan) if node["Node Type"] == "Limit")
     return int(innermost["Plans"][0]["Plan Rows"])
 
 
 def _reason(plan: dict[str, Any], found: Found, top_k: int, *, exact: bool, indexed: bool) -> str:
-    """Why the search went as it did."""
+    """Return in words why the search went as it did."""
     estimate, index = _estimate_of(plan), _vector_index_of(plan)
     if exact:
         return f"an exact search was asked for: about {estimate} rows were read"

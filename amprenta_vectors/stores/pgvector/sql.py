@@ -1,4 +1,4 @@
-"""The statements of the pgvector store on one table, every one of them bound to one scope."""
+"""The statements of the pgvector store on one table, each of them bound to one scope."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ UPDATED_AT = "updated_at"
 class Statements:
     """Statements on the rows of one slice.
 
-    A key is one string: that of a composite key has its parts joined by the separator, that of a table with a look-up
-    column is what the column holds. Columns that the table does not have are selected as NULL. A filter on
-    ``text_field`` is one on the text column, one on a field of ``filter_columns`` is one on that column. A replaced
-    row's `UPDATED_AT` is set where ``has_updated_at``.
+    A key is one string: a composite key is its parts joined by the separator, the key of a table with a look-up column
+    is what that column holds. Columns that the table does not have are selected as NULL. A filter on ``text_field`` is
+    applied to the text column, a filter on a field of ``filter_columns`` to that column. A replaced row's `UPDATED_AT`
+    is set if ``has_updated_at``.
     """
 
     def __init__(self, slice_: Slice, text_field: str, *, has_updated_at: bool) -> None:
@@ -49,7 +49,7 @@ class Statements:
         self._stored = sa.and_(self._in_scope, self._embedding.is_not(None))
 
     def nearest(self, condition: Condition | None, *, by: IndexStorage | None) -> sa.Select[Any]:
-        """``(key, distance, text, metadata)`` of the nearest rows, by an index that holds ``by``; None: without one.
+        """Select ``(key, distance, text, metadata)`` of the nearest rows, by an index holding ``by`` or none.
 
         Its parameters ``vector``, as `to_text` writes it, ``top_k`` and, with an index, ``candidates`` are yet to be
         given: so many rows are taken from the index, and the nearest of them by exact distance are the answer.
@@ -58,14 +58,14 @@ class Statements:
         distance = self._distance(vector)
         order: sa.ColumnElement[Any] = sa.literal_column("distance")
         if by is None:
-            # No index is ordered by this, so PostgreSQL looks at every row that the scope and filter leave.
+            # No index is ordered by this, so PostgreSQL reads every row that the scope and filter leave.
             distance = distance + sa.literal_column("0.0")
         elif by == "bit":
             order = self._signs(self._embedding).op("<~>", return_type=sa.Float())(
                 self._signs(sa.cast(vector, self._vector_type))
             )
         elif by != self.table.storage:
-            # The index is of the cast; the distances that are given are those of the vectors themselves.
+            # The index is on the cast; the distances returned are those of the vectors themselves.
             order = self._distance(vector, HALFVEC(self.table.dimension))
         statement = sa.select(*self._identity(), distance.label("distance"), *self._payload()).where(self._stored)
         if condition is not None:
@@ -78,37 +78,37 @@ class Statements:
         return sa.select(*near.c).order_by(near.c.distance + sa.literal_column("0.0")).limit(top_k)
 
     def distances(self, vector: NDArray[np.float32], keys: Sequence[str]) -> sa.Select[Any]:
-        """``(key, distance)`` of those ``keys``."""
+        """Select ``(key, distance)`` of the rows of ``keys``."""
         distance = self._distance(sa.literal(to_text(vector), sa.Text))
         return sa.select(*self._identity(), distance.label("distance")).where(self._stored, self._among(keys))
 
     def fetch(self, keys: Sequence[str]) -> sa.Select[Any]:
-        """``(key, vector as text, text, metadata)`` of those ``keys``."""
+        """Select ``(key, vector as text, text, metadata)`` of the rows of ``keys``."""
         vector = sa.cast(self._embedding, sa.Text).label("vector")
         return sa.select(*self._identity(), vector, *self._payload()).where(self._stored, self._among(keys))
 
     def sample(self, rows: int, seed: int) -> sa.Select[Any]:
-        """``(vector as text)`` of rows chosen by a hash of their key: the same for the same seed and rows."""
+        """Select ``(vector as text)`` of rows chosen by a hash of their key: the same for the same seed and rows."""
         lottery = sa.func.hashtextextended(self._key, seed)
         vector = sa.cast(self._embedding, sa.Text).label("vector")
         return sa.select(vector).where(self._stored).order_by(lottery, self._key).limit(rows)
 
     def few(self, rows: int) -> sa.Select[Any]:
-        """``(vector as text)`` of whichever rows come first."""
+        """Select ``(vector as text)`` of whichever rows come first."""
         vector = sa.cast(self._embedding, sa.Text).label("vector")
         return sa.select(vector).where(self._stored).limit(rows)
 
     def located(self, keys: Sequence[str], condition: Condition | None) -> sa.Select[Any]:
-        """``(key, matches)`` of those ``keys``, of rows without a vector too."""
+        """Select ``(key, matches)`` of the rows of ``keys``, without a vector too."""
         matches = sa.true() if condition is None else sa.func.coalesce(self._matching(condition), sa.false())
         return sa.select(*self._identity(), matches.label("matches")).where(self._in_scope, self._among(keys))
 
     def count(self) -> sa.Select[Any]:
-        """``(number of rows with a vector)``."""
+        """Select ``(number of rows with a vector)``."""
         return sa.select(sa.func.count()).select_from(self._table).where(self._stored)
 
     def delete(self, keys: Sequence[str]) -> sa.Delete:
-        """Deletes those ``keys``."""
+        """Delete the rows of ``keys``."""
         return sa.delete(self._table).where(self._in_scope, self._among(keys))
 
     def upsert(
@@ -119,9 +119,9 @@ class Statements:
         metadata: Sequence[str],
         model: str | None,
     ) -> sa.Insert:
-        """Inserts or replaces rows, all in one statement; ``vectors`` and ``metadata`` are text.
+        """Insert or replace rows, all in one statement; ``vectors`` and ``metadata`` are text.
 
-        Raises `ConfigError` where a key does not make a row.
+        Raises `ConfigError` if a key does not make a row.
         """
         table = self.table
         if table.key_rule.lookup:
@@ -165,7 +165,7 @@ class Statements:
         return key
 
     def _parts(self, key: str) -> list[str]:
-        """The value of each key column, as it is given. Raises `ConfigError` for a key of other parts."""
+        """Return the value of each key column, as it is given. Raises `ConfigError` for a key of other parts."""
         separator = self.table.key_rule.separator
         parts = key.rsplit(separator, len(self._key_columns) - 1) if separator else [key]
         if len(parts) != len(self._key_columns):
@@ -173,7 +173,7 @@ class Statements:
         return parts
 
     def spelled(self, keys: Iterable[str]) -> dict[str, str]:
-        """Each of ``keys`` that a row can have, by what is asked for; its value is how rows spell it."""
+        """Return how rows spell each of ``keys``, by the key asked for; keys that no row can have are left out."""
         found: dict[str, str] = {}
         for key in keys:
             separator = self.table.key_rule.separator or ""
@@ -208,11 +208,11 @@ class Statements:
         return stored.op(OPERATORS[self.table.distance], return_type=sa.Float())(bound)
 
     def _signs(self, vector: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        """One bit a dimension: whether it is above zero."""
+        """Return one bit a dimension: whether its value is above zero."""
         return sa.cast(sa.func.binary_quantize(vector), BIT(self.table.dimension))
 
     def _among(self, keys: Sequence[str]) -> sa.ColumnElement[bool]:
-        """Rows of those keys, which `spelled` passed."""
+        """Return the condition that a row has one of ``keys``, which `spelled` has passed."""
         table = self.table
         if len(self._key_columns) == 1:
             return among(table, self._table, self._key_columns[0], keys)
@@ -227,7 +227,7 @@ class Statements:
 
 
 def check_key(table: VectorTable) -> None:
-    """Raises `ConfigError` for a table whose key is not one string: one column, or several with a separator."""
+    """Raise `ConfigError` if the table's key is not one string: one column, or several with a separator."""
     if len(table.key) != 1 and table.key_rule.kind not in ("split", "lookup"):
         raise ConfigError(
             f"table {table.qualified_name} is keyed by {', '.join(table.key)}; a store needs a key of one column, "
@@ -236,10 +236,10 @@ def check_key(table: VectorTable) -> None:
 
 
 def to_text(vector: NDArray[np.float32]) -> str:
-    """As pgvector reads it; every float32 survives, each as the shortest number that is read as it."""
+    """Write a vector as pgvector reads it; every float32 survives, as the shortest number that is read as it."""
     return orjson.dumps(np.ascontiguousarray(vector), option=orjson.OPT_SERIALIZE_NUMPY).decode()
 
 
 def from_text(text: str) -> NDArray[np.float32]:
-    """As pgvector writes it."""
+    """Read a vector as pgvector writes it."""
     return np.fromstring(text[1:-1], dtype=np.float32, sep=",")

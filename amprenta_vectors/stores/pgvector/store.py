@@ -45,7 +45,7 @@ from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near
 
 ROWS_PER_STATEMENT = 1000
 LOOK_SECONDS = STORES_LOOK_SECONDS
-"""After so long a search looks again which index serves: it may have been built or replaced meanwhile."""
+"""Seconds after which a search looks again which index serves: it may have been built or replaced meanwhile."""
 
 _TIME_OUT = sa.text("SELECT set_config('statement_timeout', :timeout_ms, true)")
 _SCORES: dict[Distance, Callable[[float], float]] = {
@@ -59,20 +59,19 @@ _SCORES: dict[Distance, Callable[[float], float]] = {
 class PgVectorStore:
     """The rows of ``table`` whose scope columns equal ``scope``; no other row is read or written.
 
-    ``scope`` has a value for each scope column that the table is described with; where the real table lacks the column
-    it is one scope, and the value is not used. The catalogue is read on first use, and what is not there raises then:
-    `NotUpgraded`, `SchemaMismatch`. ``ef_search`` (1 to 1000) is how many candidates a search of the index keeps, never
-    fewer than ``top_k``; ``probes`` is how many lists one of an ivfflat index reads; ``oversampling`` is how many rows
-    are taken from an index for each hit, the nearest of them by exact distance being the hits. Without them, what
-    ``amprenta-vectors tune --apply`` stored for the table is used. ``dimension`` is what the settings demand of the
-    column, where they do: `DimensionMismatch` otherwise. ``model`` is written beside every vector. Hits not as near as
-    the score ``threshold`` are left out. A query that PostgreSQL takes longer than ``query_timeout_seconds`` for raises
-    `TimedOut`. Where Pinecone keeps the text in a metadata field, ``text_field``, a filter on that field asks the text
-    column here.
-    `close` disposes of ``engine`` only with ``owns_engine``.
+    ``scope`` has a value for each scope column that the table is described with; if the real table lacks the column,
+    the table is one scope, and the value is not used. The catalogue is read on first use, which raises `NotUpgraded` or
+    `SchemaMismatch` for what does not exist. ``ef_search`` (1 to 1000) is how many candidates a search of the index
+    keeps, never fewer than ``top_k``; ``probes`` is how many lists a search of an ivfflat index reads; ``oversampling``
+    is how many rows are taken from an index for each hit, of which the nearest by exact distance are the hits. Without
+    them, what ``amprenta-vectors tune --apply`` stored for the table is used. ``dimension`` is the dimension that the
+    settings demand of the column, if they do; another raises `DimensionMismatch`. ``model`` is written beside every
+    vector. Hits less near than the score ``threshold`` are left out. A query that takes PostgreSQL longer than
+    ``query_timeout_seconds`` raises `TimedOut`. Pinecone keeps the text in a metadata field, ``text_field``; a filter
+    on that field asks the text column here. `close` disposes of ``engine`` only with ``owns_engine``.
 
-    Whichever index the catalogue has on the column, of its values, their halves or their signs, is searched by what it
-    holds; of several kinds, the one built last. What is built or stored later is used within a minute.
+    The index that the catalogue has on the column is searched by what it holds, values, halves or signs; of several
+    kinds, the one built last. An index built or a setting stored later is used within a minute.
 
     Any number of threads may share a store. Database errors are raised as `TransientError` or `AmprentaError`.
     """
@@ -126,22 +125,22 @@ class PgVectorStore:
         self._looked_at = 0.0
 
     def open_outbox(self) -> Outbox:
-        """The outbox of this table and scope, on this store's connections."""
+        """Open the outbox of this table and scope, on this store's connections."""
         return Outbox(self._engine, self._table.target, self._scope)
 
     @property
     def distance(self) -> Distance:
-        """That of the table; under ``l2`` the nearest row has the lowest score."""
+        """The table's distance; under ``l2`` the nearest row has the lowest score."""
         return self._table.distance
 
     def query(
         self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
     ) -> list[Hit]:
-        """The ``top_k`` nearest rows that match ``filter``, nearest first.
+        """Return the ``top_k`` nearest rows that match ``filter``, nearest first.
 
-        Where ``top_k`` rows match, that many come back: PostgreSQL chooses between the vector index and a scan by how
-        many rows the scope and filter leave, and what the index cut short is asked again without it. ``exact`` never
-        uses the index. Rows without a vector, and zero vectors under cosine, are no hits. Raises `FilterError`,
+        If ``top_k`` rows match, that many are returned: PostgreSQL chooses between the vector index and a scan by how
+        many rows the scope and filter leave, and a search that the index cut short is repeated without it. ``exact``
+        never uses the index. Rows without a vector, and zero vectors under cosine, are no hits. Raises `FilterError`,
         `DimensionMismatch` or `ConfigError` for what cannot be asked.
         """
         check_top_k(top_k)
@@ -158,7 +157,7 @@ class PgVectorStore:
     def explain(
         self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
     ) -> SearchPlan:
-        """Which way `query` goes with the same arguments, and why. It is asked, and what it raises is raised here."""
+        """Explain which way `query` goes with the same arguments, and why. Makes the query, and raises its errors."""
         check_top_k(top_k)
         condition = parse_filter(filter) if filter else None
         with self._our_errors("explaining a query of"):
@@ -171,7 +170,7 @@ class PgVectorStore:
         return to_search_plan(plan, found, top_k, searcher.settings, indexes, exact=exact)
 
     def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
-        """The exact score of each of ``keys`` that is here."""
+        """Return the exact score of each of ``keys`` that has a row here."""
         with self._statements(self._snapshots, "scoring") as (connection, statements):
             asked = self._query_vector(vector, statements)
             spelled = statements.spelled(_possible(keys))
@@ -180,18 +179,18 @@ class PgVectorStore:
         return {key: score(row.distance) for key, row in _as_asked(spelled, rows).items()}
 
     def sample(self, rows: int, *, seed: int = 0) -> NDArray[np.float32]:
-        """At most ``rows`` stored vectors, ``(n, dimension)`` float32; the same ones for the same seed and rows."""
+        """Return at most ``rows`` stored vectors, ``(n, dimension)`` float32, the same for the same seed and rows."""
         with self._statements(self._snapshots, "sampling") as (connection, statements):
             vectors = [from_text(text) for text in connection.scalars(statements.sample(rows, seed))]
             return np.array(vectors, dtype=np.float32).reshape(len(vectors), statements.table.dimension)
 
     def stored_vector(self) -> NDArray[np.float32] | None:
-        """Some vector of the scope that can be asked for, ``(dimension,)``; None where none is found at once."""
+        """Return some vector of the scope to query with, ``(dimension,)``; None if none is found at once."""
         with self._statements(self._snapshots, "reading") as (connection, statements):
             return first_with_direction([from_text(text) for text in connection.scalars(statements.few(FEW_ROWS))])
 
     def fetch(self, keys: Sequence[str], *, connection: Connection | None = None) -> dict[str, Record]:
-        """The rows of ``keys`` by key; keys that are absent, or have no vector yet, are absent."""
+        """Return the rows of ``keys`` by key; keys that are absent, or have no vector yet, are absent."""
         with self._statements(self._snapshots, "fetching", connection) as (joined, statements):
             spelled = statements.spelled(_possible(keys))
             rows = joined.execute(statements.fetch(list(spelled.values()))).all()
@@ -201,7 +200,7 @@ class PgVectorStore:
         }
 
     def upsert(self, records: Sequence[Record], *, connection: Connection | None = None) -> int:
-        """Insert or replace whole rows, all or none; returns how many. Of records that share a key the last one counts.
+        """Insert or replace whole rows, all or none; return how many. Of records that share a key the last one counts.
 
         With ``connection`` it happens in the caller's transaction, and is kept or undone with it. Raises `RowError`
         naming the first record that cannot be stored, before anything is written.
@@ -221,7 +220,7 @@ class PgVectorStore:
             joined.execute(statements.delete(list(statements.spelled(_possible(keys)).values())))
 
     def count(self) -> int:
-        """How many rows have a vector."""
+        """Return how many rows have a vector."""
         with self._statements(self._snapshots, "counting") as (connection, statements):
             return int(connection.scalar(statements.count()) or 0)
 
@@ -234,7 +233,7 @@ class PgVectorStore:
     def _statements(
         self, engine: sa.Engine, doing: str, connection: Connection | None = None
     ) -> Iterator[tuple[Connection, Statements]]:
-        """A transaction, the caller's where there is one, and the statements for the table as it really is."""
+        """Open a transaction, or use the caller's, with the statements for the table as it really is."""
         with self._our_errors(doing):
             if connection is not None:
                 yield connection, self._resolve(connection)
@@ -260,16 +259,16 @@ class PgVectorStore:
     def _open(self) -> tuple[Statements, Searcher]:
         searcher, now = self._searcher, time.monotonic()
         if searcher is None or now - self._looked_at >= LOOK_SECONDS:
-            # Noted first, so that threads do not all look.
+            # Noted first, so that not every thread looks.
             self._looked_at = now
             searcher = self._searcher = self._look(searcher)
         return searcher.statements, searcher
 
     def _look(self, before: Searcher | None) -> Searcher:
-        """A searcher by the catalogue and what is stored now; the one ``before`` where nothing changed."""
+        """Return a searcher by the catalogue and what is stored now; the one ``before`` if nothing changed."""
         with self._snapshots.begin() as connection:
             if self._query_timeout_seconds is not None:
-                # It waits for an index that is being rebuilt.
+                # Looking waits for an index that is being rebuilt.
                 connection.execute(_TIME_OUT, {"timeout_ms": str(to_ms(self._query_timeout_seconds))})
             statements = self._resolve(connection)
             stored = stored_settings(connection, self._table.target)
@@ -299,7 +298,7 @@ class PgVectorStore:
 
 
 class _Columns:
-    """A batch as the columns of an upsert, all text. Raises `RowError` for what PostgreSQL would refuse."""
+    """The columns of an upsert, all text, made of a batch. Raises `RowError` for what PostgreSQL would refuse."""
 
     def __init__(self, batch: VectorBatch, table: VectorTable) -> None:
         if table.storage == "halfvec":
@@ -319,7 +318,7 @@ class _Columns:
                 raise RowError(key, Reason.REFUSED, f"table {table.qualified_name} has no metadata column")
 
     def part(self, start: int, end: int) -> tuple[Sequence[str], list[str], Sequence[str | None], list[str]]:
-        """Keys, vectors, texts and metadata of the rows from ``start`` to ``end``."""
+        """Return keys, vectors, texts and metadata of the rows from ``start`` to ``end``."""
         vectors = [to_text(vector) for vector in self._vectors[start:end]]
         return self._keys[start:end], vectors, self._texts[start:end], self._metadata[start:end]
 
@@ -340,12 +339,12 @@ def _encode(key: str, metadata: Mapping[str, Any] | None) -> str:
 
 
 def _possible(keys: Sequence[str]) -> list[str]:
-    """Keys that PostgreSQL can be asked for; the others cannot be there."""
+    """Return the keys that PostgreSQL can be asked for; the others cannot exist."""
     return [key for key in keys if is_storable(key)]
 
 
 def _as_asked(spelled: Mapping[str, str], rows: Sequence[Any]) -> dict[str, Any]:
-    """The rows by the keys that were asked for: the spelling of a UUID there may be another one here."""
+    """Return the rows by the keys that were asked for, whose spelling of a UUID may differ from the rows'."""
     found = {row.key: row for row in rows}
     asked = {key: found[value] for key, value in spelled.items() if value in found}
     return asked | {key: row for key, row in found.items() if key not in set(spelled.values())}
