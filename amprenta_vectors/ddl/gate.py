@@ -23,7 +23,7 @@ SELECT id, state FROM migration_run
 WHERE target = :target AND source IS NOT NULL AND state NOT IN ('finished', 'failed', 'cancelled')
 ORDER BY id""")
 
-# What a reconcile lists has a value, and a good one: whose is to count, a person decides.
+# A row that a reconcile lists has a value, and a good one: a person decides whose is to count.
 _QUARANTINED = sa.text("""\
 SELECT e.reason, count(DISTINCT (r.scope, e.key)) AS rows
 FROM migration_quarantine e JOIN migration_run r ON r.id = e.run_id
@@ -41,7 +41,7 @@ NOT EXISTS ({live})
 @operation("ensure_backfill_finished")
 @dataclass
 class EnsureBackfillFinishedOp(SteppedOp):
-    """Refuse to go on while an embedding column is not complete."""
+    """Refuse to continue while an embedding column is not complete."""
 
     table: str
     column: str
@@ -65,11 +65,14 @@ class EnsureBackfillFinishedOp(SteppedOp):
         operations.invoke(cls(table, column, allow, schema))
 
     def reverse(self) -> MigrateOperation:
-        """Return the operation that undoes this one: none, as a downgrade need not be complete."""
+        """Return an operation that does nothing: a downgrade needs no complete column."""
         return ModifyTableOps(self.table, [], schema=self.schema)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return nothing to do where the column is complete; raises `RunConflict` where it is not."""
+        """Return that the column is complete. Raises `RunConflict` if it is not.
+
+        Without a database it returns the step that checks it.
+        """
         target = target_of(self.table, self.column, self.schema)
         if catalogue.connection is None:
             return Step(f"check that {target} is complete", self._write_check, last=True)
@@ -77,7 +80,7 @@ class EnsureBackfillFinishedOp(SteppedOp):
         return Done(f"{target} is complete: {filled:,} rows have a value", qualified(self.table, self.schema))
 
     def _write_check(self, operations: Operations) -> None:
-        """Write a check that stops a script where the column is not complete."""
+        """Write a check that stops a script if the column is not complete."""
         target = target_of(self.table, self.column, self.schema)
         condition = compose(
             _COMPLETE,
@@ -93,9 +96,10 @@ class EnsureBackfillFinishedOp(SteppedOp):
 def check_finished(
     connection: Connection, table: str, column: str, *, allow: Sequence[str] = (), schema: str | None = None
 ) -> int:
-    """Return how many rows have a value; raises `RunConflict` with every reason why the column is not complete.
+    """Return how many rows have a value. Raises `RunConflict` with every reason why the column is not complete.
 
-    A NULL is excused by a row quarantined for a reason in ``allow``: one each. Raises `NotUpgraded` without the table.
+    A NULL is excused by a row quarantined for a reason in ``allow``: one each. Raises `NotUpgraded` if the table or the
+    column does not exist.
     """
     found = table_of(connection, table, schema)
     if found is None:
@@ -125,7 +129,7 @@ def check_finished(
 
 
 def _live_runs(connection: Connection, target: str) -> list[tuple[int, str]]:
-    """Runs that were begun and have not ended; one that is only queued writes nothing."""
+    """Return the runs that were started and have not ended; one that is only queued writes nothing."""
     rows = connection.execute(_LIVE_RUNS.bindparams(target=target))
     return [(row.id, row.state) for row in rows]
 
