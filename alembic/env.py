@@ -41,7 +41,7 @@ config = context.config
 log = logging.getLogger("amprenta_vectors.migrate")
 
 ARGUMENTS = {"adopted", "dimension", "index", "purge", "schema"}
-"""What ``-x NAME=VALUE`` may name."""
+"""The names that ``-x NAME=VALUE`` takes."""
 
 
 def run() -> None:
@@ -97,7 +97,7 @@ def run() -> None:
 
 @contextmanager
 def connected(engine: sa.Engine, given: object, schema: str | None) -> Iterator[sa.Connection]:
-    """The connection to migrate, which finds the section's table in ``schema`` too: the given one, or a new one."""
+    """Yield the connection to migrate, the given one or a new one; it finds the section's table in ``schema`` too."""
     if not isinstance(given, sa.Connection):
         with engine.connect() as connection:
             yield connection
@@ -119,14 +119,14 @@ def connected(engine: sa.Engine, given: object, schema: str | None) -> Iterator[
 
 
 def set_search_path(connection: sa.Connection, path: str, *, commit: bool) -> None:
-    """Set it for the session; in a transaction of its own where ``commit``, so that Alembic's is still to begin."""
+    """Set the search path for the session; with ``commit``, commit it, so that Alembic's transaction starts anew."""
     connection.execute(sa.select(sa.func.set_config("search_path", path, False)))
     if commit:
         connection.commit()
 
 
 def of_this_file(settings: Settings) -> Settings:
-    """Take the database that the ini file names, where a section is mounted in one that does."""
+    """Return the settings with the database that the ini file names, if a section is mounted in one that names it."""
     url = config.get_main_option("sqlalchemy.url")
     if url is None or "settings" in config.attributes:
         return settings
@@ -135,7 +135,7 @@ def of_this_file(settings: Settings) -> Settings:
 
 
 def command() -> str:
-    """Return the name of the function that Alembic was called by; another one where it was called otherwise."""
+    """Return the name of the command that Alembic was called by; another name if it was called otherwise."""
     name: str = getattr(context.get_context()._migrations_fn, "__qualname__", "")
     return name.partition(".")[0]
 
@@ -178,7 +178,7 @@ def write(options: dict[str, Any]) -> None:
 
 
 def section() -> Section:
-    """The section that is run: that of the ini file's own name, or the one that ``amprenta_section`` names there."""
+    """Return the section to run: the one that ``amprenta_section`` names in the ini file, else that of its own name."""
     name = config.get_main_option("amprenta_section", config.config_ini_section)
     if name not in SECTIONS:
         raise ConfigError(f"there is no section {name!r}", hint=f"amprenta_section = one of: {', '.join(SECTIONS)}")

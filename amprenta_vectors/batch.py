@@ -18,10 +18,10 @@ Key = tuple[str, ...]
 Vectors = NDArray[np.float32]
 
 Sparse = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Indices from 0 and their values, of one length; what is not among them is 0."""
+"""Indices from 0 and their values, of one length; every other value is 0."""
 
 MAX_SPARSE_VALUES = 16_000
-"""Values other than 0 that pgvector's sparsevec holds (SPARSEVEC_MAX_NNZ)."""
+"""The most values other than 0 that pgvector's sparsevec holds (SPARSEVEC_MAX_NNZ)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,9 @@ class VectorBatch:
     """Rows read from a source, one column each, all of length ``n``.
 
     ``vectors`` is ``(n, dimension)`` float32, C-contiguous. ``source_keys`` may repeat: one source key can give several
-    rows. ``keys`` is None until a key map has been applied. ``texts`` and ``metadata`` are None where the source has
-    none, ``sparse`` where nobody asked for sparse values. ``quarantined`` holds what the source gave and no row
-    can carry (a vector of another length, a sparse-only record); nothing leaves a batch without standing there.
+    rows. ``keys`` is None until a key map has been applied. ``texts`` and ``metadata`` are None if the source has none,
+    ``sparse`` if sparse values were not asked for. ``quarantined`` holds what the source gave and no row can carry (a
+    vector of another length, a sparse-only record); nothing leaves a batch without standing there.
     """
 
     source_keys: Sequence[str]
@@ -63,7 +63,7 @@ class VectorBatch:
         return int(self.vectors.shape[1])
 
     def take(self, positions: Sequence[int] | NDArray[np.intp], keys: Sequence[Key] | None = None) -> VectorBatch:
-        """The rows at ``positions``, in that order, with ``keys`` in place of those rows' own where given."""
+        """Return the rows at ``positions``, in that order, with ``keys``, if given, in place of their own."""
         rows = [int(i) for i in positions]
         if keys is None and self.keys is not None:
             keys = [self.keys[i] for i in rows]
@@ -78,11 +78,11 @@ class VectorBatch:
         )
 
     def validated(self, *, cosine: bool, storage: Literal["vector", "halfvec"] = "vector") -> VectorBatch:
-        """The rows that can be stored; the others stand in ``quarantined`` with their reason.
+        """Return the rows that can be stored; the others stand in ``quarantined`` with their reason.
 
-        NaN and infinite values are refused by pgvector. A zero vector has no direction: under cosine no index holds it
-        and no query finds it. A halfvec is judged by what its cast to float16 leaves: 70,000 is infinite there, and
-        1e-9 is 0. PostgreSQL's text and jsonb cannot hold the NUL character.
+        pgvector refuses NaN and infinite values. A zero vector has no direction: under cosine no index holds it and no
+        query finds it. A halfvec is judged by what its cast to float16 leaves: 70,000 is infinite there, and 1e-9 is 0.
+        PostgreSQL's text and jsonb cannot hold the NUL character.
         """
         if self._is_plainly_good(storage):
             return self
@@ -106,7 +106,7 @@ class VectorBatch:
         return replace(self.take(np.flatnonzero(good)), quarantined=tuple(quarantined))
 
     def _is_plainly_good(self, storage: str) -> bool:
-        """Whether the squared lengths settle it: none is 0, which may be underflow, or not finite, as overflow is."""
+        """Return whether the squared lengths settle it: none is 0 (perhaps underflow), all are finite (no overflow)."""
         if storage != "vector" or self.texts is not None or self.metadata is not None:
             return False
         with np.errstate(over="ignore", invalid="ignore"):
@@ -114,7 +114,7 @@ class VectorBatch:
         return bool((squares > 0).all() and np.isfinite(squares).all())
 
     def with_sparse(self, dimension: int) -> VectorBatch:
-        """The rows with their sparse values as ``sparsevec(dimension)`` holds them: ascending, without zeros.
+        """Return the rows with their sparse values as ``sparsevec(dimension)`` holds them: ascending, without zeros.
 
         Sparse values that it cannot hold are left out and stand in ``quarantined``; their row stays.
         """
@@ -135,7 +135,7 @@ class VectorBatch:
 
 
 def fit_sparse(indices: NDArray[Any], values: NDArray[Any], dimension: int) -> Sparse:
-    """Sparse values as ``sparsevec(dimension)`` holds them. Raises ValueError saying why it cannot."""
+    """Return sparse values as ``sparsevec(dimension)`` holds them. Raises ValueError saying why it cannot."""
     if len(indices) != len(values):
         raise ValueError(f"{len(indices)} sparse indices with {len(values)} values")
     if not np.isfinite(values).all():

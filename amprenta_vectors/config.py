@@ -15,12 +15,12 @@ from amprenta_vectors.search_strategy import Strategy, strategy_settings
 
 
 def _ours(name: str, default: Any, **constraints: Any) -> Any:
-    """A setting whose field is ``name`` and whose variable is ``AMPRENTA_NAME``."""
+    """Return a setting whose field is ``name`` and whose variable is ``AMPRENTA_NAME``."""
     return Field(default, validation_alias=f"AMPRENTA_{name.upper()}", **constraints)
 
 
 def normalize_namespace(name: str) -> str:
-    """Pinecone's default namespace goes by ``""`` and ``"__default__"``; here it is always ``""``."""
+    """Return ``name``, or ``""`` for Pinecone's default namespace, which also goes by ``"__default__"``."""
     return "" if name == "__default__" else name
 
 
@@ -60,7 +60,10 @@ class _Group(BaseModel):
 
 
 class SourceLimits(_Group):
-    """What a run may ask of its source; None is no limit. ``max_read_units`` is for a whole run, retries included."""
+    """The limits on what a run asks of its source; None is no limit.
+
+    ``max_read_units`` is for a whole run, retries included.
+    """
 
     list_per_second: Limit = _ours("list_per_second", LIST_PER_SECOND)
     fetch_per_second: Limit = _ours("fetch_per_second", FETCH_PER_SECOND)
@@ -68,12 +71,12 @@ class SourceLimits(_Group):
     max_read_units: Annotated[int | None, BeforeValidator(_to_limit)] = _ours("max_read_units", None)
 
     def of(self, kind: Literal["list", "fetch", "read_units"]) -> float | None:
-        """Return the limit a second of one kind."""
+        """Return the limit a second of one kind; None is no limit."""
         limit: float | None = getattr(self, f"{kind}_per_second")
         return limit
 
     def under(self, ordered: Mapping[str, Any]) -> Self:
-        """Return these with what was ordered of the run in their place; there 0 is no limit and null is not set."""
+        """Return these limits, replaced by those ``ordered`` of the run: 0 there is no limit, null is not set."""
         ours = type(self).model_fields
         return self.model_copy(
             update={name: value or None for name, value in ordered.items() if name in ours and value is not None}
@@ -81,7 +84,7 @@ class SourceLimits(_Group):
 
 
 class Thresholds(_Group):
-    """Beyond what a run waits for its database; None: not looked at (docs/throttling.md)."""
+    """The values above which a run throttles, waiting for its database; None is never checked (docs/throttling.md)."""
 
     max_replica_lag_seconds: Threshold = _ours("max_replica_lag_seconds", 30.0)
     max_lock_waiters: Threshold = _ours("max_lock_waiters", 5.0)
@@ -97,7 +100,7 @@ _GROUPS: Mapping[str, type[_Group]] = {"source_limits": SourceLimits, "threshold
 
 
 class _GroupedEnvironment(PydanticBaseSettingsSource):
-    """The variables of the settings in groups: each has a name of its own, as every other setting has."""
+    """The source of the settings in groups: each has a variable of its own, as every other setting has."""
 
     def __init__(self, settings_cls: type[BaseSettings], variables: Mapping[str, str | None]) -> None:
         super().__init__(settings_cls)
@@ -110,7 +113,7 @@ class _GroupedEnvironment(PydanticBaseSettingsSource):
         return {alias: value for alias, value in found.items() if value is not None}, field_name, True
 
     def __call__(self) -> dict[str, Any]:
-        """Return every group."""
+        """Return the variables that are set, by group."""
         return {name: self.get_field_value(self.settings_cls.model_fields[name], name)[0] for name in _GROUPS}
 
 
@@ -209,13 +212,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return what is read: what is handed over, and the environment; no file."""
+        """Return the sources of settings: the arguments, then the environment; no file is read."""
         variables: Mapping[str, str | None] = getattr(env_settings, "env_vars", {})
         return init_settings, _GroupedEnvironment(settings_cls, variables), env_settings
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
-        """The environment, with ``overrides`` (None: not given) on top. Raises `ConfigError` naming the variable."""
+        """Read the environment, then ``overrides`` (None: not given). Raises `ConfigError` naming the variable."""
         try:
             settings = cls(**_nested({name: value for name, value in overrides.items() if value is not None}))
         except ValidationError as error:
@@ -226,7 +229,7 @@ class Settings(BaseSettings):
         return settings.model_copy(update=strategy_settings(dict(settings), settings.model_fields_set))
 
     def require(self, name: str) -> str:
-        """The value of a setting that this command cannot do without. Raises `ConfigError` where it is not set."""
+        """Return the value of a setting that this command cannot do without. Raises `ConfigError` if it is not set."""
         value = getattr(self, name)
         if value is None or value == "":
             variable = _alias(type(self), name).upper()
@@ -254,7 +257,7 @@ def _variable(location: Sequence[int | str]) -> str:
 
 
 def _nested(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was given by the names of the settings, those of a group within it."""
+    """Return ``given`` under the names that the settings are read by, those of a group within that group."""
     values: dict[str, Any] = {}
     for name, value in given.items():
         group = next((group for group, model in _GROUPS.items() if name in model.model_fields), None)

@@ -1,4 +1,4 @@
-"""Connections: the engine, what a database error means, and what the server must be."""
+"""Connections: the engine, the migration lock, and what the server must be."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class UnencryptedConnection(UserWarning):
 
 
 def engine_url(settings: Settings, *, migrations: bool = False) -> URL:
-    """The URL to connect by, TLS parameters included: ``DATABASE_URL``, else composed from ``POSTGRES_*``.
+    """Return the URL to connect by, TLS parameters included: ``DATABASE_URL``, else composed from ``POSTGRES_*``.
 
-    Raises `ConfigError` where neither is set, or for a malformed URL. Contains the password: never log it.
+    With ``migrations``, ``MIGRATION_DATABASE_URL`` comes first. Raises `ConfigError` if none of them is set, or for a
+    malformed URL. Contains the password: never log it.
     """
     secret, variable = settings.database_url, "DATABASE_URL"
     if migrations and settings.migration_database_url is not None:
@@ -89,10 +90,10 @@ def create_engine(
     ping_after_seconds: float = 0.0,
     **options: Any,
 ) -> sa.Engine:
-    """An engine for ``settings``; nothing is connected yet.
+    """Return an engine for ``settings``; nothing is connected yet.
 
     Prepared statements and session settings are not relied on, so the engine works behind PgBouncer. A connection that
-    has waited for ``ping_after_seconds`` is tried before it is used again, and replaced where it is lost.
+    has waited for ``ping_after_seconds`` is tried before it is used again, and replaced if it is lost.
     """
     url = engine_url(settings, migrations=migrations)
     _warn_if_unencrypted(url)
@@ -102,7 +103,7 @@ def create_engine(
         pool_size=options.pop("pool_size", settings.pool_size),
         max_overflow=options.pop("max_overflow", 2),
         pool_pre_ping=not ping_after_seconds,
-        # The connection used last goes first: a few server processes stay warm, where by turns all would be half so.
+        # The connection used last is used first: a few server processes stay warm, instead of all of them half so.
         pool_use_lifo=True,
         **options,
     )
@@ -112,7 +113,7 @@ def create_engine(
 
 
 def _ping_after(engine: sa.Engine, seconds: float) -> None:
-    """Try connections that waited, not every one: a round trip is a good part of a short query."""
+    """Ping a connection before it is used only if it has waited: a round trip is a good part of a short query."""
 
     @sa.event.listens_for(engine, "checkin")
     def note(_: Any, record: Any) -> None:
@@ -141,7 +142,7 @@ def _warn_if_unencrypted(url: URL) -> None:
 
 
 def _hosts(url: URL) -> list[str]:
-    """The hosts of a URL, which may stand in its query, several of them; none is libpq's default, a Unix socket."""
+    """Return the hosts of a URL, those in its query included; none is libpq's default, a Unix socket."""
     named = url.query.get("host", ())
     listed = (named,) if isinstance(named, str) else named
     return [host for entry in (url.host, *listed) if entry for host in entry.split(",")]
@@ -173,7 +174,7 @@ def check_connection(engine: sa.Engine) -> None:
 def check_direct(engine: sa.Engine) -> None:
     """Refuse to migrate through a pooler, on which session state and concurrent builds are not safe.
 
-    Raises `ConfigError`, also where nothing can be connected to.
+    Raises `ConfigError`, also if no connection can be made.
     """
     check_connection(engine)
     with engine.connect() as connection:
@@ -186,9 +187,9 @@ def check_direct(engine: sa.Engine) -> None:
 
 
 def is_pooled(connection: sa.Connection) -> bool:
-    """Whether a pooler is between this client and PostgreSQL.
+    """Return whether a pooler is between this client and PostgreSQL.
 
-    It answers the start of a session with a process id of its own making; the server itself knows the real one.
+    A pooler answers the start of a session with a process id of its own making; the server itself knows the real one.
     """
     driver: Any = connection.connection.dbapi_connection
     real: int = connection.execute(sa.select(sa.func.pg_backend_pid())).scalar_one()
@@ -196,7 +197,7 @@ def is_pooled(connection: sa.Connection) -> bool:
 
 
 def check_may_migrate(engine: sa.Engine, version_table: str) -> None:
-    """Raises `ServerUnsuitable` where nothing can be changed, or not even ``version_table`` be made."""
+    """Raise `ServerUnsuitable` if nothing can be changed, or ``version_table`` is missing and may not be made."""
     with engine.connect() as connection:
         row = connection.execute(
             sa.text("""
@@ -239,8 +240,9 @@ _LOCK_HOLDER = sa.text("""
 def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
     """Hold the migration lock of this database, waiting up to ``timeout`` seconds for another upgrade.
 
-    Polled on a connection of its own: a blocking lock, or one on Alembic's connection, stands in the way of concurrent
-    index builds. It goes with the connection, so a killed upgrade frees it. Raises `AmprentaError` when time runs out.
+    The lock is polled on a connection of its own: a blocking lock, or one on Alembic's connection, stands in the way of
+    concurrent index builds. It goes with the connection, so a killed upgrade frees it. Raises `AmprentaError` when time
+    runs out.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("SET idle_session_timeout = 0"))
@@ -258,17 +260,17 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
         try:
             yield
         finally:
-            # The lock goes with its session, and so even where the server is gone.
+            # The lock goes with its session, even if the server is gone.
             connection.invalidate()
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """``"0.8.5"`` as ``(0, 8, 5)``."""
+    """Return ``"0.8.5"`` as ``(0, 8, 5)``."""
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 def server_versions(connection: sa.Connection) -> tuple[int, str | None]:
-    """``server_version_num``, and pgvector's version: as installed, else as available, else None."""
+    """Return ``server_version_num``, and pgvector's version: as installed, else as available, else None."""
     row = connection.execute(
         sa.text("""
             SELECT current_setting('server_version_num')::int AS server, coalesce(
@@ -281,7 +283,7 @@ def server_versions(connection: sa.Connection) -> tuple[int, str | None]:
 
 
 def name_database(connection: sa.Connection) -> dict[str, str | int | None]:
-    """The database that a report is about: its name, and the host and port by which it was reached."""
+    """Return the database that a report is about: its name, and the host and port by which it was reached."""
     driver: Any = connection.connection.dbapi_connection
     name: str = connection.execute(sa.select(sa.func.current_database())).scalar_one()
     return {"name": name, "host": driver.info.host or "the local socket", "port": driver.info.port}

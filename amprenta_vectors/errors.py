@@ -11,16 +11,16 @@ AmprentaError                   exit 1
 ├── FilterError                 exit 2: a metadata filter that Pinecone would refuse
 ├── TransientError              back off and try again; no attempt is charged
 │   ├── RateLimited
-│   └── TimedOut                cut what was asked for in two, then as any other
+│   └── TimedOut                halve what was asked for, then treat it as any other
 ├── CredentialsRefused          exit 2: stop the run
 ├── SourceNotFound              exit 2: stop the run
 ├── MissingExtra                exit 2: an optional package is not installed
 ├── SourceError                 exit 1: the source answered what its protocol does not allow
 │   └── KeysRefused             halve the keys that were asked for until the refused ones stand alone
 ├── ReadUnitsSpent              exit 1: the next request would pass the limit; the run can be resumed
-├── TooManyQuarantined              exit 1: more rows were quarantined than may be; the run can be resumed
+├── TooManyQuarantined          exit 1: more rows were quarantined than may be; the run can be resumed
 ├── ModelMismatch               exit 2: vectors are not from the model that they are said to be from
-├── RowError                    set the row aside and go on
+├── RowError                    quarantine the row and continue
 └── LeaseLost                   the batch belongs to another worker now; drop it
 
 `ExitCode` says what each code means; `worst` tells the code of several moves together.
@@ -37,25 +37,25 @@ class ExitCode(IntEnum):
 
     CLEAN = 0
     FAILED = 1
-    """It failed, or a vector differs."""
+    """The command or move failed, or a vector differs."""
     USAGE = 2
-    """A setting, an argument or the state of the database does not allow it."""
+    """A setting, an argument or the state of the database does not allow the command or move."""
     QUARANTINED = 3
-    """It finished, and rows were quarantined."""
+    """The command or move finished, and rows were quarantined."""
     INTERRUPTED = 130
-    """It was told to stop, and can be resumed."""
+    """The command or move was told to stop, and can be resumed."""
 
 
 WORST_FIRST = (ExitCode.INTERRUPTED, ExitCode.FAILED, ExitCode.USAGE, ExitCode.QUARANTINED, ExitCode.CLEAN)
 
 
 def worst(codes: Iterable[ExitCode]) -> ExitCode:
-    """Return the code that stands for all ``codes``; nothing to do is clean."""
+    """Return the code that stands for all ``codes``; with no codes, nothing was to do, which is clean."""
     return min(codes, key=WORST_FIRST.index, default=ExitCode.CLEAN)
 
 
 class AmprentaError(Exception):
-    """What was expected and what was found, with a ``hint``: what to type to mend it."""
+    """An error that says what was expected and what was found, with a ``hint``: what to type to mend it."""
 
     exit_code = ExitCode.FAILED
 
@@ -99,7 +99,7 @@ class ServerUnsuitable(SchemaMismatch):
 
 
 class RunConflict(AmprentaError):
-    """An unfinished run stands in the way, or what it was begun with has changed."""
+    """An unfinished run stands in the way, or what it was started with has changed."""
 
     exit_code = ExitCode.USAGE
 
@@ -111,11 +111,11 @@ class FilterError(AmprentaError):
 
 
 class TransientError(AmprentaError):
-    """Likely to succeed when tried again: an outage, a time-out, a restart, a lock."""
+    """An error that is likely to pass if the call is made again: an outage, a time-out, a restart, a lock."""
 
 
 class RateLimited(TransientError):
-    """The source asked for fewer requests; ``retry_after`` is its own wish in seconds."""
+    """The source asked for fewer requests; ``retry_after`` is the wait in seconds that it asked for."""
 
     def __init__(self, message: str, hint: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(message, hint)
@@ -167,7 +167,7 @@ class MissingExtra(AmprentaError):
 
 
 class RowError(AmprentaError):
-    """One row cannot be carried over; ``reason`` is a code from :class:`amprenta_vectors.batch.Reason`."""
+    """One row cannot be carried over; ``reason`` is a code from :class:`amprenta_vectors.reasons.Reason`."""
 
     def __init__(self, key: str, reason: str, detail: str) -> None:
         super().__init__(f"{key!r}: {reason}: {detail}")

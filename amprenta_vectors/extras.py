@@ -12,14 +12,14 @@ from amprenta_vectors.errors import MissingExtra
 
 
 def require_extra(module: str, extra: str) -> ModuleType:
-    """The imported ``module``. Raises `MissingExtra` naming what to install where it is absent."""
+    """Import and return ``module``. Raises `MissingExtra` naming what to install if it is absent."""
     with needing(extra):
         return importlib.import_module(module)
 
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Around the imports of a module that is nothing without ``extra``. Raises `MissingExtra`."""
+    """Raise `MissingExtra` if an import inside fails: for a module that is nothing without ``extra``."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -29,9 +29,10 @@ def needing(extra: str) -> Iterator[None]:
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """What the clients of services raise where a connection or an answer breaks off: all are built upon httpx.
+    """Return the errors that clients of services raise if a connection or an answer breaks off.
 
-    ``httpx2`` is the same library under another name, which a client may prefer where it is installed.
+    All the clients are built upon httpx. ``httpx2`` is the same library under another name, which a client may prefer
+    if it is installed.
     """
     installed = [name for name in ("httpx", "httpx2") if find_spec(name)]
     return (ConnectionError, *(importlib.import_module(name).TransportError for name in installed))

@@ -1,4 +1,4 @@
-"""Alembic run from code: the sections, where their revisions lie, and upgrade and downgrade without an ini file."""
+"""Alembic run from code: where the revisions lie, and upgrade, downgrade and plan without an ini file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from amprenta_vectors.sections import SECTIONS
 
 
 def migrations_folder() -> Path:
-    """Where the revisions lie: in the package; of a checkout, that is a link to the folder ``alembic``."""
+    """Return the folder of the revisions: in the package; in a checkout, that is a link to the folder ``alembic``."""
     return Path(__file__).parent / "migrations"
 
 
 def alembic_config(settings: Settings, section: str = "alembic") -> Config:
-    """Alembic's configuration for ``section``. Raises `ConfigError` for one that there is not."""
+    """Return Alembic's configuration for ``section``. Raises `ConfigError` if there is no such section."""
     if section not in SECTIONS:
         raise ConfigError(f"there is no section {section!r}", hint=f"one of: {', '.join(SECTIONS)}")
     folder = migrations_folder()
@@ -45,8 +45,8 @@ def alembic_config(settings: Settings, section: str = "alembic") -> Config:
 def search_adopted(engine: Engine, section: str, schema: str | None) -> str | None:
     """Let ``engine`` find the section's table in the schema off the search path that it was or is to be adopted in.
 
-    ``schema`` is what ``-x schema=`` says, None where it is not given. Returns the schema, None for a table on the
-    path. Raises `ConfigError` where it has no such table.
+    ``schema`` is what ``-x schema=`` says, None if it is not given. Returns the schema, None for a table on the path.
+    Raises `ConfigError` if the schema has no such table.
     """
     with engine.connect() as connection:
         found = schema_to_adopt(connection, SECTIONS[section].table, schema)
@@ -58,7 +58,7 @@ def search_adopted(engine: Engine, section: str, schema: str | None) -> str | No
 def upgrade(settings: Settings, section: str = "alembic", revision: str = "head", *, schema: str | None = None) -> None:
     """Bring ``section`` to ``revision``, waiting for any other upgrade of this database.
 
-    ``schema`` has the table to adopt, where that is off the search path.
+    ``schema`` is where the table to adopt is, if that is off the search path.
     """
     config = alembic_config(settings, section)
     config.attributes["schema"] = schema
@@ -67,7 +67,7 @@ def upgrade(settings: Settings, section: str = "alembic", revision: str = "head"
 
 
 def downgrade(settings: Settings, section: str = "alembic", revision: str = "base", *, purge: bool = False) -> None:
-    """Take ``section`` back to ``revision``; what has values is kept unless ``purge``."""
+    """Take ``section`` back to ``revision``; columns and tables that hold values are kept unless ``purge``."""
     config = alembic_config(settings, section)
     config.attributes["purge"] = purge
     with _alembic_errors():
@@ -84,7 +84,7 @@ def print_upgrade(
 ) -> None:
     """Print what brings ``section`` to ``revision``, as SQL for the database as it is; nothing is changed.
 
-    ``schema``, where given, has the section's table, and ``connection`` finds it there.
+    ``schema``, if given, has the section's table, and ``connection`` finds it there.
     """
     config = _for_script(settings, connection, section, schema)
     start = config.attributes["script_start"]
@@ -135,9 +135,9 @@ def plan(
     *,
     schema: str | None = None,
 ) -> list[RevisionPlan]:
-    """What an upgrade of ``section`` to ``revision`` would do; nothing is changed and no lock is waited for.
+    """Return what an upgrade of ``section`` to ``revision`` would do; nothing is changed and no lock is waited for.
 
-    ``schema``, where given, has the section's table, and ``connection`` finds it there.
+    ``schema``, if given, has the section's table, and ``connection`` finds it there.
     """
     script = ScriptDirectory.from_config(alembic_config(settings, section))
     options = {"dimension": settings.vector_dimension, "schema": schema, "section": section}

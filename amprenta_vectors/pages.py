@@ -42,7 +42,7 @@ def _templates() -> TemplateLookup:
 
 
 def render(template: str, report: Mapping[str, Any], **values: Any) -> str:
-    """The page that ``templates/TEMPLATE.html.mako`` makes of a ``report`` and of what was drawn from it.
+    """Render ``templates/TEMPLATE.html.mako`` with a ``report`` and what was drawn from it.
 
     ``report`` says when it was made, from which database, and its schema.
     """
@@ -52,11 +52,11 @@ def render(template: str, report: Mapping[str, Any], **values: Any) -> str:
 
 
 def to_moment(moment: str | None) -> str:
-    """A moment of the JSON to the second, in UTC as the page says once; a dash where there is none."""
+    """Return a moment of the JSON to the second, in UTC as the page says once; a dash for None."""
     return "–" if moment is None else f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def shorten(text: str, most: int) -> str:
-    """The text, of which the middle is left out where it has more than ``most`` characters."""
+    """Return ``text``, its middle left out if it has more than ``most`` characters."""
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"

@@ -31,16 +31,16 @@ _ADDRESSES = re.compile(r'\s+xmlns(?::\w+)?="[^"]*"')
 
 
 def why_no_plots() -> str | None:
-    """What to install before a page can have plots; None where it has them."""
+    """Return what to install before a page can have plots; None if it can have them."""
     if find_spec("matplotlib"):
         return None
     return "This page has no plots: pip install 'amprenta_vectors[report]', and make it again."
 
 
 def draw(label: str, fill: Callable[[Axes], None], *, height: float = 2.4) -> Markup:
-    """What ``fill`` draws, with a legend above; ``label`` says what it shows to who does not see it.
+    """Draw what ``fill`` puts on the axes, with a legend above; ``label`` describes it to readers who do not see it.
 
-    Nothing where matplotlib is not installed.
+    Returns an empty element if matplotlib is not installed.
     """
     # Heavy to import, and only a report draws.
     from markupsafe import Markup

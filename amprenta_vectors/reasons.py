@@ -31,4 +31,4 @@ STILL_WRITTEN = frozenset({Reason.SPARSE_DROPPED, Reason.SPARSE_REFUSED})
 """Reasons that stand against a row whose dense vector was written all the same."""
 
 LEFT_ALONE = frozenset({Reason.CHANGED_HERE, Reason.GONE})
-"""Reasons that stand against a row which is good as it is: what is to become of it, a person decides."""
+"""Reasons that stand against a row which is good as it is: a person decides what is to become of it."""

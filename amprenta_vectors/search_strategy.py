@@ -1,4 +1,4 @@
-"""How a product catalogue is searched, in the names its own settings have for backend, mode and secondary."""
+"""The settings of a product catalogue's search, as settings of backend, mode and secondary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _THRESHOLDS = {"pgvector_similarity_threshold": 0.7, "chroma_similarity_threshol
 
 
 def strategy_settings(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """What ``USE_PGVECTOR`` and ``PRODUCT_SEARCH_STRATEGY`` make of other settings; nothing but of the product table.
+    """Return what ``USE_PGVECTOR`` and ``PRODUCT_SEARCH_STRATEGY`` make of other settings; only for the product table.
 
     ``values`` are all settings by field, ``given`` the fields that were set. Raises `ConfigError` naming both of two
     that contradict each other.

@@ -24,7 +24,7 @@ GOAL = 0.8
 @click.option("--latencies", default="0,20", show_default=True, help="Milliseconds, separated by commas.")
 @click.option("--transports", default="grpc,rest", show_default=True)
 def main(rows: int, dimension: int, repeats: int, workers: int, latencies: str, transports: str) -> None:
-    """Print the load's rate, and the bare one's."""
+    """Print the rate of the backfill, and of the bare load."""
     print_machine()
     click.echo(f"{rows:,} rows × {dimension} dimensions, batches of 1000, {workers} workers or connections\n")
     with open_stage() as stage:
@@ -34,7 +34,7 @@ def main(rows: int, dimension: int, repeats: int, workers: int, latencies: str, 
 def compare(
     stage: Stage, rows: int, dimension: int, repeats: int, workers: int, latencies: list[str], transports: list[str]
 ) -> None:
-    """All combinations, `repeats` times each."""
+    """Measure every combination of transport and latency, `repeats` times each."""
     ids, vectors = to_ids(rows), to_vectors(rows, dimension)
     bare = partial(stage.bare, ids, vectors, workers)
     # The first to touch the server's shared memory pays for it.

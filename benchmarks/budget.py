@@ -20,7 +20,7 @@ from tools import open_stage, print_machine
 @click.command()
 @click.option("--short", is_flag=True, help="Few rows, one repeat.")
 def main(short: bool) -> None:
-    """Print them all."""
+    """Print every row of the budget."""
     print_machine()
     many = 1 if short else 50
     repeats = 1 if short else 5

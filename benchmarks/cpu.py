@@ -32,7 +32,7 @@ def main(rows: int, dimension: int, latency: float, workers: int, repeats: int) 
 
 
 def compare(stage: Stage, rows: int, dimension: int, latency: float, workers: int, repeats: int) -> None:
-    """The backfill, then the bare load."""
+    """Measure the backfill, then the bare load."""
     ids, vectors = to_ids(rows), to_vectors(rows, dimension)
 
     def backfill(count: int) -> None:
@@ -54,7 +54,7 @@ def compare(stage: Stage, rows: int, dimension: int, latency: float, workers: in
 def _measure(
     stage: Stage, run: Callable[[int], None], before: list[dict[str, float]], rows: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Microseconds a vector, by process, of each repeat."""
+    """Return the microseconds a vector, by process, of each repeat."""
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
         spent = []
@@ -68,7 +68,7 @@ def _measure(
 
 
 def _spent(stage: Stage) -> dict[str, float]:
-    """Seconds so far: of PostgreSQL's processes, of the emulator's, of this one and the commands that it ran."""
+    """Return the seconds so far of PostgreSQL's processes, the emulator's, and this one with the commands it ran."""
     postmaster = int((stage.server.folder / "postmaster.pid").read_text().split()[0])
     emulators = [child for child in psutil.Process().children() if _is_emulator(child)]
     own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,10 +1,4 @@
-"""A load whose HNSW index is deferred and built afterwards, beside one with the index in place.
-
-    python benchmarks/index.py [--rows 20000] [--dimension 384]
-
-From the first batch's claim to the last one's commit, or to the end of the index that was deferred. The index stays in
-place where the column holds a value, so one row is filled beforehand.
-"""
+"""A load whose HNSW index is deferred and built afterwards, beside one with the index in place."""
 
 from __future__ import annotations
 
@@ -19,14 +13,14 @@ GOAL = 4.0
 @click.option("--dimension", default=384, show_default=True)
 @click.option("--workers", default=4, show_default=True)
 def main(rows: int, dimension: int, workers: int) -> None:
-    """Print both times."""
+    """Print both loads' times."""
     print_machine()
     with open_stage() as stage:
         compare(stage, rows, dimension, workers)
 
 
 def compare(stage: Stage, rows: int, dimension: int, workers: int) -> None:
-    """Each once: the load with the index in place takes long enough."""
+    """Measure each load once: the one with the index in place takes long enough."""
     ids, vectors = to_ids(rows), to_vectors(rows, dimension)
     with stage.emulator(ids, vectors) as environment:
         url = stage.new_database(ids, dimension, with_index=True)

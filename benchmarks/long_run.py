@@ -33,7 +33,7 @@ from tools import (
 GOAL = 0.9
 SAMPLE_SECONDS = 0.5
 INDEX = {"AMPRENTA_MAINTENANCE_WORK_MEM": "2GB"}
-"""What the graph of a million vectors of 256 dimensions needs; with less the build goes on on disk, and takes hours."""
+"""The memory that the graph of a million vectors of 256 dimensions needs; with less the build takes hours on disk."""
 
 
 @click.command()
@@ -52,7 +52,7 @@ def main(rows: int, dimension: int, workers: int, curve: Path | None, index: boo
 def run(
     stage: Stage, rows: int, dimension: int, workers: int, curve: Path | None = None, *, with_index: bool = False
 ) -> None:
-    """Once: a long run is its own repeat."""
+    """Measure once: a long run is its own repeat."""
     ids = to_ids(rows)
     with stage.emulator(ids, to_vectors(rows, dimension)) as environment:
         url = stage.new_database(ids, dimension, with_index=with_index)
@@ -101,7 +101,7 @@ def run(
 
 
 def _watch(process: subprocess.Popen[bytes]) -> list[tuple[float, float]]:
-    """The resident memory of a process in MB, twice a second until it ends."""
+    """Return the resident memory of a process in MB, twice a second until it ends."""
     memory = []
     while process.poll() is None:
         try:
@@ -116,7 +116,7 @@ def _watch(process: subprocess.Popen[bytes]) -> list[tuple[float, float]]:
 
 
 def _tenths(url: str, rows: int) -> list[tuple[float, float]]:
-    """When each tenth of the keys was done, in seconds since 1970, and its rate."""
+    """Return when each tenth of the keys was done, in seconds since 1970, and its rate."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT extract(epoch FROM min(started_at))::float8 FROM migration_progress")
         (began,) = cursor.fetchone() or (0.0,)

@@ -24,7 +24,7 @@ def main(rows: str, dimension: int, workers: int, repeats: int) -> None:
 
 
 def compare(stage: Stage, sizes: list[int], dimension: int, workers: int, repeats: int = 1) -> None:
-    """One source after the other; the largest of each one's repeats counts."""
+    """Measure one source after the other; the largest of each one's repeats counts."""
     peaks = []
     for rows in sizes:
         ids = to_ids(rows)

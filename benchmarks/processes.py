@@ -32,7 +32,7 @@ from tools import (
 @click.option("--workers", default=4, show_default=True, help="In each process.")
 @click.option("--repeats", default=3, show_default=True)
 def main(rows: int, dimension: int, latency: float, workers: int, repeats: int) -> None:
-    """Print the rates."""
+    """Print the rate of each number of processes."""
     print_machine()
     click.echo(f"{rows:,} rows × {dimension} dimensions, {workers} workers a process, source at {latency:g} ms")
     with open_stage() as stage:
@@ -40,7 +40,7 @@ def main(rows: int, dimension: int, latency: float, workers: int, repeats: int) 
 
 
 def compare(stage: Stage, rows: int, dimension: int, latency: float, workers: int, repeats: int) -> None:
-    """REST gets a quarter of the rows."""
+    """Measure each transport; REST gets a quarter of the rows."""
     for transport, count in (("grpc", rows), ("rest", rows // 4)):
         ids = to_ids(count)
         with stage.emulator(ids, to_vectors(count, dimension)) as environment:

@@ -44,7 +44,7 @@ TIE = 1e-6
 SHARES = {"half": 0.5, "twentieth": 0.05, "rare": 0.005}
 OTHERS = ("langchain-postgres==0.0.19", "vecs==0.4.5", "psycopg2-binary")
 PACE_SECONDS = 0.01
-"""Between two queries in shadow mode: an application waits for its users, and the secondary needs a moment too."""
+"""The pause between queries in shadow mode: an application waits for its users, and the secondary needs time too."""
 
 SETTINGS = "SET hnsw.iterative_scan = relaxed_order; SET hnsw.ef_search = %s"
 BARE = (
@@ -52,7 +52,7 @@ BARE = (
     "FROM rag_chunks WHERE namespace = '' AND embedding IS NOT NULL ORDER BY distance LIMIT 40) AS near "
     "ORDER BY distance + 0.0 LIMIT 10"
 )
-"""What the store asks, with its settings made once for the session."""
+"""The SQL of the store's query; its settings are made once for the session."""
 
 COPY_FOR_VECS = """
     CREATE SCHEMA vecs;
@@ -91,7 +91,7 @@ def main(queries: int, rounds: int, python: Path | None, without_others: bool) -
 
 
 def fill(stage: Stage, corpus: Corpus) -> str:
-    """A database with the corpus and its index; each share of `SHARES` is a flag in the metadata."""
+    """Make a database with the corpus and its index; each share of `SHARES` is a flag in the metadata."""
     url = stage.new_database([], 256)
     draws = np.random.default_rng(1).random(len(corpus.ids))
     store = open_pgvector_store(Settings.load(database_url=url))
@@ -110,7 +110,7 @@ def fill(stage: Stage, corpus: Corpus) -> str:
 
 
 def to_queries(corpus: Corpus, queries: int) -> Vectors:
-    """First lines of docstrings, ``(queries, 256)``: what somebody who looks for the rest might type."""
+    """Return first lines of docstrings, ``(queries, 256)``: what somebody who looks for the rest might type."""
     lines = {
         text.strip().splitlines()[0].strip(): None
         for text, metadata in zip(corpus.texts, corpus.metadata, strict=True)
@@ -121,7 +121,7 @@ def to_queries(corpus: Corpus, queries: int) -> Vectors:
 
 
 def recall(store: PgVectorStore, asked: Vectors, filters: Mapping[str, Filter]) -> None:
-    """By distance against an exact search, without a filter and with each of ``filters``.
+    """Print recall against an exact search, by distance, without a filter and with each of ``filters``.
 
     A row as near as the tenth counts, whichever it is.
     """
@@ -146,7 +146,7 @@ def recall(store: PgVectorStore, asked: Vectors, filters: Mapping[str, Filter]) 
 def latency(
     url: str, store: PgVectorStore, asked: Vectors, rounds: int, libraries: dict[str, Callable[[int], float]]
 ) -> None:
-    """Milliseconds of one query at a time."""
+    """Print the milliseconds of one query at a time."""
     texts = [str(vector.tolist()) for vector in asked]
     with closing(psycopg2.connect(url)) as connection:
         connection.autocommit = True
@@ -169,7 +169,7 @@ def latency(
 
 
 def timed(ask: Ask) -> Callable[[int], float]:
-    """Milliseconds that a query takes."""
+    """Return a function that measures the milliseconds of a query."""
 
     def measure(number: int) -> float:
         began = time.perf_counter()
@@ -180,7 +180,7 @@ def timed(ask: Ask) -> Callable[[int], float]:
 
 
 def in_turn(ways: dict[str, Callable[[int], float]], queries: int, rounds: int) -> dict[str, list[float]]:
-    """Each way's milliseconds for each query, ``rounds`` times over; the first to be asked changes."""
+    """Return each way's milliseconds for each query, ``rounds`` times over; the first to be asked changes."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for name in names:
@@ -194,13 +194,13 @@ def in_turn(ways: dict[str, Callable[[int], float]], queries: int, rounds: int) 
 
 
 def ratio(values: Sequence[float], base: Sequence[float], percentile: int, rounds: int) -> float:
-    """The median over the rounds of one percentile by the other."""
+    """Return the median over the rounds of one percentile divided by the other."""
     pairs = zip(np.array_split(values, rounds), np.array_split(base, rounds), strict=True)
     return float(np.median([np.percentile(ours, percentile) / np.percentile(bare, percentile) for ours, bare in pairs]))
 
 
 def throughput(url: str, store: PgVectorStore, asked: Vectors, seconds: float = 3.0) -> None:
-    """Queries a second of several threads; a bare cursor for each beside the one store for all."""
+    """Print the queries a second of several threads; a bare cursor for each beside the one store for all."""
     texts = [str(vector.tolist()) for vector in asked]
 
     @contextmanager
@@ -222,7 +222,7 @@ def throughput(url: str, store: PgVectorStore, asked: Vectors, seconds: float = 
 
 
 def rate(open_way: Callable[[], Any], threads: int, queries: int, seconds: float) -> float:
-    """All threads begin together, and stop after ``seconds``."""
+    """Return the queries a second of ``threads`` that start together and stop after ``seconds``."""
     counts = [0] * threads
     ready = threading.Barrier(threads + 1)
     over = threading.Event()
@@ -251,7 +251,7 @@ def rate(open_way: Callable[[], Any], threads: int, queries: int, seconds: float
 
 
 class Secondary:
-    """Beside the primary in shadow mode, and of no use."""
+    """A store beside the primary in shadow mode, and of no use."""
 
     distance: ClassVar[str] = "cosine"
 
@@ -260,15 +260,15 @@ class Secondary:
         self._answer = answer
 
     def query(self, vector: Any, *, top_k: int = 10, filter: Any = None) -> list[Hit]:
-        """Whatever it does."""
+        """Answer as this secondary does."""
         return self._answer()
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 def shadow(settings: Settings, store: PgVectorStore, asked: Vectors, rounds: int) -> None:
-    """The primary's p95 with secondaries that fail it in every way, beside its own."""
+    """Print the primary's p95 with secondaries that fail it in every way, beside its own."""
     over = threading.Event()
 
     def hang() -> list[Hit]:
@@ -312,7 +312,7 @@ def shadow(settings: Settings, store: PgVectorStore, asked: Vectors, rounds: int
 
 @contextmanager
 def others(stage: Stage, url: str, asked: Vectors, python: Path) -> Iterator[dict[str, Callable[[int], float]]]:
-    """The other libraries in their own process."""
+    """Start the other libraries in their own process."""
     execute(url, COPY_FOR_VECS)
     execute(url, "VACUUM ANALYZE vecs.rows")
     queries = stage.folder / "queries.npy"
@@ -344,7 +344,7 @@ def others(stage: Stage, url: str, asked: Vectors, python: Path) -> Iterator[dic
 
 
 def install(folder: Path) -> Path:
-    """A virtual environment with `OTHERS`; its Python."""
+    """Make a virtual environment with `OTHERS`; return its Python."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *OTHERS]

@@ -17,7 +17,7 @@ TOP_K = 10
 
 
 def open_langchain(url: str, ef_search: int) -> Callable[[list[float]], int]:
-    """langchain-postgres on the application's own table."""
+    """Open langchain-postgres on the application's own table."""
     from langchain_core.embeddings import DeterministicFakeEmbedding
     from langchain_postgres import PGEngine, PGVectorStore
     from langchain_postgres.v2.indexes import HNSWQueryOptions
@@ -36,7 +36,7 @@ def open_langchain(url: str, ef_search: int) -> Callable[[list[float]], int]:
 
 
 def open_vecs(url: str, ef_search: int) -> Callable[[list[float]], int]:
-    """vecs on its own table, which `query.py` has filled with the same rows."""
+    """Open vecs on its own table, which `query.py` has filled with the same rows."""
     import vecs
 
     collection = vecs.create_client(url.replace("postgresql://", "postgresql+psycopg2://")).get_collection("rows")
@@ -46,7 +46,7 @@ def open_vecs(url: str, ef_search: int) -> Callable[[list[float]], int]:
 
 
 def main() -> None:
-    """Answer until standard input ends."""
+    """Answer queries until standard input ends."""
     url, queries, ef_search = sys.argv[1:]
     vectors = np.load(queries).tolist()
     libraries = {"langchain": open_langchain(url, int(ef_search)), "vecs": open_vecs(url, int(ef_search))}

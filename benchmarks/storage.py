@@ -65,7 +65,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one kind gave: shares, MB, seconds and milliseconds."""
+    """The figures of one kind: shares, MB, seconds and milliseconds."""
 
     recall: Sequence[float]
     short: int
@@ -93,7 +93,7 @@ KINDS: dict[int, Sequence[Kind]] = {
     10: (Kind("vector", "hnsw", "halfvec"), Kind("halfvec", "hnsw"), Kind("vector", "hnsw", "bit")),
     20: (Kind("vector", "hnsw", "bit"),),
 }
-"""By how many texts make a vector."""
+"""The kinds that are measured, by how many texts make a vector."""
 
 HEAD = """
 | dimensions | column | index | recall@10 | 50 % pass | 5 % | 0.5 % | table MB | index MB | build s | p50 ms | p95 ms |
@@ -123,7 +123,7 @@ def main(rows: int, queries: int, rounds: int) -> None:
 
 
 def to_data(texts: Vectors, joined: int, asked: Vectors) -> Data:
-    """``joined`` texts a vector; without joining, ``asked`` are the queries."""
+    """Return rows and queries of ``joined`` texts a vector; without joining, ``asked`` are the queries."""
     if joined == 1:
         rows, queries = texts, asked
     else:
@@ -135,7 +135,7 @@ def to_data(texts: Vectors, joined: int, asked: Vectors) -> Data:
 
 
 def fill(stage: Stage, kind: Kind, data: Data) -> str:
-    """A database with the rows in one table ``rows``, not yet indexed; its URL. Any earlier one is dropped."""
+    """Make a database with the rows in one table ``rows``, not yet indexed; return its URL. Any earlier one goes."""
     execute(stage.server.url(), "DROP DATABASE IF EXISTS storage WITH (FORCE)")
     stage.server.create_database("storage")
     url = stage.server.url("storage")
@@ -184,7 +184,7 @@ def measure(url: str, kind: Kind, data: Data, rounds: int) -> Figures:
 
 
 def build(url: str, kind: Kind, rows: Vectors) -> float:
-    """Seconds that the index takes."""
+    """Build the index; return the seconds that it takes."""
     key = index_key("embedding", VectorType(kind.column, rows.shape[1]), "cosine", kind.index)
     options = f" WITH (lists = {suitable_lists(len(rows))})" if kind.method == "ivfflat" else ""
     began = time.perf_counter()
@@ -199,7 +199,7 @@ def build(url: str, kind: Kind, rows: Vectors) -> float:
 
 
 def recall(store: PgVectorStore, data: Data, name: str | None) -> tuple[float, int]:
-    """The share found of what is nearest by numpy, and how many answers had too few hits."""
+    """Return the share found of what is nearest by numpy, and how many answers had too few hits."""
     passing = data.rows if name is None else data.rows[data.flags[name]]
     last = np.sort(cosines(passing, data.queries), axis=1)[:, -TOP_K]
     found = short = 0
@@ -212,13 +212,13 @@ def recall(store: PgVectorStore, data: Data, name: str | None) -> tuple[float, i
 
 
 def cosines(rows: Vectors, queries: Vectors) -> Any:
-    """``(queries, rows)`` float64."""
+    """Return the cosines of ``(queries, rows)``, float64."""
     units = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (queries, rows)]
     return units[0] @ units[1].T
 
 
 def milliseconds(store: PgVectorStore, vector: Any) -> float:
-    """Of one query."""
+    """Return the milliseconds of one query."""
     began = time.perf_counter()
     store.query(vector, top_k=TOP_K)
     return (time.perf_counter() - began) * 1000

@@ -46,7 +46,7 @@ def main(count: int, queries: int) -> None:
 
 
 def documents(stage: Stage, asked: Vectors, count: int) -> None:
-    """Every user's documents, and the searches of one."""
+    """Measure every user's documents, and the searches of one user."""
     url = new_database(stage)
     upgrade(Settings.load(database_url=url, vector_dimension=256), "documents")
     key = require_extra("cryptography.fernet", "documents").Fernet.generate_key().decode()
@@ -68,7 +68,7 @@ def documents(stage: Stage, asked: Vectors, count: int) -> None:
 
 
 def products(stage: Stage, asked: Vectors) -> None:
-    """The whole catalogue."""
+    """Measure the whole catalogue."""
     url = new_database(stage)
     catalogue = read_products()
     engine = create_engine(Settings.load(database_url=url))
@@ -90,7 +90,7 @@ def products(stage: Stage, asked: Vectors) -> None:
 
 
 def new_database(stage: Stage) -> str:
-    """An empty database; its URL. Any earlier one is dropped."""
+    """Make an empty database; return its URL. An earlier one is dropped."""
     execute(stage.server.url(), "DROP DATABASE IF EXISTS benchmark WITH (FORCE)")
     stage.server.create_database("benchmark")
     return stage.server.url("benchmark")
@@ -104,12 +104,12 @@ def move(stage: Stage, url: str, environment: dict[str, str], *command: str, exp
 
 
 def said(output: str) -> str:
-    """What the command printed, without the peak memory at its end."""
+    """Return what the command printed, without the peak memory at its end."""
     return output.strip().rpartition("\n")[0]
 
 
 def search(url: str, table: str, asked: Vectors, filters: Mapping[str, Filter], namespace: str = "") -> None:
-    """Recall, and answers cut short."""
+    """Print recall, and how many answers are cut short."""
     settings = Settings.load(database_url=url, table=table, namespace=namespace)
     with closing(open_pgvector_store(settings)) as store:
         click.echo(f"{store.count():,} rows to search")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a server, an emulator in a process of its own, the bare load, and a timed backfill.
+"""The tools of the benchmarks: a server, an emulator in a process of its own, the bare load, and a timed backfill.
 
 Rates are those of the load: rows by the time from the first batch's claim to the last one's commit, on the database's
 clock, without the start of Python, the index and the verification.
@@ -43,17 +43,17 @@ code = subprocess.call(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)
 """
-"""Linux counts the size of the process that started another as that one's peak; this one is small."""
+"""A small process that measures: Linux counts the size of the process that started another as that one's peak."""
 SERVER = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
 UNLIMITED = {"AMPRENTA_LIST_PER_SECOND": "off", "AMPRENTA_FETCH_PER_SECOND": "off"}
-"""The emulator has no limits; Pinecone's would be what is measured."""
+"""No limits: the emulator has none, and Pinecone's would be what is measured."""
 
 Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What one repeated measurement gave."""
+    """The values that one repeated measurement gave."""
 
     name: str
     unit: str
@@ -61,7 +61,7 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """Of all repeats."""
+        """The median of all repeats."""
         return statistics.median(self.values)
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Vectors a second."""
+        """The vectors written a second."""
         return self.rows / self.seconds
 
 
@@ -92,7 +92,7 @@ class Stage:
         self.server = server
 
     def new_database(self, ids: Sequence[str], dimension: int, *, with_index: bool = False) -> str:
-        """A database at head whose rows wait for their embedding; its URL. Any earlier one is dropped."""
+        """Make a database at head whose rows wait for their embedding; return its URL. An earlier one is dropped."""
         execute(self.server.url(), "DROP DATABASE IF EXISTS benchmark WITH (FORCE)")
         self.server.create_database("benchmark")
         url = self.server.url("benchmark")
@@ -110,7 +110,10 @@ class Stage:
 
     @contextmanager
     def emulator(self, ids: Sequence[str], vectors: Vectors) -> Iterator[dict[str, str]]:
-        """An emulator process with the vectors, and the variables that point at it; its answers are ready-made."""
+        """Run an emulator with the vectors; yield the variables that point at it.
+
+        Its answers are ready-made.
+        """
         file = self.folder / "pinecone.db"
         loader = PineconeEmulator(file, name=INDEX, dimension=vectors.shape[1], api_key=API_KEY)
         loader.load("", list(ids), vectors)
@@ -131,14 +134,14 @@ class Stage:
         file.unlink()
 
     def backfill(self, url: str, environment: dict[str, str], rows: int, *options: str) -> Load:
-        """Run the command to its end, check that every row was filled, and say what it took."""
+        """Run the command to its end, check that every row was filled, and return what it took."""
         arguments = ["backfill", "--no-verify", "--json", "--batch-size", str(BATCH), *options]
         command_seconds, output = self.run(url, environment, *arguments)
         check(url, rows)
         return Load(rows, load_seconds(url), command_seconds, int(output.split()[-1]) / 1024)
 
     def run(self, url: str, environment: dict[str, str], *arguments: str, expect: int = 0) -> tuple[float, str]:
-        """Run a command of the package; its seconds, and what it printed, its peak memory in kB as the last word."""
+        """Run a command of the package; return its seconds and its output, with its peak memory in kB as last word."""
         command = [sys.executable, "-c", MEASURING, sys.executable, "-m", "amprenta_vectors", *arguments]
         began = time.perf_counter()
         done = subprocess.run(
@@ -151,7 +154,10 @@ class Stage:
     def bare(
         self, ids: Sequence[str], vectors: Vectors, connections: int, begin: Callable[[], object] = lambda: None
     ) -> float:
-        """Vectors a second of the same bytes by COPY into a temporary table and UPDATE, ready-made before ``begin``."""
+        """Return the vectors a second of the same bytes by COPY into a temporary table and UPDATE.
+
+        The bytes are ready-made before ``begin`` is called.
+        """
         dimension = vectors.shape[1]
         url = self.new_database(ids, dimension)
         payloads = iter([to_payload(ids[i : i + BATCH], vectors[i : i + BATCH]) for i in range(0, len(ids), BATCH)])
@@ -187,7 +193,7 @@ class Stage:
 
 @contextmanager
 def open_stage() -> Iterator[Stage]:
-    """A stage in a temporary folder; its server is stopped at the end."""
+    """Open a stage in a temporary folder; its server is stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="amprenta-benchmark-") as name:
         server = EmbeddedPostgres(Path(name) / "postgres", SERVER)
         server.start()
@@ -198,17 +204,17 @@ def open_stage() -> Iterator[Stage]:
 
 
 def to_ids(rows: int) -> list[str]:
-    """The keys of the rows."""
+    """Return the keys of the rows."""
     return [f"chunk-{number:08d}" for number in range(rows)]
 
 
 def to_vectors(rows: int, dimension: int) -> Vectors:
-    """Random and finite, ``(rows, dimension)``, the same each time."""
+    """Return random, finite vectors, ``(rows, dimension)``, the same each time."""
     return np.random.default_rng(7).standard_normal((rows, dimension), dtype=np.float32)
 
 
 def to_payload(ids: Sequence[str], vectors: Vectors) -> bytes:
-    """A key and a vector a row in PostgreSQL's binary COPY format."""
+    """Return a key and a vector a row in PostgreSQL's binary COPY format."""
     dimension = vectors.shape[1]
     head = struct.pack(">ihh", 4 + 4 * dimension, dimension, 0)
     rows = [b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)]
@@ -218,7 +224,7 @@ def to_payload(ids: Sequence[str], vectors: Vectors) -> bytes:
 
 
 def to_environment(url: str, environment: dict[str, str]) -> dict[str, str]:
-    """The environment of a command."""
+    """Return the environment of a command."""
     return {**os.environ, **environment, "DATABASE_URL": url}
 
 
@@ -230,14 +236,14 @@ def set_latency(environment: dict[str, str], milliseconds: float) -> None:
 
 
 def query(url: str, statement: str) -> Any:
-    """The first row of a statement."""
+    """Return the first row of a statement."""
     with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchone()
 
 
 def load_seconds(url: str) -> float:
-    """From the first batch's claim to the last one's commit."""
+    """Return the seconds from the first batch's claim to the last one's commit."""
     (seconds,) = query(url, "SELECT extract(epoch FROM max(finished_at) - min(started_at)) FROM migration_progress")
     return float(seconds)
 
@@ -250,24 +256,24 @@ def execute(url: str, statement: str, values: Sequence[object] = ()) -> None:
 
 
 def check(url: str, rows: int) -> None:
-    """Raises where not every row has its embedding."""
+    """Raise ClickException if not every row has its embedding."""
     found = query(url, "SELECT count(embedding) FROM rag_chunks")
     if found != (rows,):
         raise click.ClickException(f"{found} rows were filled, expected {rows}")
 
 
 def repeat(repeats: int, measure: Callable[[], float]) -> list[float]:
-    """The figures of several measurements, one after the other."""
+    """Return the figures of several measurements, one after the other."""
     return [measure() for _ in range(repeats)]
 
 
 def print_machine() -> None:
-    """Where the figures are from."""
+    """Print where the figures are from."""
     click.echo(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
 
 
 def print_budget(what: str, found: float, goal: float, unit: str = "×", *, at_most: bool = False) -> None:
-    """A row of the budget: what was found against what it is to be."""
+    """Print a row of the budget: what was found against what it is to be."""
     met = found <= goal if at_most else found >= goal
     bound = f"{'at most' if at_most else 'at least'} {goal:g}"
     click.echo(f"{what:<46} {found:>10,.2f} {unit:<4} {bound}: {'met' if met else 'MISSED'}")

@@ -56,7 +56,7 @@ def main(rows: int, backfill_rows: int, dimension: int, repeats: int, workers: i
 def compare(
     stage: Stage, rows: int, backfill_rows: int, dimension: int, repeats: int, workers: int, latencies: list[str]
 ) -> None:
-    """The backfill has more rows, so that its run is about as long."""
+    """Measure both, the backfill with more rows, so that its run is about as long."""
     python = install(stage.folder / "vec2pg")
     theirs: dict[str, list[float]] = {latency: [] for latency in latencies}
     ours: dict[str, list[float]] = {latency: [] for latency in latencies}
@@ -79,7 +79,7 @@ def compare(
 
 
 def install(folder: Path) -> Path:
-    """A virtual environment with vec2pg; its Python."""
+    """Make a virtual environment with vec2pg; return its Python."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"vec2pg=={VERSION}"]
@@ -90,7 +90,7 @@ def install(folder: Path) -> Path:
 
 
 def copy(stage: Stage, python: Path, environment: dict[str, str], dimension: int, rows: int) -> float:
-    """Seconds that vec2pg takes to copy the emulator's vectors into an empty database."""
+    """Return the seconds that vec2pg takes to copy the emulator's vectors into an empty database."""
     url = stage.new_database([], dimension)
     with describing(environment["PINECONE_CONTROLLER_HOST"], dimension) as controller:
         command = [python, "-m", "vec2pg.cli", "pinecone", "migrate", INDEX, environment["PINECONE_API_KEY"], url]
@@ -113,7 +113,7 @@ def copy(stage: Stage, python: Path, environment: dict[str, str], dimension: int
 
 @contextmanager
 def describing(host: str, dimension: int) -> Iterator[str]:
-    """A server that describes the index as Pinecone did in 2024; its URL."""
+    """Serve the index's description as Pinecone gave it in 2024; yield the server's URL."""
     description = {
         "name": INDEX,
         "dimension": dimension,
@@ -133,7 +133,7 @@ def describing(host: str, dimension: int) -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Silent."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Description) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

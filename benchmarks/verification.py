@@ -24,7 +24,7 @@ def main(rows: int, dimension: int, workers: int, repeats: int) -> None:
 
 
 def compare(stage: Stage, rows: int, dimension: int, workers: int, repeats: int) -> None:
-    """Each repeat fills the table and verifies it."""
+    """Fill the table and verify it, in each repeat."""
     ids = to_ids(rows)
     filled, verified = [], []
     with stage.emulator(ids, to_vectors(rows, dimension)) as environment:

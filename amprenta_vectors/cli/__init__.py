@@ -54,7 +54,7 @@ JOURNEY: dict[str, dict[str, str]] = {
         "products": "A product catalogue: its move from ChromaDB to pgvector.",
     },
 }
-"""The commands by the step of the journey, with what each does in a line, for which none is imported."""
+"""The commands by the step of the journey, with what each does in a line, so that listing them imports none."""
 
 _ELSEWHERE = {
     "cancel": "control:cancel",
@@ -63,11 +63,11 @@ _ELSEWHERE = {
     "resume": "control:resume",
     "retry-failed": "errors:retry_failed",
 }
-"""Commands that share a module, which the others have of their own name."""
+"""Commands that share a module; every other command has a module of its own name."""
 
 
 class Commands(click.Group):
-    """Imports a command when it is asked for, and ends with an error's own message and exit code."""
+    """A group that imports a command when it is asked for, and ends with an error's own message and exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return every command's name."""
@@ -84,20 +84,20 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that is asked for; the nearest one is named where there is none."""
+        """Return the command that is asked for; if there is none of that name, fail and name the nearest."""
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             near = get_close_matches(args[0], self.list_commands(ctx), 1)
             ctx.fail(f"there is no command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands by the journey."""
+        """Write the commands by the step of the journey."""
         for step, commands in JOURNEY.items():
             with formatter.section(step):
                 formatter.write_dl(list(commands.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what it raises is said in one message, never as a traceback."""
+        """Run the command; an error of this package or of the database is said in one message, never as a traceback."""
         # The process is the command's own, so that its allocator may be told how to work.
         reuse_freed_memory(KEPT_BYTES)
         try:

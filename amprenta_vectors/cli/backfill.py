@@ -80,7 +80,7 @@ def backfill(
 ) -> None:
     """Fill the embedding column from its source; stop it and resume it at will, from any number of processes.
 
-    It waits while the database has no room for more; docs/throttling.md has the settings.
+    The run is throttled while the database has no room for more; docs/throttling.md has the settings.
     """
     from amprenta_vectors.cli.display import open_display
     from amprenta_vectors.cli.dry_run import describe_offline, describe_plan

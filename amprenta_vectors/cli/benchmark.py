@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 @json_option()
 def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | None, seed: int, as_json: bool) -> None:
-    """Compare the source, of AMPRENTA_SOURCE, and PostgreSQL: the same hits, the nearest ones, and how fast.
+    """Compare the source (AMPRENTA_SOURCE) with PostgreSQL: the same hits, the nearest ones, and how fast.
 
     Asks both for the nearest rows of the same vectors, one at a time. Recall is measured against an exact search in
     PostgreSQL, by distance, so that equally near rows count as found.

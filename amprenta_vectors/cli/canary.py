@@ -75,7 +75,10 @@ def canary(
 
 
 def _within(seconds: float, search: Callable[[], Song]) -> Song:
-    """What ``search`` gives. Raises `TimedOut` where it takes longer; it is left behind, and ends with the process."""
+    """Return what ``search`` returns within ``seconds``.
+
+    Raises `TimedOut` if it takes longer: the search is left behind, and ends with the process.
+    """
     from amprenta_vectors.stores.daemons import DaemonPool
 
     try:

@@ -41,10 +41,10 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 class _RunByDefault(click.Group):
-    """``compare --queries N`` is short for ``compare run --queries N``."""
+    """A group in which ``compare --queries N`` is short for ``compare run --queries N``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The arguments with the command in front, where options of it come first."""
+        """Parse the arguments, with the command ``run`` put in front if they begin with an option of it."""
         if args and args[0].startswith("-") and args[0] != "--help":
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -52,7 +52,7 @@ class _RunByDefault(click.Group):
 
 @click.group(cls=_RunByDefault)
 def compare() -> None:
-    """Why a hit is missing, and what shadow queries found; `compare --queries N` is `compare run --queries N`."""
+    """Show why a hit is missing, and what shadow queries found; `compare --queries N` is `compare run --queries N`."""
 
 
 @compare.command()
@@ -141,7 +141,7 @@ def _print_comparison(found: Comparison, source: str) -> None:
 @json_option()
 @click.option("--output", type=click.Path(path_type=Path), help="Write shadow.json and shadow.html there too.")
 def report(since: str | None, as_json: bool, output: Path | None) -> None:
-    """Sum up what VECTOR_MODE=shadow kept: agreement, errors, latencies and the worst queries."""
+    """Sum up what VECTOR_MODE=shadow recorded: agreement, errors, latencies and the worst queries."""
     from amprenta_vectors.compare.shadow_report import collect_shadow_report
     from amprenta_vectors.config import Settings
 
@@ -164,7 +164,7 @@ def _to_moment(since: str | None) -> datetime | None:
     try:
         if ago:
             return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        # Without a zone it is that of the machine.
+        # A time without a zone is in the machine's.
         return datetime.fromisoformat(since).astimezone()
     except (ValueError, OverflowError):
         raise ConfigError(

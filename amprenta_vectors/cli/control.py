@@ -1,4 +1,4 @@
-"""``amprenta-vectors pause``, ``resume``, ``cancel`` and ``limits``: steering a run from any terminal."""
+"""``amprenta-vectors pause``, ``resume``, ``cancel`` and ``limits``: steer a run from any terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ run_argument = click.argument("run", type=int, required=False)
 @click.command()
 @run_argument
 def pause(run: int | None) -> None:
-    """Pause RUN, by default the only one unfinished, and wait up to 60 seconds until nobody works at it.
+    """Pause RUN, by default the only one unfinished, and wait up to 60 seconds until no process works at it.
 
     Its processes stay and wait for `resume`.
     """
@@ -44,7 +44,7 @@ def pause(run: int | None) -> None:
 @click.command()
 @run_argument
 def resume(run: int | None) -> None:
-    """Let RUN go on, by default the only one paused."""
+    """Resume RUN, by default the only one paused."""
     from amprenta_vectors.backfill.progress.states import Order
     from amprenta_vectors.moves import orders
 
@@ -90,7 +90,8 @@ def cancel(run: int | None) -> None:
 def limits(run: int | None, clear: bool, **given: float | None) -> None:
     """Show the limits set on RUN, by default the only one unfinished, or set some.
 
-    Its processes heed them within a second, before what they were started with. A rate of 0 is none.
+    Its processes follow them within a second; they come before those that the processes were started with. 0 is no
+    limit.
     """
     from amprenta_vectors.backfill.progress import runs
     from amprenta_vectors.backfill.progress.orders import change_limits

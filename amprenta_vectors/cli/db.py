@@ -123,7 +123,7 @@ def plan(section: str, schema: str | None, revision: str) -> None:
 
 @contextmanager
 def _reading(settings: Settings, section: str, schema: str | None = None) -> Iterator[tuple[Connection, str | None]]:
-    """A connection on which nothing can be changed, and the schema in which it finds the section's table."""
+    """Open a connection that can change nothing; yield it and the schema in which it finds the section's table."""
     from amprenta_vectors.db import check_connection, create_engine
     from amprenta_vectors.migrate import search_adopted
 

@@ -1,4 +1,4 @@
-"""A move as it goes on: a bar on a terminal, a line now and then elsewhere, or one JSON object an event."""
+"""The progress of a move: a bar on a terminal, a line now and then elsewhere, or one JSON object an event."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Display(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the terminal to others. May be called again."""
+        """Leave the terminal to others. It may be called again."""
         ...
 
 
 def open_display(log_format: Literal["text", "json"], more: Callable[[MoveEvent], None] = ignore) -> Display:
-    """The display that suits where standard error goes; ``more`` prints what only moves of one system tell."""
+    """Return the display that suits where standard error goes; ``more`` prints what only moves of one system tell."""
     text = MoveText(more)
     if log_format == "json":
         return JsonDisplay(text)
@@ -57,14 +57,14 @@ def _say_begun(run: Run, deferred: list[str]) -> None:
 
 
 class BarDisplay:
-    """tqdm on a terminal."""
+    """A progress bar of tqdm, for a terminal."""
 
     def __init__(self, text: MoveText) -> None:
         self._bar: Any = None
         self._text = text
 
     def __call__(self, event: MoveEvent) -> None:
-        """Move the bar; what comes after the rows, which has none to count, ends it."""
+        """Move the bar; an event that comes after the rows, with none to count, ends it."""
         match event:
             case RunStarted(run, deferred):
                 _say_begun(run, deferred)
@@ -120,7 +120,7 @@ class LineDisplay:
         self._rates: deque[float] = deque(maxlen=MOST_RATES)
 
     def __call__(self, event: MoveEvent) -> None:
-        """Say what is new; how far a run is, not too often, and once why nothing moves."""
+        """Print what is new: the progress every five seconds at most, and a reason to wait once."""
         match event:
             case RunStarted(run, deferred):
                 self._forget()
@@ -154,18 +154,18 @@ class LineDisplay:
         )
 
     def close(self) -> None:
-        """Lines need no end."""
+        """Do nothing: lines need no end."""
 
 
 class JsonDisplay:
-    """One JSON object a line: how it goes on standard error, with the time, and results on standard output."""
+    """One JSON object a line: progress on standard error, with the time, and results on standard output."""
 
     def __init__(self, text: MoveText) -> None:
         self._reason: str | None = None
         self._text = text
 
     def __call__(self, event: MoveEvent) -> None:
-        """Print what a log keeps."""
+        """Print an event for the log or a result as JSON, any other text as it is; a reason to wait once."""
         if isinstance(event, Waiting):
             repeated, self._reason = event.reason in (None, self._reason), event.reason
             if repeated:
@@ -180,4 +180,4 @@ class JsonDisplay:
             self._text(event)
 
     def close(self) -> None:
-        """Lines need no end."""
+        """Do nothing: lines need no end."""

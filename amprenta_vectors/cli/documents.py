@@ -105,7 +105,7 @@ def _exit(code: ExitCode) -> NoReturn:
 
 
 def _print(event: MoveEvent) -> None:
-    """Print an event of a store's own."""
+    """Print an event that only moves of simple stores have."""
     from amprenta_vectors.systems.documents import events
     from amprenta_vectors.systems.documents.stores import SHOWN
 

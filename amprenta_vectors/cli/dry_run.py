@@ -20,7 +20,7 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 
 def describe_offline(settings: Settings, keys_from: str) -> None:
-    """Say what the settings come to; no connection is made. Raises `ConfigError` for what is missing."""
+    """Print what the settings come to; no connection is made. Raises `ConfigError` for what is missing."""
     url = engine_url(settings)
     table = get_table(settings.table, settings.config)
     place = to_place(settings, table)

@@ -40,7 +40,7 @@ reason_option = click.option(
 def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> None:
     """List the rows that RUN quarantined, or all runs, and how many there are for each reason.
 
-    A row that was written since, by whatever run, is not among them.
+    A row that was written since, by whatever run, is not listed.
     """
     from amprenta_vectors.backfill.progress import quarantine, transactions
     from amprenta_vectors.config import Settings
@@ -73,7 +73,7 @@ def _to_json(row: QuarantinedRow) -> dict[str, object]:
 
 
 def _print_rows(rows: list[QuarantinedRow]) -> None:
-    """What is longest comes last."""
+    """Print the rows as a table, the longest column last."""
     from amprenta_vectors.cli.table_text import print_table
 
     lines = []
@@ -101,9 +101,10 @@ def retry_failed(
     model: str | None,
     log_format: str | None,
 ) -> None:
-    """Take the rows again that were quarantined, in a run of their own; exit 3 where some are quarantined once more.
+    """Retry the rows that were quarantined, in a run of their own; exit 3 if some are quarantined once more.
 
-    Interrupted, it goes on by the same command, or by backfill --resume. Rows that are written are errors no longer.
+    If it is interrupted, the same command resumes it, or backfill --resume. A row that is written is no longer listed
+    by errors.
     """
     from amprenta_vectors.cli.display import open_display
     from amprenta_vectors.config import Settings

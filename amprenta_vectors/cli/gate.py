@@ -12,7 +12,7 @@ from amprenta_vectors.cli.options import open_database
 def gate(allow: tuple[str, ...]) -> None:
     """Exit 0 if every row has its embedding and no run is live, else say what is missing and exit 2.
 
-    The same check as op.ensure_backfill_finished in a revision of your own. An empty table passes.
+    Makes the same check as op.ensure_backfill_finished in a revision of your own. An empty table passes.
     """
     from amprenta_vectors.config import Settings
     from amprenta_vectors.ddl.gate import check_finished

@@ -23,13 +23,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @click.group()
 def index() -> None:
-    """Build, rebuild or drop the ANN index; readers and writers go on meanwhile."""
+    """Build, rebuild or drop the ANN index; readers and writers continue meanwhile."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def build_options(command: Command) -> Command:
-    """What a build is given of the server."""
+    """Add the options of a build: how many workers and how much memory of the server it gets."""
     for option in (
         click.option(
             "--index-workers",
@@ -69,7 +69,7 @@ def build(
     maintenance_work_mem: str | None,
     index_workers: int | None,
 ) -> None:
-    """Build the index that a load deferred or that was dropped, as it was; where there is none, a new one."""
+    """Build the index that a load deferred or that was dropped, as it was; if there was none, a new one."""
     from amprenta_vectors.backfill.database.index import build_deferred
     from amprenta_vectors.moves.indexing import build_new, telling_plans, watching_builds
 

@@ -1,4 +1,4 @@
-"""What `sources inspect` says of a Pinecone index."""
+"""A Pinecone index as `sources inspect` shows it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = {
 
 
 def exports(found: Inspection) -> dict[str, str]:
-    """The variables that a migration of the index is to have."""
+    """Return the variables to set for a migration of the index."""
     values: dict[str, str] = {}
     if found.kind == "documents" and found.chosen is not None:
         values["PINECONE_VECTOR_FIELD"] = found.chosen
@@ -31,7 +31,7 @@ def exports(found: Inspection) -> dict[str, str]:
 
 
 def show_index(found: Inspection, settings: Settings) -> None:
-    """Print it as text, with the variables to set."""
+    """Print what was found of an index as text, with the variables to set."""
     sample = found.sample
     dimension, metric = "one of the fields is to be chosen", ""
     if found.field is not None:
@@ -68,7 +68,7 @@ def show_index(found: Inspection, settings: Settings) -> None:
 
 
 def index_to_json(found: Inspection) -> dict[str, Any]:
-    """The same as one object."""
+    """Return what was found of an index as one JSON object."""
     sample = found.sample
     return {
         "index": found.name,

@@ -7,7 +7,7 @@ from amprenta_vectors.backfill.report.timeline import to_duration
 
 
 def to_size(count: float) -> str:
-    """Bytes as PostgreSQL counts them, 1024 to a kB."""
+    """Return bytes as PostgreSQL counts them, 1024 to a kB."""
     for unit in ("B", "kB", "MB"):
         if count < 1024:
             return f"{count:.0f} {unit}"
@@ -16,7 +16,7 @@ def to_size(count: float) -> str:
 
 
 def describe(plan: BuildPlan) -> list[str]:
-    """What a build will take, a line each."""
+    """Return what a build will take, a line each."""
     fast, slow = (to_duration(seconds) for seconds in plan.seconds)
     return [
         f"index {plan.index} ({plan.method}) on {plan.target}: {plan.rows:,} rows × {plan.dimension} dimensions",

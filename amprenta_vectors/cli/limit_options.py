@@ -1,4 +1,4 @@
-"""What a command may ask of its source: the options, and what they come to for a run."""
+"""The limits on what a command asks of its source: the options, and the orders that they become for a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HELP = {
 
 
 def limit_options(command: Command) -> Any:
-    """The limits, handed to the command as ``rates``: by the name of the setting, None where not given."""
+    """Add the options of the limits, handed to the command as ``rates``: by the setting's name, None if not given."""
 
     @functools.wraps(command)
     def collect(*arguments: Any, **options: Any) -> Any:
@@ -38,5 +38,5 @@ def limit_options(command: Command) -> Any:
 
 
 def orders_of(settings: Settings, rates: Mapping[str, str | None]) -> dict[str, float]:
-    """What was given as an option, which holds for the run from now on, in all its processes; 0 is no limit."""
+    """Return the limits given as options, which hold for the run from now on, in all its processes; 0 is no limit."""
     return {name: getattr(settings.source_limits, name) or 0 for name, text in rates.items() if text is not None}

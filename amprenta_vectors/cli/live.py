@@ -1,4 +1,4 @@
-"""A run watched from beside it: a screen on a terminal, lines elsewhere. Nothing of the run is touched."""
+"""A run watched from outside: a screen on a terminal, lines elsewhere. Nothing of the run is touched."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from amprenta_vectors.pg.errors import is_transient
 BUCKETS = 120
 SCREEN_SECONDS, LINE_SECONDS = 1.0, 5.0
 SHARE_OF_TIME = 20
-"""A look is never more than this part of the time: one that takes 100 ms is made every two seconds."""
+"""The pause after a look, as a multiple of the time that it took: one that takes 100 ms is made every two seconds."""
 INDEX_SECONDS = 5.0
-"""So soon after a run's end its process begins to build an index that was deferred."""
+"""How soon after a run's end its process starts to build an index that was deferred."""
 
 
 Looks = Iterator[tuple[Snapshot, Outlook] | None]
 
 
 def watch(engine: Engine, run_id: int, *, as_json: bool) -> None:
-    """Show a run until it has ended, and with it the building of its index; Ctrl-C ends the watching alone."""
+    """Show a run until it has ended, and the building of its index; Ctrl-C ends only the watching."""
     console = Console()
     with stop_on_signal() as stop:
         if as_json:
@@ -64,7 +64,7 @@ def _print_lines(looks: Looks, to_text: Callable[[Snapshot, Outlook], str]) -> N
 
 
 def _looks(engine: Engine, run_id: int, seconds: float, stop: threading.Event) -> Looks:
-    """The run every so many seconds until ``stop``, and once more when it has ended; None while the database is away.
+    """Yield a look at the run every ``seconds`` until ``stop``, and at its end; None while the database is away.
 
     Each look is one round trip on one connection, outside any transaction.
     """
@@ -106,7 +106,7 @@ def _is_over(snapshot: Snapshot) -> bool:
 
 
 def to_line(snapshot: Snapshot, outlook: Outlook) -> str:
-    """A run in one line."""
+    """Return a run in one line."""
     run, counts = snapshot.run, snapshot.counts
     parts = [f"run {run.id} {to_state(run, counts)}: {counts.keys_done:,} of {outlook.keys_expected:,} keys done"]
     if run.state in UNFINISHED:
@@ -117,7 +117,7 @@ def to_line(snapshot: Snapshot, outlook: Outlook) -> str:
 
 
 def to_screen(snapshot: Snapshot, outlook: Outlook) -> RenderableType:
-    """A run as a screen."""
+    """Return a run as a screen."""
     run, counts = snapshot.run, snapshot.counts
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(ratio=1)

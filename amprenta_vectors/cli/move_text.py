@@ -1,4 +1,4 @@
-"""What a move tells its observer, in words."""
+"""The events of a move in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amprenta_vectors.moves import events
 from amprenta_vectors.schema.registry import PRODUCTS
 
 SHOWN = 20
-"""Differing keys of a kind that are printed; `--output` gets them all."""
+"""The most differing keys of a kind that are printed; `--output` gets them all."""
 
 
 class MoveText:
@@ -35,7 +35,7 @@ class MoveText:
         self._more(event)
 
     def aside(self, event: MoveEvent) -> None:
-        """Print what stands on standard error alone; of a result, why it is none."""
+        """Print the lines of an event that belong on standard error: of a result, only why it was refused."""
         for line in _asides(event):
             click.echo(line, err=True)
 
@@ -110,7 +110,7 @@ def _summary(summary: Summary, source_count: int | None) -> Iterator[str]:
 
 
 def _command_of(run: Run) -> str:
-    """What begins and resumes such a run."""
+    """Return the command that starts and resumes such a run."""
     if run.source_kind == "simple":
         return "amprenta-vectors documents migrate"
     product = run.vector_table == PRODUCTS.name and run.source_kind in ("chroma", "rows")

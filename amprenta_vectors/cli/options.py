@@ -27,7 +27,7 @@ NAMESPACE_HELP = (
 
 
 def namespace_options(command: Command) -> Command:
-    """``--namespace`` and ``--all-namespaces``."""
+    """Add ``--namespace`` and ``--all-namespaces``."""
     command = click.option("--all-namespaces", is_flag=True, help="Every namespace of the source, one after another.")(
         command
     )
@@ -35,7 +35,7 @@ def namespace_options(command: Command) -> Command:
 
 
 def source_option(command: Command) -> Command:
-    """``--source``."""
+    """Add ``--source``."""
     from amprenta_vectors.schema.kinds import SourceKind
 
     return click.option(
@@ -47,12 +47,12 @@ def source_option(command: Command) -> Command:
 
 
 def json_option(text: str = "One JSON object.") -> Callable[[Command], Command]:
-    """``--json``: the one way to have what a command says as JSON."""
+    """Return a decorator that adds ``--json``, the one way to have what a command says as JSON."""
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
 def log_options(command: Command) -> Command:
-    """``--json`` of a command that goes on for long, handed to it as ``log_format``."""
+    """Add ``--json`` to a command that runs for long, handed to it as ``log_format``."""
 
     @functools.wraps(command)
     def collect(*arguments: Any, as_json: bool, **options: Any) -> Any:
@@ -63,7 +63,7 @@ def log_options(command: Command) -> Command:
 
 
 def run_options(command: Command) -> Command:
-    """``--model``, ``--report`` and ``--json``: of whose vectors a run is, and what is said of it."""
+    """Add ``--model``, ``--report`` and ``--json``: the model of a run's vectors, and how the run is reported."""
     command = log_options(command)
     command = click.option(
         "--report",
@@ -74,7 +74,7 @@ def run_options(command: Command) -> Command:
 
 
 def open_database(settings: Settings, connections: int) -> Engine:
-    """An engine whose server has been reached and is suitable; warnings about it are printed."""
+    """Open an engine whose server has been reached and is suitable; warnings about the server are printed."""
     from amprenta_vectors.cli.move_text import MoveText
     from amprenta_vectors.moves import ends
 
@@ -83,9 +83,9 @@ def open_database(settings: Settings, connections: int) -> Engine:
 
 @contextmanager
 def stop_on_signal(stop: threading.Event | None = None) -> Iterator[threading.Event]:
-    """``stop``, or an event, that SIGTERM and Ctrl-C set, so that work in hand is ended first.
+    """Yield ``stop``, or a new event, which SIGTERM and Ctrl-C set, so that work in hand is ended first.
 
-    A second Ctrl-C ends the process. Only a main thread hears of signals; in another one nothing sets it.
+    A second Ctrl-C ends the process. Only a main thread hears of signals; in another thread nothing sets the event.
     """
     stop = stop or threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -26,7 +26,7 @@ def outbox() -> None:
 @json_option()
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
-    """Exit 0 if nothing is pending, else 1."""
+    """Show how many writes the other store has not got yet; exit 0 if nothing is pending, else 1."""
     from amprenta_vectors.config import Settings
 
     settings = Settings.load()
@@ -60,7 +60,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
 def drain(ctx: click.Context) -> None:
     """Bring the other store what is pending, in all namespaces; may be repeated and run beside the application.
 
-    Exit 0 if all is brought. The other store is that of VECTOR_BACKEND and VECTOR_SECONDARY which is not pgvector.
+    Exit 0 if all is brought, else 1. The other store is whichever of VECTOR_BACKEND and VECTOR_SECONDARY is not
+    pgvector.
     """
     from amprenta_vectors.config import Settings
     from amprenta_vectors.schema.registry import get_table
@@ -94,7 +95,7 @@ def drain(ctx: click.Context) -> None:
 
 @contextmanager
 def _open_outbox(settings: Settings) -> Iterator[Outbox]:
-    """That of all scopes of the table."""
+    """Open the outbox of all scopes of the table."""
     from amprenta_vectors.schema.catalogue import located
     from amprenta_vectors.schema.registry import get_table
     from amprenta_vectors.stores.outbox import Outbox

@@ -23,7 +23,7 @@ BATCH_SIZE = 50
 
 @click.group()
 def products() -> None:
-    """A product catalogue: its move from ChromaDB to pgvector, and how much of it has an embedding."""
+    """Move a product catalogue from ChromaDB to pgvector, and show how much of it has an embedding."""
 
 
 @products.command()
@@ -124,7 +124,7 @@ def search(
 )
 @json_option()
 def show_coverage(limit: int, as_json: bool) -> None:
-    """How many active products have an embedding, and which have none and so are never found."""
+    """Show how many active products have an embedding, and which have none and so are never found."""
     from amprenta_vectors.moves.ends import open_table
     from amprenta_vectors.systems.products.rows import coverage, without_embedding
     from amprenta_vectors.systems.products.search import product_settings

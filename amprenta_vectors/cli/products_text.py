@@ -21,7 +21,7 @@ _STEPS = {
 
 
 def print_step(event: MoveEvent) -> None:
-    """Print an event of a catalogue's own."""
+    """Print an event that only a catalogue's move has."""
     for line in _lines(event):
         click.echo(line)
 

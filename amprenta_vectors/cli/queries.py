@@ -1,4 +1,4 @@
-"""What `compare` and `tune` ask: the options, and the queries that they name."""
+"""The queries of `compare` and `tune`: the options, and the queries that they name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUERIES = 100
 
 
 def query_options(command: Command) -> Command:
-    """``--queries``, ``--from``, ``--top-k``, ``--namespace`` and ``--seed``."""
+    """Add ``--queries``, ``--from``, ``--top-k``, ``--namespace`` and ``--seed``."""
     from amprenta_vectors.stores.top_k import MAX_TOP_K
 
     for option in (
@@ -51,7 +51,10 @@ def query_options(command: Command) -> Command:
 def read_queries(
     settings: Settings, engine: Engine, table: VectorTable, origin: str, queries: int | None, seed: int
 ) -> list[Query]:
-    """What ``--from`` names; ``table`` is from the catalogue. Raises `ConfigError` where there is no query."""
+    """Return the queries that ``--from`` names. Raises `ConfigError` if there is none.
+
+    ``table`` is from the catalogue.
+    """
     from amprenta_vectors.compare.queries import queries_of_file, recorded_queries, stored_queries
     from amprenta_vectors.stores.factory import open_pgvector_store
 
@@ -65,7 +68,7 @@ def read_queries(
 
 
 def for_measuring(settings: Settings) -> Settings:
-    """The same stores, with every hit of theirs in whatever time: an exact search may take long."""
+    """Return the settings without similarity thresholds and query time-out: an exact search may take long."""
     from amprenta_vectors.config import Settings
 
     thresholds = [name for name in Settings.model_fields if name.endswith("_similarity_threshold")]

@@ -43,8 +43,8 @@ def reconcile(
 ) -> None:
     """Bring the table to what the source has by now: new rows, changed ones, and with --delete those that are gone.
 
-    Run it again and again until the switch. A row that was changed here stays as it is, and is listed: exit 3. A pass
-    that was interrupted goes on by the same command.
+    Run it again and again until the switch. A row that was changed here stays as it is, and is listed: exit 3. The same
+    command resumes a pass that was interrupted.
     """
     from amprenta_vectors.cli.display import open_display
     from amprenta_vectors.config import Settings

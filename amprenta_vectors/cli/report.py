@@ -1,4 +1,4 @@
-"""``amprenta-vectors report``."""
+"""``amprenta-vectors report``: what a run did, as a page and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amprenta_vectors.errors import ConfigError
     "--output", type=click.Path(path_type=Path), help="Where to.  [env var: AMPRENTA_REPORT; default: reports]"
 )
 def report(run: int, output: Path | None) -> None:
-    """Write what RUN did as run-N.json and run-N.html, also while it goes on; `status` lists the runs."""
+    """Write what RUN did as run-N.json and run-N.html, also while it runs; `status` lists the runs."""
     from amprenta_vectors.config import Settings
     from amprenta_vectors.moves.reports import write_report
 

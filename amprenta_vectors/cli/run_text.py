@@ -1,4 +1,4 @@
-"""A run in words and in JSON, for `status` and the lines of a run that goes on."""
+"""A run in words and in JSON, for `status` and the lines of a run in progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amprenta_vectors.backfill.report.timeline import Outlook, Remaining, to_dur
 
 
 def to_remaining(remaining: Remaining | None) -> str:
-    """How long is left, as a range."""
+    """Return how long is left, as a range."""
     if remaining is None:
         return "time left not known yet"
     least = to_duration(remaining.least)
@@ -24,7 +24,7 @@ def to_remaining(remaining: Remaining | None) -> str:
 
 
 def held_by(run: Run) -> str | None:
-    """Why a run that goes on does not move, where somebody or something holds it."""
+    """Return why an unfinished run does not move, if somebody or something holds it; else None."""
     if run.state == RunState.PAUSED:
         return f"paused; resume with: amprenta-vectors resume {run.id}"
     if run.state in UNFINISHED and run.desired_state != RunState.RUNNING:
@@ -33,24 +33,24 @@ def held_by(run: Run) -> str | None:
 
 
 def to_state(run: Run, counts: Counts) -> str:
-    """The state of a run, and how many processes are at work on it."""
+    """Return the state of a run, and how many processes are at work on it."""
     if run.state in UNFINISHED and run.source is not None:
         return f"{run.state}, {counts.owners} process(es) at work" if counts.owners else f"{run.state}, nobody at work"
     return run.state
 
 
 def to_scope(run: Run) -> str:
-    """The scope of a run as it is listed."""
+    """Return the scope of a run as it is listed."""
     return "".join(f" {name}={value or '(default)'}" for name, value in run.scope.items())
 
 
 def to_pace(outlook: Outlook) -> str:
-    """Rates and the time left, of a run that goes on."""
+    """Return the rates of a run in progress, and the time left."""
     return f"{outlook.recent:,.0f}/s now, {outlook.mean:,.0f}/s on average, {to_remaining(outlook.remaining)}"
 
 
 def to_read_units(run: Run) -> str | None:
-    """What the source was asked for, and how much it may be."""
+    """Return the read units that a run has cost, and their limit; None if there are neither."""
     limit = run.limits.get("max_read_units") or None
     if not run.read_units and limit is None:
         return None
@@ -58,7 +58,7 @@ def to_read_units(run: Run) -> str | None:
 
 
 def to_json(snapshot: Snapshot, outlook: Outlook) -> dict[str, Any]:
-    """A run as JSON; docs/control.md says what each field means."""
+    """Return a run as JSON; docs/control.md says what each field means."""
     run, counts = snapshot.run, snapshot.counts
     return {
         "run": run.id,

@@ -28,7 +28,7 @@ _folder = click.option(
 
 @click.group()
 def sandbox() -> None:
-    """PostgreSQL with pgvector and a Pinecone index on this machine, to try everything out."""
+    """Run PostgreSQL with pgvector and a Pinecone index on this machine, to try everything out."""
 
 
 @sandbox.command()

@@ -1,4 +1,4 @@
-"""What is said of a source before it is opened, by its kind: where it is, and how to back it up."""
+"""A source before it is opened, by its kind: where it is, and how to back it up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 
 def to_place(settings: Settings, table: VectorTable) -> str:
-    """Where the settings say that the vectors are. Raises `ConfigError` for what is missing."""
+    """Return where the settings say that the vectors are. Raises `ConfigError` for what is missing."""
     match kind_of(settings, table):
         case "pinecone":
             settings.require("pinecone_api_key")
@@ -28,7 +28,7 @@ def to_place(settings: Settings, table: VectorTable) -> str:
 
 
 def backup_command(settings: Settings, kind: SourceKind, day: str) -> list[str] | None:
-    """What copies the source; None where that is its server's own affair, or it is in the database."""
+    """Return the command that copies the source; None if that is its server's own affair, or it is in the database."""
     match kind:
         case "pinecone":
             index = settings.require("pinecone_index_name")

@@ -28,7 +28,7 @@ def sources() -> None:
 def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> None:
     """Show what the source holds, and the VECTOR_DIMENSION to set; reads about 100 records and embeds nothing.
 
-    Of simple stores every one is read. For rows the database is asked, and the table must be there.
+    Every simple store is read. For rows the database is asked, and the table must be there.
     """
     from amprenta_vectors.backends.inspection import inspect_index
     from amprenta_vectors.backends.opening import kind_of

@@ -1,4 +1,4 @@
-"""``amprenta-vectors status``: every run and how far it is, or one of them as it goes on."""
+"""``amprenta-vectors status``: every run and how far it is, or one of them while it runs."""
 
 from __future__ import annotations
 

@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 MOST_FOLDED = 1000
-"""Rows that are laid out for the terminal's width: that takes about a millisecond a row."""
+"""The most rows that are laid out for the terminal's width, which takes about a millisecond a row."""
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> None:
-    """Print ``rows`` below ``head``; the columns named in ``right`` are aligned there.
+    """Print ``rows`` below ``head``; the columns named in ``right`` are aligned to the right.
 
-    On a terminal, cells are folded to its width. Elsewhere a row is one line, however long. Whatever is in a cell, it
-    does not speak to the terminal.
+    On a terminal, cells are folded to its width. Elsewhere a row is one line, however long. Characters that would speak
+    to the terminal are escaped.
     """
     rows = [[_printable(cell) for cell in row] for row in rows]
     console = Console()

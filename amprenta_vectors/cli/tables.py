@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def tables() -> None:
-    """Vector tables of your own, as amprenta.toml declares them.
+    """Check the vector tables of your own that amprenta.toml declares.
 
     The file is amprenta.toml in the working directory, or AMPRENTA_CONFIG. AMPRENTA_TABLE=NAME has every other command
     work on that table.

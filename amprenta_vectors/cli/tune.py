@@ -41,7 +41,8 @@ def tune(
 ) -> None:
     """Find the cheapest ef_search that finds enough of the nearest rows.
 
-    Of an ivfflat index: probes; of an hnsw index that holds signs (bit): oversampling.
+    For an ivfflat index, probes is the setting; for an hnsw index that holds signs (bit), oversampling.
+
     Recall is measured against an exact search, by distance, so that equally near rows count as found. Exit 0 if it is
     reached, else 1.
     """

@@ -32,8 +32,8 @@ def verify(
 ) -> None:
     """Compare every vector of the source with the table, bit for bit; exit 1 if any is missing, extra or different.
 
-    Of rows that are their own source, 200 chosen by chance are embedded again and compared within what one model's
-    vectors of a text differ by; of all rows, those with a text and without a vector are missing.
+    If the rows are their own source, 200 of them chosen by chance are embedded again and compared within what one
+    model's vectors of a text differ by; every row with a text and without a vector is missing.
     """
     from amprenta_vectors.cli.display import open_display
     from amprenta_vectors.config import Settings

@@ -1,7 +1,8 @@
 """Alembic operations for pgvector, usable in any application's revisions.
 
-``import amprenta_vectors.ddl`` registers them on ``alembic.op``. They stand on Alembic, SQLAlchemy and
-`amprenta_vectors.errors` alone, and every one can be repeated: a second call finds the work done.
+``import amprenta_vectors.ddl`` registers them on ``alembic.op``. They stand on Alembic, SQLAlchemy,
+`amprenta_vectors.pg` and `amprenta_vectors.errors` alone, and every one can be repeated: a second call finds the work
+done.
 """
 
 from amprenta_vectors.ddl import autogenerate as _autogenerate  # noqa: F401 - registers itself with Alembic

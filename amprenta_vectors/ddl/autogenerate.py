@@ -1,4 +1,4 @@
-"""What autogenerate makes of vectors: concurrent index operations, no dropped embedding, no altered dimension.
+"""Autogenerate for vectors: concurrent index operations, no dropped embedding, no altered dimension.
 
 Alembic's comparison runs as always; what it found is then put into this package's operations. Importing
 ``amprenta_vectors.ddl`` in an ``env.py`` is all it takes.
@@ -106,7 +106,7 @@ def _rewrite_table(
 
 
 def _dimension_changes(context: AutogenContext, op: ops.AlterColumnOp) -> list[MigrateOperation]:
-    """Take a change of dimension out of ``op``."""
+    """Take a change of dimension out of ``op``, and return the operation that says what to do instead."""
     if op.modify_type is None or op.existing_type is None:
         return []
     found, wanted = (_spec(context, type_) for type_ in (op.existing_type, op.modify_type))
@@ -183,7 +183,7 @@ def _connection(context: AutogenContext) -> sa.Connection:
 
 
 def _deferred_indexes(context: AutogenContext) -> set[str]:
-    """Indexes that a backfill dropped and will build."""
+    """Return the indexes that a backfill deferred: it dropped them and will build them."""
     connection = _connection(context)
     if table_of(connection, "migration_index") is None:
         return set()

@@ -35,12 +35,12 @@ def target_of(table: str, column: str, schema: str | None) -> str:
 
 @dataclass(frozen=True)
 class UnfinishedRuns(Fact[int]):
-    """How many runs into a column (``table.column``) are queued or have begun and not ended."""
+    """How many runs into a column (``table.column``) are queued or have started and not ended."""
 
     target: str
 
     def find(self, connection: Connection) -> int:
-        """Return their number; 0 where there is no record of runs."""
+        """Return how many they are; 0 if there is no record of runs."""
         if table_of(connection, "migration_run") is None:
             return 0
         number: int = connection.execute(_NUMBER, {"target": self.target}).scalar_one()
@@ -88,7 +88,7 @@ class QueueBackfillOp(BackfillOp):
         return CancelBackfillOp(self.table, self.column, self.vector_table, self.schema)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: record a run, unless one is unfinished."""
+        """Return the step that records a run, unless one is unfinished."""
         target = self.target(options)
         column = ColumnFact(self.table, self.column, self.schema)
         dimension = configured_dimension(options)
@@ -137,7 +137,7 @@ class CancelBackfillOp(BackfillOp):
         return QueueBackfillOp(self.table, self.column, self.vector_table, self.schema)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: cancel what is unfinished."""
+        """Return the step that cancels the unfinished runs."""
         target = self.target(options)
         fact = UnfinishedRuns(target)
         unfinished = catalogue.ask(fact, 1)

@@ -1,7 +1,7 @@
-"""What the operations ask of a database: found in it, foretold by steps, or taken for granted by a script.
+"""The facts that operations ask of a database: found in it, foretold by steps, or taken for granted by a script.
 
 A `Fact` names one thing that the catalogue says, and knows how to find it. Operations only ever `Catalogue.ask`, so
-that the same code works on a database, on what a plan makes of one, and where there is none.
+that the same code works on a database, on what a plan makes of one, and without one.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ class Fact(Generic[T]):
     """One thing that a database says."""
 
     fleeting: ClassVar[bool] = False
-    """Whether an application may change it at any moment, so that a script, which runs later, decides nothing by it."""
+    """Whether an application may change the fact at any moment: a script, which runs later, decides nothing by it."""
     costly: ClassVar[bool] = False
-    """Whether finding it may take long, so that one operation does it once, before it locks anything."""
+    """Whether finding the fact may take long, so that one operation does it once, before it locks anything."""
 
     def find(self, connection: Connection) -> T:
-        """Return it as the database has it."""
+        """Return the fact as the database has it."""
         raise NotImplementedError
 
     @property
     def whole(self) -> Fact[Any]:
-        """The fact that this one is a part of, and follows from; itself where it is none."""
+        """The fact that this one is a part of, and follows from; itself if it is part of none."""
         return self
 
     def derive(self, known: Mapping[Fact[Any], Any]) -> T | None:
-        """Return it as it follows from the whole; raises KeyError where that is not known, or it is no part."""
+        """Return the fact as it follows from the whole. Raises KeyError if that is not known, or this is no part."""
         raise KeyError(self)
 
     def guard(self, value: T) -> tuple[str, str] | None:
-        """Return a condition in SQL that holds where it is ``value``, and what is expected in words; None for none."""
+        """Return a condition in SQL that holds if the fact is ``value``, and what that expects in words; or None."""
         return None
 
 
@@ -55,11 +55,11 @@ class Catalogue:
     """The database that is asked; None where none is."""
 
     def ask(self, fact: Fact[T], assuming: T) -> T:
-        """Return ``fact``; a script that no database is asked for takes ``assuming`` for granted."""
+        """Return ``fact``; a script without a database takes ``assuming`` for granted."""
         raise NotImplementedError
 
     def require_table(self, name: str, schema: str | None) -> None:
-        """Raise `SchemaMismatch` where there is no table of that name, with those that are like it."""
+        """Raise `SchemaMismatch` if there is no table of that name; without a database, do nothing."""
 
     def learn(self, fact: Fact[T], value: T) -> None:
         """Remember what a failed step taught, and what the database itself does not say."""
@@ -94,7 +94,7 @@ class Found(Catalogue):
         return value
 
     def require_table(self, name: str, schema: str | None) -> None:
-        """Raise `SchemaMismatch` where there is no table of that name, with those that are like it."""
+        """Raise `SchemaMismatch` if there is no table of that name, naming what may be meant."""
         if table_of(self.connection, name, schema) is None:
             raise SchemaMismatch(f"there is no table {qualified(name, schema)}", hint=self._instead(name, schema))
 
@@ -119,7 +119,7 @@ class FoundForScript(Found):
 
 
 class Foretold(Catalogue):
-    """What a database will be after steps that were not carried out; shows their effects over another catalogue."""
+    """A database as it will be after steps not carried out yet: their effects, shown over another catalogue."""
 
     def __init__(self, under: Catalogue) -> None:
         self.connection = under.connection
@@ -137,21 +137,21 @@ class Foretold(Catalogue):
             return self._under.ask(fact, assuming)
 
     def require_table(self, name: str, schema: str | None) -> None:
-        """Raise `SchemaMismatch` where neither the steps so far nor the database have the table."""
+        """Raise `SchemaMismatch` if neither the steps so far nor the database has the table."""
         if self._changed.get(TableFact(name, schema)) is None:
             self._under.require_table(name, schema)
 
     def learn(self, fact: Fact[T], value: T) -> None:
-        """Take the effect of a step."""
+        """Take one effect of a step for done."""
         self._changed[fact] = value
 
     def apply(self, effects: Mapping[Fact[Any], Any]) -> None:
-        """Take the effects of a step."""
+        """Take the effects of a step for done."""
         self._changed.update(effects)
 
 
 class Assumed(Catalogue):
-    """No database: what each operation takes for granted, and checks of it for the script to begin with."""
+    """A catalogue without a database: what operations take for granted, and the checks that a script begins with."""
 
     def __init__(self, emit: Callable[[str], object]) -> None:
         self._emit = emit
@@ -167,7 +167,7 @@ class Assumed(Catalogue):
         return value
 
     def learn(self, fact: Fact[T], value: T) -> None:
-        """Take it for granted."""
+        """Take ``value`` for granted."""
         self._assumed[fact] = value
 
 
@@ -194,7 +194,7 @@ class TableFact(Fact[Table | None]):
         return table_of(connection, self.name, self.schema)
 
     def guard(self, value: Table | None) -> tuple[str, str]:
-        """Check that it is there or not, and ours where it is to be."""
+        """Return the check that the table is there or not, and ours if it is to be."""
         name, relation = qualified(self.name, self.schema), f"to_regclass({literal(quoted(self.schema, self.name))})"
         if value is None:
             return f"{relation} IS NULL", f"there is no {name}"
@@ -227,7 +227,7 @@ class ColumnFact(Fact[Column | None]):
         return None if table is None else table.columns.get(self.column)
 
     def guard(self, value: Column | None) -> tuple[str, str]:
-        """Check that it is there or not, of its type where that is known, and ours where it is to be."""
+        """Return the check that the column is there or not, of its type if that is known, and ours if it is to be."""
         name = f"{qualified(self.table, self.schema)}.{qualified(self.column)}"
         conditions, expected = [], f"{name} is there"
         if value is not None and value.type:
@@ -261,7 +261,7 @@ class HasValue(Fact[bool]):
     column: str | None = None
 
     def find(self, connection: Connection) -> bool:
-        """Return whether it has, read without a lock that anybody waits for; False where there is no such table."""
+        """Return whether there is such a row, read without a lock that others wait for; False without the table."""
         if table_of(connection, self.table, self.schema) is None:
             return False
         with settings(connection, local=True, statement_timeout="0"):
@@ -277,7 +277,7 @@ class IsUsed(Fact[bool]):
     described: str
 
     def find(self, connection: Connection) -> bool:
-        """Return False: as long as nobody has tried."""
+        """Return False: whether anything depends on it is known only after a try."""
         return False
 
 
@@ -289,12 +289,12 @@ class IsPartitioned(Fact[bool]):
     schema: str | None = None
 
     def find(self, connection: Connection) -> bool:
-        """Return whether they do; False where there is no such table."""
+        """Return whether the table is partitioned; False if there is no such table."""
         return self.derive({self.whole: self.whole.find(connection)})
 
     @property
     def whole(self) -> TableFact:
-        """The table."""
+        """The table with all its columns."""
         return TableFact(self.table, self.schema)
 
     def derive(self, known: Mapping[Fact[Any], Any]) -> bool:
@@ -315,7 +315,7 @@ class IndexFact(Fact[Index | None]):
         return index_of(connection, self.name, self.schema)
 
     def guard(self, value: Index | None) -> tuple[str, str]:
-        """Check that it is there or not, and ours where it is to be."""
+        """Return the check that the index is there or not, and ours if it is to be."""
         name, relation = qualified(self.name, self.schema), f"to_regclass({literal(quoted(self.schema, self.name))})"
         if value is None:
             return f"{relation} IS NULL", f"there is no index {name}"
@@ -330,10 +330,10 @@ class IndexesFact(Fact[Sequence[Index]]):
     schema: str | None = None
 
     def find(self, connection: Connection) -> Sequence[Index]:
-        """Return them, those of partitions among them."""
+        """Return the indexes, those of partitions included."""
         return indexes_of(connection, self.table, self.schema)
 
 
 def _escaped(text: str) -> str:
-    """``text`` as a regular expression of PostgreSQL's that matches it alone."""
+    """Return ``text`` as a regular expression of PostgreSQL's that matches it alone."""
     return "".join(f"\\{each}" if not each.isalnum() and each != "_" and each != " " else each for each in text)

@@ -27,7 +27,7 @@ from amprenta_vectors.pg.types import Storage, VectorType, is_text, spelt
 
 
 class AddColumnOp(SteppedOp):
-    """What adding a column comes to, whatever its type."""
+    """An operation that adds a column, whatever its type."""
 
     table: str
     column: str
@@ -38,12 +38,12 @@ class AddColumnOp(SteppedOp):
         raise NotImplementedError
 
     def check(self, column: str, found: Column, options: Mapping[str, Any]) -> None:
-        """Raise `SchemaMismatch` where a column that is there cannot be adopted or taken back."""
+        """Raise `SchemaMismatch` if a column that is there cannot be adopted or taken back."""
         raise NotImplementedError
 
     @property
     def null_allowed(self) -> bool:
-        """Return whether rows may have no value where there were none when the column was added."""
+        """Return whether the column may be NULL although the table had no rows when it was added."""
         return True
 
     def reverse(self) -> MigrateOperation:
@@ -53,11 +53,11 @@ class AddColumnOp(SteppedOp):
         )
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next to this column and to those beside it."""
+        """Return the next step for this column and those beside it."""
         return together(op.own_step(catalogue, options) for op in (self, *self.companions))
 
     def already(self, catalogue: Catalogue, options: Mapping[str, Any]) -> list[Done]:
-        """Return which of the columns are there."""
+        """Return which of the columns are there already, if not all are."""
         return done_of(op.own_step(catalogue, options) for op in (self, *self.companions))
 
     @property
@@ -66,7 +66,7 @@ class AddColumnOp(SteppedOp):
         return ()
 
     def own_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next to this column: add it, or one of the steps of `restore`."""
+        """Return the next step for this column alone: add it, or one of the steps of `restore`."""
         kept, name = retired_name(self.column), qualified(self.table, self.schema)
         present = catalogue.ask(ColumnFact(self.table, self.column, self.schema), None)
         if present is not None:
@@ -143,8 +143,8 @@ class AddVectorColumnOp(AddColumnOp):
         """Add ``column`` as ``storage(dimension)``; a column of that name and kind is adopted as it is.
 
         With ``configurable``, ``-x dimension=`` or ``VECTOR_DIMENSION`` decides instead of ``dimension``. Values kept
-        by a downgrade come back, but for rows that changed since it: those become NULL. Without ``nullable`` it is
-        NOT NULL where the table has no rows yet; those that there are wait to be filled. ``beside`` are columns that
+        by a downgrade come back, but for rows that changed since it: those become NULL. Without ``nullable`` the column
+        is NOT NULL if the table has no rows yet; rows that are there wait to be filled. ``beside`` are columns that
         come and go with it, such as the name of its model; they may be NULL. Raises `DimensionMismatch` or
         `SchemaMismatch` for a column that cannot be adopted.
         """
@@ -157,7 +157,7 @@ class AddVectorColumnOp(AddColumnOp):
 
     @property
     def null_allowed(self) -> bool:
-        """Return whether rows may have no value where there were none when the column was added."""
+        """Return whether the column may be NULL although the table had no rows when it was added."""
         return self.nullable
 
     def type_of(self, options: Mapping[str, Any]) -> VectorType:
@@ -219,7 +219,7 @@ class AddKeptColumnOp(AddColumnOp):
 @operation("drop_vector_column", "drop_kept_column")
 @dataclass
 class DropColumnOp(UndoingOp[AddColumnOp]):
-    """Take a column out of use: kept under a retired name with values, dropped without."""
+    """Take a column out of use: one with values is kept under a retired name, one without is dropped."""
 
     table: str
     column: str
@@ -236,10 +236,10 @@ class DropColumnOp(UndoingOp[AddColumnOp]):
         schema: str | None = None,
         beside: Sequence[str] = (),
     ) -> None:
-        """Retire ``column``, or drop it where it holds no value or ``-x purge=true`` is given.
+        """Retire ``column``, or drop it if it holds no value or ``-x purge=true`` is given.
 
-        A column that was adopted, not made here, is left as it is. What an interrupted build of an index on it left is
-        dropped. ``beside`` are the columns that go with it.
+        A column that was adopted, not made here, is left as it is. What an interrupted build left of an index on the
+        column is dropped. ``beside`` are the columns that go with it.
         """
         operations.invoke(cls(table, column, schema, beside))
 
@@ -249,12 +249,12 @@ class DropColumnOp(UndoingOp[AddColumnOp]):
         operations.invoke(cls(table, column, schema))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next to this column and to those beside it."""
+        """Return the next step for this column and those beside it."""
         others = (DropColumnOp(self.table, column, self.schema) for column in self.beside)
         return together(op.own_step(catalogue, options) for op in (self, *others))
 
     def own_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next to this column: wait for workers, then retire it or drop it."""
+        """Return the next step for this column alone: wait for workers, then retire it or drop it."""
         where, kept = f"{self.table}.{self.column}", retired_name(self.column)
         name, purge = qualified(self.table, self.schema), purging(options)
         fact, kept_fact = (ColumnFact(self.table, each, self.schema) for each in (self.column, kept))
@@ -379,7 +379,7 @@ class ForbidNull(Fact[tuple[str, ...]]):
     schema: str | None = None
 
     def find(self, connection: Connection) -> tuple[str, ...]:
-        """Return their names."""
+        """Return the names of the constraints."""
         names = connection.execute(
             sa.text("""
                 SELECT conname FROM pg_constraint c

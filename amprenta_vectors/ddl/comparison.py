@@ -1,4 +1,4 @@
-"""What autogenerate asks of Alembic's implementation for PostgreSQL: are indexes equal, how are types written."""
+"""Alembic's PostgreSQL implementation as autogenerate asks it: whether indexes are equal, how types are written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ComparingImpl(PostgresqlImpl):
         return ComparisonResult.Different(differences) if differences else ComparisonResult.Equal()
 
     def render_type(self, type_: sa.types.TypeEngine[Any], autogen_context: AutogenContext) -> str | Literal[False]:
-        """Vector types with the import that they need; others as Alembic does."""
+        """Return a vector type with the import that it needs; render others as Alembic does."""
         return render_vector_type(type_, autogen_context) or super().render_type(type_, autogen_context)
 
 

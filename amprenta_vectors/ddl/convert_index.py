@@ -1,4 +1,4 @@
-"""Alembic's index operations as this package's: from a model's index, and from one in the database."""
+"""Alembic's index operations turned into this package's: from a model's index, and from one in the database."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DIMENSIONS = re.compile(r"\((\d+)\)$")
 
 
 def created_index(op: ops.CreateIndexOp, *, concurrently: bool) -> CreateVectorIndexOp | None:
-    """``op`` in this package's words; None for what they cannot say: several columns, other types or expressions."""
+    """Return ``op`` as an operation of this package; None for several columns, other types or expressions."""
     options: dict[str, Any] = {
         name.removeprefix("postgresql_"): value
         for name, value in op.kw.items()
@@ -57,7 +57,7 @@ def created_index(op: ops.CreateIndexOp, *, concurrently: bool) -> CreateVectorI
 
 
 def dropped_index(connection: Connection, op: ops.DropIndexOp, *, concurrently: bool) -> DropVectorIndexOp | None:
-    """``op`` in this package's words, with the index as it is to be made again; None for what they cannot say."""
+    """Return ``op`` as an operation of this package, with the index to be made again; None if it cannot be put so."""
     name, table = str(op.index_name), str(op.table_name)
     found = index_of(connection, name, op.schema)
     indexed = found.indexed if found is not None and not found.unique and not found.includes else None
@@ -80,7 +80,7 @@ def dropped_index(connection: Connection, op: ops.DropIndexOp, *, concurrently: 
 
 
 def replaced_by(create: CreateVectorIndexOp | None, drop: DropVectorIndexOp | None) -> ReplaceVectorIndexOp | None:
-    """Both as one operation; None where either is missing, or the table is made or dropped by the same revision."""
+    """Return both as one operation; None if either is missing, or the same revision makes or drops the table."""
     if create is None or drop is None or not create.concurrently:
         return None
     fields = VectorIndexOp.__dataclass_fields__
@@ -93,7 +93,7 @@ def commits(op: MigrateOperation) -> bool:
 
 
 def _indexed(key: Any) -> tuple[Any, CoarserStorage | None]:
-    """Return the column that a key is of, and as what, None as it is; no column where it is anything else."""
+    """Return the column of a key, and what it is cast to, None for the column as it is; no column for other keys."""
     if not isinstance(key, Cast):
         return key, None
     inner, storage = key.clause, _sql(key.type).lower().partition("(")[0]

@@ -37,7 +37,7 @@ class ChangeVectorDimensionOp(MigrateOperation):
     schema: str | None = None
 
     def reverse(self) -> MigrateOperation:
-        """Nothing, as nothing was done."""
+        """Return an operation that does nothing, as nothing was done."""
         return ops.ModifyTableOps(self.table, [], schema=self.schema)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:

@@ -36,7 +36,7 @@ class ExtensionFact(Fact[Extension | None]):
     """pgvector in a database; None where it is not enabled."""
 
     def find(self, connection: Connection) -> Extension | None:
-        """Return it."""
+        """Return the extension; None if it is not enabled."""
         row = connection.execute(
             sa.text("""
                 SELECT coalesce(obj_description(e.oid, 'pg_extension') = :made, false) AS ours,
@@ -51,7 +51,7 @@ class ExtensionFact(Fact[Extension | None]):
 @operation("create_vector_extension")
 @dataclass
 class CreateVectorExtensionOp(SteppedOp):
-    """Enable pgvector where it is not yet."""
+    """Enable pgvector if it is not enabled yet."""
 
     @classmethod
     def create_vector_extension(cls, operations: Operations) -> None:
@@ -63,7 +63,7 @@ class CreateVectorExtensionOp(SteppedOp):
         return DropVectorExtensionOp()
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: enable it where it is not. Raises `ServerUnsuitable` where it is out of sight."""
+        """Return the step that enables pgvector, if any. Raises `ServerUnsuitable` if it is off the search path."""
         fact = ExtensionFact()
         found = catalogue.ask(fact, None)
         if found is None:
@@ -79,7 +79,7 @@ class CreateVectorExtensionOp(SteppedOp):
 @operation("drop_vector_extension")
 @dataclass
 class DropVectorExtensionOp(SteppedOp):
-    """Remove pgvector where this package enabled it and nothing uses it."""
+    """Remove pgvector if this package enabled it and nothing uses it."""
 
     shared: bool = False
 
@@ -96,7 +96,7 @@ class DropVectorExtensionOp(SteppedOp):
         return CreateVectorExtensionOp()
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: remove ours, unless another section or something else needs it."""
+        """Return the step that removes an extension of ours, unless another section or something else needs it."""
         fact, used = ExtensionFact(), IsUsed("extension vector")
         # A script's CREATE EXTENSION finds one that is there, and leaves no mark.
         found = catalogue.ask(fact, None)

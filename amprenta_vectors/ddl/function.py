@@ -19,7 +19,7 @@ from amprenta_vectors.pg.errors import IN_USE
 from amprenta_vectors.pg.names import literal, qualified
 
 LOAD_PGVECTOR = "SELECT '[1]'::vector"
-"""Loads its library: before, only a superuser may make a function that SETs one of its parameters."""
+"""Loads pgvector's library: before, only a superuser may make a function that SETs one of its parameters."""
 
 _NAMED = sa.text("""
     SELECT p.oid::regprocedure::text AS signature, p.prorettype::regtype::text AS returns,
@@ -49,12 +49,12 @@ class FunctionsFact(Fact[tuple[Function, ...]]):
     schema: str | None = None
 
     def find(self, connection: Connection) -> tuple[Function, ...]:
-        """Return them, the oldest first."""
+        """Return the functions, the oldest first."""
         named = {"name": self.name, "schema": self.schema, "quoted": qualified(self.schema) if self.schema else None}
         return tuple(Function(**row._mapping) for row in connection.execute(_NAMED, named))
 
     def guard(self, value: tuple[Function, ...]) -> tuple[str, str]:
-        """Check that there is none, or that all are ours."""
+        """Return the check that there is no such function, or that all are ours."""
         relation = f"FROM pg_proc p WHERE p.proname = {literal(self.name)} AND pg_function_is_visible(p.oid)"
         if self.schema is not None:
             relation = relation.replace(
@@ -92,13 +92,13 @@ class CreateFunctionOp(SteppedOp):
 
         ``definition`` is what follows RETURNS: language, volatility, body. A function of that name that was not made
         here is used as it is, whatever its arguments: a second one beside it would make calls ambiguous. Raises
-        `SchemaMismatch` where a trigger needs one and that is none for a trigger.
+        `SchemaMismatch` if ``returns`` is ``trigger`` and the function that is there is none for a trigger.
         """
         operations.invoke(cls(name, arguments, returns, definition, schema))
 
     @property
     def statement(self) -> str:
-        """Return the whole statement."""
+        """Return the whole CREATE FUNCTION statement."""
         name = qualified(self.name, self.schema)
         return f"CREATE OR REPLACE FUNCTION {name}({self.arguments}) RETURNS {self.returns} {self.definition.strip()}"
 
@@ -107,7 +107,7 @@ class CreateFunctionOp(SteppedOp):
         return DropFunctionOp(self.name, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: make or renew it, unless one of that name was not made here."""
+        """Return the step that makes or renews the function, unless one of that name was not made here."""
         fact = FunctionsFact(self.name, self.schema)
         found = catalogue.ask(fact, ())
         foreign = [each for each in found if not each.ours]
@@ -162,7 +162,7 @@ class DropFunctionOp(UndoingOp[CreateFunctionOp]):
         operations.invoke(cls(name, schema))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: drop one of ours, unless something uses it."""
+        """Return the step that drops a function of ours, unless something uses it."""
         fact = FunctionsFact(self.name, self.schema)
         found = catalogue.ask(fact, (Function(qualified(self.name, self.schema), "", ours=True),))
         ours = [each for each in found if each.ours]

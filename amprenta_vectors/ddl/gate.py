@@ -51,7 +51,7 @@ NOT EXISTS ({live})
 @operation("ensure_backfill_finished")
 @dataclass
 class EnsureBackfillFinishedOp(SteppedOp):
-    """Refuse to go on while an embedding column is not complete."""
+    """Refuse to continue while an embedding column is not complete."""
 
     table: str
     column: str
@@ -77,11 +77,14 @@ class EnsureBackfillFinishedOp(SteppedOp):
         operations.invoke(cls(table, column, allow, schema))
 
     def reverse(self) -> MigrateOperation:
-        """Return the operation that undoes this one: none, as a downgrade need not be complete."""
+        """Return an operation that does nothing: a downgrade needs no complete column."""
         return ModifyTableOps(self.table, [], schema=self.schema)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return nothing to do where the column is complete; raises `RunConflict` where it is not."""
+        """Return that the column is complete. Raises `RunConflict` if it is not.
+
+        Without a database it returns the step that checks it.
+        """
         target = target_of(self.table, self.column, self.schema)
         if catalogue.connection is None:
             return Step(f"check that {target} is complete", self._write_check, last=True)
@@ -89,7 +92,7 @@ class EnsureBackfillFinishedOp(SteppedOp):
         return Done(f"{target} is complete: {filled:,} rows have a value", qualified(self.table, self.schema))
 
     def _write_check(self, operations: Operations) -> None:
-        """Write a check that stops a script where the column is not complete."""
+        """Write a check that stops a script if the column is not complete."""
         target = target_of(self.table, self.column, self.schema)
         condition = compose(
             _COMPLETE,
@@ -106,9 +109,10 @@ class EnsureBackfillFinishedOp(SteppedOp):
 def check_finished(
     connection: Connection, table: str, column: str, *, allow: Sequence[str] = (), schema: str | None = None
 ) -> int:
-    """Return how many rows have a value; raises `RunConflict` with every reason why the column is not complete.
+    """Return how many rows have a value. Raises `RunConflict` with every reason why the column is not complete.
 
-    A NULL is excused by a row quarantined for a reason in ``allow``: one each. Raises `NotUpgraded` without the table.
+    A NULL is excused by a row quarantined for a reason in ``allow``: one each. Raises `NotUpgraded` if the table or the
+    column does not exist.
     """
     found = table_of(connection, table, schema)
     if found is None:
@@ -140,7 +144,7 @@ def check_finished(
 
 
 def _live_runs(connection: Connection, target: str) -> list[tuple[int, str]]:
-    """Runs that were begun and have not ended; one that is only queued writes nothing."""
+    """Return the runs that were started and have not ended; one that is only queued writes nothing."""
     rows = connection.execute(_LIVE_RUNS.bindparams(target=target))
     return [(row.id, row.state) for row in rows]
 

@@ -1,4 +1,4 @@
-"""What the package changes in how Alembic itself speaks to PostgreSQL."""
+"""This package's changes to how Alembic itself speaks to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amprenta_vectors.ddl.comparison import ComparingImpl
 
 
 class AmprentaPostgresqlImpl(ComparingImpl):
-    """Alembic's implementation for PostgreSQL; being defined, it takes that one's place.
+    """Alembic's implementation for PostgreSQL, changed; defining this class puts it in that one's place.
 
     An application that has an implementation of its own derives it from this one.
     """
@@ -20,7 +20,7 @@ class AmprentaPostgresqlImpl(ComparingImpl):
     __dialect__ = "postgresql"
 
     def create_table(self, table: Table, **options: Any) -> None:
-        """With its indexes in the order of their names: Alembic takes them as a set, and a script would differ."""
+        """Create a table with its indexes ordered by name: Alembic takes them as a set, and scripts would differ."""
         table.indexes = OrderedSet(sorted(table.indexes, key=lambda index: str(index.name)))
         super().create_table(table, **options)
 

@@ -25,7 +25,7 @@ _MARKED = {
         WHERE t.tgrelid = to_regclass(:table) AND t.tgname = :name
     """,
 }
-"""By the kind of object, its comment."""
+"""The query for an object's comment, by the kind of object."""
 
 
 def include_object(object: Any, name: str | None, type_: str, reflected: bool, compare_to: object) -> bool:

@@ -39,10 +39,10 @@ class IndexOfTable(NamedIndex, Protocol):
 def build_step(
     catalogue: Catalogue, op: IndexOfTable, kind: str, create: Callable[[Operations, str], None], *, concurrently: bool
 ) -> Step | None:
-    """Return the next step until index ``op.name`` is there, valid and marked; None where it is.
+    """Return the next step until index ``op.name`` is there, valid and marked; None if it is.
 
-    It is built under another name and gets its own in the revision's transaction, with our mark: after a kill at any
-    moment, ours can be told from one that was there, and none that is half built has the name. ``create`` builds it
+    The index is built under another name and gets its own in the revision's transaction, with our mark: after a kill at
+    any moment, ours can be told from one that was there, and no half-built index has the name. ``create`` builds it
     under the name that it is given.
     """
     fact, building_fact = IndexFact(op.name, op.schema), IndexFact(building_name(op.name), op.schema)
@@ -140,7 +140,7 @@ def _is_being_built(connection: Connection, name: str, schema: str | None) -> bo
 def drop_step(catalogue: Catalogue, op: NamedIndex, *, adopted: bool = False) -> Step | Done:
     """Return the next step until an index of ours is gone, with what an interrupted build of it left.
 
-    It goes in the revision's transaction, so that a kill leaves it there or its revision undone.
+    The index goes in the revision's transaction, so that a kill leaves it there or its revision undone.
     """
     fact, building_fact = IndexFact(op.name, op.schema), IndexFact(building_name(op.name), op.schema)
     deferred = DeferredFact(op.name)
@@ -183,7 +183,7 @@ class DeferredFact(Fact[bool]):
     name: str
 
     def find(self, connection: Connection) -> bool:
-        """Return whether it is recorded; False where there is no record of indexes."""
+        """Return whether the index is recorded as deferred; False if there is no record of indexes."""
         if connection.execute(sa.text("SELECT to_regclass('migration_index')")).scalar() is None:
             return False
         statement = sa.text("SELECT 1 FROM migration_index WHERE index_name = :name AND built_at IS NULL")

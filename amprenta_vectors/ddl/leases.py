@@ -1,4 +1,4 @@
-"""The workers of a backfill, as the operations meet them: batches that are held, and waiting until none is."""
+"""The workers of a backfill, as the operations meet them: the batches they hold, and the wait until they hold none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from amprenta_vectors.pg.tables import table_of
 DRAIN_SECONDS = 60.0
 POLL_SECONDS = 0.5
 
-# Of ended runs: one that goes on is the affair of whoever started it, and writes into a column that is retired no more.
+# Of cancelled runs only: a run that goes on is its starter's affair, and writes no more into a retired column.
 _HELD = sa.text("""\
 SELECT count(*) FROM migration_progress p JOIN migration_run r ON r.id = p.run_id
 WHERE r.target = :target AND r.state = 'cancelled' AND p.status = 'running'
@@ -32,7 +32,7 @@ class LeasesFact(Fact[int]):
     target: str
 
     def find(self, connection: Connection) -> int:
-        """Return their number; 0 where there is no record of runs."""
+        """Return how many they are; 0 if there is no record of runs."""
         if table_of(connection, "migration_progress") is None:
             return 0
         held: int = connection.execute(_HELD, {"target": self.target}).scalar_one()

@@ -10,7 +10,7 @@ from amprenta_vectors.pg.names import compose, literal, suffixed
 MADE = "made by amprenta_vectors"
 """The comment on what an operation created. Only what bears it is ever dropped."""
 RETIRED = "retired by amprenta_vectors at "
-"""The comment on what a downgrade kept under a retired name begins so; a `Retirement` follows."""
+"""The beginning of the comment on what a downgrade kept under a retired name; a `Retirement` follows."""
 
 
 def retired_name(name: str) -> str:
@@ -37,8 +37,8 @@ def is_retired(comment: str) -> bool:
 class Retirement:
     """When a downgrade took something out of use, in a form by which changes since can be told.
 
-    ``moment`` is no later than that; every transaction before ``transaction`` (a 64-bit id) of the cluster with that
-    system ``identifier`` had ended. Either may be unknown.
+    ``moment`` is no later than the downgrade; every transaction before ``transaction`` (a 64-bit id) of the cluster
+    with that system ``identifier`` had ended. Either may be unknown.
     """
 
     moment: datetime | None
@@ -47,7 +47,7 @@ class Retirement:
 
     @classmethod
     def parse(cls, comment: str) -> Retirement:
-        """Read what `retire` wrote; what is not there, or not readable, is unknown."""
+        """Read what `comment_retired` wrote; what is not there, or not readable, is unknown."""
         moment, _, rest = comment.removeprefix(RETIRED).partition(";")
         transaction, _, identifier = rest.partition(";")
         try:

@@ -36,13 +36,13 @@ class CreateMaterializedViewOp(SteppedOp):
         """Make view ``name`` of ``query`` with its rows; one of that name is left as it is.
 
         ``unique`` are the columns that tell its rows apart: by the index on them it can be refreshed concurrently.
-        Raises `SchemaMismatch` where something else has the name.
+        Raises `SchemaMismatch` if something else has the name.
         """
         operations.invoke(cls(name, query, unique, schema))
 
     @property
     def statements(self) -> tuple[str, str]:
-        """Return the view, and the index on it."""
+        """Return the statements that make the view, and the index on it."""
         name, index = qualified(self.name, self.schema), qualified(f"{self.name}_key")
         columns = ", ".join(map(qualified, self.unique))
         view = f"CREATE MATERIALIZED VIEW {name} AS {self.query.strip()}"
@@ -53,7 +53,10 @@ class CreateMaterializedViewOp(SteppedOp):
         return DropMaterializedViewOp(self.name, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: make it, unless there is one. Raises `SchemaMismatch` where something else is."""
+        """Return the step that makes the view, unless there is one.
+
+        Raises `SchemaMismatch` if something else has its name.
+        """
         fact, name = TableFact(self.name, self.schema), qualified(self.name, self.schema)
         found = catalogue.ask(fact, None)
         if found is not None and found.kind != "m":
@@ -100,7 +103,7 @@ class DropMaterializedViewOp(UndoingOp[CreateMaterializedViewOp]):
         operations.invoke(cls(name, schema))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: drop one of ours, unless something uses it."""
+        """Return the step that drops a view of ours, unless something uses it."""
         fact, name = TableFact(self.name, self.schema), qualified(self.name, self.schema)
         found = catalogue.ask(fact, Table(self.name, self.schema, "m", MADE))
         if found is None or found.kind != "m":

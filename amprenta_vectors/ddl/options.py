@@ -1,4 +1,4 @@
-"""What a migration environment hands to the operations, and what they say while they work."""
+"""The options that a migration environment hands to the operations, and the log in which they say what they do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INDEX_CHOICES: dict[str, tuple[IndexMethod, CoarserStorage | None]] = {
     "ivfflat-halfvec": ("ivfflat", "halfvec"),
     "ivfflat-bit": ("ivfflat", "bit"),
 }
-"""What ``-x index=`` may be: method, and storage where it is not the finest that the column allows."""
+"""The values of ``-x index=``: method, and storage if it is not the finest that the column allows."""
 
 
 def configured_dimension(options: Mapping[str, Any]) -> int | None:

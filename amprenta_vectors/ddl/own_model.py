@@ -60,7 +60,7 @@ def _is_ours(item: Any, name: str | None, type_: str, reflected: bool, compare_t
 
 
 class OwnModel:
-    """All of a table that was made here; of an adopted one, what was added to it."""
+    """The model of a section: all of a table that was made here; of an adopted table, what was added to it."""
 
     def __init__(self, connection: Connection) -> None:
         self.metadata = sa.MetaData()
@@ -69,7 +69,7 @@ class OwnModel:
         self._found: dict[str, Table | None] = {}
 
     def add(self, op: MigrateOperation) -> None:
-        """Add what an operation makes; of what is no table, column or index, nothing."""
+        """Add the table, columns or index that an operation makes; other operations add nothing."""
         if isinstance(op, AdoptTableOp):
             self._add_table(op)
         elif isinstance(op, AddColumnOp):
@@ -105,7 +105,7 @@ class OwnModel:
         self._tables[op.table].append_column(sa.Column(op.column, type_, nullable=nullable, comment=MADE, info=info))
 
     def _add_plain_index(self, op: CreatePlainIndexOp) -> None:
-        """Add it without its predicate, which Alembic does not compare."""
+        """Add an ordinary index without its predicate, which Alembic does not compare."""
         table, there = self._tables[op.table], index_of(self._connection, op.name)
         # Of a column that the table lacks there is nothing to compare.
         if there.comment == MADE if there else not op.is_served(indexes_of(self._connection, op.table)):
@@ -115,7 +115,10 @@ class OwnModel:
             sa.Index(op.name, *(table.c[name] for name in op.columns), unique=op.unique)
 
     def _add_vector_index(self, op: CreateVectorIndexOp) -> None:
-        """Add it unless another serves: which does is the operator's choice, as the dimension is; one there is ours."""
+        """Add a vector index unless another serves.
+
+        Which one serves is the operator's choice, as the dimension is; one that is there is ours.
+        """
         indexes = indexes_of(self._connection, op.table)
         if any(each.is_ann and op.column in each.columns and each.serves(op.distance) for each in indexes):
             return

@@ -61,7 +61,7 @@ class CreatePlainIndexOp(SteppedOp):
         return DropPlainIndexOp(self.name, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next, unless it is there or another does the same."""
+        """Return the next step, unless the index is there or another does the same."""
         table = qualified(self.table, self.schema)
         index = catalogue.ask(IndexFact(self.name, self.schema), None)
         if index is None:
@@ -120,5 +120,5 @@ class DropPlainIndexOp(UndoingOp[CreatePlainIndexOp]):
         operations.invoke(cls(name, schema))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next."""
+        """Return the next step until the index is gone."""
         return drop_step(catalogue, self)

@@ -1,4 +1,4 @@
-"""What an upgrade would do and which locks it would take, found out without doing it.
+"""The plan of an upgrade: what it would do and which locks it would take, found out without doing it.
 
 The revisions' own ``upgrade`` functions run against an ``op`` that records; each operation then says, from the
 catalogue as the steps before it leave it, which steps it comes to.
@@ -115,7 +115,7 @@ def _steps(catalogue: Foretold, operation: MigrateOperation, options: Mapping[st
 
 
 def _as_it_is_now(connection: Connection, step: Step | Done) -> Step | Done:
-    """Say how much a step has to do, and that nobody waits for a table that nobody can use yet."""
+    """Return a step that says how much it has to do, and that no session waits for a table that is not there yet."""
     if isinstance(step, Done):
         return step
     if step.measured is not None:

@@ -1,4 +1,4 @@
-"""What the migrating role may do, asked before it is needed; docs/grants.md says what to grant."""
+"""The migrating role's privileges, asked for before they are needed; docs/grants.md says what to grant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amprenta_vectors.pg.names import qualified, quoted
 
 
 def require_ownership(connection: Connection, table: str, schema: str | None = None) -> None:
-    """Raises `ServerUnsuitable` where this role may not alter ``table``; nothing for one that does not exist."""
+    """Raise `ServerUnsuitable` if this role may not alter ``table``; a table that does not exist passes."""
     row = connection.execute(
         sa.text("""
             SELECT current_user AS role, pg_get_userbyid(relowner) AS owner, pg_has_role(relowner, 'USAGE') AS allowed
@@ -27,7 +27,7 @@ def require_ownership(connection: Connection, table: str, schema: str | None = N
 
 
 def require_create(connection: Connection, schema: str | None = None) -> None:
-    """Raises `ServerUnsuitable` where this role may not make tables and indexes in ``schema``, or in its own."""
+    """Raise `ServerUnsuitable` if this role may not make tables and indexes in ``schema``, or in its own."""
     row = connection.execute(
         sa.text("""
             SELECT current_user AS role, coalesce(:schema, current_schema()) AS schema,
@@ -43,7 +43,7 @@ def require_create(connection: Connection, schema: str | None = None) -> None:
 
 
 def require_function_ownership(connection: Connection, signature: str) -> None:
-    """Raises `ServerUnsuitable` where this role may not replace or drop the function of that ``signature``."""
+    """Raise `ServerUnsuitable` if this role may not replace or drop the function of that ``signature``."""
     row = connection.execute(
         sa.text("""
             SELECT current_user AS role, pg_get_userbyid(proowner) AS owner, pg_has_role(proowner, 'USAGE') AS allowed

@@ -29,7 +29,7 @@ def operations_of(script: ScriptDirectory) -> list[MigrateOperation]:
 
 
 def missing(connection: Connection, operations: list[MigrateOperation]) -> list[MigrateOperation]:
-    """Return those that make a program whose name nothing in the database has."""
+    """Return the operations that make a function, trigger or view of a name that nothing in the database has."""
     found = Found(connection)
     return [
         program
@@ -41,5 +41,5 @@ def missing(connection: Connection, operations: list[MigrateOperation]) -> list[
 
 
 def _is_ours(found: Found, program: Program) -> bool:
-    """Return whether it is there, made here: a function is renewed by each upgrade."""
+    """Return whether ``program`` is a function that is there, made here: each upgrade renews it."""
     return isinstance(program, CreateFunctionOp) and bool(found.ask(FunctionsFact(program.name, program.schema), ()))

@@ -67,7 +67,7 @@ def render_vector_type(type_: sa.types.TypeEngine[Any], context: AutogenContext)
 
 
 def _call(context: AutogenContext, name: str, op: MigrateOperation, **rendered: str) -> str:
-    """Return a call of ``name`` with all of ``op`` that is not its default; ``rendered`` are fields done already."""
+    """Return a call of ``name`` with all of ``op`` that is not its default; ``rendered`` are fields written already."""
     context.imports.add(IMPORT)
     positional, keywords = [], []
     for field in fields(op):  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ ROW_LOCK_TIMEOUT = "200ms"
 """Shorter than deadlock_timeout, so that of two sessions that wait for each other's rows it is this one that yields."""
 
 _MOST_TRANSACTIONS = 2**31
-"""Beyond as many since the downgrade, the 32 bits of ``xmin`` do not tell on which side of it a row was written."""
+"""The number of transactions since the downgrade up to which the 32 bits of ``xmin`` tell whether a row is older."""
 _EMPTIED = "rows that changed before are empty: "
 _AWARE = re.compile(r"timestamp(?:\((\d)\))? with time zone")
 
@@ -79,7 +79,7 @@ class WatchFact(Fact[Watch | None]):
     schema: str | None = None
 
     def find(self, connection: Connection) -> Watch | None:
-        """Return it; None where there is none."""
+        """Return the trigger; None if there is none."""
         statement = sa.text("""
             SELECT coalesce(obj_description(oid, 'pg_trigger'), '') FROM pg_trigger
             WHERE tgrelid = to_regclass(:table) AND tgname = :name AND NOT tgisinternal
@@ -92,7 +92,7 @@ class WatchFact(Fact[Watch | None]):
 
     @property
     def name(self) -> str:
-        """Return what the trigger and its function are called, in a fixed length."""
+        """Return the name of the trigger and of its function, in a fixed length."""
         return (
             "amprenta_empties_" + hashlib.sha256(quoted(self.schema, self.table, self.kept).encode()).hexdigest()[:16]
         )
@@ -165,7 +165,7 @@ def restore_step(
 
 
 def _count(connection: Connection, fact: WatchFact, changed: str = "true") -> int:
-    """Return how many values are kept, or how many of them changed; of a table that may be retired itself."""
+    """Return how many values are kept, or how many of them changed; the table may be retired itself."""
     there = fact.table if table_of(connection, fact.table, fact.schema) is not None else retired_name(fact.table)
     where = sa.and_(sa.column(fact.kept).is_not(None), sa.literal_column(f"({changed})"))
     return count_rows(connection, there, fact.schema, where)
@@ -176,13 +176,13 @@ def _owner(table: str, schema: str | None) -> Callable[[Connection], None]:
 
 
 def drop_trigger(operations: Operations, fact: WatchFact) -> None:
-    """Drop the trigger, also one that an interrupted upgrade left, in what takes the lock on the table anyway."""
+    """Drop the trigger, also one that an interrupted upgrade left, in a step that locks the table anyway."""
     execute(operations, fact.trigger.replace("TRIGGER", "DROP TRIGGER IF EXISTS", 1))
     execute(operations, f"DROP FUNCTION IF EXISTS {fact.function}")
 
 
 def _create_trigger(operations: Operations, fact: WatchFact) -> None:
-    """Create it; that waits for whoever wrote to the table, so that no change escapes both it and the scan."""
+    """Create the trigger, waiting for whoever wrote to the table, so that no change escapes both it and the scan."""
     # Through JSON, which still works on a table whose owner dropped the column by hand.
     nothing = json.dumps({fact.kept: None}).replace("'", "''")
     body = literal(f"BEGIN RETURN jsonb_populate_record(NEW, '{nothing}'); END")
@@ -204,7 +204,7 @@ def _create_trigger(operations: Operations, fact: WatchFact) -> None:
 
 
 def _empty(operations: Operations, fact: WatchFact, kept_column: Column, updated_at: Column | None) -> None:
-    """Empty every row that changed, each stretch of pages a transaction of its own where it is beside another."""
+    """Empty every row that changed; beside another session, each stretch of pages in a transaction of its own."""
     table, kept = qualified(fact.table, fact.schema), qualified(fact.kept)
     catalogue = script_catalogue(operations.get_context()) if operations.get_context().as_sql else None
     asked = catalogue.connection if catalogue is not None else operations.get_bind()

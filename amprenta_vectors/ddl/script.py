@@ -1,4 +1,4 @@
-"""What stands at the beginning of a script: for which database it is, and a check of that."""
+"""The beginning of a script: for which database it is, and a check of that."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADER = """\
 def begin_script(context: MigrationContext) -> None:
     """Write where ``context``, configured to write SQL, begins, and a check that the database is there.
 
-    For an ``env.py``, before ``run_migrations``.
+    Call it in an ``env.py``, before ``run_migrations``.
     """
     heads = context.get_current_heads()
     connection: Connection | None = context.opts.get("amprenta_connection")
@@ -38,7 +38,7 @@ def begin_script(context: MigrationContext) -> None:
 
 
 def heads_of(connection: Connection, version_table: str) -> list[str]:
-    """Return the revisions that a database is at; none at base."""
+    """Return the revisions that a database is at; an empty list at base."""
     if table_of(connection, version_table) is None:
         return []
     versions = sa.table(version_table, sa.column("version_num"))

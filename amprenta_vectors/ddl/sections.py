@@ -14,7 +14,7 @@ from amprenta_vectors.pg.names import qualified
 from amprenta_vectors.pg.tables import has_value, schemas_with, table_of
 
 VERSION_TABLE = "amprenta_version_"
-"""How the version tables of this package's sections begin."""
+"""The beginning of the names of this package's version tables."""
 
 _OTHERS = sa.text("""
     SELECT relname FROM pg_class
@@ -30,12 +30,12 @@ class OtherSections(Fact[tuple[str, ...]]):
     own: str | None
 
     def find(self, connection: Connection) -> tuple[str, ...]:
-        """Return their names."""
+        """Return the names of these version tables."""
         names = connection.execute(_OTHERS, {"own": self.own}).scalars().all()
         return tuple(name for name in names if has_value(connection, name))
 
 
-# An adopted table's own comment is the application's, so that its columns tell. Schemas that are closed to this role
+# An adopted table's own comment is the application's, so its columns tell. Schemas that are closed to this role
 # are none that it could have adopted a table in.
 _MARKED = sa.text("""
     SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -48,9 +48,9 @@ _MARKED = sa.text("""
 
 
 def adopted_schema(connection: Connection, table: str) -> str | None:
-    """Return the schema, off the search path, in which an upgrade adopted ``table``; None where it is on the path.
+    """Return the schema, off the search path, in which an upgrade adopted ``table``; None if it is on the path.
 
-    Raises `ConfigError` where several have such a table: which one is meant, nobody may guess.
+    Raises `ConfigError` if several schemas have such a table: which one is meant cannot be guessed.
     """
     if table_of(connection, table) is not None:
         return None
@@ -66,7 +66,7 @@ def adopted_schema(connection: Connection, table: str) -> str | None:
 def schema_to_adopt(connection: Connection, table: str, given: str | None) -> str | None:
     """Return the schema, off the search path, of the section's table: as ``-x schema=`` says, or as it was adopted.
 
-    Raises `ConfigError` where it is not there, or would not be the one that is found.
+    Raises `ConfigError` if the table is not there, or another one is found before it on the search path.
     """
     if given is None:
         return adopted_schema(connection, table)

@@ -28,7 +28,7 @@ _NOTE = re.compile(r"unfinished (upgrade|downgrade) of (\w+)")
 def settle_first(context: MigrationContext, script: ScriptDirectory) -> None:
     """Have ``context`` finish what an interrupted command left, and note what this one commits early.
 
-    For an ``env.py``, after `configure` and before ``run_migrations``.
+    Call it in an ``env.py``, after `configure` and before ``run_migrations``.
     """
     steps: Any = context._migrations_fn  # what the command is to do: Alembic has no other place to reach it
     current: list[RevisionStep] = []
@@ -58,7 +58,7 @@ def settle_first(context: MigrationContext, script: ScriptDirectory) -> None:
 
 
 def unfinished(context: MigrationContext, script: ScriptDirectory, heads: tuple[str, ...]) -> list[RevisionStep]:
-    """Return the steps that finish what was interrupted; none where nothing was."""
+    """Return the steps that finish what was interrupted; an empty list if nothing was."""
     found = _note_of(context)
     if found is None:
         return []

@@ -43,7 +43,7 @@ class Step:
 
     action: str
     do: Callable[[Operations], object] = field(compare=False)
-    """Carries it out, or writes it where the operations write SQL."""
+    """Carries the step out, or writes it if the operations write SQL."""
     foretells: Mapping[Fact[Any], Any] = field(default_factory=dict, compare=False)
     table: Table | None = None
     object: str = ""
@@ -54,24 +54,24 @@ class Step:
     needs: tuple[Callable[[Connection], None], ...] = field(default=(), compare=False)
     """Checks of what the role may do, made before anything is done."""
     teaches: Mapping[str, tuple[Fact[Any], Any]] = field(default_factory=dict, compare=False)
-    """By SQLSTATE, what is known once the step has failed with it, and is not raised then."""
+    """By SQLSTATE, the fact that is known once the step has failed with it; that error is not raised then."""
     measured: Callable[[Connection], str] | None = field(default=None, compare=False)
     """The action in words that say how much there is to do, found by reading; for a plan."""
     said: str = field(default="", compare=False)
-    """What is logged once it is done."""
+    """The message that is logged once the step is done."""
     warns: bool = field(default=False, compare=False)
     last: bool = field(default=False, compare=False)
-    """Whether nothing is left after it; of what the catalogue cannot tell, such as a function that was renewed."""
+    """Whether no step is left after it; for what the catalogue cannot tell, such as a function that was renewed."""
 
     @property
     def described(self) -> str:
-        """Return the action with what it is done to, for who waits for it."""
+        """Return the action with what it is done to, for the sessions that wait for it."""
         return ": ".join(filter(None, (self.object, self.action)))
 
 
 @dataclass(frozen=True)
 class Done:
-    """No step is left, and why, in words; ``object`` is the table that it is about."""
+    """That no step is left, and why, in words; ``object`` is the table that it is about."""
 
     found: str
     object: str = ""
@@ -89,7 +89,7 @@ class SteppedOp(MigrateOperation):
     """An operation that computes its next step."""
 
     directive: ClassVar[str]
-    """What it is called on ``op``."""
+    """The operation's name on ``op``."""
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """Return how autogenerate names this operation: what it does, and to what."""
@@ -97,11 +97,11 @@ class SteppedOp(MigrateOperation):
         return (self.directive, *(getattr(self, part) for part in parts if hasattr(self, part)))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next, judged by ``catalogue``. Raises what stands in its way."""
+        """Return the next step, judged by ``catalogue``. Raises what stands in its way."""
         raise NotImplementedError
 
     def already(self, catalogue: Catalogue, options: Mapping[str, Any]) -> list[Done]:
-        """Return which parts of the operation are done before it begins, of one that has several."""
+        """Return which parts of an operation that has several are done before it starts."""
         return []
 
 
@@ -110,12 +110,12 @@ Undone = TypeVar("Undone", bound=MigrateOperation)
 
 @dataclass
 class UndoingOp(SteppedOp, Generic[Undone]):
-    """An operation that undoes another, and knows which where it was made of one."""
+    """An operation that undoes another, and knows which if it was made as that one's reverse."""
 
     _reverse: Undone | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def reverse(self) -> Undone:
-        """Return the operation that undoes this one. Raises ValueError where what was there is not known."""
+        """Return the operation that undoes this one. Raises ValueError if what was there is not known."""
         if self._reverse is None:
             what = f"{self.directive}({self.to_diff_tuple()[-1]!r})"
             raise ValueError(f"{what} is not reversible: what was there is unknown")
@@ -139,7 +139,7 @@ def operation(*directives: str) -> Callable[[Operation], Operation]:
 
 
 def run(operations: Operations, op: SteppedOp) -> None:
-    """Carry out an operation, or write it where the operations write SQL."""
+    """Carry out an operation, or write it if the operations write SQL."""
     context = operations.get_context()
     options = options_of(operations)
     if context.as_sql:
@@ -177,7 +177,7 @@ def run(operations: Operations, op: SteppedOp) -> None:
 
 
 MOST_STEPS = 50
-"""An operation has fewer; one with more has a step that changes nothing."""
+"""More steps than any operation has; one that takes more has a step that changes nothing."""
 
 
 def _carry_out(operations: Operations, step: Step) -> None:
@@ -201,7 +201,7 @@ def _carry_out(operations: Operations, step: Step) -> None:
 
 
 def explain(catalogue: Foretold, op: SteppedOp, options: Mapping[str, Any]) -> Iterator[Step | Done]:
-    """Yield the steps of an operation, their effects taken for done; what there is already where none is left."""
+    """Yield the steps of an operation, taking the effects of each for done; if none is left, what is there already."""
     steps = 0
     yield from op.already(catalogue, options)
     while isinstance(step := op.next_step(catalogue, options), Step):
@@ -230,7 +230,7 @@ def execute(operations: Operations, statement: str) -> None:
 
 
 def write_check(context: MigrationContext, statement: str) -> None:
-    """Write a statement that stops a script on a state that it is not for: before everything, where that can be."""
+    """Write a statement that stops a script on a state that it is not for; before everything else, if it can be."""
     context.opts.get("amprenta_emit_check", context.impl.static_output)(f"{statement};")
 
 
@@ -240,20 +240,20 @@ def execute_on(connection: Connection, statement: str) -> None:
 
 
 def options_of(operations: Operations) -> Mapping[str, Any]:
-    """Return what an environment hands to the operations: ``-x dimension=``, ``index=``, ``purge=`` and so on."""
+    """Return what an environment hands to the operations: ``-x dimension=``, ``index=``, ``purge=`` and the like."""
     context = operations.get_context()
     return {"version_table": context.version_table, **context.opts.get("amprenta_options", {})}
 
 
 def together(steps: Iterable[Step | Done]) -> Step | Done:
-    """Return the next of several operations that are one: what commits by itself comes before all that is stamped."""
+    """Return the next step of operations that are one: what commits by itself comes before all that is stamped."""
     found = list(steps)
     left = [step for step in found if isinstance(step, Step)]
     return min(left, key=lambda step: step.place == "transaction") if left else found[0]
 
 
 def done_of(steps: Iterable[Step | Done]) -> list[Done]:
-    """Return what is done of several operations that are one, and not all done."""
+    """Return which of several operations that are one are done; none if all are."""
     found = list(steps)
     done = [step for step in found if isinstance(step, Done)]
     return done if len(done) < len(found) else []

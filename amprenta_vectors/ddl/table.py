@@ -55,7 +55,7 @@ class AdoptTableOp(SteppedOp):
         types: Mapping[str, str] | None = None,
         schema: str | None = None,
     ) -> None:
-        """Make ``table`` of ``elements`` where it is absent; where it exists, check what is relied on.
+        """Make ``table`` of ``elements`` if it is absent; if it exists, check what is relied on.
 
         Relied on are the columns ``key``, ``relies_on`` and ``types``, which maps some to the type they must have, and
         a unique index on exactly ``key`` with those ``scope`` columns that the table has. Raises `SchemaMismatch`
@@ -78,7 +78,7 @@ class AdoptTableOp(SteppedOp):
         return RetireTableOp(self.table, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: nothing for a table that serves, take a retired one back, or make one."""
+        """Return the next step: none for a table that serves, else take a retired one back, or make one."""
         name, kept = qualified(self.table, self.schema), retired_name(self.table)
         fact, kept_fact = TableFact(self.table, self.schema), TableFact(kept, self.schema)
         assumed = Table(self.table, self.schema) if is_adopted(options, self.table) else None
@@ -127,7 +127,7 @@ class AdoptTableOp(SteppedOp):
         )
 
     def _check(self, catalogue: Catalogue, table: Table) -> None:
-        """Raise `SchemaMismatch` where the table lacks what is relied on."""
+        """Raise `SchemaMismatch` if the table lacks what is relied on."""
         name = qualified(self.table, self.schema)
         missing = [column for column in self.relied_on if column not in table.columns]
         if missing:
@@ -151,7 +151,7 @@ class AdoptTableOp(SteppedOp):
             )
 
     def _write_check(self, operations: Operations) -> None:
-        """Write statements that fail, changing nothing, where the table lacks what is relied on."""
+        """Write statements that fail, changing nothing, if the table lacks what is relied on."""
         context = operations.get_context()
         parts = {"table": qualified(self.table, self.schema)}
         columns = ", ".join(map(qualified, self.relied_on))
@@ -166,7 +166,7 @@ class AdoptTableOp(SteppedOp):
 @operation("retire_table")
 @dataclass
 class RetireTableOp(UndoingOp[AdoptTableOp]):
-    """Take a table of ours out of use: kept under a retired name with rows, dropped without."""
+    """Take a table of ours out of use: one with rows is kept under a retired name, one without is dropped."""
 
     table: str
     schema: str | None = None
@@ -176,14 +176,14 @@ class RetireTableOp(UndoingOp[AdoptTableOp]):
     def retire_table(
         cls, operations: Operations, table: str, *, schema: str | None = None, shared: bool = False
     ) -> None:
-        """Retire ``table``, or drop it where it is empty or ``-x purge=true`` is given; leave an adopted one.
+        """Retire ``table``, or drop it if it is empty or ``-x purge=true`` is given; leave an adopted one.
 
         With ``shared``, it is left while another section has revisions in this database.
         """
         operations.invoke(cls(table, schema, shared))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: retire the table with its rows, drop it without, leave an adopted one."""
+        """Return the next step: retire the table with its rows, drop it without, leave an adopted one."""
         name, kept, purge = qualified(self.table, self.schema), retired_name(self.table), purging(options)
         fact, kept_fact = TableFact(self.table, self.schema), TableFact(kept, self.schema)
         if self.shared and catalogue.ask(OtherSections(options.get("version_table")), ()):
@@ -260,7 +260,7 @@ class UniqueSets(Fact[tuple[frozenset[str], ...]]):
     schema: str | None = None
 
     def find(self, connection: Connection) -> tuple[frozenset[str], ...]:
-        """Return them."""
+        """Return the set of columns of each such index."""
         return tuple(unique_column_sets(connection, self.table, self.schema))
 
 
@@ -271,7 +271,7 @@ class HiddenTables(Fact[tuple[str, ...]]):
     table: str
 
     def find(self, connection: Connection) -> tuple[str, ...]:
-        """Return their names."""
+        """Return the names of the schemas."""
         return tuple(schemas_with(connection, self.table))
 
 

@@ -26,7 +26,7 @@ class TriggerFact(Fact[bool | None]):
     schema: str | None = None
 
     def find(self, connection: Connection) -> bool | None:
-        """Return it."""
+        """Return whether the trigger was made here; None if there is none."""
         ours: bool | None = connection.execute(
             sa.text("""
                 SELECT coalesce(obj_description(oid, 'pg_trigger') = :made, false) FROM pg_trigger
@@ -37,7 +37,7 @@ class TriggerFact(Fact[bool | None]):
         return ours
 
     def guard(self, value: bool | None) -> tuple[str, str]:
-        """Check that there is none, or that it is ours."""
+        """Return the check that there is no such trigger, or that it is ours."""
         relation = f"to_regclass({literal(quoted(self.schema, self.table))})"
         found = f"SELECT FROM pg_trigger WHERE tgrelid = {relation} AND tgname = {literal(self.name)}"
         if value is None:
@@ -70,7 +70,7 @@ class CreateTriggerOp(SteppedOp):
 
     @property
     def statement(self) -> str:
-        """Return the whole statement."""
+        """Return the whole CREATE TRIGGER statement."""
         table = qualified(self.table, self.schema)
         return f"CREATE TRIGGER {qualified(self.name)} {self.events} ON {table} {self.action}"
 
@@ -79,7 +79,7 @@ class CreateTriggerOp(SteppedOp):
         return DropTriggerOp(self.name, self.table, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: make it, unless the table has one of that name."""
+        """Return the step that makes the trigger, unless the table has one of that name."""
         fact, table = TriggerFact(self.name, self.table, self.schema), qualified(self.table, self.schema)
         ours = catalogue.ask(fact, None)
         if ours is not None:
@@ -118,7 +118,7 @@ class DropTriggerOp(UndoingOp[CreateTriggerOp]):
         operations.invoke(cls(name, table, schema))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done: drop one of ours."""
+        """Return the step that drops a trigger of ours."""
         fact, table = TriggerFact(self.name, self.table, self.schema), qualified(self.table, self.schema)
         ours = catalogue.ask(fact, True)
         if not ours:

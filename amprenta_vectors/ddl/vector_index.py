@@ -42,11 +42,11 @@ class VectorIndexOp(SteppedOp):
 
     @property
     def kind(self) -> str:
-        """Method and storage in words."""
+        """The method and storage of the index, in words."""
         return f" ({', '.join(filter(None, (self.method, self.storage)))})"
 
     def key(self, catalogue: Catalogue, options: Mapping[str, Any]) -> IndexKey:
-        """Return what is indexed. Raises `SchemaMismatch` for a column that is no vector, or too long."""
+        """Return the key of the index. Raises `SchemaMismatch` for a column that is no vector, or too long."""
         # A script without a database knows no dimension but the one that it is told.
         assumed = Column(f"vector({configured_dimension(options) or 1})")
         column = catalogue.ask(ColumnFact(self.table, self.column, self.schema), assumed)
@@ -56,7 +56,7 @@ class VectorIndexOp(SteppedOp):
         return index_key_of(self.table, self.column, found, self.distance, self.storage)
 
     def refuse_partitioned(self, catalogue: Catalogue, key: IndexKey) -> None:
-        """Raise `SchemaMismatch` with the statements that do it where the table is partitioned."""
+        """Raise `SchemaMismatch`, with the statements that build the index, if the table is partitioned."""
         if not catalogue.ask(IsPartitioned(self.table, self.schema), False):
             return
         name, index, typed = qualified(self.table, self.schema), qualified(self.name), f"({key.typed})"
@@ -83,7 +83,7 @@ class VectorIndexOp(SteppedOp):
         )
 
     def _parameters(self, operations: Operations) -> dict[str, int]:
-        """Return the storage parameters; lists of 0 follow from the rows there are when it is built."""
+        """Return the storage parameters; lists of 0 follow from the rows that are there when the index is built."""
         if self.options.get("lists") != 0:
             return self.options
         if operations.get_context().as_sql:
@@ -137,7 +137,7 @@ class CreateVectorIndexOp(VectorIndexOp):
         return DropVectorIndexOp(self.name, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next, unless it is there, deferred, or another does the same."""
+        """Return the next step, unless the index is there, deferred, or another does the same."""
         wanted, table = configured(options, self), qualified(self.table, self.schema)
         if catalogue.ask(DeferredFact(self.name), False):
             return Done(f"index {self.name} is left to the backfill that deferred it", table)
@@ -161,7 +161,7 @@ class CreateVectorIndexOp(VectorIndexOp):
         return step or Done(f"index {self.name} is there: left as it is", table)
 
     def _equivalent(self, catalogue: Catalogue, key: IndexKey) -> Index | None:
-        """Return an index under another name that answers the same queries; one being built by others is one."""
+        """Return an index under another name that answers the same queries; one that others are building counts."""
         if self.where is not None:
             return None
         found = catalogue.ask(IndexesFact(self.table, self.schema), ())
@@ -197,14 +197,14 @@ class DropVectorIndexOp(UndoingOp[CreateVectorIndexOp]):
     def drop_vector_index(
         cls, operations: Operations, name: str, *, schema: str | None = None, adopted: bool = False
     ) -> None:
-        """Drop index ``name`` if this package made it, under a short lock; forget it where a backfill deferred it.
+        """Drop index ``name`` if this package made it, under a short lock; forget it if a backfill deferred it.
 
         What an interrupted build of it left is dropped too. With ``adopted=True``, also one that was made otherwise.
         """
         operations.invoke(cls(name, schema, adopted))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next."""
+        """Return the next step until the index is gone."""
         return drop_step(catalogue, self, adopted=self.adopted)
 
 
@@ -231,18 +231,18 @@ class ReplaceVectorIndexOp(VectorIndexOp, UndoingOp[VectorIndexOp]):
         """Make index ``name`` what the arguments say, those of ``create_vector_index``; queries have one all the time.
 
         The new one is built beside the old one. A minute later, when every running store has looked at the indexes
-        again, it gets the name, and the old one goes. One that is as it is wanted is left.
+        again, it gets the name, and the old one goes. An index that is as wanted is left.
         """
         operations.invoke(cls(name, table, column, method, distance, dict(options or {}), where, storage, schema))
 
     def reverse(self) -> ReplaceVectorIndexOp:
-        """Return the operation that puts the old one back. Raises ValueError where that is not known."""
+        """Return the operation that puts the old index back. Raises ValueError if that is not known."""
         old = super().reverse()
         shared = {name: getattr(old, name) for name in VectorIndexOp.__dataclass_fields__}
         return ReplaceVectorIndexOp(**shared, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return what is to be done next: build, wait for the stores, or put in place."""
+        """Return the next step: build the new index, wait for the stores, or put it in place of the old one."""
         fact, building_fact = (IndexFact(name, self.schema) for name in (self.name, building_name(self.name)))
         key, table = self.key(catalogue, options), qualified(self.table, self.schema)
         index, building = (
@@ -297,7 +297,7 @@ class ReplaceVectorIndexOp(VectorIndexOp, UndoingOp[VectorIndexOp]):
         )
 
     def _is(self, catalogue: Catalogue, index: Index, key: IndexKey) -> bool:
-        """Return whether ``index`` is as it is wanted; predicates are compared as PostgreSQL writes them."""
+        """Return whether ``index`` is as wanted; predicates are compared as PostgreSQL writes them."""
         options = {
             **DEFAULT_OPTIONS[self.method],
             **{name: str(value) for name, value in self.options.items() if value},
@@ -317,7 +317,7 @@ class PredicateFact(Fact[str]):
     where: str
 
     def find(self, connection: Connection) -> str:
-        """Return it; a table like that one is made for that, and rolled back."""
+        """Return the predicate; a table like that one is made for that, and rolled back."""
         return predicate_as_written(connection, self.where, self.table, self.schema)
 
 
@@ -329,7 +329,7 @@ def _let_stores_look(operations: Operations, name: str, schema: str | None) -> N
 
 
 def configured(options: Mapping[str, Any], op: CreateVectorIndexOp) -> CreateVectorIndexOp:
-    """Return ``op`` with the method and storage that ``-x index=`` asks for, where it lets itself be configured."""
+    """Return ``op`` with the method and storage that ``-x index=`` asks for, if it is configurable."""
     asked = configured_index(options) if op.configurable else None
     if asked is None:
         return op
@@ -339,5 +339,5 @@ def configured(options: Mapping[str, Any], op: CreateVectorIndexOp) -> CreateVec
 
 
 def suitable_lists(rows: int) -> int:
-    """Return a thousandth of the rows up to a million, their square root beyond (pgvector's README)."""
+    """Return how many lists suit ``rows``: a thousandth up to a million, the square root beyond (pgvector's README)."""
     return max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows))

@@ -1,1 +1,1 @@
-"""What is amiss with a database, its index or the settings: one small function a check, and nothing is changed."""
+"""Checks of a database, its index and the settings: one small function a check, and nothing is changed."""

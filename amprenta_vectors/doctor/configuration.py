@@ -1,4 +1,4 @@
-"""Settings that contradict each other, and packages that they need; no connection is made."""
+"""Checks of the settings: contradictions, and packages that they need; no connection is made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EMBEDDER_PACKAGES = {
 
 
 def mode(settings: Settings) -> Iterator[Finding]:
-    """Backend, mode and secondary."""
+    """Check that backend, mode and secondary go together."""
     try:
         check_mode(settings)
     except ConfigError as error:
@@ -28,7 +28,7 @@ def mode(settings: Settings) -> Iterator[Finding]:
 
 
 def credentials(settings: Settings) -> Iterator[Finding]:
-    """What the Pinecone store needs, where it is used."""
+    """Check that the settings of the Pinecone store are there, if it is used."""
     if "pinecone" not in used_backends(settings):
         return
     for name in ("pinecone_api_key", "pinecone_index_name"):
@@ -39,7 +39,7 @@ def credentials(settings: Settings) -> Iterator[Finding]:
 
 
 def databases(settings: Settings) -> Iterator[Finding]:
-    """Variables that name the database twice, and differently."""
+    """Report variables that name the database twice, and differently."""
     try:
         url, direct = engine_url(settings), engine_url(settings, migrations=True)
     except ConfigError:
@@ -60,7 +60,7 @@ def databases(settings: Settings) -> Iterator[Finding]:
 
 
 def packages(settings: Settings) -> Iterator[Finding]:
-    """What is to be imported for backend, transport and embedder."""
+    """Check that the packages of backend, transport and embedder are installed."""
     needed = []
     if "pinecone" in used_backends(settings):
         needed.append(("pinecone", _extra("pinecone"), "VECTOR_BACKEND or VECTOR_SECONDARY pinecone"))

@@ -1,4 +1,4 @@
-"""What is in the table, and what is still to come: rows, models, runs, and writes for the other store."""
+"""Checks of what is in the table, and what is still to come: rows, models, runs, and writes for the other store."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.stores.outbox import count_pending
 
 LATE_SECONDS = 300.0
-"""An intent older than this was not brought by the application that made it."""
+"""The application that made an intent older than this has failed to bring it to the other store."""
 
 _OLD_SHADOWS = sa.text("SELECT count(*) FROM shadow_query WHERE at < now() - interval '30 days'")
 _DELETE_SHADOWS = "DELETE FROM shadow_query WHERE at < now() - interval '30 days'"
 
 
 def visible_rows(patient: Patient) -> Iterator[Finding]:
-    """Raises `ServerUnsuitable` where row security hides rows, so that the other figures would be too low."""
+    """Raise `ServerUnsuitable` if row security hides rows, so that the other figures would be too low."""
     check_visible(patient.connection, patient.table)
     yield from ()
 
 
 def rows_without_embedding(patient: Patient) -> Iterator[Finding]:
-    """Rows that no search finds."""
+    """Report rows without an embedding, which no search finds."""
     target = to_clause(patient.table)
     embedding = target.c[patient.table.embedding]
     counts = sa.select(sa.func.count().label("rows"), sa.func.count(embedding).label("filled")).select_from(target)
@@ -41,7 +41,7 @@ def rows_without_embedding(patient: Patient) -> Iterator[Finding]:
 
 
 def other_models(patient: Patient) -> Iterator[Finding]:
-    """Vectors of another model than the settings name: their distances to a query mean nothing."""
+    """Report vectors of another model than the settings name: their distances to a query mean nothing."""
     table, model = patient.table, patient.settings.embedding_model
     if table.model is None or model is None:
         return
@@ -61,7 +61,7 @@ def other_models(patient: Patient) -> Iterator[Finding]:
 
 
 def threshold(patient: Patient) -> Iterator[Finding]:
-    """A similarity that no row can reach."""
+    """Report a similarity threshold that no row can reach."""
     least = patient.settings.pgvector_similarity_threshold
     if patient.answers and patient.table.distance == "cosine" and least is not None and least > 1:
         yield Finding(
@@ -72,7 +72,7 @@ def threshold(patient: Patient) -> Iterator[Finding]:
 
 
 def unfinished_runs(patient: Patient) -> Iterator[Finding]:
-    """Backfills that were queued or begun and have not ended."""
+    """Report backfills that were queued or started and have not ended."""
     for run in patient.unfinished_runs():
         workers = figures.count(patient.connection, run.id).owners
         if workers:
@@ -88,7 +88,7 @@ def unfinished_runs(patient: Patient) -> Iterator[Finding]:
 
 
 def pending_writes(patient: Patient) -> Iterator[Finding]:
-    """Intents of dual writes that the other store has not got."""
+    """Report intents of dual writes that the other store has not got."""
     pending = count_pending(patient.connection, patient.table.target)
     if not pending.pending:
         return
@@ -104,7 +104,7 @@ def pending_writes(patient: Patient) -> Iterator[Finding]:
 
 
 def old_shadow_queries(patient: Patient) -> Iterator[Finding]:
-    """What shadow mode recorded long ago: each row holds a vector, and nothing takes it away."""
+    """Report what shadow mode recorded long ago: each row holds a vector, and nothing takes it away."""
     rows = patient.connection.scalar(_OLD_SHADOWS)
     if rows:
         yield Finding(

@@ -26,10 +26,10 @@ _LIMITS = sa.text("SELECT set_config('statement_timeout', '60s', true), set_conf
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Every finding, the worst first; what stands in the way of further checks is a finding itself.
+    """Return every finding, the worst first; what stands in the way of further checks is a finding itself.
 
-    One read-only transaction, each statement for a minute at most. A check that this role may not make is said to be
-    so, and the others are made.
+    The checks share one read-only transaction, each statement for a minute at most. A check that this role may not make
+    is reported as such, and the others are made.
     """
     findings = [_named(check.__name__, finding) for check in configuration.CHECKS for finding in check(settings)]
     try:

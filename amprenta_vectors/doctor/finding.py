@@ -1,4 +1,4 @@
-"""What a check says, and what it is handed to look at."""
+"""The findings of a check, and what it is handed to look at."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEVERITIES: tuple[Severity, ...] = ("serious", "advice", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and the command that mends it; ``check`` is the name of the check that found it."""
+    """A fault or a figure that was found, and the command that mends it; ``check`` names the check that found it."""
 
     severity: Severity
     found: str
@@ -31,7 +31,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Patient:
-    """The vector table as the catalogue has it; ``relations`` are the oids of the table and its partitions."""
+    """The vector table that the checks look at, as the catalogue has it, with its connection and the settings.
+
+    ``relations`` are the oids of the table and its partitions.
+    """
 
     connection: Connection
     settings: Settings
@@ -49,7 +52,7 @@ class Patient:
         return qualified(self.table.table, self.table.schema)
 
     def unfinished_runs(self) -> list[Run]:
-        """Those into this vector table, of whatever scope, the newest first."""
+        """Return the unfinished runs into this vector table, of whatever scope, the newest first."""
         runs = list_runs(self.connection)
         return [run for run in runs if run.target == self.table.target and run.state in UNFINISHED]
 
@@ -60,5 +63,5 @@ TableCheck = Callable[[Patient], Iterable[Finding]]
 
 
 def used_backends(settings: Settings) -> set[str]:
-    """The stores that the settings name."""
+    """Return the stores that the settings name."""
     return {settings.vector_backend} | ({settings.vector_secondary} if settings.vector_secondary else set())

@@ -1,4 +1,4 @@
-"""The indexes: whether one of vectors serves, whether it is used, and what interrupted builds left behind."""
+"""Checks of the indexes: whether one of vectors serves, whether it is used, and what interrupted builds left behind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from amprenta_vectors.pg.types import VectorType
 from amprenta_vectors.schema.ann_indexes import ann_indexes
 
 WORTH_AN_INDEX = 10_000
-"""Rows that a search looks through without an index in some milliseconds."""
+"""The number of rows from which an index is worth it: a search without one reads fewer in some milliseconds."""
 _REBUILDING = ("_ccnew", "_ccold")
-"""How PostgreSQL names what REINDEX CONCURRENTLY makes and replaces, before a number."""
+"""The endings, before a number, of the names that REINDEX CONCURRENTLY gives to what it makes and replaces."""
 
 _LEAVES = sa.text("""
     SELECT c.oid::bigint, n.nspname AS schema, c.relname AS name,
@@ -35,7 +35,7 @@ _SINCE = sa.text("""
 
 @dataclass(frozen=True)
 class Leaf:
-    """What holds rows: the table itself, or a partition. ``rows`` is the server's estimate."""
+    """A relation that holds rows: the table itself, or a partition. ``rows`` is the server's estimate."""
 
     oid: int
     schema: str
@@ -44,7 +44,7 @@ class Leaf:
 
 
 def invalid_indexes(patient: Patient) -> Iterator[Finding]:
-    """What an interrupted build left: no search uses it, and every write maintains it."""
+    """Report what an interrupted build left: no search uses it, and every write maintains it."""
     of_vectors = _indexes(patient)
     for index in indexes_on(patient.connection, patient.relations):
         if index.valid or index.partitioned:
@@ -71,7 +71,7 @@ def _invalid(patient: Patient, index: Index, *, needed: bool, useless: bool) -> 
 
 
 def missing_index(patient: Patient) -> Iterator[Finding]:
-    """Whether each leaf has an index that searches can use."""
+    """Report each leaf that has no index which searches can use."""
     found = _indexes(patient)
     for leaf in _leaves(patient):
         of_leaf = [index for index in found if index.table_oid == leaf.oid]
@@ -110,7 +110,7 @@ def _missing(patient: Patient, leaf: Leaf, of_leaf: list[Index]) -> Finding:
 
 
 def _build(patient: Patient, leaf: Leaf) -> str:
-    """The command that builds an index on a leaf."""
+    """Return the command that builds an index on a leaf."""
     table = patient.table
     if len(patient.relations) == 1:
         return "amprenta-vectors index build"
@@ -120,7 +120,7 @@ def _build(patient: Patient, leaf: Leaf) -> str:
 
 
 def unused_index(patient: Patient) -> Iterator[Finding]:
-    """An index that serves and that no search has used, although the application searches here."""
+    """Report an index that serves and that no search has used, although the application searches here."""
     if not patient.answers:
         return
     rows = {leaf.oid: leaf.rows for leaf in _leaves(patient)}
@@ -145,7 +145,7 @@ def _indexes(patient: Patient) -> list[Index]:
 
 
 def _typed(index: Index) -> str:
-    """The name as a person types it."""
+    """Return the index's name as a person types it."""
     return qualified(index.name, index.schema)
 
 

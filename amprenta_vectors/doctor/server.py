@@ -1,4 +1,4 @@
-"""The server: its version, pgvector's, and whether it has room for the connections of a store."""
+"""Checks of the server: its version, pgvector's, and whether it has room for the connections of a store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PGVECTOR_FAULTS: tuple[tuple[str, Severity, str], ...] = (
     ("0.8.4", "advice", "vacuums and inserts that may fail with 'hnsw graph not repaired'"),
     ("0.8.7", "advice", "a buffer overflow in IVFFlat builds"),
 )
-"""The version that mended it, how bad it was, and what it was (pgvector's CHANGELOG)."""
+"""The version that mended a fault, how bad the fault was, and what it was (pgvector's CHANGELOG)."""
 
 _EXTENSION = sa.text("""
     SELECT e.extversion AS installed, a.default_version AS available
@@ -30,7 +30,7 @@ _CONNECTIONS = sa.text("""
 
 
 def versions(connection: Connection, settings: Settings) -> Iterator[Finding]:
-    """PostgreSQL and pgvector. Raises `ServerUnsuitable` for what is too old."""
+    """Check PostgreSQL and pgvector. Raises `ServerUnsuitable` for one that is too old, or absent."""
     server, pgvector = server_versions(connection)
     check_server(server, pgvector)
     yield from server_faults(server)
@@ -38,7 +38,7 @@ def versions(connection: Connection, settings: Settings) -> Iterator[Finding]:
 
 
 def server_faults(version: int) -> Iterator[Finding]:
-    """Faults of a PostgreSQL of that ``server_version_num`` that indexes suffer from."""
+    """Report the faults that a PostgreSQL of that ``server_version_num`` has with indexes."""
     # https://www.postgresql.org/docs/14/release-14-4.html
     if 140000 <= version < 140004:
         yield Finding(
@@ -70,7 +70,7 @@ def _pgvector_faults(connection: Connection) -> Iterator[Finding]:
 
 
 def connections(connection: Connection, settings: Settings) -> Iterator[Finding]:
-    """Whether one process's pool alone is more than the server takes."""
+    """Check that one process's pool alone does not ask for more connections than the server takes."""
     most: int = connection.execute(_CONNECTIONS).scalar_one()
     if settings.pool_size > most:
         yield Finding(

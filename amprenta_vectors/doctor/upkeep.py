@@ -1,4 +1,4 @@
-"""What wears with use: dead rows, statistics, the cache, and sizes beside the memory that PostgreSQL has."""
+"""Checks of what wears with use: dead rows, statistics, the cache, and sizes beside the memory that PostgreSQL has."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from amprenta_vectors.doctor.finding import Finding, Patient, TableCheck
 from amprenta_vectors.pg.names import qualified
 
 DEAD_SHARE, BLOATED_SHARE = 0.2, 0.5
-"""Autovacuum begins at a share of 0.2; where half the rows are dead it has not come for long."""
+"""Autovacuum starts at a share of 0.2; a table half of whose rows are dead it has not visited for long."""
 LEAST_DEAD = 1000
 HIT_SHARE = 0.95
 LEAST_BLOCKS = 10_000
-"""Blocks (8 kB) of which a hit ratio says something."""
+"""The fewest blocks (8 kB) of which a hit ratio says something."""
 
 _DEAD = sa.text("""
     SELECT coalesce(sum(n_live_tup), 0)::bigint AS live, coalesce(sum(n_dead_tup), 0)::bigint AS dead,
@@ -57,7 +57,7 @@ _SIZES = sa.text("""
 
 
 def dead_rows(patient: Patient) -> Iterator[Finding]:
-    """Old versions of rows that vacuum has not removed: searches go past them in table and index."""
+    """Report old versions of rows that vacuum has not removed: searches go past them in table and index."""
     row = patient.connection.execute(_DEAD, {"relations": patient.relations}).one()
     share = row.dead / max(1, row.live + row.dead)
     if row.dead >= LEAST_DEAD and share >= DEAD_SHARE:
@@ -71,7 +71,7 @@ def dead_rows(patient: Patient) -> Iterator[Finding]:
 
 
 def missing_statistics(patient: Patient) -> Iterator[Finding]:
-    """A table that was never analysed: PostgreSQL guesses what a filter leaves, and so whether to use the index."""
+    """Report tables never analysed: PostgreSQL guesses what a filter leaves, and so whether to use the index."""
     for row in patient.connection.execute(_UNANALYSED, {"relations": patient.relations}):
         name = qualified(row.name, row.schema)
         yield Finding(
@@ -80,7 +80,7 @@ def missing_statistics(patient: Patient) -> Iterator[Finding]:
 
 
 def cache_hits(patient: Patient) -> Iterator[Finding]:
-    """How much of what was asked for lay in PostgreSQL's own memory."""
+    """Report a table or indexes of which too little of what was asked for lay in PostgreSQL's own memory."""
     row = patient.connection.execute(_CACHE, {"relations": patient.relations}).one()
     for what, hit, read in (("table", row.table_hit, row.table_read), ("indexes", row.index_hit, row.index_read)):
         if hit + read >= LEAST_BLOCKS and hit / (hit + read) < HIT_SHARE:
@@ -95,7 +95,7 @@ def cache_hits(patient: Patient) -> Iterator[Finding]:
 
 
 def sizes(patient: Patient) -> Iterator[Finding]:
-    """Table and indexes beside the memory that PostgreSQL has, or is told of."""
+    """Report the sizes of table and indexes beside the memory that PostgreSQL has, or is told of."""
     row = patient.connection.execute(_SIZES, {"relations": patient.relations}).one()
     yield Finding(
         "note",

@@ -1,4 +1,4 @@
-"""Who is waited for: a second connection looks while the first one waits, and says it."""
+"""The sessions that a statement waits for: a second connection looks while the first one waits, and logs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from amprenta_vectors.pg.connections import like
 log = logging.getLogger("amprenta_vectors.ddl")
 
 LOOK_SECONDS = 0.5
-"""How long a statement waits before it is asked for whom."""
+"""How long a statement runs before the first look for the sessions that it waits for, and between two looks."""
 SAY_AGAIN_SECONDS = 60.0
 
 # Never the query: it has values in it. Age and state are empty where the role may not see another role's session.
@@ -44,7 +44,7 @@ class Blockers:
         self._told: dict[int, float] = {}
 
     def watch(self) -> None:
-        """Look every half second until `stop`; run in a thread of its own."""
+        """Look for the sessions every half second until `stop` is called; run this in a thread of its own."""
         if self._over.wait(LOOK_SECONDS):
             return
         try:
@@ -109,7 +109,7 @@ def _describe(row: sa.Row[tuple[int, str, str, str, int]]) -> str:
 
 @contextmanager
 def naming_blockers(connection: Connection, what: str) -> Iterator[Blockers]:
-    """While inside, log every session that ``connection`` waits for, ``what`` being what it does."""
+    """Log every session that ``connection`` waits for while inside; ``what`` says what it does."""
     blockers = Blockers(connection, what)
     thread = threading.Thread(target=blockers.watch, name="blockers", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors mean, by their SQLSTATE and never by their message; the same on every driver.
+"""The meaning of PostgreSQL's errors, by their SQLSTATE and never by their message; the same on every driver.
 
 The codes: https://www.postgresql.org/docs/current/errcodes-appendix.html.
 """
@@ -19,7 +19,7 @@ IN_USE = "2BP01"
 LOCK_NOT_HAD = "55P03"
 NOT_ALLOWED = "42501"
 STATEMENT_CANCELLED = "57014"
-"""A statement_timeout, or somebody's cancellation; less of it at once is right then too."""
+"""A statement_timeout, or a cancellation by somebody; asking for less at once is right in both cases."""
 UNDEFINED_COLUMN = "42703"
 UNDEFINED_OBJECT = "42704"
 UNDEFINED_TABLE = "42P01"
@@ -33,15 +33,15 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def is_lock_not_had(error: BaseException) -> bool:
-    """Return whether a lock was not had in time: by lock_timeout, or as the side that gave way in a deadlock."""
+    """Return whether a lock was not acquired in time: by lock_timeout, or as the side that gave way in a deadlock."""
     return isinstance(error, DBAPIError) and sqlstate(error) in {LOCK_NOT_HAD, DEADLOCK}
 
 
 def is_connection_lost(error: BaseException) -> bool:
     """Return whether the connection itself failed, for which PostgreSQL gives no SQLSTATE.
 
-    Told by the names that PEP 249 prescribes to every driver. psycopg 2 raises a bare ``DatabaseError`` for a
-    connection that drops while an answer is read.
+    The error is told by the names that PEP 249 prescribes to every driver. psycopg 2 raises a bare ``DatabaseError``
+    for a connection that drops while an answer is read.
     """
     driver = error.orig if isinstance(error, DBAPIError) else error
     names = {each.__name__ for each in type(driver).__mro__}
@@ -63,7 +63,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def unless_away(step: Callable[[], object]) -> None:
-    """Take a step that can be left out where the database is away: to wait for it is for others."""
+    """Call ``step``, or leave it out if the database is away: waiting for the database is for others."""
     try:
         step()
     except DBAPIError as error:
@@ -78,7 +78,7 @@ def is_row_refusal(error: BaseException) -> bool:
 
 
 def to_error(error: BaseException, doing: str) -> AmprentaError:
-    """Return a driver's error as one of ours: transient where trying again may help, else final."""
+    """Return a driver's error as one of ours: transient if trying again may help, else final."""
     driver = error.orig if isinstance(error, DBAPIError) else error
     # The server's first line only, where the driver has it by itself: its DETAIL quotes the row.
     primary = getattr(getattr(driver, "diag", None), "message_primary", None)

@@ -1,4 +1,4 @@
-"""What an ANN index holds of a column, its values, their halves or their signs, and how that is written."""
+"""The key of an ANN index: a column's values, their halves or their signs, and how SQL writes that."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amprenta_vectors.pg.types import INDEX_LIMITS, IndexStorage, VectorType
 
 @dataclass(frozen=True)
 class IndexKey:
-    """What is indexed of ``column``, which is of ``type``, and by which distance."""
+    """What an index holds of ``column``, which is of ``type``, and by which distance."""
 
     column: str
     type: VectorType
@@ -25,7 +25,7 @@ class IndexKey:
 
     @property
     def opclass(self) -> str:
-        """Return the operator class that serves it."""
+        """The operator class that serves this key."""
         return BIT_OPCLASS if self.storage == "bit" else f"{self.storage}_{self.distance}_ops"
 
     @property
@@ -34,7 +34,7 @@ class IndexKey:
         return self.storage == self.type.storage
 
     def of(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        """``column``, or the expression of it that is indexed, under its name."""
+        """Return ``column``, or the expression of it that is indexed, under its name."""
         if self.is_column:
             return column
         if self.storage == "halfvec":
@@ -43,7 +43,7 @@ class IndexKey:
 
     @property
     def typed(self) -> str:
-        """As a person types it between the parentheses of CREATE INDEX, with the operator class."""
+        """The key as a person types it between the parentheses of CREATE INDEX, with the operator class."""
         column, dimension = qualified(self.column), self.type.dimension
         expression = {
             "halfvec": f"({column}::halfvec({dimension}))",
@@ -63,7 +63,7 @@ class IndexKey:
 def index_key(column: str, type_: VectorType, distance: str, storage: IndexStorage | None = None) -> IndexKey:
     """Return the key with ``storage``, or with the finest that pgvector indexes at the column's dimension.
 
-    Raises `SchemaMismatch` for one that the column is too long for, or too coarse.
+    Raises `SchemaMismatch` for a storage that the column is too long or too coarse for.
     """
     possible: list[IndexStorage] = [
         each
@@ -80,7 +80,7 @@ def index_key(column: str, type_: VectorType, distance: str, storage: IndexStora
 
 
 def index_key_of(table: str, column: str, found: str | None, distance: str, storage: IndexStorage | None) -> IndexKey:
-    """Return the `index_key` of a column of the type that was ``found``. Raises `SchemaMismatch` for no vector."""
+    """Return the `index_key` of a column of the type ``found``. Raises `SchemaMismatch` if that is no vector."""
     actual = None if found is None else VectorType.parse(found)
     if actual is None:
         raise SchemaMismatch(

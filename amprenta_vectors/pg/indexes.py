@@ -16,13 +16,13 @@ from amprenta_vectors.pg.types import CoarserStorage, IndexStorage
 
 ANN_METHODS = frozenset({"hnsw", "ivfflat"})
 BIT_OPCLASS = "bit_hamming_ops"
-"""The operator class of signs, whatever the distance: what it finds is re-ranked by the distance itself."""
+"""The operator class of signs, whatever the distance: the hits are re-ranked by the distance itself."""
 
 DEFAULT_OPTIONS = {"hnsw": {"m": "16", "ef_construction": "64"}, "ivfflat": {"lists": "100"}}
-"""What an option is where an index does not say (pgvector's README)."""
+"""The options of an index that does not state them (pgvector's README)."""
 
 STORES_LOOK_SECONDS = 60.0
-"""After so long a running store looks at the indexes again, so that one that was replaced may go no sooner."""
+"""How often a running store looks at the indexes again: an index that was replaced may go no sooner."""
 
 _NAME = r'(?:"(?:[^"]|"")+"|\w+)'
 _KEY = re.compile(
@@ -79,7 +79,7 @@ _BUILDER = sa.text("""
 
 
 class Indexed(NamedTuple):
-    """The column that an index is on, and what it holds of it: None the column as it is, else a cast to that length."""
+    """The column that an index is on, and to what the index casts it, of which dimension; None for no cast."""
 
     column: str
     cast: CoarserStorage | None
@@ -88,7 +88,7 @@ class Indexed(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """An index on one relation; two are equal where name, table, validity and comment are."""
+    """An index on one relation; two are equal if name, table, validity and comment are."""
 
     name: str
     table: str
@@ -102,14 +102,14 @@ class Index:
     key_columns: tuple[str | None, ...] = field(default=(), compare=False)
     """The column that each key is; None for an expression."""
     columns: frozenset[str] = field(default=frozenset(), compare=False)
-    """Every column it depends on, by its keys, its predicate or included."""
+    """Every column that the index depends on: in a key, in the predicate or included."""
     opclasses: tuple[str, ...] = field(default=(), compare=False)
     options: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     predicate: str | None = field(default=None, compare=False)
     unique: bool = field(default=False, compare=False)
     immediate: bool = field(default=True, compare=False)
     includes: bool = field(default=False, compare=False)
-    """Whether it has columns beside its keys."""
+    """Whether the index has columns beside its keys."""
     partitioned: bool = field(default=False, compare=False)
     parent_oid: int | None = field(default=None, compare=False)
     """The index of a partitioned table that this one is attached to."""
@@ -142,7 +142,7 @@ class Index:
 
     @property
     def storage(self) -> IndexStorage | None:
-        """Return what it holds of a dimension; None for an expression that no search asks for."""
+        """Return what the index holds of a dimension; None for an expression that no search asks for."""
         indexed = self.indexed
         if indexed is None:
             return None
@@ -155,7 +155,7 @@ class Index:
 
     @property
     def effective_options(self) -> dict[str, str]:
-        """Its storage parameters, those that it leaves to pgvector among them."""
+        """The index's storage parameters, those that it leaves to pgvector's defaults included."""
         return {**DEFAULT_OPTIONS.get(self.method, {}), **dict(self.options)}
 
     @property
@@ -178,7 +178,7 @@ class Index:
         return frozenset(map(str, self.key_columns)) if arbitrates and None not in self.key_columns else None
 
     def differences(self, wanted: Index) -> list[str]:
-        """Return in words what turns this index into ``wanted``, whatever its name; a stated default is none."""
+        """Return in words what differs in ``wanted``, whatever its name; a stated default is no difference."""
         pairs = {
             "method": (self.method, wanted.method),
             "keys": (self.keys, wanted.keys),
@@ -208,7 +208,7 @@ def index_of(connection: Connection, name: str, schema: str | None = None) -> In
 
 
 def builder_of(connection: Connection, index: Index) -> int | None:
-    """Return the process that may be building an invalid index; None where no session can be."""
+    """Return the process that may be building an invalid index; None if no session can be building it."""
     pid: int | None = connection.execute(_BUILDER, {"table_oid": index.table_oid}).scalar()
     return pid
 

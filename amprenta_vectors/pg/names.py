@@ -32,7 +32,7 @@ def literal(value: str) -> str:
 def compose(template: str, **parts: str) -> str:
     """Return a statement with each ``{name}`` filled in: by `qualified`, `literal`, or what was composed so.
 
-    For what takes no parameters, DDL above all; braces that stand for nothing stay.
+    For statements that take no parameters, DDL above all; braces that stand for nothing stay.
     """
     for name, part in parts.items():
         template = template.replace(f"{{{name}}}", part)

@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def settings(connection: Connection, *, local: bool = False, **values: str) -> Iterator[None]:
-    """Give settings these values, and afterwards those that they had; ``local`` to the transaction."""
+    """Set settings to ``values`` while inside, and restore them afterwards; ``local`` to the transaction."""
     before = _apply(connection, values, local=local)
     try:
         yield
@@ -60,7 +60,7 @@ def settings(connection: Connection, *, local: bool = False, **values: str) -> I
 
 
 def _apply(connection: Connection, values: Mapping[str, str], *, local: bool) -> dict[str, str]:
-    """Set ``values``; return those that there were."""
+    """Set ``values``; return the values that the settings had."""
     current = sa.select(*(sa.func.current_setting(name).label(name) for name in values))
     before = dict(connection.execute(current).one()._mapping)
     connection.execute(sa.select(*(sa.func.set_config(name, value, local) for name, value in values.items())))
@@ -71,8 +71,8 @@ def with_short_lock(connection: Connection, what: str, work: Callable[[], Result
     """Run ``work`` in a savepoint under a short lock_timeout, again and again for up to 300 seconds.
 
     It is not tried again once others wait for what this transaction has locked before. Raises `AmprentaError` naming
-    ``what``, and the sessions in its way, where the lock is not had. The session's own time-outs are lifted meanwhile,
-    and are as they were afterwards.
+    ``what``, and the sessions in its way, if the lock is not acquired. The session's own time-outs are lifted meanwhile
+    and restored afterwards.
     """
 
     def attempt() -> Result:
@@ -95,7 +95,7 @@ def with_short_lock(connection: Connection, what: str, work: Callable[[], Result
 
 
 def try_for_lock(connection: Connection, what: str, attempt: Callable[[], Result]) -> Result:
-    """Call ``attempt`` until no lock is missing, for up to 300 seconds; raises as `with_short_lock` does."""
+    """Call ``attempt`` until it gets its lock, for up to 300 seconds; raises as `with_short_lock` does."""
     began = time.monotonic()
 
     def may_try_again(error: BaseException) -> bool:

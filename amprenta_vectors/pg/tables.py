@@ -19,12 +19,12 @@ class Column:
     comment: str = ""
     not_null: bool = False
     default: bool = field(default=False, compare=False)
-    """Whether an INSERT may leave it out although it is NOT NULL: it has a default, or is generated."""
+    """Whether an INSERT may leave the column out although it is NOT NULL: it has a default, or is generated."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A relation with its columns by name; ``kind`` is pg_class's: r a table, p a partitioned one, v a view, …"""
+    """A relation with its columns by name; ``kind`` is pg_class's relkind: r a table, p a partitioned one, v a view."""
 
     name: str
     schema: str | None = None
@@ -59,7 +59,7 @@ _TREE = sa.text("""
     SELECT oid::bigint FROM tree WHERE oid IS NOT NULL
 """)
 
-# Of the longest of the relations that hold rows.
+# The pages of the longest of the relations that hold rows.
 _PAGES = sa.text("""
     SELECT coalesce(max(pg_relation_size(CAST(oid AS oid))) / current_setting('block_size')::bigint, 0)
     FROM unnest(CAST(:oids AS bigint[])) AS tree (oid)

@@ -14,15 +14,15 @@ Distance = Literal["cosine", "l2", "ip"]
 IndexDistance = Literal["cosine", "l2", "ip", "l1"]
 IndexMethod = Literal["hnsw", "ivfflat"]
 CoarserStorage = Literal["halfvec", "bit"]
-"""What an index may hold of a vector in place of itself."""
+"""The storages that an index may hold of a vector in place of the vector itself."""
 IndexStorage = Literal["vector", "halfvec", "bit"]
 """What an index holds of a dimension, from fine to coarse: four bytes, two bytes or one bit, its sign."""
 
 INDEX_LIMITS: dict[IndexStorage, int] = {"vector": 2000, "halfvec": 4000, "bit": 64_000}
-"""Dimensions that pgvector indexes at most (its README)."""
+"""The most dimensions that pgvector indexes (its README)."""
 
 LONGEST_VECTOR = 16_000
-"""Dimensions that a column can have at most (pgvector's README)."""
+"""The most dimensions that a column can have (pgvector's README)."""
 
 TEXTS = ("text", "character varying", "character", "bpchar", "citext", "name")
 """Types that hold text."""
@@ -51,7 +51,7 @@ class VectorType(UserDefinedType[Any]):
 
 
 def parse_sized(type_name: str) -> tuple[str, int] | None:
-    """Return ``("vector", 768)`` for ``vector(768)``, halfvec and sparsevec likewise; None for any other type.
+    """Return ``("vector", 768)`` for ``vector(768)``, and the same for halfvec and sparsevec; None for any other type.
 
     A type without a dimension is another type.
     """
@@ -71,7 +71,7 @@ def is_text(type_name: str) -> bool:
 
 
 def _reflected(storage: Storage) -> Any:
-    """Return what SQLAlchemy calls with the arguments of a type that it found in the catalogue."""
+    """Return the function that SQLAlchemy calls with the arguments of a type that it found in the catalogue."""
 
     def type_of(dimension: int | None = None) -> TypeEngine[Any]:
         return NullType() if dimension is None else VectorType(storage, dimension)

@@ -32,7 +32,7 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class _State:
-    """What outlives a start: ``rows`` once the index is loaded, the emulator's addresses once it has run."""
+    """The state that outlives a start: ``rows`` once the index is loaded, the emulator's addresses once it has run."""
 
     rows: int | None = None
     pid: int | None = None
@@ -43,8 +43,8 @@ class _State:
 def start(folder: Path = DEFAULT_FOLDER, rows: int | None = None) -> int:
     """Start what does not run; at the first start, load the index with ``rows`` chunks of the corpus, or with all.
 
-    Returns how many it was loaded with. Addresses stay the same from one start to the next. Raises `ConfigError` where
-    ``folder`` holds something else, or a sandbox of another number of rows.
+    Returns how many chunks it was loaded with. Addresses stay the same from one start to the next. Raises `ConfigError`
+    if ``folder`` holds something else, or a sandbox of another number of rows.
     """
     folder = folder.resolve()
     if folder.exists() and any(folder.iterdir()) and not _state_file(folder).exists():
@@ -70,7 +70,7 @@ def start(folder: Path = DEFAULT_FOLDER, rows: int | None = None) -> int:
 
 
 def stop(folder: Path = DEFAULT_FOLDER, *, remove: bool = False) -> None:
-    """Stop what runs; with ``remove``, delete the folder. Does nothing where there is no sandbox."""
+    """Stop what runs; with ``remove``, delete the folder. Does nothing if there is no sandbox."""
     folder = folder.resolve()
     if not _state_file(folder).exists():
         return
@@ -84,7 +84,10 @@ def stop(folder: Path = DEFAULT_FOLDER, *, remove: bool = False) -> None:
 
 
 def env(folder: Path = DEFAULT_FOLDER) -> dict[str, str]:
-    """The variables that point an application, or this package, at the sandbox. Raises `ConfigError` where none is."""
+    """Return the variables that point an application, or this package, at the sandbox.
+
+    Raises `ConfigError` if no sandbox was started in ``folder``.
+    """
     folder = folder.resolve()
     state = _read(folder)
     if state.host is None or state.grpc_host is None:
@@ -167,7 +170,7 @@ def _start_emulator(folder: Path, state: _State) -> _State:
 
 
 def _port(host: str | None) -> int:
-    """The port in ``host``; 0, which is any free one, before there is one."""
+    """Return the port in ``host``; without a host yet 0, which is any free port."""
     return (urlsplit(host).port or 0) if host else 0
 
 
@@ -185,9 +188,9 @@ def _stop_emulator(folder: Path, state: _State) -> None:
 
 
 def _emulator(folder: Path, state: _State) -> Any:
-    """The running emulator's ``psutil.Process`` or None.
+    """Return the running emulator's ``psutil.Process``, or None.
 
-    Known by its command line, so that another process that was given its old id is never taken for it.
+    The emulator is known by its command line, so that another process that was given its old id is never taken for it.
     """
     psutil = require_extra("psutil", "sandbox")
     try:

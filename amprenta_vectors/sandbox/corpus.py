@@ -52,16 +52,17 @@ class Corpus:
 
 
 def read_corpus(limit: int | None = None) -> list[Chunk]:
-    """The first ``limit`` chunks, or all: about 27,000. The same Python gives the same chunks in the same order.
+    """Return the first ``limit`` chunks, or all: about 27,000.
 
-    An id reads ``json.decoder#JSONDecoder.decode#source#0``: module, qualified name, kind, number of the chunk.
+    The same Python gives the same chunks in the same order. An id reads ``json.decoder#JSONDecoder.decode#source#0``:
+    module, qualified name, kind, number of the chunk.
     """
     modules = _iter_modules(Path(sysconfig.get_path("stdlib")))
     return list(islice((chunk for module, path in modules for chunk in _iter_chunks(module, path)), limit))
 
 
 def embed_corpus(folder: Path, limit: int | None = None) -> Corpus:
-    """`read_corpus` with its vectors, kept in ``folder`` so that the next call only reads them back."""
+    """Return `read_corpus` with its vectors, kept in ``folder`` so that the next call only reads them back."""
     # Everything that the result depends on is in the files' name: a file that exists is right.
     origin = repr((sys.version, MODEL, limit)).encode() + Path(__file__).read_bytes()
     stem = f"corpus-{hashlib.sha256(origin).hexdigest()[:16]}"
@@ -129,7 +130,7 @@ def _iter_definitions(parent: ast.AST, scope: str, what: str) -> Iterator[tuple[
 
 
 def _iter_statements(parent: ast.AST) -> Iterator[ast.AST]:
-    """The statements within one, in their order: no expression, of which a tree mostly consists, holds a definition."""
+    """Yield the statements within one, in their order; expressions, most of a tree, hold no definition."""
     for field in ("body", "handlers", "orelse", "finalbody", "cases"):
         yield from getattr(parent, field, ())
 

@@ -21,11 +21,11 @@ QUESTIONS = (QUESTION, "read a file line by line", "run code in another thread a
 NOTE = "Where the release keys are kept: in the safe behind the harbour office, and nowhere else."
 LATENCY_SECONDS = 0.02
 PAUSED_LATENCY_SECONDS = 0.4
-"""How far away the demo's Pinecone is; a cloud region answers in about this time."""
+"""How late the demo's Pinecone answers; `LATENCY_SECONDS` is about a cloud region's, this one leaves time to pause."""
 KILL_AT, PAUSE_AT = 0.3, 0.5
-"""Shares of the rows that are written by then."""
+"""The shares of the rows that are written when the run is killed, and when it is paused."""
 BATCH_SIZE, BATCHES = 500, 20
-"""At most so many keys a batch, and at least about so many batches."""
+"""The most keys a batch, and about the fewest batches."""
 
 
 class Demo(Stage):
@@ -143,7 +143,7 @@ class Demo(Stage):
         self._note("rolled back", "downgrade base, upgrade head: every vector still equal, bit for bit")
 
     def _set_faults(self, faults: dict[str, dict[str, Any]]) -> None:
-        """What goes wrong at the Pinecone emulator from now on, by route; the faults of before are over."""
+        """Set what goes wrong at the Pinecone emulator from now on, by route; earlier faults are over."""
         url = f"{self._environment['PINECONE_CONTROLLER_HOST']}/_sandbox/faults"
         body = json.dumps(faults).encode()
         urllib.request.urlopen(urllib.request.Request(url, method="DELETE")).close()  # noqa: S310 - loopback

@@ -16,12 +16,12 @@ from amprenta_vectors.sandbox.stage import Stage, keys_of
 
 QUESTION = "parse a string into a number"
 KILL_AT = 0.4
-"""Share of the documents that are written by then."""
+"""The share of the documents that is written when the move is killed."""
 DOCUMENTS = 4000
 
 
 class DocumentsDemo(Stage):
-    """Makes a legacy system, moves it with a kill in the middle, verifies, switches, and goes back."""
+    """Make a legacy system, move it with a kill in the middle, verify, switch, and go back."""
 
     def _acts(self) -> list[Callable[[], None]]:
         self._root = (self._folder / "user_data").resolve()
@@ -87,7 +87,7 @@ class DocumentsDemo(Stage):
         return list(dict.fromkeys(user for user, _ in STORES))
 
     def _ask_everybody(self) -> list[str]:
-        """The ids that the users' documents answer with, four each."""
+        """Return the ids that the users' documents answer with, four each."""
         asked = shlex.join([QUESTION, *self._users()])
         ids = keys_of(self._do(f"python -m amprenta_vectors.sandbox.assistant {asked}")[1])
         if len(ids) != 4 * len(self._users()):
@@ -99,6 +99,6 @@ class DocumentsDemo(Stage):
             return int(connection.execute(sa.text("SELECT count(*) FROM vector_documents")).scalar_one())
 
     def _digest(self) -> str:
-        """Of every old file."""
+        """Return one digest of every old file."""
         files = sorted(path for path in Path(self._root).rglob("*") if path.is_file())
         return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

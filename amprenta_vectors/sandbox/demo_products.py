@@ -15,7 +15,7 @@ SECTION = "products"
 QUESTION = "compress and decompress files"
 FILTERS = "--category class --category function --max-price 60 --min-stock 1"
 KILL_AT = 0.3
-"""The share of the products that is written by then."""
+"""The share of the products that is written when the move is killed."""
 QUARANTINED = 3
 """The exit code of a run that has named what it could not place: ChromaDB has products that are no more."""
 BATCH_SIZE = 20
@@ -79,7 +79,7 @@ class ProductsDemo(Stage):
         return keys_of(self._do(f"amprenta-vectors products search {shlex.quote(QUESTION)}{filters}")[1])
 
     def _check_same(self, chroma: list[str], pgvector: list[str]) -> None:
-        """pgvector's answer, without the products that ChromaDB never had, begins ChromaDB's."""
+        """Raise `AmprentaError` unless pgvector's answer, less products that ChromaDB never had, begins ChromaDB's."""
         with self._engine.connect() as connection:
             absent = set(
                 connection.scalars(sa.text("SELECT id::text FROM products WHERE embedding_text_hash IS NOT NULL"))

@@ -33,7 +33,7 @@ class Answer:
 
 
 def embed_as(texts: Sequence[str], dimension: int) -> NDArray[np.float32]:
-    """``(n, dimension)`` float32: wordllama's vectors in another number of dimensions."""
+    """Return wordllama's vectors in another number of dimensions, ``(n, dimension)`` float32."""
     vectors: NDArray[np.float32] = (_wordllama().embed(texts) @ _turn(dimension)).astype(np.float32)
     return vectors
 
@@ -45,14 +45,17 @@ def _wordllama() -> WordLlamaEmbedder:
 
 @cache
 def _turn(dimension: int) -> NDArray[np.float64]:
-    """``(256, dimension)``."""
+    """Return the ``(256, dimension)`` matrix that turns wordllama's vectors into that many dimensions."""
     drawn = np.random.default_rng(SEED).standard_normal((max(dimension, MODEL.dimension), MODEL.dimension))
     turned: NDArray[np.float64] = np.linalg.qr(drawn)[0][:dimension].T
     return turned
 
 
 class EmbeddingServer:
-    """What both services share. ``requests`` are the bodies that came; ``faults`` are answered first, one a request."""
+    """The common part of both services.
+
+    ``requests`` are the bodies that came; ``faults`` are answered first, one a request.
+    """
 
     def __init__(self, port: int = 0) -> None:
         self.requests: list[Mapping[str, Any]] = []
@@ -64,7 +67,7 @@ class EmbeddingServer:
 
     @property
     def host(self) -> str:
-        """``http://127.0.0.1:PORT``."""
+        """The address of the server, ``http://127.0.0.1:PORT``."""
         return f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def __enter__(self) -> Self:
@@ -78,7 +81,7 @@ class EmbeddingServer:
         self._http.server_close()
 
     def answer(self, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Answer:
-        """What a request gets: the next fault, or what the service says."""
+        """Return the answer to a request: the next fault, or what the service says."""
         with self._lock:
             self.requests.append(body)
             if self.faults:
@@ -110,7 +113,7 @@ class GeminiServer(EmbeddingServer):
 
 
 def gemini_refusal(code: int, status: str, *details: Mapping[str, Any]) -> Answer:
-    """A refusal in Google's form."""
+    """Return a refusal in Google's form."""
     return Answer(code, {"error": {"code": code, "status": status, "message": status.lower(), "details": details}})
 
 
@@ -151,6 +154,6 @@ def _handler_for(server: EmbeddingServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(raw)
 
         def log_message(self, *_: Any) -> None:
-            """Nothing: a text may stand in a path."""
+            """Log nothing: a text may stand in a path."""
 
     return Handler

@@ -24,7 +24,7 @@ STORES = (
 )
 """Bob's metadata is encrypted as a whole, Carol's first value by value; each store is of another shape."""
 CHUNKS_PER_DOCUMENT = 8
-"""More of the corpus than that is never read for a document."""
+"""The most chunks of the corpus that are read for a document."""
 SHARED = 5
 """Documents that every user has, under the same ids."""
 

@@ -27,7 +27,7 @@ ABSENT_EVERY, INACTIVE_EVERY = 12, 20
 DELETED = 5
 """Products that Chroma still has and the catalogue does not."""
 CHUNKS_PER_PRODUCT = 20
-"""More of the corpus than that is never read for a product; of 50 products and more, twelve are needed at most."""
+"""The most chunks of the corpus that are read for a product; from 50 products on, twelve are needed at most."""
 
 _IDS = uuid.UUID("8a6e0804-2bd0-4672-b79d-d97027f9071a")
 
@@ -62,12 +62,12 @@ class Product:
 
     @property
     def text(self) -> str:
-        """What the old system embedded."""
+        """The text that the old system embedded."""
         return "\n".join((self.name, self.brand, self.category, self.description))
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the old system stored beside the vector, and filtered by."""
+        """The metadata that the old system stored beside the vector, and filtered by."""
         return {
             "name": self.name,
             "brand": self.brand,
@@ -78,7 +78,7 @@ class Product:
 
 
 def read_products(limit: int | None = None) -> list[Product]:
-    """At most ``limit`` products, or all, more than 3,000: modules, classes and functions that have a docstring.
+    """Return ``limit`` products at most, or all, more than 3,000: modules, classes and functions with a docstring.
 
     The same Python gives the same products; a package is their brand, what they are their category.
     """
@@ -102,7 +102,7 @@ def read_products(limit: int | None = None) -> list[Product]:
 
 
 def make_catalogue(engine: Engine, products: Sequence[Product]) -> None:
-    """The old application's table, with ``products`` in it."""
+    """Make the old application's table, with ``products`` in it."""
     rows = [asdict(product) for product in products]
     with engine.begin() as connection:
         connection.execute(sa.text(_CREATE))
@@ -111,7 +111,7 @@ def make_catalogue(engine: Engine, products: Sequence[Product]) -> None:
 
 
 def make_chroma(folder: Path, products: Sequence[Product], *, collection: str = COLLECTION) -> int:
-    """An embedded ChromaDB in ``folder`` that has most of ``products``, and `DELETED` more; returns how many it has."""
+    """Make an embedded ChromaDB in ``folder`` of most ``products``, and `DELETED` more; return how many it has."""
     kept = [product for number, product in enumerate(products) if number % ABSENT_EVERY != 0]
     ids = [str(product.id) for product in kept]
     documents = [product.text for product in kept]

@@ -57,9 +57,9 @@ class EmbeddedPostgres:
 
     @property
     def socket_folder(self) -> Path:
-        """The data folder, which nobody else may enter; one under ``/tmp`` where its path is unfit for a socket.
+        """The data folder, which nobody else may enter; one under ``/tmp`` if its path is unfit for a socket.
 
-        Unfit is one that is too long, or that has a comma: libpq reads it as a list of hosts and knows no escape.
+        A path is unfit if it is too long, or has a comma: libpq reads it as a list of hosts and knows no escape.
         """
         length = len(os.fsencode(self.folder / f".s.PGSQL.{self.port}"))
         if length <= _LONGEST_SOCKET_PATH and "," not in str(self.folder):
@@ -83,12 +83,12 @@ class EmbeddedPostgres:
             return False
 
     def url(self, database: str = "postgres") -> str:
-        """A URL that SQLAlchemy and libpq accept; the same before and after a restart."""
+        """Return a URL that SQLAlchemy and libpq accept; the same before and after a restart."""
         host = quote(str(self.socket_folder), safe="")
         return f"postgresql://postgres@/{quote(database, safe='')}?host={host}&port={self.port}"
 
     def start(self) -> None:
-        """Start the server, making its data first where there is none; nothing to do while it runs."""
+        """Start the server, making its data first if there is none. Does nothing while it runs."""
         if self.running:
             return
         if self._user:
@@ -116,7 +116,7 @@ class EmbeddedPostgres:
         self._run("pg_ctl", "start", "-w", "-t", "60", "-D", ".", "-l", self.log.name, "-o", options)
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop the server and wait for its end; ``immediate`` is a crash. Nothing to do where it does not run."""
+        """Stop the server and wait for its end; ``immediate`` is a crash. Does nothing if it does not run."""
         if self.running:
             self._run("pg_ctl", "stop", "-w", "-t", "60", "-D", str(self.folder), "-m", mode)
             if self.socket_folder != self.folder:
@@ -128,7 +128,7 @@ class EmbeddedPostgres:
         self.start()
 
     def create_database(self, name: str) -> None:
-        """Create a database where there is none of this name."""
+        """Create a database if there is none of this name."""
         with closing(psycopg2.connect(self.url())) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -141,7 +141,7 @@ class EmbeddedPostgres:
         return self.folder / "postmaster.pid"
 
     def _recorded_process(self) -> Any:
-        """The ``psutil.Process`` with the id that the server last started here had, whoever has it now; or None."""
+        """Return the ``psutil.Process`` with the id of the server last started here, whoever has it now; or None."""
         psutil = require_extra("psutil", "sandbox")
         try:
             return psutil.Process(int(self._pid_file.read_text().split(maxsplit=1)[0]))
@@ -155,7 +155,10 @@ class EmbeddedPostgres:
         )
 
     def _own(self, folder: Path) -> None:
-        """Make ``folder`` and give it to the server's user. Raises `AmprentaError` where it holds something else's."""
+        """Make ``folder`` and give it to the server's user.
+
+        Raises `AmprentaError` if it belongs to somebody else, or would change its owner and is not empty.
+        """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = pwd.getpwnam(self._user).pw_uid if self._user else os.geteuid()
         present = folder.lstat().st_uid
@@ -181,7 +184,7 @@ class EmbeddedPostgres:
 
 
 def command_as(user: pwd.struct_passwd, command: Sequence[str]) -> list[str]:
-    """A command line by which root runs ``command``, given by its path, as ``user`` without any other group.
+    """Return a command line by which root runs ``command``, given by its path, as ``user`` without any other group.
 
     To start a process as another user, `subprocess` itself forks, where otherwise it uses vfork. The fork handlers of
     libraries run then, and gRPC's, in a process that serves or calls, can crash the child before it runs anything.

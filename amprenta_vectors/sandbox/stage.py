@@ -1,4 +1,4 @@
-"""What every demo stands on: the real commands, one after another, each printed before it runs."""
+"""The stage of every demo: the real commands, one after another, each printed before it runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from amprenta_vectors.sandbox import control
 class Stage:
     """Runs commands in an environment pointed at a fresh sandbox in ``folder``, and keeps what they came to.
 
-    A demo gives `_acts`. ``rows`` is how much it is to move; None: all there is. In a checkout it types what a user
+    A demo gives `_acts`. ``rows`` is how much it is to move; None is all there is. In a checkout it types what a user
     with the repository types; from a wheel, what the wheel offers.
     """
 
@@ -39,7 +39,7 @@ class Stage:
         self._in_checkout = Path("alembic.ini").exists() and Path("scripts").is_dir()
 
     def run(self) -> None:
-        """Every act, then the summary; the sandbox is removed however it ends."""
+        """Run every act, then print the summary; the sandbox is removed however the acts end."""
         began = time.monotonic()
         try:
             for act in self._acts():
@@ -54,25 +54,25 @@ class Stage:
         raise NotImplementedError
 
     def _start_sandbox(self, options: str = "") -> None:
-        """A sandbox without anything of an earlier one; the environment and `_engine` are pointed at it."""
+        """Start a sandbox without anything of an earlier one; point the environment and `_engine` at it."""
         control.stop(self._folder, remove=True)
         self._do(f"amprenta-vectors sandbox start --folder {shlex.quote(str(self._folder))}{options}")
         self._environment |= control.env(self._folder)
         self._engine = create_engine(Settings.load(database_url=self._environment["DATABASE_URL"]))
 
     def _script(self, name: str, command: str) -> str:
-        """``python scripts/NAME``, or ``command`` where there are no scripts."""
+        """Return ``python scripts/NAME``, or ``command`` if there are no scripts."""
         return f"python scripts/{name}" if self._in_checkout else command
 
     def _alembic(self, arguments: str, section: str = "alembic") -> str:
-        """The command line that runs Alembic on a section."""
+        """Return the command line that runs Alembic on a section."""
         if self._in_checkout:
             return f"alembic {arguments}" if section == "alembic" else f"alembic -n {section} {arguments}"
         named = "" if section == "alembic" else f" --section {section}"
         return f"amprenta-vectors db {arguments}{named}"
 
     def _do(self, command: str, *, show: bool = True, expect: int = 0) -> tuple[float, str]:
-        """Run one command to its end; returns its seconds and what it printed. Another exit code ends the demo."""
+        """Run one command to its end; return its seconds and what it printed. Another exit code ends the demo."""
         if show:
             self._say(command)
         began = time.monotonic()
@@ -94,12 +94,12 @@ class Stage:
         return subprocess.Popen(shlex.split(command), env=self._environment, text=True, **options)  # noqa: S603
 
     def _export(self, **variables: str) -> None:
-        """Set variables for the commands that follow; an empty value is none."""
+        """Set variables for the commands that follow; an empty value unsets one."""
         self._environment |= variables
         click.secho("$ export " + " ".join(f"{name}={value}" for name, value in variables.items()), bold=True)
 
     def _kill_at(self, keys: int, process: subprocess.Popen[str]) -> int:
-        """SIGKILL ``process`` once ``keys`` rows are written; returns how many are."""
+        """Kill ``process`` by SIGKILL once ``keys`` rows are written; return how many are."""
         self._wait_until_written(keys, process)
         process.kill()
         process.wait()
@@ -126,7 +126,7 @@ class Stage:
         click.secho(f"$ {command}", bold=True)
 
     def _note(self, name: str, value: str) -> None:
-        """A line of the summary."""
+        """Add a line to the summary."""
         self._results.append((name, value))
 
     def _summarise(self, seconds: float) -> None:
@@ -136,5 +136,5 @@ class Stage:
 
 
 def keys_of(answer: str) -> list[str]:
-    """The keys of the hits that ``sandbox ask`` printed."""
+    """Return the keys of the hits that ``sandbox ask`` printed."""
     return [line.split()[1] for line in answer.splitlines() if re.match(r"\s*[\d.]+ ", line)]

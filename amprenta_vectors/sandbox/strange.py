@@ -1,4 +1,4 @@
-"""Records as odd as Pinecone admits, for whatever carries them elsewhere to be tried on."""
+"""Records as odd as Pinecone admits, to try on whatever carries them elsewhere."""
 
 from __future__ import annotations
 
@@ -136,9 +136,9 @@ class StrangeRecord:
 
 
 def strange_records(dimension: int, seed: int = 0) -> list[StrangeRecord]:
-    """Records that Pinecone takes, every id, namespace, metadata and vector of this module in some of them.
+    """Return records that Pinecone takes, every id, namespace, metadata and vector of this module in some of them.
 
-    Sorted by namespace. Every namespace has ids of every other one, with another vector.
+    They are sorted by namespace. Every namespace has ids of every other one, with another vector.
     """
     random = np.random.default_rng(seed)
     vectors = list(_vectors(dimension, random))
@@ -155,7 +155,7 @@ def strange_records(dimension: int, seed: int = 0) -> list[StrangeRecord]:
 
 
 def strange_unstorable(dimension: int, seed: int = 0) -> list[StrangeRecord]:
-    """Records that Pinecone takes and PostgreSQL cannot hold: text and jsonb have no NUL character."""
+    """Return records that Pinecone takes and PostgreSQL cannot hold: text and jsonb have no NUL character."""
     random = np.random.default_rng(seed)
     nul: tuple[Metadata, ...] = (
         {"text": "\0"},
@@ -170,7 +170,7 @@ def strange_unstorable(dimension: int, seed: int = 0) -> list[StrangeRecord]:
 
 
 def to_columns(records: Sequence[StrangeRecord]) -> Iterator[tuple[str, list[str], Vectors, list[Metadata]]]:
-    """Each namespace, ids, vectors and metadata of sorted ``records``, as `PineconeEmulator.load` takes them."""
+    """Yield each namespace, ids, vectors and metadata of sorted ``records``, as `PineconeEmulator.load` takes them."""
     for namespace, group in groupby(records, key=lambda record: record.namespace):
         rows = list(group)
         yield (

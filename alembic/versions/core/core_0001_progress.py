@@ -13,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make what every section needs; each makes it where no other has."""
+    """Make the tables that every section needs; each section makes them if no other has."""
     op.create_vector_extension()
     op.adopt_table(
         "migration_run",

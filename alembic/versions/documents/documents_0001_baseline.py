@@ -13,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """An existing table needs a unique id, and the columns by which a user's documents are told from another's."""
+    """Adopt a table with a unique id and the columns that tell one user's documents from another's, or make one."""
     op.adopt_table(
         "vector_documents",
         sa.Column("id", UUID, primary_key=True, server_default=sa.func.gen_random_uuid()),

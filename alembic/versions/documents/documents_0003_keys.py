@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Build both concurrently; the unique one is what a row is found by when it is written again."""
+    """Build both indexes concurrently; by the unique one a row is found when it is written again."""
     op.create_plain_index("idx_vector_documents_user_collection", "vector_documents", ["user_id", "collection_name"])
     op.create_plain_index(
         "uq_vector_documents_user_collection_id", "vector_documents", ["user_id", "collection_name", "id"], unique=True
@@ -19,6 +19,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them concurrently."""
+    """Drop both indexes, if they were made here."""
     op.drop_plain_index("uq_vector_documents_user_collection_id")
     op.drop_plain_index("idx_vector_documents_user_collection")

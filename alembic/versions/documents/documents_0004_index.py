@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Build it concurrently; on a column without values a backfill defers it and builds it after the load."""
+    """Build the index concurrently; on a column without values a backfill defers it and builds it after the load."""
     op.create_vector_index(
         "idx_vector_documents_embedding_hnsw",
         "vector_documents",
@@ -22,5 +22,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it concurrently."""
+    """Drop the index, if it was made here."""
     op.drop_vector_index("idx_vector_documents_embedding_hnsw")

@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """An application's own function of that name, or trigger, is used as it is."""
+    """Make a function and a trigger; an application's own of that name are used as they are."""
     op.create_function(
         "update_updated_at_column",
         "",

@@ -13,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """An existing table needs a unique id, and what products are embedded from, filtered by and counted by."""
+    """Adopt a table with a unique id and what products are embedded from, filtered and counted by, or make one."""
     op.adopt_table(
         "products",
         sa.Column("id", UUID, primary_key=True, server_default=sa.func.gen_random_uuid()),

@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Build them concurrently."""
+    """Build the indexes concurrently."""
     # Of inactive products too: a search asks for what is not inactive, and PostgreSQL does not conclude "active".
     op.create_plain_index("idx_products_category_brand_stock", "products", ["category", "brand", "stock"])
     op.create_plain_index(
@@ -24,7 +24,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them concurrently."""
+    """Drop the indexes, if they were made here."""
     op.drop_plain_index("idx_products_stale_embeddings")
     op.drop_plain_index("idx_products_embedding_update")
     op.drop_plain_index("idx_products_category_brand_stock")

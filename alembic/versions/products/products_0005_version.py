@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """The version moves only where the embedding differs."""
+    """Make a trigger that moves version and date only if the embedding differs."""
     op.create_function(
         "update_embedding_version",
         "",

@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Bodies are parsed as they are made: table and operators are fixed, whatever search path a caller has."""
+    """Make both functions. Bodies parsed now fix table and operators, whatever search path a caller has."""
     op.create_function(
         "find_similar_products",
         """
@@ -80,6 +80,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them if they were made here and nothing uses them."""
+    """Drop both functions if they were made here and nothing uses them."""
     op.drop_function("product_similarity")
     op.drop_function("find_similar_products")

@@ -13,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """An existing table needs chunk_id and a unique index on it, with namespace where it has that column."""
+    """Adopt a table with a unique index on chunk_id, with namespace if it has that column, or make one."""
     op.adopt_table(
         "rag_chunks",
         sa.Column("namespace", sa.Text, nullable=False, server_default=""),

@@ -29,7 +29,7 @@ def check_kind(description: Description, route: str, *, documents: bool) -> None
 
 
 def document_schema(description: Description) -> dict[str, Any]:
-    """The fields that an index declares: its vectors, sparse ones where the metric is dotproduct, and a text."""
+    """Return the fields that an index declares: its vectors, sparse ones if the metric is dotproduct, and a text."""
     schema: dict[str, Any] = {
         name: {"type": "dense_vector", "dimension": description.dimension, "metric": description.metric}
         for name in description.vector_fields
@@ -41,7 +41,7 @@ def document_schema(description: Description) -> dict[str, Any]:
 
 
 def to_record(document: Mapping[str, Any]) -> Record:
-    """A document as the store keeps it: its JSON in place of a protobuf."""
+    """Return a document as the store keeps it: its JSON in place of a protobuf."""
     return Record(document["_id"], orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
 
 

@@ -84,7 +84,7 @@ class Faults:
         self._armed: dict[str, _Armed] = {}
 
     def set(self, route: str, fault: Fault) -> None:
-        """Put ``fault`` in force on ``route``, in place of the one there."""
+        """Put ``fault`` in force on ``route``, in place of the one that is there."""
         if route not in (*ROUTES, EVERY_ROUTE):
             raise ValueError(f"there is no route {route!r}; the routes are {', '.join(ROUTES)} and {EVERY_ROUTE}")
         with self._lock:
@@ -96,7 +96,7 @@ class Faults:
             self._armed.clear()
 
     def draw(self, route: str) -> Fault:
-        """What the request on ``route`` that has just come in meets; a fault without effect where it meets none."""
+        """Return the fault that a request just come in on ``route`` meets; one without effect if it meets none."""
         with self._lock:
             name = route if route in self._armed else EVERY_ROUTE
             armed = self._armed.get(name)
@@ -150,7 +150,7 @@ class Calls(Counter[str]):
 
     @contextmanager
     def arrived(self, route: str) -> Iterator[None]:
-        """Count one request, which is under way inside."""
+        """Count one request, which is under way while inside."""
         with self._lock:
             self[route] += 1
             self._under_way[route] += 1

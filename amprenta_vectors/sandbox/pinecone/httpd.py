@@ -76,7 +76,7 @@ class HttpServer(ThreadingHTTPServer):
             self.handle_request()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Remember the connection, to hang up when the server stops."""
+        """Remember the connection, to hang up on it when the server stops."""
         with self._lock:
             self._connections.add(request)
         super().process_request(request, client_address)
@@ -88,7 +88,7 @@ class HttpServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up is no news; anything else is a fault of the emulator and is shown."""
+        """Ignore a client that hung up; show anything else, which is a fault of the emulator."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -104,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: HttpServer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are counted, not logged."""
+        """Log nothing: requests are counted."""
 
     def do_GET(self) -> None:
         """Answer one request."""

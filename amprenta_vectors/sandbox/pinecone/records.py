@@ -1,4 +1,4 @@
-"""One record, kept as the bytes that gRPC sends of it; all other forms are made from those when they are asked for."""
+"""One record, kept as the bytes that gRPC sends of it; all other forms are made from these when they are asked for."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ class Sparse:
     values: Sequence[float]
 
     def encode(self) -> bytes:
-        """As a protobuf ``SparseValues``."""
+        """Return the sparse values as a protobuf ``SparseValues``."""
         encoded: bytes = messages.SparseValues(indices=self.indices, values=self.values).SerializeToString()
         return encoded
 
     @classmethod
     def decode(cls, data: bytes) -> Sparse:
-        """From a protobuf ``SparseValues``."""
+        """Read a protobuf ``SparseValues``."""
         message = messages.SparseValues.FromString(data)
         return cls(list(message.indices), list(message.values))
 
     def to_json(self) -> dict[str, Any]:
-        """As Pinecone's JSON has it, with values that read back as the same float32."""
+        """Return the sparse values as Pinecone's JSON has them; the values read back as the same float32."""
         return {"indices": list(self.indices), "values": np.asarray(self.values, np.float32)}
 
 
 class Record:
-    """A stored record. ``entry`` is a whole protobuf ``FetchResponse`` with this one vector in it; ``json``, its
-    `encode_json` where somebody kept it.
+    """A stored record, kept as the bytes that gRPC sends of it.
 
-    Messages joined end to end are one message with the fields of all of them
+    ``entry`` is a whole protobuf ``FetchResponse`` with this one vector in it; ``json``, its `encode_json` if somebody
+    kept it. Messages joined end to end are one message with the fields of all of them
     (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so a fetch answers with joined entries.
     """
 
@@ -57,7 +57,7 @@ class Record:
 
     @classmethod
     def build(cls, id: str, values: bytes, metadata: Metadata | None, sparse: Sparse | None) -> Record:
-        """A record of little-endian float32 ``values``; b"" where it has sparse values only."""
+        """Build a record of little-endian float32 ``values``; b"" for one with sparse values only."""
         vector = messages.Vector(id=id, values=values)
         if metadata:
             vector.metadata = encode_struct(metadata)
@@ -73,12 +73,12 @@ class Record:
 
     @property
     def values(self) -> NDArray[np.float32]:
-        """``(dimension,)``, or empty for a record with sparse values only."""
+        """The dense values, ``(dimension,)``; empty for a record with sparse values only."""
         return np.frombuffer(self.vector.values, dtype="<f4")
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """The metadata; empty where there is none, which Pinecone does not tell apart from an empty one."""
+        """The metadata; empty if there is none, which Pinecone does not tell apart from an empty one."""
         return decode_struct(self.vector.metadata)
 
     @property
@@ -88,7 +88,7 @@ class Record:
         return Sparse.decode(data) if data else None
 
     def to_json(self) -> dict[str, Any]:
-        """The record as Pinecone's JSON has it; the arrays in it are for orjson."""
+        """Return the record as Pinecone's JSON has it; the arrays in it are for orjson."""
         found: dict[str, Any] = {"id": self.id, "values": self.values}
         if (sparse := self.sparse) is not None:
             found["sparseValues"] = sparse.to_json()
@@ -97,19 +97,19 @@ class Record:
         return found
 
     def encode_json(self) -> bytes:
-        """``"id": {…}``, a member of the object that a fetch answers with."""
+        """Return ``"id": {…}``, a member of the object that a fetch answers with."""
         return orjson.dumps(self.id) + b":" + orjson.dumps(self.to_json(), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def encode_struct(value: Metadata) -> bytes:
-    """``value`` as a protobuf ``Struct``; its numbers become float64, as Pinecone's are."""
+    """Return ``value`` as a protobuf ``Struct``; its numbers become float64, as Pinecone's are."""
     struct = Struct()
     struct.update(value)
     return struct.SerializeToString()
 
 
 def decode_struct(data: bytes) -> dict[str, Any]:
-    """The mapping that a protobuf ``Struct`` holds."""
+    """Return the mapping that a protobuf ``Struct`` holds."""
     return {name: _decode_value(value) for name, value in Struct.FromString(data).fields.items()}
 
 

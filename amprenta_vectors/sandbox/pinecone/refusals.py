@@ -1,4 +1,4 @@
-"""What the emulator refuses, in the words of both transports."""
+"""The emulator's refusals, in the words of both transports."""
 
 from __future__ import annotations
 
@@ -53,5 +53,5 @@ class Refused(Exception):
 
     @property
     def code(self) -> Code:
-        """The gRPC code for the same."""
+        """The gRPC code that stands for ``status``."""
         return CODE_OF_STATUS.get(self.status, Code.UNKNOWN)

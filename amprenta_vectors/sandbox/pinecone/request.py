@@ -1,4 +1,4 @@
-"""An HTTP request as the API sees it: the route it is on, and what it gives."""
+"""An HTTP request as the API sees it: its route, and what it gives."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Request:
     body: bytes
 
     def parameter(self, name: str) -> str | None:
-        """A query parameter."""
+        """Return a query parameter; None if it is not given."""
         values = self.query.get(name)
         return values[-1] if values else None
 
     def limit(self) -> int | None:
-        """The parameter ``limit``."""
+        """Return the parameter ``limit``; None if it is not given. Raises `Refused` if it is no number."""
         text = self.parameter("limit")
         if text is None:
             return None
@@ -55,7 +55,7 @@ class Request:
             raise Refused(400, f"limit must be a number, got '{text}'") from error
 
     def json(self) -> dict[str, Any]:
-        """The body, which must be a JSON object."""
+        """Return the body, empty if there is none. Raises `Refused` if it is not a JSON object."""
         try:
             value = orjson.loads(self.body or b"{}")
         except orjson.JSONDecodeError as error:
@@ -66,7 +66,7 @@ class Request:
 
 
 def find_route(method: str, path: str) -> tuple[str, str, bool] | None:
-    """The route's name, the name in its path, if any, and whether it is one for documents; None where there is none."""
+    """Return the route's name, any name in its path, and whether it is for documents; None if there is no route."""
     if (method, path) in _ROUTES:
         return _ROUTES[method, path], "", False
     parent, _, name = path.rpartition("/")
@@ -80,7 +80,7 @@ def find_route(method: str, path: str) -> tuple[str, str, bool] | None:
 
 
 def text_of(body: Mapping[str, Any], name: str) -> str:
-    """A text in a JSON body; empty where there is none."""
+    """Return a text in a JSON body; empty if it is not given."""
     value = body.get(name)
     if value is None:
         return ""
@@ -90,7 +90,7 @@ def text_of(body: Mapping[str, Any], name: str) -> str:
 
 
 def integer_of(body: Mapping[str, Any], name: str) -> int | None:
-    """A whole number in a JSON body."""
+    """Return a whole number in a JSON body; None if it is not given."""
     value = body.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise Refused(400, f"{name} must be a whole number")
@@ -98,7 +98,7 @@ def integer_of(body: Mapping[str, Any], name: str) -> int | None:
 
 
 def object_of(body: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """An object in a JSON body."""
+    """Return an object in a JSON body; None if it is not given."""
     value = body.get(name)
     if value is not None and not isinstance(value, dict):
         raise Refused(400, f"{name} must be an object")

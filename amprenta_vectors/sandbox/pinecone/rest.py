@@ -24,7 +24,7 @@ _CONTROL_PLANE_CODES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 402: "P
 
 
 def error_body(route: str, status: int, message: str) -> bytes:
-    """An error as the data plane, or for ``describe`` the control plane, words it."""
+    """Return an error as the data plane, or for ``describe`` the control plane, words it."""
     if route == "describe":
         code = _CONTROL_PLANE_CODES.get(status) or CODE_OF_STATUS.get(status, Code.UNKNOWN).name
         return orjson.dumps({"error": {"code": code, "message": message}, "status": status})
@@ -42,7 +42,7 @@ class RestApi:
         self._documents = DocumentsApi(service, description)
 
     def answer(self, request: Request) -> bytes:
-        """The body of the answer to ``request``."""
+        """Return the body of the answer to ``request``."""
         if request.route not in _OF_BOTH:
             check_kind(self._description, request.route, documents=request.documents)
         api = self._documents if request.documents else self
@@ -174,9 +174,10 @@ class RestApi:
 
 
 def describe_index(description: Description, host: str) -> dict[str, Any]:
-    """The control plane's model of an index (2026-07). Vectors that are no document's are the reserved ``_values``.
+    """Return the control plane's model of an index (2026-07).
 
-    A ``model`` stands where an index that embeds text itself has its own: in a ``semantic_text`` field.
+    Vectors that are no document's are the reserved ``_values``. A ``model`` stands where an index that embeds text
+    itself has its own: in a ``semantic_text`` field.
     """
     if description.kind == "documents":
         schema = document_schema(description)

@@ -128,21 +128,21 @@ def _methods(api: RpcApi, description: Description) -> dict[str, tuple[str, Meth
 
 
 class RpcApi:
-    """Encoded requests to encoded answers. All methods raise `Refused`, and `DecodeError` for other bytes."""
+    """Turns encoded requests into encoded answers. All methods raise `Refused`, and `DecodeError` for other bytes."""
 
     def __init__(self, service: IndexService, description: Description) -> None:
         self._service = service
         self._description = description
 
     def fetch(self, data: bytes) -> bytes:
-        """``Fetch``."""
+        """Answer ``Fetch``."""
         request = messages.FetchRequest.FromString(data)
         page = self._service.fetch(request.namespace, request.ids)
         tail = messages.FetchResponse(namespace=_shown(request.namespace), usage=_usage(page))
         return b"".join([*(record.entry for record in page.items), tail.SerializeToString()])
 
     def fetch_by_metadata(self, data: bytes) -> bytes:
-        """``FetchByMetadata``."""
+        """Answer ``FetchByMetadata``."""
         request = messages.FetchByMetadataRequest.FromString(data)
         page = self._service.fetch_by_metadata(
             request.namespace, _struct(request, "filter"), _optional(request, "limit"), request.pagination_token
@@ -153,7 +153,7 @@ class RpcApi:
         return b"".join([*(record.entry for record in page.items), tail.SerializeToString()])
 
     def list(self, data: bytes) -> bytes:
-        """``List``."""
+        """Answer ``List``."""
         request = messages.ListRequest.FromString(data)
         # A limit of 0 is one not given: the shared message tells no difference, and the client never sends 0.
         page = self._service.list_ids(
@@ -169,7 +169,7 @@ class RpcApi:
         )
 
     def query(self, data: bytes) -> bytes:
-        """``Query``."""
+        """Answer ``Query``."""
         request = messages.QueryRequest.FromString(data)
         if request.HasField("sparse_vector"):
             raise Refused(501, "Sparse queries are not part of the sandbox")
@@ -197,7 +197,7 @@ class RpcApi:
         )
 
     def upsert(self, data: bytes) -> bytes:
-        """``Upsert``."""
+        """Answer ``Upsert``."""
         request = messages.UpsertRequest.FromString(data)
         records = [
             self._service.build(
@@ -212,7 +212,7 @@ class RpcApi:
         return _encoded(messages.UpsertResponse(upserted_count=count))
 
     def update(self, data: bytes) -> bytes:
-        """``Update``."""
+        """Answer ``Update``."""
         request = messages.UpdateRequest.FromString(data)
         metadata, wanted = _struct(request, "set_metadata"), _struct(request, "filter")
         if wanted is not None and not request.id:
@@ -228,7 +228,7 @@ class RpcApi:
         return b""
 
     def delete(self, data: bytes) -> bytes:
-        """``Delete``."""
+        """Answer ``Delete``."""
         request = messages.DeleteRequest.FromString(data)
         self._service.delete(
             request.namespace, request.ids, delete_all=request.delete_all, filter=_struct(request, "filter")
@@ -236,7 +236,7 @@ class RpcApi:
         return b""
 
     def stats(self, data: bytes) -> bytes:
-        """``DescribeIndexStats``."""
+        """Answer ``DescribeIndexStats``."""
         request = messages.DescribeIndexStatsRequest.FromString(data)
         namespaces = self._service.stats(_struct(request, "filter"))
         return _encoded(
@@ -253,7 +253,7 @@ class RpcApi:
         )
 
     def list_namespaces(self, data: bytes) -> bytes:
-        """``ListNamespaces``."""
+        """Answer ``ListNamespaces``."""
         request = messages.ListNamespacesRequest.FromString(data)
         page, total = self._service.list_namespaces(
             request.prefix, _optional(request, "limit"), request.pagination_token
@@ -264,7 +264,7 @@ class RpcApi:
         )
 
     def describe_namespace(self, data: bytes) -> bytes:
-        """``DescribeNamespace``."""
+        """Answer ``DescribeNamespace``."""
         request = messages.DescribeNamespaceRequest.FromString(data)
         summary = self._service.describe_namespace(request.namespace)
         return _encoded(messages.NamespaceDescription(name=summary.name, record_count=summary.count))

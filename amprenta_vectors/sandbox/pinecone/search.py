@@ -30,7 +30,7 @@ class Searchable:
 
     @classmethod
     def build(cls, records: Iterable[Record], dimension: int) -> Searchable:
-        """Of those ``records`` that have ``dimension`` values."""
+        """Build the matrix of those ``records`` that have ``dimension`` values."""
         kept, rows = [], []
         for record in list(records):
             values = record.values
@@ -47,7 +47,7 @@ class Searchable:
     def nearest(
         self, query: NDArray[np.float32], metric: str, top_k: int, rows: NDArray[np.intp] | None = None
     ) -> list[tuple[Record, float]]:
-        """The ``top_k`` nearest records, among ``rows`` where given, with their scores, nearest first."""
+        """Return the ``top_k`` nearest records, among ``rows`` if given, with their scores, nearest first."""
         chosen = np.arange(len(self.records)) if rows is None else rows
         scores = self._scores(query, metric)[chosen]
         cost = scores if metric == "euclidean" else -scores

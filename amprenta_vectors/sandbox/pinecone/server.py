@@ -66,16 +66,16 @@ class PineconeEmulator:
 
     @property
     def host(self) -> str:
-        """``http://127.0.0.1:PORT``."""
+        """The address of the HTTP server, ``http://127.0.0.1:PORT``."""
         return f"http://127.0.0.1:{self._port}"
 
     @property
     def grpc_host(self) -> str:
-        """``http://127.0.0.1:GRPC_PORT``."""
+        """The address of the gRPC server, ``http://127.0.0.1:GRPC_PORT``."""
         return f"http://127.0.0.1:{self._grpc_port}"
 
     def start(self) -> Self:
-        """Serve until `stop`."""
+        """Serve requests until `stop` is called."""
         self._store.open()
         self._stopping.clear()
         service = IndexService(self._store, self.calls)
@@ -97,7 +97,7 @@ class PineconeEmulator:
         return self
 
     def stop(self) -> None:
-        """Hang up on all clients and close the file. Does nothing when stopped."""
+        """Hang up on all clients and close the file. Does nothing if the emulator is stopped."""
         self._stopping.set()
         if self._http is not None:
             self._http.stop()

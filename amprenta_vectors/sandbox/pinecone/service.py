@@ -74,11 +74,11 @@ class IndexService:
 
     @property
     def metric(self) -> str:
-        """What nearness is measured by."""
+        """The metric by which nearness is measured."""
         return self._store.description.metric
 
     def list_ids(self, namespace: str, prefix: str, limit: int | None, token: str | None) -> Page[str]:
-        """A page of the ids that begin with ``prefix``."""
+        """Return a page of the ids that begin with ``prefix``."""
         limit = check_limit(limit, LARGEST_LIST)
         last = _read_token(token, namespace)
         with self._store.lock:
@@ -87,7 +87,7 @@ class IndexService:
         return self._spent(Page(ids[:limit], _make_token(ids[limit - 1], namespace) if more else None))
 
     def fetch(self, namespace: str, ids: Sequence[str]) -> Page[Record]:
-        """The records of those ``ids`` that are there."""
+        """Return the records of those ``ids`` that are there."""
         check_count(ids, MOST_IDS, "ids")
         for id_ in ids:
             check_id(id_)
@@ -98,7 +98,7 @@ class IndexService:
     def fetch_by_metadata(
         self, namespace: str, filter: Mapping[str, Any] | None, limit: int | None, token: str | None
     ) -> Page[Record]:
-        """A page of the records that match ``filter``, of at most 4 MB."""
+        """Return a page of the records that match ``filter``, of at most 4 MB."""
         if not filter:
             raise Refused(400, "Empty filter provided for fetch by metadata request")
         limit = check_limit(limit, LARGEST_BY_METADATA)
@@ -128,7 +128,7 @@ class IndexService:
         id: str | None,
         filter: Mapping[str, Any] | None,
     ) -> Page[tuple[Record, float]]:
-        """The ``top_k`` records nearest to ``vector``, or to the record ``id``, with their scores, nearest first."""
+        """Return the ``top_k`` records nearest to ``vector``, or to record ``id``, with their scores, nearest first."""
         check_limit(top_k, LARGEST_TOP_K, "topK")
         if (vector is None) == (id is None):
             raise Refused(400, "Exactly one of 'vector' and 'id' must be given")
@@ -151,7 +151,7 @@ class IndexService:
     def build(
         self, id: Any, values: NDArray[np.float32], metadata: Mapping[str, Any] | None, sparse: Sparse | None
     ) -> Record:
-        """A record that may be stored."""
+        """Build a record that may be stored."""
         check_id(id)
         encoded = check_values(values, self.dimension, id)
         if sparse is not None:
@@ -159,7 +159,7 @@ class IndexService:
         return Record.build(id, encoded, check_metadata(metadata), sparse)
 
     def upsert(self, namespace: str, records: list[Record], request_bytes: int) -> int:
-        """Insert or replace records that came as ``request_bytes``; how many."""
+        """Insert or replace records that came as ``request_bytes``; return how many."""
         if request_bytes > LARGEST_UPSERT_BYTES:
             raise Refused(
                 413,
@@ -192,7 +192,7 @@ class IndexService:
     def update_matching(
         self, namespace: str, filter: Mapping[str, Any], metadata: Mapping[str, Any] | None, *, dry_run: bool
     ) -> int:
-        """Add ``metadata`` to that of all records that match; how many do. A dry run only counts."""
+        """Add ``metadata`` to that of all records that match; return how many match. A dry run only counts."""
         if not filter:
             raise Refused(400, "Update with empty metadata filter is not allowed")
         added, matches = check_metadata(metadata) or {}, _predicate(filter)
@@ -212,7 +212,7 @@ class IndexService:
         return len(found)
 
     def delete(self, namespace: str, ids: Sequence[str], *, delete_all: bool, filter: Mapping[str, Any] | None) -> None:
-        """Delete by ids, by filter or all; ids that are not there are no error, but a namespace is."""
+        """Delete records by ids, by filter, or all; an absent id is no error, an absent namespace is."""
         if sum((bool(ids), delete_all, filter is not None)) != 1:
             raise Refused(400, "Exactly one of ids, deleteAll and filter must be given")
         if filter is not None and not filter:
@@ -229,14 +229,14 @@ class IndexService:
             self._store.remove(canonical(namespace), list(ids))
 
     def stats(self, filter: Mapping[str, Any] | None) -> list[NamespaceSummary]:
-        """Every namespace with its count."""
+        """Return every namespace with its count."""
         if filter:
             raise Refused(400, "Serverless indexes do not support describing index stats with metadata filtering")
         with self._store.lock:
             return [NamespaceSummary(name, len(space.records)) for name, space in self._store.namespaces.items()]
 
     def list_namespaces(self, prefix: str, limit: int | None, token: str | None) -> tuple[Page[NamespaceSummary], int]:
-        """A page of the namespaces that begin with ``prefix``, and how many do so altogether."""
+        """Return a page of the namespaces that begin with ``prefix``, and how many do so altogether."""
         limit = check_limit(limit, LARGEST_LIST)
         last = _read_token(token, "")
         found = sorted(
@@ -248,7 +248,7 @@ class IndexService:
         return Page(rest[:limit], following), len(found)
 
     def describe_namespace(self, namespace: str) -> NamespaceSummary:
-        """One namespace with its count."""
+        """Return one namespace with its count."""
         return NamespaceSummary(canonical(namespace), len(self._existing(namespace).records))
 
     def _namespace(self, namespace: str) -> Namespace:

@@ -19,7 +19,7 @@ from amprenta_vectors.sandbox.pinecone.search import Searchable
 DEFAULT_NAMESPACE = "__default__"
 
 _MANY = 1000
-"""New ids in one write beyond which sorting again costs less than placing each."""
+"""The number of new ids in one write from which sorting again costs less than placing each."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS description (name TEXT, dimension INTEGER, metric TEXT, model TEXT);
@@ -50,12 +50,12 @@ class Description:
 
 
 def canonical(namespace: str) -> str:
-    """The namespace's one name here: ``""`` and ``"__default__"`` are the same namespace."""
+    """Return the namespace's one name here: ``""`` and ``"__default__"`` are the same namespace."""
     return namespace or DEFAULT_NAMESPACE
 
 
 def listing_key(name: str) -> tuple[str, str]:
-    """Where ``name`` stands in a listing: letters by their lower case.
+    """Return where ``name`` stands in a listing: letters by their lower case.
 
     Pinecone lists in byte order today. No order is promised to those who read from it, and this one differs both from
     byte order and from what a database's collation makes of it, so whoever relies on an order fails here.
@@ -72,7 +72,7 @@ class Namespace:
         self._searchable: Searchable | None = None
 
     def put(self, records: list[Record]) -> None:
-        """Insert or replace."""
+        """Insert or replace records."""
         if self._order is not None:
             fresh = {record.id for record in records} - self.records.keys()
             if len(fresh) > _MANY:
@@ -84,13 +84,13 @@ class Namespace:
         self._searchable = None
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Delete those that are there."""
+        """Delete the records of those ids that are there."""
         for id_ in ids:
             self.records.pop(id_, None)
         self._order = self._searchable = None
 
     def ids_after(self, last: str | None, prefix: str) -> Iterator[str]:
-        """The ids that begin with ``prefix``, in listing order, from the one that follows ``last``."""
+        """Yield the ids that begin with ``prefix``, in listing order, from the one that follows ``last``."""
         order = self._ordered()
         lower = prefix.lower()
         start = bisect_right(order, listing_key(last)) if last is not None else 0
@@ -102,7 +102,7 @@ class Namespace:
                 yield id_
 
     def searchable(self, dimension: int) -> Searchable:
-        """The records that have ``dimension`` values."""
+        """Return the records that have ``dimension`` values, ready to be searched."""
         if self._searchable is None:
             self._searchable = Searchable.build(self.records.values(), dimension)
         return self._searchable
@@ -128,7 +128,7 @@ class Store:
         self.open()
 
     def open(self) -> None:
-        """Read the file; nothing to do where it is open or there is none. Raises `ConfigError` if another has it."""
+        """Read the file, unless it is open or there is none. Raises `ConfigError` if another process has it."""
         with self.lock:
             if self._path is None or self._file is not None:
                 return

@@ -1,4 +1,4 @@
-"""What Pinecone requires of ids, namespaces, values and metadata, refused in its own words."""
+"""Pinecone's requirements of ids, namespaces, values and metadata, with refusals in its own words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_UINT32 = 2**32 - 1
 
 
 def check_id(id: Any, what: str = "Vector ID") -> str:
-    """``id``, which must be 1 to 512 ASCII characters without NUL; a namespace's name must, too."""
+    """Return ``id``, which must be 1 to 512 ASCII characters without NUL; a namespace's name must, too."""
     if not isinstance(id, str) or not id:
         raise Refused(400, f"{what} must be a non-empty string")
     if not id.isascii():
@@ -32,7 +32,7 @@ def check_id(id: Any, what: str = "Vector ID") -> str:
 
 
 def check_values(values: NDArray[np.float32], dimension: int, id: str | None = None) -> bytes:
-    """The dense values as little-endian float32; ``id`` is that of the record to store, None for a query."""
+    """Return dense values as little-endian float32; ``id`` is that of the record to store, None for a query."""
     if len(values) != dimension:
         raise Refused(400, f"Vector dimension {len(values)} does not match the dimension of the index {dimension}")
     if not np.isfinite(values).all():
@@ -45,7 +45,7 @@ def check_values(values: NDArray[np.float32], dimension: int, id: str | None = N
 
 
 def to_values(numbers: Any) -> NDArray[np.float32]:
-    """A JSON list of numbers as float32; numbers too large for it become infinite."""
+    """Return a JSON list of numbers as float32; numbers too large for it become infinite."""
     try:
         array = np.asarray(numbers)
     except ValueError as error:
@@ -57,7 +57,7 @@ def to_values(numbers: Any) -> NDArray[np.float32]:
 
 
 def to_sparse(value: Any, metric: str) -> Sparse | None:
-    """The sparse values of a JSON record, if any; only indexes that use dotproduct take them."""
+    """Return the sparse values of a JSON record, if any; only indexes that use dotproduct take them."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -66,7 +66,7 @@ def to_sparse(value: Any, metric: str) -> Sparse | None:
 
 
 def check_sparse(sparse: Sparse, metric: str) -> Sparse:
-    """``sparse``, which must be one finite value for each of its indices."""
+    """Return ``sparse``, which must be one finite value for each of its indices."""
     if metric != "dotproduct":
         raise Refused(
             400,
@@ -82,7 +82,7 @@ def check_sparse(sparse: Sparse, metric: str) -> Sparse:
 
 
 def check_metadata(metadata: Any) -> Mapping[str, Any] | None:
-    """``metadata``, which must be flat and at most 40 KB as JSON."""
+    """Return ``metadata``, which must be flat and at most 40 KB as JSON."""
     if metadata is None:
         return None
     if not isinstance(metadata, Mapping):
@@ -123,7 +123,7 @@ def check_count(items: Sequence[Any], limit: int, what: str) -> None:
 
 
 def check_limit(limit: int | None, largest: int, what: str = "limit") -> int:
-    """``limit``, or 100 where it is None; it must be 1 to ``largest``."""
+    """Return ``limit``, or 100 if it is None; it must be 1 to ``largest``."""
     if limit is None:
         return 100
     if not 1 <= limit <= largest:
