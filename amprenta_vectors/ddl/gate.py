@@ -32,7 +32,7 @@ HAVING bool_or(EXISTS (SELECT FROM migration_progress p WHERE p.run_id = r.id AN
    AND bool_and(r.verified_at IS NULL)
 ORDER BY 1""")
 
-# What a reconcile lists has a value, and a good one: whose is to count, a person decides.
+# A row that a reconcile lists has a value, and a good one: a person decides whose is to count.
 _QUARANTINED = sa.text("""\
 SELECT e.reason, count(DISTINCT (r.scope, e.key)) AS rows
 FROM migration_quarantine e JOIN migration_run r ON r.id = e.run_id
