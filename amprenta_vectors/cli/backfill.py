@@ -52,6 +52,11 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many keys, to try it out.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
 @click.option("--defer-index", is_flag=True, help="Drop the ANN index for the load though the column holds values.")
+@click.option(
+    "--keep-deferred",
+    is_flag=True,
+    help="Leave the index that was deferred to a later run: more rows are to come.",
+)
 @limit_options
 @run_options
 @click.pass_context
@@ -73,6 +78,7 @@ def backfill(
     limit: int | None,
     verify: bool,
     defer_index: bool,
+    keep_deferred: bool,
     rates: dict[str, str | None],
     model: str | None,
     report: Path | None,
@@ -125,6 +131,7 @@ def backfill(
                 stop=stop,
                 limit=limit,
                 defer_index=defer_index,
+                keep_deferred=keep_deferred,
                 replace=force,
                 limits=orders_of(settings, rates),
             )

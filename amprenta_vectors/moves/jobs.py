@@ -25,6 +25,7 @@ class JobOptions(TypedDict, total=False):
 
     limit: int | None
     defer_index: bool
+    keep_deferred: bool
     given_keys: Sequence[str]
     replace: bool
     delete: bool

@@ -17,7 +17,7 @@ from amprenta_vectors.backfill.engine.observer import MoveEvent, Observer, ignor
 from amprenta_vectors.backfill.engine.run import Backfill, Summary
 from amprenta_vectors.backfill.engine.starting import Mode
 from amprenta_vectors.backfill.limits.ledger import RunLedger
-from amprenta_vectors.backfill.progress import figures, proof, quarantine, runs
+from amprenta_vectors.backfill.progress import figures, indexes, proof, quarantine, runs
 from amprenta_vectors.backfill.progress.keys_from import KeysFrom
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.backfill.reconcile.dry_run import deletes, refusal_of
@@ -85,6 +85,15 @@ class Move:
         """Look at both ends, count and estimate; change nothing."""
         return plan_job(self.open_ends(observer).engine, self.open_job(observer))
 
+    def queue(self, observer: Observer = ignore) -> None:
+        """Plan the run, if one would be started, so that runs before it into the column know that it comes."""
+        ends, job = self.open_ends(observer), self.open_job(observer)
+        if job.kind.keys_from not in ("table", "source"):
+            return
+        Backfill(ends.engine, job, observer, self.stop).start(self._mode, queue=True)
+        if self._mode in ("new", "restart"):
+            self._mode = "resume"
+
     def run(self, observer: Observer = ignore) -> Summary | None:
         """Start or resume the run; work until it ends, fails or ``stop`` is set. Returns None if that was set before.
 
@@ -100,6 +109,8 @@ class Move:
         with watching_builds(ends.engine, job.slice.table, observer):
             self.summary = work.work(work.start(self._mode))
         observer(self._ended(job, self.summary))
+        if self.summary.ended_it and not job.builds_index:
+            self._tell_deferred(ends, job, observer)
         return self.summary
 
     def verify(self, observer: Observer = ignore) -> Verified:
@@ -183,6 +194,16 @@ class Move:
         return RunEnded(summary, job.source.description.count)
 
     @staticmethod
+    def _tell_deferred(ends: Ends, job: Job, observer: Observer) -> None:
+        with ends.engine.connect() as connection:
+            names = [index.index_name for index in indexes.deferred_indexes(connection, job.slice.target)]
+        if names:
+            text = (
+                f"index {', '.join(names)} stays deferred for the rows to come; amprenta-vectors index build builds it"
+            )
+            observer(Noticed(text))
+
+    @staticmethod
     def _is_verified(ends: Ends, job: Job) -> bool:
         with ends.engine.connect() as connection:
             return proof.last_verified(connection, job.slice.target, job.slice.scope) is not None
@@ -215,7 +236,13 @@ def _open_throttle(settings: Settings, ends: Ends, moves: Sequence[Move], observ
 
 
 def complete(moves: Sequence[Move], observer: Observer = ignore, *, verify: bool = True) -> ExitCode:
-    """Run and conclude moves one after another; return the worst code."""
+    """Run and conclude moves one after another; return the worst code.
+
+    The runs are all planned first: the index that the first of them defers is built by the last.
+    """
+    if len(moves) > 1:
+        for move in moves:
+            move.queue(observer)
     return worst([move.complete(observer, verify=verify) for move in moves])
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,7 +22,9 @@ from amprenta_vectors.backfill.engine import observer
 from amprenta_vectors.backfill.engine.observer import BatchDone, MoveEvent, RunAdvanced
 from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.moves import events
+from amprenta_vectors.moves.ends import Ends, open_ends
 from amprenta_vectors.moves.events import Differed, Noticed, Reported, RunEnded, Verified
+from amprenta_vectors.moves.move import complete
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.sandbox.pinecone.faults import Fault
 
@@ -43,6 +46,14 @@ def settings(
     for name, value in environment(upgraded_url, pinecone, AMPRENTA_REPORT=str(tmp_path)).items():
         monkeypatch.setenv(name, value)
     return Settings.load(batch_size=10, workers=2)
+
+
+@contextmanager
+def closing_ends(settings: Settings) -> Iterator[Ends]:
+    ends = open_ends(settings)
+    yield ends
+    ends.origin.close()
+    ends.engine.dispose()
 
 
 def elsewhere(work: Callable[[], Any]) -> Any:
@@ -224,3 +235,65 @@ def test_rows_that_were_quarantined_are_in_the_code_and_the_summary(
     assert move.summary is not None
     assert move.summary.errors == {"zero_under_cosine": 1}
     assert stored(engine)[IDS[0]] == on_the_wire(VECTORS[0])
+
+
+def index_there(engine: sa.Engine) -> bool:
+    return bool(execute(engine, "SELECT to_regclass('idx_rag_chunks_embedding') IS NOT NULL")[0][0])
+
+
+def test_of_several_namespaces_the_index_is_built_once_after_the_last(
+    settings: Settings, pinecone: PineconeEmulator, engine: sa.Engine
+) -> None:
+    for name in ("a", "b"):
+        pinecone.load(name, IDS[:20], VECTORS[:20])
+    there: list[tuple[str, bool]] = []
+
+    def look(event: MoveEvent) -> None:
+        if isinstance(event, RunEnded):
+            there.append((event.summary.run.scope["namespace"], index_there(engine)))
+
+    with closing_ends(settings) as ends:
+        moves = [Move(settings, namespace=name, mode="new", keys_from="source", ends=ends) for name in ("", "a", "b")]
+        assert complete(moves, look) is ExitCode.CLEAN
+    assert there == [("", False), ("a", False), ("b", True)]
+    assert execute(engine, "SELECT count(*) FROM migration_event WHERE event = 'index_built'") == [(1,)]
+
+
+def test_a_process_that_dies_between_two_namespaces_leaves_the_other_queued_and_the_index_deferred(
+    settings: Settings, pinecone: PineconeEmulator, engine: sa.Engine
+) -> None:
+    pinecone.load("a", IDS[:20], VECTORS[:20])
+
+    def die(event: MoveEvent) -> None:
+        if event.name == RunEnded.name:
+            raise RuntimeError("killed")
+
+    with closing_ends(settings) as ends:
+        moves = [Move(settings, namespace=name, mode="new", keys_from="source", ends=ends) for name in ("", "a")]
+        with pytest.raises(RuntimeError, match="killed"):
+            complete(moves, die)
+        assert execute(engine, "SELECT state FROM migration_run ORDER BY id") == [("finished",), ("planned",)]
+        assert not index_there(engine)
+        moves = [Move(settings, namespace=name, ends=ends) for name in ("", "a")]
+        assert complete(moves) is ExitCode.CLEAN
+    assert len(stored(engine, "a")) == 20
+    assert index_there(engine)
+    assert execute(engine, "SELECT count(*) FROM migration_run WHERE verified_at IS NOT NULL") == [(2,)]
+
+
+@pytest.mark.parametrize("options", [{"limit": 30}, {"keep_deferred": True}])
+def test_rows_to_try_it_out_and_rows_before_others_leave_the_index_to_the_load_that_follows(
+    settings: Settings, engine: sa.Engine, options: dict[str, Any]
+) -> None:
+    told: list[MoveEvent] = []
+    with Move(settings, mode="new", keys_from="source", **options) as move:
+        move.run(told.append)
+    assert not index_there(engine)
+    [notice] = [event.text for event in told if isinstance(event, Noticed) and "deferred" in event.text]
+    assert "idx_rag_chunks_embedding stays deferred" in notice
+    assert "amprenta-vectors index build" in notice
+    with Move(settings, mode="new", keys_from="source") as move:
+        summary = move.run()
+    assert summary is not None
+    assert summary.indexes_built == ["idx_rag_chunks_embedding"]
+    assert len(stored(engine)) == len(IDS)

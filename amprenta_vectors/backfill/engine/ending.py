@@ -57,7 +57,7 @@ class Ending:
         """
         gone = None if repair else self._conclude()
         by_us, to_build = self._finish(repair=repair)
-        return Ended(by_us, self._build() if to_build else [], gone)
+        return Ended(by_us, self._build() if to_build and self._context.job.builds_index else [], gone)
 
     def _conclude(self) -> Gone | None:
         try:

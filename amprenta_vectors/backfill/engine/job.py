@@ -84,6 +84,8 @@ class Job:
     batch_seconds: float | None = None
     limit: int | None = None
     defer_index: bool = False
+    keep_deferred: bool = False
+    """Whether the index that a load deferred stays so: more runs into the column are to come."""
     drain_seconds: float = 10.0
     poll_seconds: float = 0.5
     """How often an idle thread looks for work, for orders and for its end. A pause is seen after this at the latest;
@@ -107,6 +109,11 @@ class Job:
     def records_inserts(self) -> bool:
         """Whether the rows that the run inserts are recorded, so that it can be rolled back: for legacy stores only."""
         return self.inserts and self.source.description.kind == "simple"
+
+    @property
+    def builds_index(self) -> bool:
+        """Whether the last run into the column builds the index; a run of some keys alone is followed by others."""
+        return not (self.keep_deferred or self.limit is not None)
 
     @property
     def most_quarantined(self) -> float:

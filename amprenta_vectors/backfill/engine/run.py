@@ -85,14 +85,17 @@ class Backfill:
         self._clock = clock
         self._owner = f"{socket.gethostname()[:20]}:{os.getpid()}:{secrets.token_hex(3)}"
 
-    def start(self, mode: Mode) -> Run:
-        """Start a run or find the one to resume.
+    def start(self, mode: Mode, *, queue: bool = False) -> Run:
+        """Start a run or find the one to resume; with ``queue``, one that would be started is planned and waits.
 
         A process that comes to resume after the others have finished finds the finished run: nothing is read twice.
         Raises `RunConflict`, `NotUpgraded`.
         """
         retry = open_retry(self._job, self._stop)
-        return retry.database("starting", lambda: start_or_join(self._engine, self._job, self._owner, mode))
+        return retry.database("starting", lambda: self._start(mode, queue=queue))
+
+    def _start(self, mode: Mode, *, queue: bool) -> Run:
+        return start_or_join(self._engine, self._job, self._owner, mode, queue=queue)
 
     def work(self, run: Run) -> Summary:
         """Work at ``run`` beside any other process that does. Raises what stopped it; the run can be resumed.

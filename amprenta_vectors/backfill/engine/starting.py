@@ -10,6 +10,7 @@ from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.progress import batches, events, figures, orders, runs
 from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.backfill.progress.states import RunState
 from amprenta_vectors.backfill.progress.transactions import require_tables, serialize_starts, transaction
 from amprenta_vectors.backfill.verify.row_sample import models_in_rows
 from amprenta_vectors.errors import RunConflict
@@ -20,7 +21,7 @@ cancels it and starts another. If there is none, each starts a run; but ``resume
 if it left nothing to do."""
 
 
-def start_or_join(engine: Engine, job: Job, owner: str, mode: Mode) -> Run:
+def start_or_join(engine: Engine, job: Job, owner: str, mode: Mode, *, queue: bool = False) -> Run:
     """Return the run to work at; one process at a time decides. Raises `RunConflict`, `NotUpgraded`."""
     spec = job.spec
     with transaction(engine) as connection:
@@ -39,16 +40,26 @@ def start_or_join(engine: Engine, job: Job, owner: str, mode: Mode) -> Run:
                     hint="--resume resumes it; --restart starts anew (rows already filled stay filled)",
                 )
             runs.check_same(run, spec)
+            if queue:
+                return run
+            if run.state == RunState.PLANNED:
+                run = _begun(connection, runs.start_planned(connection, run.id, job.expected_keys))
             return _join(connection, job, run, owner)
         ended = runs.finished_run(connection, spec.target, spec.fingerprint) if mode == "resume" else None
         if ended is not None and job.kind.finds_nothing(connection, job, ended):
             return ended
         _refuse_second_model(connection, job)
+        if queue:
+            return runs.begin_run(connection, spec, state=RunState.PLANNED)
         run = runs.begin_run(connection, spec, job.expected_keys)
         if job.kind.plan_known(connection, job, run):
             run = runs.load_run(connection, run.id)
-        events.record_event(connection, run.id, Event.BEGUN, {"expected_keys": run.expected_keys})
-        return _join(connection, job, run, owner)
+        return _join(connection, job, _begun(connection, run), owner)
+
+
+def _begun(connection: Connection, run: Run) -> Run:
+    events.record_event(connection, run.id, Event.BEGUN, {"expected_keys": run.expected_keys})
+    return run
 
 
 def _join(connection: Connection, job: Job, run: Run, owner: str) -> Run:

@@ -179,8 +179,12 @@ def has_written(connection: Connection, target: str, scope: Mapping[str, str]) -
     return bool(connection.execute(statement, {"target": target, "scope": json.dumps(dict(scope))}).scalar_one())
 
 
-def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None = None) -> Run:
+def begin_run(
+    connection: Connection, spec: RunSpec, expected_keys: int | None = None, *, state: RunState = RunState.RUNNING
+) -> Run:
     """Start a run: the one that a revision queued for this column, if there is one, else a new one.
+
+    A run whose ``state`` is planned waits for `start_planned`: other runs into the column come before it.
 
     Call it under `serialize_starts`. The database refuses a second live run into one column and scope. A queued run is
     over all rows: raises `RunConflict` while one is queued if ``spec`` is for some rows only, or a reconcile.
@@ -204,6 +208,7 @@ def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None =
         "row_limit": spec.row_limit,
         "replaces": spec.replaces,
         "expected_keys": expected_keys,
+        "state": state,
     }
     queued = connection.execute(
         sa.text("""
@@ -211,8 +216,8 @@ def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None =
                 scope = CAST(:scope AS jsonb), source_kind = :source_kind, source = :source, keys_from = :keys_from,
                 key_map = :key_map, model = :model, dimension = :dimension, fingerprint = :fingerprint,
                 row_limit = :row_limit, replaces = :replaces, expected_keys = :expected_keys,
-                state = 'running', desired_state = 'running',
-                started_at = clock_timestamp()
+                state = CAST(:state AS text), desired_state = 'running',
+                started_at = CASE WHEN :state = 'running' THEN clock_timestamp() END
             WHERE id = (
                 SELECT id FROM migration_run WHERE target = :target AND state = 'planned' AND source IS NULL
                 ORDER BY id LIMIT 1
@@ -232,12 +237,21 @@ def begin_run(connection: Connection, spec: RunSpec, expected_keys: int | None =
                 ) VALUES (
                     :vector_table, :target, CAST(:scope AS jsonb), :source_kind, :source, :keys_from, :key_map, :model,
                     :dimension, :fingerprint, :row_limit, :replaces, :expected_keys,
-                    'running', 'running', clock_timestamp()
+                    CAST(:state AS text), 'running', CASE WHEN :state = 'running' THEN clock_timestamp() END
                 ) RETURNING *
             """),
             values,
         ).one()
     )
+
+
+def start_planned(connection: Connection, run_id: int, expected_keys: int | None) -> Run:
+    """Start a run that was planned by `begin_run`."""
+    statement = sa.text("""
+        UPDATE migration_run SET state = 'running', started_at = clock_timestamp(), expected_keys = :expected_keys
+        WHERE id = :id AND state = 'planned' RETURNING *
+    """)
+    return to_run(connection.execute(statement, {"id": run_id, "expected_keys": expected_keys}).one())
 
 
 def _is_queued(connection: Connection, target: str) -> bool:

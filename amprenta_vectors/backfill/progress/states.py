@@ -30,7 +30,11 @@ class Transition:
 
 
 TRANSITIONS = (
-    Transition(RunState.PLANNED, RunState.RUNNING, "a process begins what a revision queued"),
+    Transition(
+        RunState.PLANNED,
+        RunState.RUNNING,
+        "a process starts what a revision or a process queued",
+    ),
     Transition(RunState.PLANNED, RunState.CANCELLED, "`cancel`, or the revision is taken back"),
     Transition(RunState.RUNNING, RunState.FINISHED, "every key is planned, and every batch done"),
     Transition(RunState.RUNNING, RunState.PAUSED, "`pause`, once nobody holds a batch of it"),

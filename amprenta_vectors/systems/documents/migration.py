@@ -9,6 +9,7 @@ from typing import cast
 
 from amprenta_vectors.backends.simple.backup import back_up
 from amprenta_vectors.backends.simple.source import SimpleOrigin
+from amprenta_vectors.backfill.database.index import build_deferred
 from amprenta_vectors.backfill.database.throttle import Throttle
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.engine.starting import Mode
@@ -16,6 +17,7 @@ from amprenta_vectors.backfill.progress import quarantine
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ExitCode, RunConflict, worst
 from amprenta_vectors.moves.ends import Ends, slice_of
+from amprenta_vectors.moves.indexing import build_settings, telling_plans, watching_builds
 from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.readiness import open_throttle
 from amprenta_vectors.systems.documents.events import (
@@ -55,9 +57,18 @@ class StoreMigration:
         """Move the stores, tell the observer at the end what became of each, and return the worst code."""
         throttle = open_throttle(self._settings, self._ends, self._observer, insert=True)
         ended = [self._move(store, throttle) for store in stores]
+        self._build_index()
         for store, (_, result) in zip(stores, ended, strict=True):
             self._observer(StoreEnded(store, result))
         return worst([code for code, _ in ended])
+
+    def _build_index(self) -> None:
+        """Build the index that the first store deferred, whatever became of any of them."""
+        engine, table = self._ends.engine, self._ends.table
+        if not self._stop.is_set():
+            with watching_builds(engine, table, self._observer):
+                build = build_settings(self._settings)
+                build_deferred(engine, table, self._stop, settings=build, say=telling_plans(self._observer))
 
     def _describe(self, store: str) -> ExitCode:
         table = self._ends.table
@@ -94,6 +105,7 @@ class StoreMigration:
             keys_from="source",
             ends=self._ends,
             stop=self._stop,
+            keep_deferred=True,
         )
         slice_, held = move.open_job().slice, self._origin.store(store)
         self._observer(StoreOpened(store, held.shape, str(copy), is_new))
