@@ -31,7 +31,7 @@ from tools import Stage, Vectors, execute, open_stage, print_machine, query, to_
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
-from amprenta_vectors.ddl.vector_index import suitable_lists
+from amprenta_vectors.pg.ivfflat import suitable_lists
 from amprenta_vectors.pg.types import Storage, VectorType
 from amprenta_vectors.sandbox.corpus import embed_corpus
 from amprenta_vectors.schema.vector_table import VectorTable

@@ -131,8 +131,7 @@ def check_finished(
         aside = _quarantined(connection, target)
         excused = sum(number for reason, number in aside.items() if reason in allow)
         reasons += [f"run {number} is {state}" for number, state in live]
-        unverified = connection.execute(_UNVERIFIED.bindparams(target=target)).scalars()
-        reasons += [f"what run {number} left is not verified" for number in unverified]
+        reasons += [f"what run {number} left is not verified" for number in unverified_runs(connection, target)]
         reasons += [f"{number:,} rows were quarantined: {name}" for name, number in aside.items() if name not in allow]
     if rows - filled > excused:
         reasons.insert(0, f"{rows - filled:,} of {rows:,} rows have no value")
@@ -141,6 +140,11 @@ def check_finished(
         excuse = "" if live or not excused else f"; {excused:,} NULL are excused by {', '.join(allow)}"
         raise RunConflict(f"{target} is not complete: {'; '.join(reasons)}{excuse}", hint=f"{mend}, then try again")
     return int(filled)
+
+
+def unverified_runs(connection: Connection, target: str) -> list[int]:
+    """Return the last run into each slice that runs wrote to and that no whole comparison has verified since."""
+    return list(connection.execute(_UNVERIFIED.bindparams(target=target)).scalars())
 
 
 def _live_runs(connection: Connection, target: str) -> list[tuple[int, str]]:

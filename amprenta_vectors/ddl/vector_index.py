@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute
 from amprenta_vectors.errors import SchemaMismatch
 from amprenta_vectors.pg.index_keys import IndexKey, index_key_of
 from amprenta_vectors.pg.indexes import DEFAULT_OPTIONS, STORES_LOOK_SECONDS, Index, builder_of, predicate_as_written
+from amprenta_vectors.pg.ivfflat import suitable_lists
 from amprenta_vectors.pg.names import literal, qualified
 from amprenta_vectors.pg.tables import Column, count_rows
 from amprenta_vectors.pg.types import CoarserStorage, IndexDistance, IndexMethod
@@ -336,8 +336,3 @@ def configured(options: Mapping[str, Any], op: CreateVectorIndexOp) -> CreateVec
     method, storage = asked
     parameters = op.options if method == op.method else {"lists": 0} if method == "ivfflat" else {}
     return replace(op, method=method, storage=storage or op.storage, options=parameters)
-
-
-def suitable_lists(rows: int) -> int:
-    """Return how many lists suit ``rows``: a thousandth up to a million, the square root beyond (pgvector's README)."""
-    return max(1, rows // 1000 if rows <= 1_000_000 else math.isqrt(rows))

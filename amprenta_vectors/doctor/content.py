@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 
 from amprenta_vectors.backfill.progress import figures
+from amprenta_vectors.backfill.progress.states import RunState
+from amprenta_vectors.ddl.gate import unverified_runs
 from amprenta_vectors.doctor.finding import Finding, Patient, Severity, TableCheck
 from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import to_clause
@@ -73,17 +75,31 @@ def threshold(patient: Patient) -> Iterator[Finding]:
 
 def unfinished_runs(patient: Patient) -> Iterator[Finding]:
     """Report backfills that were queued or started and have not ended."""
+    workers = {run.id: figures.count(patient.connection, run.id).owners for run in patient.unfinished_runs()}
     for run in patient.unfinished_runs():
-        workers = figures.count(patient.connection, run.id).owners
-        if workers:
-            yield Finding("note", f"run {run.id} is being worked on by {workers} process(es)")
+        if workers[run.id]:
+            yield Finding("note", f"run {run.id} is being worked on by {workers[run.id]} process(es)")
             continue
-        state = "queued" if run.source is None else run.state
+        queued = run.state == RunState.PLANNED
+        if queued and any(workers.values()):
+            yield Finding("note", f"run {run.id} is queued behind another into the same column")
+            continue
+        state = "queued" if queued else run.state
         yield Finding(
-            "serious" if patient.answers and run.source is not None else "advice",
+            "serious" if patient.answers and not queued else "advice",
             f"run {run.id} into {run.target} is {state} and nobody works on it"
             + (f"; stopped by: {run.last_error}" if run.last_error else ""),
             f"amprenta-vectors backfill --resume, or amprenta-vectors cancel {run.id}",
+        )
+
+
+def unverified(patient: Patient) -> Iterator[Finding]:
+    """Report what runs wrote and no whole comparison has verified since: the gate refuses it."""
+    for run_id in unverified_runs(patient.connection, patient.table.target):
+        yield Finding(
+            "advice",
+            f"what run {run_id} left in {patient.table.target} is not verified: nobody has compared it since",
+            "amprenta-vectors backfill --resume, or amprenta-vectors verify",
         )
 
 
@@ -120,6 +136,7 @@ CHECKS: tuple[TableCheck, ...] = (
     other_models,
     threshold,
     unfinished_runs,
+    unverified,
     pending_writes,
     old_shadow_queries,
 )

@@ -11,6 +11,7 @@ from amprenta_vectors.backfill.progress import indexes
 from amprenta_vectors.doctor.finding import Finding, Patient, Severity, TableCheck
 from amprenta_vectors.pg.index_keys import index_key
 from amprenta_vectors.pg.indexes import Index, builder_of, indexes_on
+from amprenta_vectors.pg.ivfflat import fitting_lists
 from amprenta_vectors.pg.names import qualified
 from amprenta_vectors.pg.types import VectorType
 from amprenta_vectors.schema.ann_indexes import ann_indexes
@@ -135,6 +136,22 @@ def unused_index(patient: Patient) -> Iterator[Finding]:
             )
 
 
+def lists_far_off(patient: Patient) -> Iterator[Finding]:
+    """Report an ivfflat index whose lists do not suit its rows: one made before the load has one list for all."""
+    leaves = {leaf.oid: leaf for leaf in _leaves(patient)}
+    for index in _indexes(patient):
+        rows = leaves[index.table_oid].rows
+        if index.lists is None or (lists := fitting_lists(index.lists, rows)) == index.lists or rows < WORTH_AN_INDEX:
+            continue
+        alone = len(patient.relations) == 1
+        typed = f"ALTER INDEX {_typed(index)} SET (lists = {lists}); REINDEX INDEX CONCURRENTLY {_typed(index)}"
+        yield Finding(
+            "serious" if patient.answers else "advice",
+            f"index {_typed(index)} has {index.lists:,} lists for about {rows:,} rows; {lists:,} suit them",
+            "amprenta-vectors index rebuild" if alone else typed,
+        )
+
+
 def _leaves(patient: Patient) -> list[Leaf]:
     rows = patient.connection.execute(_LEAVES, {"relations": patient.relations})
     return [Leaf(**row._mapping) for row in rows]
@@ -149,4 +166,4 @@ def _typed(index: Index) -> str:
     return qualified(index.name, index.schema)
 
 
-CHECKS: tuple[TableCheck, ...] = (invalid_indexes, missing_index, unused_index)
+CHECKS: tuple[TableCheck, ...] = (invalid_indexes, missing_index, unused_index, lists_far_off)

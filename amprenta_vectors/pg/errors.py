@@ -17,6 +17,8 @@ FILE_MISSING = "58P01"
 IN_USE = "2BP01"
 """Something else depends on what was to be dropped."""
 LOCK_NOT_HAD = "55P03"
+NO_ROOM = "53100"
+"""The disk, or the shared memory that parallel workers use, is full."""
 NOT_ALLOWED = "42501"
 STATEMENT_CANCELLED = "57014"
 """A statement_timeout, or a cancellation by somebody; asking for less at once is right in both cases."""
@@ -50,6 +52,8 @@ def is_connection_lost(error: BaseException) -> bool:
 
 
 _TRANSIENT_CLASSES = {"08", "40", "53", "57"}
+_NOT_MENDED_BY_WAITING = {"40002", "53400", "57P04"}
+"""A constraint at the commit, a limit of the configuration, a database that was dropped."""
 _TRANSIENT_STATES = {LOCK_NOT_HAD, "25P03", "25P04"}
 _ROW_CLASSES = {"21", "22", "23", "44", "54", "P0"}
 
@@ -58,7 +62,9 @@ def is_transient(error: BaseException) -> bool:
     """Return whether trying again may help: a lost connection, a deadlock, a lock time-out, a restart, a full disk."""
     state = sqlstate(error)
     return is_connection_lost(error) or (
-        state is not None and (state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES)
+        state is not None
+        and state not in _NOT_MENDED_BY_WAITING
+        and (state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES)
     )
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import psycopg2.errors
 import pytest
 import sqlalchemy as sa
 from backfill_tools import (
@@ -26,10 +27,11 @@ from backfill_tools import (
     to_vectors,
 )
 from click.testing import CliRunner
+from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill.database import index as index_module
-from amprenta_vectors.backfill.database.index import build_deferred, defer_indexes
-from amprenta_vectors.backfill.database.index_plan import BuildSettings
+from amprenta_vectors.backfill.database.index import build_deferred, defer_indexes, rebuild_indexes
+from amprenta_vectors.backfill.database.index_plan import BuildSettings, with_lists
 from amprenta_vectors.backfill.engine.observer import IndexBuilding, MoveEvent
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
@@ -37,6 +39,7 @@ from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import CredentialsRefused
 from amprenta_vectors.moves.events import IndexProgress
 from amprenta_vectors.moves.indexing import watching_builds
+from amprenta_vectors.pg.ivfflat import fitting_lists
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 
 IDS, VECTORS = to_ids(100), to_vectors(100)
@@ -367,3 +370,81 @@ def test_how_far_a_build_is_is_shown_while_it_goes_on(engine: sa.Engine, monkeyp
                 assert not building.done()
                 time.sleep(0.02)
         assert building.result() == [NAME]
+
+
+class NoRoom(psycopg2.errors.DiskFull):
+    """As PostgreSQL says it where a container's /dev/shm is full."""
+
+    pgcode = "53100"
+
+
+def without_room(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on a build with parallel workers finds no room; returns the statements that were tried."""
+    execute_really, tried = index_module._execute, list[str]()
+
+    def try_it(connection: Any, statement: str, stop: threading.Event) -> None:
+        tried.append(statement.partition(" IF ")[0])
+        workers = connection.exec_driver_sql("SHOW max_parallel_maintenance_workers").scalar_one()
+        if "INDEX CONCURRENTLY" in statement and not statement.startswith("DROP") and workers != "0":
+            said = NoRoom('could not resize shared memory segment "/PostgreSQL.1" to 67145056 bytes')
+            raise DBAPIError(statement, None, said)
+        execute_really(connection, statement, stop)
+
+    monkeypatch.setattr(index_module, "_execute", try_it)
+    return tried
+
+
+def test_a_build_whose_parallel_workers_have_no_room_goes_on_without_them_and_says_how_to_give_more(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = without_room(monkeypatch)
+    assert run_job(engine, to_job(engine, stub())).indexes_built == [NAME]
+    assert tried[:2] == ["CREATE INDEX CONCURRENTLY"] * 2
+    assert index(engine)[3]
+    assert "docker run --shm-size" in caplog.text
+
+
+def test_a_rebuild_too(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_job(engine, to_job(engine, stub()))
+    without_room(monkeypatch)
+    table = to_job(engine, stub()).slice.table
+    assert rebuild_indexes(engine, table, threading.Event()) == [NAME]
+
+
+def test_a_disk_that_is_full_without_workers_too_is_an_error(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_job(engine, to_job(engine, stub(), keep_deferred=True))
+    tried: list[str] = []
+
+    def find_no_room(connection: Any, statement: str, stop: threading.Event) -> None:
+        tried.append(statement)
+        raise DBAPIError(statement, None, NoRoom("No space left on device"))
+
+    monkeypatch.setattr(index_module, "_execute", find_no_room)
+    with pytest.raises(DBAPIError):
+        build_deferred(engine, to_job(engine, stub()).slice.table, threading.Event())
+    assert len(tried) == 2
+
+
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_the_lists_of_an_ivfflat_index_follow_the_rows_at_each_build(engine: sa.Engine, rebuilt: bool) -> None:
+    execute(engine, f"DROP INDEX {NAME}")
+    execute(engine, f"CREATE INDEX {NAME} ON rag_chunks USING ivfflat (embedding vector_cosine_ops) WITH (lists = 1)")
+    if not rebuilt:
+        defer_indexes(engine, to_job(engine, stub()).slice.table)
+    execute(
+        engine,
+        "INSERT INTO rag_chunks (chunk_id, embedding) SELECT n, ARRAY[n, 1, 2, 3, 4, 5, 6, 7]::vector "
+        "FROM generate_series(1, 6000) n",
+    )
+    table = to_job(engine, stub()).slice.table
+    (rebuild_indexes if rebuilt else build_deferred)(engine, table, threading.Event())
+    assert "lists='6'" in index(engine)[1]
+
+
+def test_lists_that_a_person_chose_are_kept_while_they_suit_about() -> None:
+    assert [fitting_lists(lists, 6000) for lists in (1, 2, 6, 24, 25, 100)] == [6, 2, 6, 24, 6, 6]
+    plain = "CREATE INDEX i ON t USING ivfflat ((embedding::halfvec(3)) halfvec_cosine_ops){} WHERE (a > 0)"
+    for stated in ("", " WITH (lists='1')", " WITH (lists=1)"):
+        assert with_lists(plain.format(stated), 9) == plain.format(" WITH (lists='9')")

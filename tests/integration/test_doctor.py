@@ -406,6 +406,57 @@ def test_a_run_that_is_worked_on_is_a_note(patient: Patient) -> None:
     assert (found.severity, found.mend) == ("note", "")
 
 
+def test_a_run_whose_planner_is_at_work_is_worked_on(patient: Patient) -> None:
+    begin_run(patient)
+    patient.execute(
+        "UPDATE migration_run SET plan_owner = 'me', plan_lease_expires_at = clock_timestamp() + interval '1 hour'"
+    )
+    found = patient.finding("unfinished runs")
+    assert (found.severity, found.mend) == ("note", "")
+    assert "by 1 process(es)" in found.found
+    status = CliRunner().invoke(main, ["status"], env={"DATABASE_URL": patient.url})
+    assert "1 process(es) at work" in status.output
+    patient.execute("UPDATE migration_run SET plan_lease_expires_at = clock_timestamp() - interval '1 s'")
+    assert patient.finding("unfinished runs").severity == "serious"
+
+
+def test_a_run_that_waits_for_another_one_into_the_column_is_queued_and_not_dead(patient: Patient) -> None:
+    begin_run(patient)
+    patient.execute(
+        "UPDATE migration_run SET plan_owner = 'me', plan_lease_expires_at = clock_timestamp() + interval '1 hour'",
+        "INSERT INTO migration_run (vector_table, target, scope, state, desired_state, source) "
+        "VALUES ('rag_chunks', 'rag_chunks.embedding', '{\"namespace\": \"b\"}', 'planned', 'running', 'pinecone:x')",
+    )
+    queued, _ = patient.findings("unfinished runs")
+    assert (queued.severity, queued.mend) == ("note", "")
+    assert "is queued behind another" in queued.found
+
+
+def test_what_a_run_wrote_and_nobody_compared_is_named(patient: Patient) -> None:
+    begin_run(patient, "finished")
+    patient.execute(
+        "INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys, status, rows_written) "
+        "SELECT id, 1, 'a', 'b', '{}', 'done', 3 FROM migration_run"
+    )
+    found = patient.finding("unverified")
+    assert (found.severity, found.mend.partition(",")[0]) == ("advice", "amprenta-vectors backfill --resume")
+    patient.execute("UPDATE migration_run SET verified_at = now()")
+    assert patient.findings("unverified") == []
+
+
+@pytest.mark.usefixtures("many")
+def test_lists_that_do_not_suit_the_rows_are_serious_and_the_rebuild_mends_them(patient: Patient) -> None:
+    patient.execute(
+        f"DROP INDEX {INDEX}",
+        f"CREATE INDEX {INDEX} ON rag_chunks USING ivfflat (embedding vector_cosine_ops) WITH (lists = 50)",
+    )
+    found = patient.finding("lists far off")
+    assert (found.severity, found.mend) == ("serious", "amprenta-vectors index rebuild")
+    assert "has 50 lists for about 500 rows; 1 suit them" in found.found
+    assert CliRunner().invoke(main, ["index", "rebuild"], env={"DATABASE_URL": patient.url}).exit_code == 0
+    assert patient.findings("lists far off") == []
+
+
 def test_writes_that_the_other_store_has_not_got_are_serious_once_they_are_late(patient: Patient) -> None:
     patient.execute(
         "INSERT INTO vector_outbox (target, scope, key, operation) VALUES ('rag_chunks.embedding', '{}', 'k', 'delete')"

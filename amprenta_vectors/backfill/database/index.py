@@ -11,13 +11,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backfill.database.index_plan import BuildSettings, Say, Shape, plan_build
+from amprenta_vectors.backfill.database.index_plan import BuildSettings, Say, Shape, plan_build, with_lists
 from amprenta_vectors.backfill.progress import indexes, transactions
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.db import is_pooled
 from amprenta_vectors.errors import SchemaMismatch, TransientError
-from amprenta_vectors.pg.errors import LOCK_NOT_HAD, NOT_ALLOWED, sqlstate
+from amprenta_vectors.pg.errors import LOCK_NOT_HAD, NO_ROOM, NOT_ALLOWED, sqlstate
 from amprenta_vectors.pg.indexes import builder_of, index_of
+from amprenta_vectors.pg.ivfflat import fitting_lists
 from amprenta_vectors.pg.names import literal, quoted
 from amprenta_vectors.pg.sessions import LOCK_SECONDS
 from amprenta_vectors.pg.tables import table_of
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 AS_IT_IS = BuildSettings()
+_WORKERS = "max_parallel_maintenance_workers"
 """The settings of a build that leave the server's own as they are."""
 _DEFER_SETTINGS = sa.text("""
     SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', :lock_timeout, true)
@@ -118,8 +120,15 @@ def rebuild_indexes(
             _prepare(connection, settings)
             found = [index for index in ann_indexes(connection, table) if index.table == table.table]
             for index in found:
-                say(plan_build(connection, table, index.name, Shape.of(index.definition)))
-                _execute(connection, "REINDEX INDEX CONCURRENTLY " + quoted(index.schema, index.name), stop)
+                definition = _to_build(connection, table, index.name, index.definition, say)
+                if definition != index.definition:
+                    lists = Shape.of(definition).lists
+                    _execute(connection, f"ALTER INDEX {quoted(index.schema, index.name)} SET (lists = {lists})", stop)
+                rebuild = "REINDEX INDEX CONCURRENTLY " + quoted(index.schema, index.name)
+                if not _execute_serially_if_need_be(connection, rebuild, stop):
+                    leftover = quoted(index.schema, f"{index.name}_ccnew")
+                    _execute(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {leftover}", stop)
+                    _execute(connection, rebuild, stop)
             return [index.name for index in found]
         finally:
             connection.invalidate()
@@ -167,14 +176,14 @@ def _prepare(connection: Connection, settings: BuildSettings) -> None:
 
 def _build(connection: Connection, table: VectorTable, index: Any, stop: threading.Event, say: Say) -> None:
     name = quoted(table.schema, index.index_name)
-    create = index.definition.replace("CREATE INDEX ", "CREATE INDEX CONCURRENTLY IF NOT EXISTS ", 1)
     while True:
         found = index_of(connection, index.index_name, table.schema)
         if found is not None and found.valid:
             break
         if found is None:
-            say(plan_build(connection, table, index.index_name, Shape.of(index.definition)))
-            _execute(connection, create, stop)
+            definition = _to_build(connection, table, index.index_name, index.definition, say)
+            create = definition.replace("CREATE INDEX ", "CREATE INDEX CONCURRENTLY IF NOT EXISTS ", 1)
+            _execute_serially_if_need_be(connection, create, stop)
         elif builder_of(connection, found) is None:
             _execute(connection, "DROP INDEX CONCURRENTLY IF EXISTS " + name, stop)
         elif stop.wait(POLL_SECONDS):
@@ -182,6 +191,39 @@ def _build(connection: Connection, table: VectorTable, index: Any, stop: threadi
     if index.comment is not None:
         statement = f"COMMENT ON INDEX {name} IS {literal(index.comment)}"
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def _to_build(connection: Connection, table: VectorTable, name: str, definition: str, say: Say) -> str:
+    """Tell the plan of a build, and return the definition to build: the lists of an ivfflat index follow the rows."""
+    shape = Shape.of(definition)
+    plan = plan_build(connection, table, name, shape)
+    if shape.lists is not None and (lists := fitting_lists(shape.lists, plan.rows)) != shape.lists:
+        definition = with_lists(definition, lists)
+        plan = plan_build(connection, table, name, Shape.of(definition))
+    say(plan)
+    return definition
+
+
+def _execute_serially_if_need_be(connection: Connection, statement: str, stop: threading.Event) -> bool:
+    """Execute a build; return False where parallel workers had no room, and none are started from now on.
+
+    In a container /dev/shm has 64 MB, which the workers of a build share. A full disk gives the same error, and gives
+    it again without workers.
+    """
+    try:
+        _execute(connection, statement, stop)
+    except DBAPIError as error:
+        workers = connection.execute(sa.select(sa.func.current_setting(_WORKERS))).scalar_one()
+        if sqlstate(error) != NO_ROOM or workers == "0" or is_pooled(connection):
+            raise
+        connection.execute(sa.select(sa.func.set_config(_WORKERS, "0", False)))
+        log.warning(
+            "the server has no room for the parallel workers of the build (%s): it is built without them. To give a "
+            "container more of /dev/shm: docker run --shm-size=1g",
+            str(error.orig).strip(),
+        )
+        return False
+    return True
 
 
 def _execute(connection: Connection, statement: str, stop: threading.Event) -> None:

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.ddl.vector_index import suitable_lists
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.errors import is_row_refusal, to_error
+from amprenta_vectors.pg.ivfflat import suitable_lists
 from amprenta_vectors.pg.types import IndexMethod, IndexStorage
 from amprenta_vectors.schema.catalogue import relation
 from amprenta_vectors.schema.expressions import to_clause
@@ -124,6 +124,11 @@ class Shape:
         storage = cast(IndexStorage, opclass[1]) if opclass else "vector"
         return cls("ivfflat" if "USING ivfflat" in definition else "hnsw", options, storage)
 
+    @property
+    def lists(self) -> int | None:
+        """The lists of an ivfflat index; None for any other."""
+        return self.options.get("lists", _DEFAULTS["lists"]) if self.method == "ivfflat" else None
+
     def vector_bytes(self, dimension: int) -> int:
         """Return the bytes that the index keeps of one vector."""
         return -(-dimension // 8) if self.storage == "bit" else dimension * (2 if self.storage == "halfvec" else 4)
@@ -131,6 +136,19 @@ class Shape:
     def compared(self, dimension: int) -> int:
         """Return what comparing two vectors costs, counted in float dimensions: signs are compared 32 at a time."""
         return -(-dimension // 32) if self.storage == "bit" else dimension
+
+
+def with_lists(definition: str, lists: int) -> str:
+    """Return the CREATE INDEX statement of an ivfflat index with so many lists."""
+    stated, found = re.subn(r"\blists\s*=\s*'?\d+'?", f"lists='{lists}'", definition, count=1)
+    if found:
+        return stated
+    end = depth = 0
+    for end in range(definition.index("(", definition.index("USING ivfflat")), len(definition)):
+        depth += {"(": 1, ")": -1}.get(definition[end], 0)
+        if depth == 0:
+            break
+    return f"{definition[: end + 1]} WITH (lists='{lists}'){definition[end + 1 :]}"
 
 
 def plan_build(connection: Connection, table: VectorTable, name: str, shape: Shape) -> BuildPlan:

@@ -25,6 +25,7 @@ class Counts:
     in_quarantine: int
     """Rows listed with a reason that no later run has resolved, including rows left alone and missing ones."""
     owners: int
+    """The processes that hold the lease of a batch, or of the plan."""
 
 
 def count(connection: Connection, run_id: int) -> Counts:
@@ -39,8 +40,14 @@ def count(connection: Connection, run_id: int) -> Counts:
                    coalesce(sum(rows_skipped), 0)::bigint AS skipped,
                    coalesce(sum(rows_missing), 0)::bigint AS missing,
                    coalesce(sum(rows_quarantined), 0)::bigint AS quarantined,
-                   count(DISTINCT owner) FILTER (
-                       WHERE status = 'running' AND lease_expires_at > clock_timestamp()
+                   (
+                       SELECT count(*) FROM (
+                           SELECT owner FROM migration_progress
+                           WHERE run_id = :run_id AND status = 'running' AND lease_expires_at > clock_timestamp()
+                           UNION
+                           SELECT plan_owner FROM migration_run
+                           WHERE id = :run_id AND planned_at IS NULL AND plan_lease_expires_at > clock_timestamp()
+                       ) AS at_work
                    ) AS owners,
                    (
                        SELECT count(*) FROM migration_quarantine e WHERE e.run_id = :run_id AND resolved_at IS NULL

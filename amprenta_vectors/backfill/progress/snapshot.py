@@ -118,9 +118,15 @@ _LOOK = sa.text("""
            ) AS bins,
            (
                SELECT jsonb_agg(to_jsonb(p) ORDER BY p.owner) FROM (
-                   SELECT owner, count(*) AS batches,
+                   SELECT owner, sum(batches) AS batches,
                           extract(epoch FROM min(lease_expires_at) - clock_timestamp()) AS lease_seconds
-                   FROM migration_progress WHERE run_id = :run_id AND status = 'running' GROUP BY owner
+                   FROM (
+                       SELECT owner, 1 AS batches, lease_expires_at FROM migration_progress
+                       WHERE run_id = :run_id AND status = 'running'
+                       UNION ALL
+                       SELECT run.plan_owner, 0, run.plan_lease_expires_at
+                       WHERE run.planned_at IS NULL AND run.plan_owner IS NOT NULL
+                   ) l GROUP BY owner
                ) p
            ) AS processes,
            (
