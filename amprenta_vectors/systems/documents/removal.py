@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +11,11 @@ from pathlib import Path
 
 from sqlalchemy.engine import Engine
 
+from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backends.simple.backup import backup_of
 from amprenta_vectors.backends.simple.cipher import decrypted
-from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, locked
+from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, METADATA_FILE, locked
+from amprenta_vectors.backends.simple.raw_check import RawDocument, find_incomplete
 from amprenta_vectors.backends.simple.source import SimpleOrigin
 from amprenta_vectors.backfill.progress import proof, quarantine, runs
 from amprenta_vectors.backfill.progress.events import RunEvent
@@ -91,8 +93,26 @@ class Removal:
                 f"moved away; {self._bring_over()}",
                 0,
             )
-        found = self._compare(run, event)
+        source = self.origin.open(self.table, self.name, with_metadata=True)
+        incomplete = self._find_incomplete(folder, source)
+        if incomplete:
+            return (
+                f"{folder / METADATA_FILE} says more of {len(incomplete):,} documents than was read of them "
+                f"({_named(incomplete)}): keep it, and report this",
+                0,
+            )
+        found = self._compare(run, event, source)
         return self._why_of(found), len(found.absent)
+
+    def _find_incomplete(self, folder: Path, source: Source) -> list[str]:
+        """The comparison with the table believes what was read of the files; so that is looked at on its own."""
+        decrypt = partial(decrypted, cipher=self.origin.cipher)
+        documents: dict[str, RawDocument] = {}
+        for keys, _ in source.iter_keys():
+            batch = source.fetch(keys)
+            columns = zip(batch.source_keys, batch.texts or (), batch.metadata or (), strict=True)
+            documents |= {key: RawDocument(text, decrypt(fields or {})) for key, text, fields in columns}
+        return find_incomplete(folder / METADATA_FILE, self.origin.key, documents)
 
     def _last_verified(self, folder: Path) -> tuple[Run, RunEvent] | str:
         scope = scope_of(self.table, self.name)
@@ -112,8 +132,7 @@ class Removal:
             )
         return verified
 
-    def _compare(self, run: Run, event: RunEvent) -> Contents:
-        source = self.origin.open(self.table, self.name, with_metadata=True)
+    def _compare(self, run: Run, event: RunEvent, source: Source) -> Contents:
         decrypt = partial(decrypted, cipher=self.origin.cipher)
         slice_ = open_slice(self.engine, self.table, run.scope)
         with self.engine.connect() as connection:
@@ -121,10 +140,9 @@ class Removal:
 
     def _why_of(self, found: Contents) -> str | None:
         if found.differs:
-            named = ", ".join(map(repr, found.differs[:NAMED])) + (", …" if len(found.differs) > NAMED else "")
             return (
                 f"the files have another text or other metadata of {len(found.differs):,} documents than their rows "
-                f"({named}); {self._bring_over()}"
+                f"({_named(found.differs)}); {self._bring_over()}"
             )
         if found.absent and len(found.absent) == len(self.origin.store(self.name).records):
             return "the table has not one of its documents any longer: amprenta-vectors documents migrate --restart"
@@ -136,3 +154,7 @@ class Removal:
             f"{given} amprenta-vectors reconcile --namespace {shlex.quote(self.name)} brings over what changed there, "
             "and amprenta-vectors documents migrate --restart backs up and compares"
         )
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(map(repr, ids[:NAMED])) + (", …" if len(ids) > NAMED else "")
