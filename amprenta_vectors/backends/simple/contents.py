@@ -78,7 +78,7 @@ def read_contents(folder: Path, key: str | None) -> Contents:
 
 
 def _unsealed(content: bytes, decryptor: Decryptor, token: Callable[[bytes], str]) -> tuple[Any, Seal, bool]:
-    """As it stands, what makes a content alike of another value, and whether it is encrypted as a whole."""
+    """Return the value, an encoder that makes a like content, and whether it is encrypted as a whole."""
     text = content.strip().decode()
     outer: Any = text if is_token(text) else json.loads(text)
     found, to_json = outer, _json_like(text)

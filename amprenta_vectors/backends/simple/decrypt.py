@@ -46,7 +46,7 @@ class Decryptor:
             ) from None
 
     def open(self, value: Any) -> str | None:
-        """What a token holds, and the token in it if it was encrypted more than once; None for what is no token."""
+        """Return what a token holds, decrypted as often as it was encrypted; None for any other value."""
         plain = None
         while is_token(value):
             plain = value = self.decrypt(value)
@@ -81,7 +81,7 @@ def read_metadata(path: Path, key: str | None) -> tuple[Any, str]:
 
 
 def whole_token(value: Any) -> str | None:
-    """The token that a file's decoded content is, or wraps."""
+    """Return the token that a file's decoded content is, or wraps; None if it has none."""
     return value if is_token(value) else wrapped_token(value)
 
 

@@ -21,14 +21,14 @@ Open = Callable[[Any], str | None]
 
 
 def sealed_value(value: Any) -> str:
-    """What is to be encrypted of a value of a document, so that `decrypt_file` gives the same value back."""
+    """Return the text to encrypt for a value of a document, from which `decrypt_file` makes the same value."""
     if isinstance(value, str) and not value.startswith(_JSON):
         return value
     return f"{_JSON}{json.dumps(value, ensure_ascii=False)}\n"
 
 
 def decrypt_file(value: Any, open_token: Open) -> Any:
-    """The content of a file with every token in it decrypted."""
+    """Return the content of a file with every token in it decrypted."""
     if isinstance(value, list):
         return [_document(entry, open_token) for entry in value]
     if not isinstance(value, dict):
@@ -37,7 +37,7 @@ def decrypt_file(value: Any, open_token: Open) -> Any:
 
 
 def _column(name: str, value: Any, open_token: Open) -> Any:
-    """What the file has under a name: of all documents if the name says so, else of one."""
+    """Decrypt what the file has under a name: all documents if the name says so, else one."""
     if name not in (*DOCUMENT_LISTS, *TEXTS, *METADATA, *IDS):
         return _document(value, open_token)
     plain = open_token(value)
@@ -56,7 +56,7 @@ def _column(name: str, value: Any, open_token: Open) -> Any:
 
 
 def _document(value: Any, open_token: Open) -> Any:
-    """A document: an object, which a token holds if there is a text in it; a text if not."""
+    """Decrypt a document: an object if a token holds one with a text in it, else a text."""
     plain = open_token(value)
     if plain is not None:
         decoded = _decoded(plain, dict)
@@ -69,7 +69,7 @@ def _document(value: Any, open_token: Open) -> Any:
 
 
 def _metadata(value: Any, open_token: Open) -> Any:
-    """Metadata, or a document where metadata is what a file calls its documents."""
+    """Decrypt metadata, or a document if the file calls its documents metadata."""
     plain = open_token(value)
     if plain is not None:
         value = _decoded(plain, dict)
@@ -96,7 +96,7 @@ def _has_text(value: Mapping[str, Any], open_token: Open) -> bool:
 
 
 def _decoded(plain: str, kind: Any, otherwise: str | None = None) -> Any:
-    """What ``plain`` is as JSON, if it is of that kind."""
+    """Return ``plain`` decoded from JSON if that is of ``kind``, else ``otherwise``."""
     otherwise = plain if otherwise is None else otherwise
     try:
         value = from_json(plain)

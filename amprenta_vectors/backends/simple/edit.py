@@ -208,12 +208,12 @@ def _sealed_field(name: str, model: Any, held: Any, encrypt: Encrypt) -> Any:
 
 
 def _to_token(made: Any, encrypt: Encrypt) -> Any:
-    """The token of a document or of metadata as a whole, or of a text."""
+    """Return the token of a document or of metadata as a whole, or of a text."""
     return encrypt(json.dumps(made, ensure_ascii=False)) if isinstance(made, dict) else _to_value_token(made, encrypt)
 
 
 def _to_value_token(value: Any, encrypt: Encrypt) -> Any:
-    """A number stays: the old application would read a text in its place."""
+    """Return the token of a value; a number stays, because the old application would read a text in its place."""
     return encrypt(sealed_value(value)) if isinstance(value, str | list | dict) else value
 
 

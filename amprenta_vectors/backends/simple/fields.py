@@ -30,11 +30,11 @@ class Document:
     layers: tuple[Layer, ...] = ()
 
     def with_layers(self, layers: Iterable[Layer]) -> Document:
-        """The document with further layers after its own."""
+        """Return the document with further layers after its own."""
         return replace(self, layers=(*self.layers, *layers))
 
     def metadata_of(self, identity: str) -> dict[str, Any]:
-        """Every field of the document that goes by ``identity``, as `merge` brings them together.
+        """Return every field of the document whose id is ``identity``, as `merge` brings them together.
 
         Outside of its metadata its id and text are left out where they are what the row has under names of its own.
         """
@@ -51,7 +51,7 @@ class Document:
 
 
 def merge(layers: Iterable[Layer]) -> dict[str, Any]:
-    """All fields of all layers by name.
+    """Return all fields of all layers by name.
 
     Where two have one name and another value, the earlier layer's keeps the name; the other's is followed by ``__`` and
     its layer, as often as it takes until the name is free. So ``page`` beside a ``metadata`` that has another
@@ -68,7 +68,7 @@ def merge(layers: Iterable[Layer]) -> dict[str, Any]:
 
 
 def from_json(content: str | bytes) -> Any:
-    """What JSON says; a name that an object gives twice, with two values, gives the second with `AGAIN` after it."""
+    """Decode JSON; of a name that an object gives twice, with two values, the second is followed by `AGAIN`."""
     return json.loads(content, object_pairs_hook=_to_object)
 
 
@@ -80,12 +80,12 @@ def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_same(one: object, other: object) -> bool:
-    """Whether JSON writes both alike, whatever the order of their fields: 1, 1.0 and true are three values."""
+    """Return whether JSON writes both alike, whatever the order of their fields: 1, 1.0 and true are three values."""
     return one is other or json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def to_document(entry: Any) -> Document:
-    """One document as an entry of its own: a text, or an object with a text in it or in its metadata.
+    """Return the document of an entry: a text, or an object with a text in it or in its metadata.
 
     Its metadata is the first object under one of `METADATA`; whatever else it has stands beside.
     """
@@ -113,7 +113,7 @@ def layers_beside(
     count: int,
     layer: str = "beside",
 ) -> list[list[Layer]]:
-    """What ``value``, a whole file, has of each of ``count`` documents under names that are not ``known``.
+    """Return what ``value``, a whole file, has of each of ``count`` documents under names that are not ``known``.
 
     That is a list of as many entries, by place, or an object whose names are all among ``ids``.
     """
@@ -132,7 +132,7 @@ def layers_beside(
 
 
 def _layers_of(name: str, item: Any, layer: str) -> list[Layer]:
-    """Metadata is spread out; what is not there is not."""
+    """Return the layer of one item; metadata is spread out, and absent metadata gives no layer."""
     if name not in METADATA:
         return [(layer, {name: item})]
     if isinstance(item, Mapping):

@@ -30,7 +30,7 @@ class _Object(list[tuple[str, Any]]):
 
 
 def find_incomplete(path: Path, key: str | None, documents: Mapping[str, RawDocument]) -> list[str]:
-    """The ids of which the file at ``path`` says more than ``documents`` have, those too that are not among them."""
+    """Return the ids of which the file at ``path`` says more than ``documents`` have, absent documents included."""
     decrypt = _decrypter(key)
     content = path.read_bytes().decode()
     opened = decrypt(content.strip())
@@ -47,7 +47,7 @@ class _Check:
         self._lists: list[tuple[str, Sequence[Any], bool]] = []
 
     def visit(self, value: Any, name: str, *, at_root: bool = False) -> Iterator[str]:
-        """The ids of documents to which something is missing that stands in ``value``."""
+        """Yield the ids of documents that lack something which stands in ``value``."""
         value = self._opened(value)
         if isinstance(value, _Object):
             yield from self._visit_object(value, name)
@@ -72,7 +72,7 @@ class _Check:
                 yield own
 
     def _visit_list(self, name: str, entries: Sequence[Any], at_root: bool) -> Iterator[str]:
-        """Each entry is of the document that it names, or of the one in its place in any order that there is."""
+        """Yield what is missing of a list: an entry is of the document it names, or of one in its place in some order."""
         named = [self._candidates(entry) for entry in entries]
         of_documents = at_root or self._are_of_documents(entries, named)
         if len(entries) != len(self._held) and not of_documents:
@@ -85,7 +85,7 @@ class _Check:
                 yield next(iter(whose), str(place))
 
     def _are_of_documents(self, entries: Sequence[Any], named: Sequence[Sequence[str]]) -> bool:
-        """Whether a list that is not as long as there are documents is nevertheless of documents: some are missing."""
+        """Return whether a list of another length than there are documents is nevertheless of documents."""
         opened = list(map(self._opened, entries))
         if any(isinstance(entry, _Object) for entry in opened):
             return any(named)
@@ -93,14 +93,14 @@ class _Check:
         return known * 2 >= len(entries) > 0
 
     def _candidates(self, entry: Any) -> list[str]:
-        """The ids that an entry of a list names itself by, if it does."""
+        """Return the ids that an entry of a list names itself by, if it does."""
         opened = self._opened(entry)
         values = [held for _, held in opened] if isinstance(opened, _Object) else [opened]
         ids = [str(held) for held in map(self._opened, values) if isinstance(held, str | int)]
         return [identity for identity in dict.fromkeys(ids) if identity in self._held]
 
     def _is_held(self, value: Any, name: str, held: _Held, depth: int = 0) -> bool:
-        """``depth`` is in how many objects of the document ``value`` stands."""
+        """Return whether ``held`` has ``value``, which stands in ``depth`` objects of its document."""
         if isinstance(value, str):
             return held.has(name, value, depth) or self._is_opened_held(value, name, held, depth)
         if isinstance(value, _Object):
@@ -119,7 +119,7 @@ class _Check:
         return self._is_held(plain, name, held, depth)
 
     def _opened(self, value: Any) -> Any:
-        """What a token holds, decoded where it is an object or an array."""
+        """Return what a token holds, decoded if it is an object or an array; any other value as it is."""
         while isinstance(value, str) and (plain := self._decrypt(value)) is not None:
             parsed = _parsed_or_none(plain)
             value = parsed if isinstance(parsed, list) else plain
@@ -136,7 +136,7 @@ class _Held:
         self._collect("", dict(document.metadata))
 
     def has(self, name: str, value: Any, depth: int) -> bool:
-        """Whether the value is there: as the text, as the id, or under the name; one that clashes has a longer name.
+        """Return whether the value is the text, the id, or under the name; one that clashes has a longer name.
 
         The id is no field of an object within the document.
         """
@@ -157,7 +157,7 @@ class _Held:
 
 
 def _decrypter(key: str | None) -> Callable[[str], str | None]:
-    """What a token holds; None for what is none, or of another key."""
+    """Return a function that decrypts a token, and returns None for any other text."""
     fernet = None if key is None else open_fernet(key)
 
     def decrypt(value: str) -> str | None:

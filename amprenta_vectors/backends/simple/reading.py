@@ -175,7 +175,7 @@ def _by_id(path: Path, ids: Sequence[str], rows: Sequence[Any], unpaired: dict[s
 
 
 def plain(value: Any) -> Any:
-    """A value of a pickle as JSON has it. Raises `ValueError` for what JSON has not, naming its type."""
+    """Return a value of a pickle as JSON has it. Raises `ValueError` naming the type of what JSON has not."""
     if isinstance(value, Mapping):
         if not all(isinstance(name, str) for name in value):
             raise ValueError("a name that is no text")

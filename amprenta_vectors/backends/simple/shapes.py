@@ -73,7 +73,7 @@ def to_vector_columns(value: Any) -> Columns:
 
 
 def to_document_columns(value: Any) -> Columns:
-    """The documents of a decoded ``metadata.json``; a row is a `Document`. Raises `ShapeUnknown`."""
+    """Return the documents of a decoded ``metadata.json``; a row is a `Document`. Raises `ShapeUnknown`."""
     if isinstance(value, list):
         return _listed(value, "a list of documents")
     if not isinstance(value, Mapping):
@@ -96,7 +96,7 @@ def to_document_columns(value: Any) -> Columns:
 
 
 def _columnar(value: Mapping[str, Any]) -> Columns | None:
-    """Texts in a list, or by id, and whatever else there is of each likewise."""
+    """Return texts in a list, or by id, with whatever else there is of each likewise; None for other shapes."""
     name = next((name for name in TEXTS if _is_list_of_texts(value.get(name))), None)
     if name is None:
         return _keyed(value)
@@ -110,7 +110,7 @@ def _columnar(value: Mapping[str, Any]) -> Columns | None:
 
 
 def _keyed(value: Mapping[str, Any]) -> Columns | None:
-    """Texts by id, and whatever else there is of each by id beside them."""
+    """Return texts by id, with whatever else there is of each by id; None for other shapes."""
     name = next((name for name in TEXTS if isinstance(value.get(name), Mapping)), None)
     if name is None or not all(isinstance(text, str) for text in value[name].values()):
         return None
@@ -132,7 +132,7 @@ def _documents_by_id(value: Mapping[str, Any], shape: str) -> Columns:
 
 
 def _said_once(name: str, names: Mapping[str, Any]) -> str:
-    """The name that an object of JSON gave: one that it gives twice, with two values, belongs to neither."""
+    """Return the id as the file gave it, so that one given twice, with two documents, belongs to neither."""
     own = name.removesuffix(AGAIN)
     return own if own in names else name
 
@@ -140,13 +140,13 @@ def _said_once(name: str, names: Mapping[str, Any]) -> str:
 def _with_beside(
     columns: Columns, value: Mapping[str, Any], known: Sequence[str | None], ids: Sequence[str] | None = None
 ) -> Columns:
-    """With what ``value`` has of each document beside it; a text under another name is a field."""
+    """Return ``columns`` with what ``value`` has of each document beside it; a second text is a field."""
     layers = layers_beside(value, known, ids or columns.ids, len(columns.rows))
     return replace(columns, rows=[row.with_layers(more) for row, more in zip(columns.rows, layers, strict=True)])
 
 
 def _vector_of(entry: Any) -> tuple[Any, Any, list[Layer]]:
-    """The id, where it has one, what stands for the vector, and what else there is."""
+    """Return the id of an entry, if it has one, what stands for its vector, and its other fields."""
     if not isinstance(entry, Mapping):
         return None, entry, []
     name = _first_name(entry, VECTOR, (list, tuple, PickledArray))
@@ -162,7 +162,7 @@ def _with_entries(columns: Columns, entries: Sequence[tuple[Any, Any, list[Layer
 
 
 def _ids_of(value: Mapping[str, Any]) -> tuple[Sequence[str] | None, str | None]:
-    """Ids in a list of their own, and its name."""
+    """Return ids in a list of their own, and its name."""
     name = _first_name(value, IDS, (list,))
     return (None, None) if name is None else ([str(identity) for identity in value[name]], name)
 
@@ -187,7 +187,7 @@ def _is_pair(entry: Any) -> bool:
 
 
 def _is_list_of_texts(value: Any) -> bool:
-    """Some of which may be missing."""
+    """Return whether a value is a list of texts, some of which may be missing."""
     if not isinstance(value, list):
         return False
     return all(isinstance(entry, str | None) for entry in value) and (not value or any(value) or "" in value)

@@ -190,7 +190,7 @@ class SimpleSource:
         return None
 
     def _metadata_of(self, key: str, record: LegacyRecord) -> dict[str, Any]:
-        """With the id. Who has a key has what they write encrypted, as the store that is queried does."""
+        """Return the metadata to write, with the id; encrypted if there is a key, as the store that is queried does."""
         metadata = merge(
             [("text", {"text": record.text} if self._text_in_metadata else {}), ("metadata", record.metadata)]
         )

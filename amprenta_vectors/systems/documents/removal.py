@@ -105,7 +105,7 @@ class Removal:
         return self._why_of(found), len(found.absent)
 
     def _find_incomplete(self, folder: Path, source: Source) -> list[str]:
-        """The comparison with the table believes what was read of the files; so that is looked at on its own."""
+        """Return the documents that were not read whole: the comparison with the table relies on what was read."""
         decrypt = partial(decrypted, cipher=self.origin.cipher)
         documents: dict[str, RawDocument] = {}
         for keys, _ in source.iter_keys():
