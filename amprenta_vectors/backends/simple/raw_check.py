@@ -72,7 +72,7 @@ class _Check:
                 yield own
 
     def _visit_list(self, name: str, entries: Sequence[Any], at_root: bool) -> Iterator[str]:
-        """Yield what is missing of a list: an entry is of the document it names, or of one in its place in some order."""
+        """Yield what is missing of a list: an entry is of the document that it names, or of one in its place."""
         named = [self._candidates(entry) for entry in entries]
         of_documents = at_root or self._are_of_documents(entries, named)
         if len(entries) != len(self._held) and not of_documents:
