@@ -561,3 +561,34 @@ def test_every_field_of_a_document_reaches_its_row_and_then_its_files_may_go(eng
     assert found == own | {"original_id": "doc-1"}
     result = remove(root, "--user", "carol", "--yes")
     assert result.exit_code == 0, result.output
+
+
+def test_what_postgresql_cannot_hold_is_quarantined_and_carried_over_without_it_where_asked(
+    engine: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VECTOR_STORE_ENCRYPTION_KEY")
+    monkeypatch.setenv("AMPRENTA_MAX_BAD_SHARE", "1")
+    vectors, documents = to_documents(5, seed=5)
+    documents["doc-1"]["text"] = "from a\0 PDF\0"
+    documents["doc-2"]["metadata"]["score"] = float("nan")
+    documents["doc-3"]["metadata"]["title"] = "x\0y"
+    write_store(root, "carol", "notes", vectors, documents)
+    result = run(root, "--user", "carol")
+    assert result.exit_code == 3
+    shown = CliRunner().invoke(main, ["errors"])
+    assert {"2 nul_character", "1 nan_in_metadata"} <= set(shown.output.splitlines())
+    assert shown.output.count("--nul strip") == 3
+    result = run(root, "--user", "carol", "--restart", "--nul", "strip")
+    assert result.exit_code == 0, result.output
+    assert "3 nul_stripped" in result.output
+    rows = {identity: row for (user, _, identity), row in rows_of(engine).items() if user == "carol"}
+    assert len(rows) == 5
+    assert rows["doc-1"][1] == "from a PDF"
+    assert rows["doc-2"][2] == {"page": 2, "score": None, "original_id": "doc-2"}
+    assert rows["doc-3"][2]["title"] == "xy"
+    assert "NUL characters in the text" in CliRunner().invoke(main, ["errors"]).output
+    variables = {"SIMPLE_STORE_ROOT": str(root), "AMPRENTA_TABLE": "vector_documents"}
+    compared = CliRunner().invoke(main, ["verify", "--namespace", "carol/notes"], env=variables)
+    assert compared.exit_code == 0, compared.output
+    removed = remove(root, "--user", "carol", "--yes")
+    assert removed.exit_code == 0, removed.output

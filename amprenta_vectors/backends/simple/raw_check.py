@@ -8,6 +8,7 @@ reading code overlooks is not overlooked twice; this module imports nothing of i
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class _Held:
 
     def __init__(self, identity: str, document: RawDocument) -> None:
         self._identity = identity
-        self._text = document.text
+        self._text = _storable(document.text)
         self._names: dict[str, set[str]] = defaultdict(set)
         self._collect("", dict(document.metadata))
 
@@ -140,7 +141,10 @@ class _Held:
 
         The id is no field of an object within the document.
         """
-        if isinstance(value, str) and (value == self._text or (value == self._identity and depth < 2)):
+        if isinstance(value, str) and value == self._identity and depth < 2:
+            return True
+        value, name = _storable(value), _storable(name)
+        if isinstance(value, str) and value == self._text:
             return True
         names = self._names.get(json.dumps(value), ())
         return any(own == name or own.startswith(f"{name}__") for own in names)
@@ -153,7 +157,14 @@ class _Held:
             for held in value:
                 self._collect(name, held)
         else:
-            self._names[json.dumps(value)].add(name)
+            self._names[json.dumps(_storable(value))].add(_storable(name))
+
+
+def _storable(value: Any) -> Any:
+    """Return what ``--nul strip`` makes of a value."""
+    if isinstance(value, str):
+        return value.replace("\0", "")
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _decrypter(key: str | None) -> Callable[[str], str | None]:

@@ -40,8 +40,9 @@ class SimpleOrigin:
     model: str | None = None
     lists = True
 
-    def __init__(self, root: Path, key: str | None) -> None:
+    def __init__(self, root: Path, key: str | None, *, strips: bool = False) -> None:
         self.root = root
+        self.strips = strips
         self.key = key
         self.cipher = None if key is None else MetadataCipher(key)
         self._lock = threading.Lock()
@@ -170,13 +171,14 @@ class SimpleSource:
             row[:] = record.vector
         if not self._with_metadata:
             return VectorBatch(found, vectors, quarantined=tuple(quarantined))
-        return VectorBatch(
+        batch = VectorBatch(
             found,
             vectors,
             texts=[record.text for record in records],
             metadata=[self._metadata_of(key, record) for key, record in zip(found, records, strict=True)],
             quarantined=tuple(quarantined),
         )
+        return batch.stripped() if self._origin.strips else batch
 
     def _amiss_with(self, key: str, store: LegacyStore) -> RowError | None:
         record = store.records[key]
@@ -225,4 +227,4 @@ def open_simple_origin(settings: Settings) -> SimpleOrigin:
     if not root.is_dir():
         raise SourceNotFound(f"{root} is no folder", hint="--root FOLDER, or export SIMPLE_STORE_ROOT=FOLDER")
     key = settings.vector_store_encryption_key
-    return SimpleOrigin(root, None if key is None else key.get_secret_value())
+    return SimpleOrigin(root, None if key is None else key.get_secret_value(), strips=settings.nul == "strip")

@@ -23,6 +23,7 @@ from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.verify.contents import ContentCheck, Contents
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.moves.ends import scope_of
+from amprenta_vectors.reasons import STILL_WRITTEN
 from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -120,7 +121,8 @@ class Removal:
             if runs.unfinished_run(connection, self.table.target, scope) is not None:
                 return "its run is unfinished; resume it: amprenta-vectors documents migrate --resume"
             verified = proof.last_verified(connection, self.table.target, scope)
-            aside = quarantine.quarantined_keys(connection, self.table.target, scope)
+            reasons = quarantine.quarantined_keys(connection, self.table.target, scope)
+        aside = [key for key, reason in reasons.items() if reason not in STILL_WRITTEN]
         if verified is None:
             return "it was not moved and verified; do both: amprenta-vectors documents migrate --restart"
         if verified[0].source != str(folder.resolve()):
