@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from amprenta_vectors.errors import RowError
 from amprenta_vectors.reasons import Reason
+from amprenta_vectors.storable import fault_of, strip
 
 Key = tuple[str, ...]
 """One target key: a value for each key column, as text; PostgreSQL casts it to the column's type."""
@@ -77,12 +78,15 @@ class VectorBatch:
             quarantined=self.quarantined,
         )
 
-    def validated(self, *, cosine: bool, storage: Literal["vector", "halfvec"] = "vector") -> VectorBatch:
+    def validated(
+        self, *, cosine: bool, storage: Literal["vector", "halfvec"] = "vector", hint: str | None = None
+    ) -> VectorBatch:
         """Return the rows that can be stored; the others stand in ``quarantined`` with their reason.
 
         pgvector refuses NaN and infinite values. A zero vector has no direction: under cosine no index holds it and no
         query finds it. A halfvec is judged by what its cast to float16 leaves: 70,000 is infinite there, and 1e-9 is 0.
-        PostgreSQL's text and jsonb cannot hold the NUL character.
+        PostgreSQL's text and jsonb cannot hold the NUL character, nor JSON NaN;
+        ``hint`` says what to do about those.
         """
         if self._is_plainly_good(storage):
             return self
@@ -90,8 +94,8 @@ class VectorBatch:
             stored = self.vectors if storage == "vector" else self.vectors.astype(np.float16)
         finite = np.isfinite(stored).all(axis=1, keepdims=True).ravel()
         zero = ~stored.any(axis=1, keepdims=True).ravel() & cosine
-        nul = np.fromiter((self._has_nul(i) for i in range(len(self))), dtype=bool, count=len(self))
-        good = finite & ~zero & ~nul
+        faults = [self._fault_of(i) for i in range(len(self))]
+        good = finite & ~zero & np.fromiter((fault is None for fault in faults), dtype=bool, count=len(self))
         if good.all():
             return self
         quarantined = list(self.quarantined)
@@ -101,8 +105,9 @@ class VectorBatch:
                 quarantined.append(RowError(key, Reason.NOT_FINITE, f"a NaN or infinite value as {storage}"))
             elif zero[i]:
                 quarantined.append(RowError(key, Reason.ZERO, f"all values are 0 as {storage}, which has no direction"))
-            else:
-                quarantined.append(RowError(key, Reason.NUL, "text or metadata has a NUL character"))
+            elif (fault := faults[i]) is not None:
+                reason, detail = fault
+                quarantined.append(RowError(key, reason, detail if hint is None else f"{detail}; {hint}"))
         return replace(self.take(np.flatnonzero(good)), quarantined=tuple(quarantined))
 
     def _is_plainly_good(self, storage: str) -> bool:
@@ -128,10 +133,32 @@ class VectorBatch:
                 quarantined.append(RowError(key, Reason.SPARSE_REFUSED, str(error)))
         return replace(self, sparse=fitted, quarantined=tuple(quarantined))
 
-    def _has_nul(self, row: int) -> bool:
+    def stripped(self) -> VectorBatch:
+        """Return the batch with texts and metadata as PostgreSQL can hold them; each row that changed is noted."""
+        texts, metadata, notes = list(self.texts or ()), list(self.metadata or ()), list(self.quarantined)
+        for i in range(len(self)):
+            if self._fault_of(i) is None:
+                continue
+            try:
+                text, fields, changed = strip(*self._content(i))
+            except ValueError:
+                # It stays as it is, and is quarantined.
+                continue
+            notes.append(RowError(self.source_keys[i], Reason.NUL_STRIPPED, changed))
+            if texts:
+                texts[i] = text
+            if metadata:
+                metadata[i] = fields
+        if len(notes) == len(self.quarantined):
+            return self
+        return replace(self, texts=texts or self.texts, metadata=metadata or self.metadata, quarantined=tuple(notes))
+
+    def _content(self, row: int) -> tuple[str | None, Mapping[str, Any] | None]:
         text = self.texts[row] if self.texts is not None else None
-        metadata = self.metadata[row] if self.metadata is not None else None
-        return (text is not None and "\0" in text) or (metadata is not None and _contains_nul(metadata))
+        return text, self.metadata[row] if self.metadata is not None else None
+
+    def _fault_of(self, row: int) -> tuple[Reason, str] | None:
+        return fault_of(*self._content(row))
 
 
 def fit_sparse(indices: NDArray[Any], values: NDArray[Any], dimension: int) -> Sparse:
@@ -150,11 +177,3 @@ def fit_sparse(indices: NDArray[Any], values: NDArray[Any], dimension: int) -> S
     if (np.diff(fitted[0]) == 0).any():
         raise ValueError("a sparse index is given twice")
     return fitted
-
-
-def _contains_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, Mapping):
-        return any("\0" in name or _contains_nul(item) for name, item in value.items())
-    return isinstance(value, list | tuple) and any(_contains_nul(item) for item in value)

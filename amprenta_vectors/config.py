@@ -185,6 +185,7 @@ class Settings(BaseSettings):
     probes: int | None = _ours("probes", None, ge=1, le=32768)
     oversampling: int | None = _ours("oversampling", None, ge=1, le=10_000)
     max_bad_share: float = _ours("max_bad_share", 0.05, ge=0, le=1)
+    nul: Literal["quarantine", "strip"] = _ours("nul", "quarantine")
     embedder: Literal["wordllama", "gemini", "ollama"] | None = _ours("embedder", None)
     lease_seconds: float = _ours("lease_seconds", 15.0, gt=0)
     retry_seconds: float = _ours("retry_seconds", 600.0, ge=0)

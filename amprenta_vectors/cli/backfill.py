@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.limit_options import limit_options, orders_of
-from amprenta_vectors.cli.options import namespace_options, run_options, source_option, stop_on_signal
+from amprenta_vectors.cli.options import namespace_options, nul_option, run_options, source_option, stop_on_signal
 from amprenta_vectors.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,11 +52,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many keys, to try it out.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
 @click.option("--defer-index", is_flag=True, help="Drop the ANN index for the load though the column holds values.")
-@click.option(
-    "--keep-deferred",
-    is_flag=True,
-    help="Leave the index that was deferred to a later run: more rows are to come.",
-)
+@nul_option
 @limit_options
 @run_options
 @click.pass_context
@@ -78,7 +74,7 @@ def backfill(
     limit: int | None,
     verify: bool,
     defer_index: bool,
-    keep_deferred: bool,
+    nul: str | None,
     rates: dict[str, str | None],
     model: str | None,
     report: Path | None,
@@ -100,6 +96,7 @@ def backfill(
         source=source,
         drain_seconds=drain_seconds,
         max_bad_share=max_bad_share,
+        nul=nul,
         embedding_model=model,
         report=report,
         log_format=log_format,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 
-from amprenta_vectors.cli.options import run_options, stop_on_signal
+from amprenta_vectors.cli.options import nul_option, run_options, stop_on_signal
 from amprenta_vectors.errors import ConfigError, ExitCode, worst
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def documents() -> None:
     type=float,
     help="Stop a user once more than this share was quarantined, 0 to 1.  [env var: AMPRENTA_MAX_BAD_SHARE]",
 )
+@nul_option
 @run_options
 def migrate(
     root: Path | None,
@@ -151,7 +152,8 @@ def remove_files(root: Path | None, users: tuple[str, ...], yes: bool) -> None:
     from amprenta_vectors.systems.documents.removal import Removal
     from amprenta_vectors.systems.documents.stores import choose_stores, document_settings
 
-    settings = document_settings(root)
+    # If rows were written without what PostgreSQL cannot hold, that is no difference; others are quarantined.
+    settings = document_settings(root, nul="strip")
     origin = open_simple_origin(settings)
     engine, table = open_target(settings, 1, MoveText())
     stores = [Removal(engine, table, origin, name) for name in choose_stores(origin, users)]

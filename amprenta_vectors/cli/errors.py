@@ -14,6 +14,7 @@ from amprenta_vectors.cli.options import (
     json_option,
     log_options,
     namespace_options,
+    nul_option,
     open_database,
     source_option,
     stop_on_signal,
@@ -89,6 +90,7 @@ def _print_rows(rows: list[QuarantinedRow]) -> None:
 @namespace_options
 @click.option("--workers", type=int, help="Threads that fetch and write.  [env var: AMPRENTA_WORKERS; default: 5]")
 @click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")
+@nul_option
 @log_options
 @click.pass_context
 def retry_failed(
@@ -99,6 +101,7 @@ def retry_failed(
     all_namespaces: bool,
     workers: int | None,
     model: str | None,
+    nul: str | None,
     log_format: str | None,
 ) -> None:
     """Retry the rows that were quarantined, in a run of their own; exit 3 if some are quarantined once more.
@@ -112,7 +115,7 @@ def retry_failed(
     from amprenta_vectors.moves.move import complete, prepare
     from amprenta_vectors.moves.retries import open_retries
 
-    settings = Settings.load(workers=workers, source=source, embedding_model=model, log_format=log_format)
+    settings = Settings.load(workers=workers, source=source, embedding_model=model, nul=nul, log_format=log_format)
     stop = threading.Event()
     with closing(open_display(settings.log_format)) as show:
         ends = open_ends(settings, show)

@@ -62,6 +62,16 @@ def log_options(command: Command) -> Command:
     return json_option(text)(cast("Command", collect))
 
 
+def nul_option(command: Command) -> Command:
+    """Add ``--nul``."""
+    return click.option(
+        "--nul",
+        type=click.Choice(["quarantine", "strip"]),
+        help="What becomes of a text or metadata that PostgreSQL cannot hold; strip: NUL characters are left out, NaN "
+        "and infinite numbers become null.  [env var: AMPRENTA_NUL; default: quarantine]",
+    )(command)
+
+
 def run_options(command: Command) -> Command:
     """Add ``--model``, ``--report`` and ``--json``: the model of a run's vectors, and how the run is reported."""
     command = log_options(command)

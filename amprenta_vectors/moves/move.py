@@ -33,6 +33,7 @@ from amprenta_vectors.moves.readiness import open_throttle
 from amprenta_vectors.moves.reconciliation import pass_ended
 from amprenta_vectors.moves.reports import leave_report
 from amprenta_vectors.moves.verification import verify_command, verify_job
+from amprenta_vectors.reasons import ASKED_FOR
 
 
 class Move:
@@ -251,7 +252,7 @@ def _code_of(job: Job, summary: Summary) -> ExitCode:
         return ExitCode.INTERRUPTED
     if refusal_of(summary.gone, delete=deletes(job)) is not None:
         return ExitCode.FAILED
-    return ExitCode.QUARANTINED if summary.errors else ExitCode.CLEAN
+    return ExitCode.QUARANTINED if set(summary.errors) - ASKED_FOR else ExitCode.CLEAN
 
 
 def _last_run(ends: Ends, job: Job) -> Summary:

@@ -16,6 +16,7 @@ from amprenta_vectors.schema.expressions import column_type, in_scope, text_arra
 from amprenta_vectors.schema.key_values import is_checked
 from amprenta_vectors.schema.keymaps import KeyMap, open_key_map
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.storable import HINT
 
 _CAN_ASK_OF_INPUT = (16,)
 """The release of PostgreSQL that introduced ``pg_input_is_valid``."""
@@ -127,7 +128,7 @@ class Slice:
     def fit(self, batch: VectorBatch) -> VectorBatch:
         """Return the rows that the table can hold; the others are in ``quarantined`` with their reason."""
         table = self.table
-        valid = batch.validated(cosine=table.distance == "cosine", storage=table.storage)
+        valid = batch.validated(cosine=table.distance == "cosine", storage=table.storage, hint=HINT)
         return valid if table.sparse_dimension is None else valid.with_sparse(table.sparse_dimension)
 
     def count_empty(self, connection: Connection) -> int:

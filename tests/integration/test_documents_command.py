@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from cryptography.fernet import Fernet
 from databases import janitor
 
+from amprenta_vectors.backends.simple import fields, shapes
 from amprenta_vectors.backends.simple.cipher import MetadataCipher, decrypted
 from amprenta_vectors.backends.simple.source import SimpleOrigin, SimpleSource
 from amprenta_vectors.backfill.engine.observer import MoveEvent
@@ -528,3 +529,66 @@ def test_stores_are_moved_from_python_and_tell_an_observer_what_becomes_of_each(
     assert list(ended.values()) == [whole, whole]
     assert [line["doing"] for line in lines if line["event"] == "store_refused"] == ["plan", "move"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_files_that_say_more_than_was_read_of_them_stay(
+    engine: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, documents = to_documents(3, seed=5)
+    documents["doc-1"]["meta"] = {"author": "x"}
+    write_store(root, "carol", "notes", vectors, documents)
+
+    def overlooking(entry: Any) -> fields.Document:
+        return fields.Document(entry["text"], (("metadata", entry["metadata"]),))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shapes, "to_document", overlooking)
+        assert run(root, "--user", "carol").exit_code == 0
+        result = remove(root, "--user", "carol")
+        assert result.exit_code == 1
+        assert "says more of 1 documents than was read of them ('doc-1')" in result.output
+    assert (root / "carol" / "vector_store_notes" / "metadata.json").exists()
+
+
+def test_every_field_of_a_document_reaches_its_row_and_then_its_files_may_go(engine: sa.Engine, root: Path) -> None:
+    vectors, documents = to_documents(3, seed=5)
+    documents["doc-1"] |= {"id": 7, "page": 2, "meta": {"author": "x"}}
+    documents["doc-1"]["metadata"]["original_id"] = "own"
+    write_store(root, "carol", "notes", vectors, documents, encrypted=True)
+    assert run(root, "--user", "carol").exit_code == 0
+    found = decrypted(rows_of(engine)["carol", "notes", "doc-1"][2], MetadataCipher(KEY))
+    own = {"id": 7, "page": 1, "page__beside": 2, "meta": {"author": "x"}, "original_id__metadata": "own"}
+    assert found == own | {"original_id": "doc-1"}
+    result = remove(root, "--user", "carol", "--yes")
+    assert result.exit_code == 0, result.output
+
+
+def test_what_postgresql_cannot_hold_is_quarantined_and_carried_over_without_it_where_asked(
+    engine: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VECTOR_STORE_ENCRYPTION_KEY")
+    monkeypatch.setenv("AMPRENTA_MAX_BAD_SHARE", "1")
+    vectors, documents = to_documents(5, seed=5)
+    documents["doc-1"]["text"] = "from a\0 PDF\0"
+    documents["doc-2"]["metadata"]["score"] = float("nan")
+    documents["doc-3"]["metadata"]["title"] = "x\0y"
+    write_store(root, "carol", "notes", vectors, documents)
+    result = run(root, "--user", "carol")
+    assert result.exit_code == 3
+    shown = CliRunner().invoke(main, ["errors"])
+    assert {"2 nul_character", "1 nan_in_metadata"} <= set(shown.output.splitlines())
+    assert shown.output.count("--nul strip") == 3
+    result = run(root, "--user", "carol", "--restart", "--nul", "strip")
+    assert result.exit_code == 0, result.output
+    assert "3 nul_stripped" in result.output
+    rows = {identity: row for (user, _, identity), row in rows_of(engine).items() if user == "carol"}
+    assert len(rows) == 5
+    assert rows["doc-1"][1] == "from a PDF"
+    assert rows["doc-2"][2] == {"page": 2, "score": None, "original_id": "doc-2"}
+    assert rows["doc-3"][2]["title"] == "xy"
+    assert "NUL characters in the text" in CliRunner().invoke(main, ["errors"]).output
+    variables = {"SIMPLE_STORE_ROOT": str(root), "AMPRENTA_TABLE": "vector_documents"}
+    compared = CliRunner().invoke(main, ["verify", "--namespace", "carol/notes"], env=variables)
+    assert compared.exit_code == 0, compared.output
+    removed = remove(root, "--user", "carol", "--yes")
+    assert removed.exit_code == 0, removed.output

@@ -27,10 +27,13 @@ class ChromaSource:
     than what the application once added, the same one at every reading.
     """
 
-    def __init__(self, collection: ChromaCollection, dimension: int, ids: RecordIds, *, with_metadata: bool) -> None:
+    def __init__(
+        self, collection: ChromaCollection, dimension: int, ids: RecordIds, *, with_metadata: bool, strips: bool = False
+    ) -> None:
         self._collection = collection
         self._ids = ids
         self._with_metadata = with_metadata
+        self._strips = strips
         self._fields = ["embeddings", *(["metadatas"] if with_metadata or ids.id_field else [])]
         self._fields += ["documents"] if with_metadata else []
         self.description = SourceDescription(
@@ -79,7 +82,7 @@ class ChromaSource:
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
         """Fetch the records of ``keys``, by requests of at most 1000 ids."""
         found = find_rows(self._collection, self._ids, keys, self._fields)
-        return VectorBatch(
+        batch = VectorBatch(
             source_keys=list(found),
             vectors=np.array([row.vector for row in found.values()], dtype=np.float32).reshape(
                 -1, self.description.dimension
@@ -87,6 +90,7 @@ class ChromaSource:
             texts=[row.text for row in found.values()] if self._with_metadata else None,
             metadata=[self._kept(row.metadata or {}) for row in found.values()] if self._fields[1:] else None,
         )
+        return batch.stripped() if self._strips else batch
 
     def _kept(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the metadata to carry over: all of them if requested, else the field that tells a key."""
@@ -105,7 +109,8 @@ class ChromaOrigin:
     model: str | None = None
     lists = True
 
-    def __init__(self, collection: ChromaCollection) -> None:
+    def __init__(self, collection: ChromaCollection, *, strips: bool = False) -> None:
+        self._strips = strips
         self._collection = collection
         self.dimension = collection.dimension()
         self.distance: Distance | None = collection.distance
@@ -126,7 +131,8 @@ class ChromaOrigin:
                 f"{self.name} has no namespaces; asked for {namespace!r}", hint="export CHROMA_COLLECTION=NAME"
             )
         ids = open_ids(self._collection, table.key_rule.id_field)
-        return ChromaSource(self._collection, self.dimension or table.dimension, ids, with_metadata=with_metadata)
+        dimension = self.dimension or table.dimension
+        return ChromaSource(self._collection, dimension, ids, with_metadata=with_metadata, strips=self._strips)
 
     def close(self) -> None:
         """Close the client."""
@@ -135,4 +141,4 @@ class ChromaOrigin:
 
 def open_chroma_origin(settings: Settings) -> ChromaOrigin:
     """Open ``CHROMA_COLLECTION``. Raises as `open_collection` does."""
-    return ChromaOrigin(open_collection(settings))
+    return ChromaOrigin(open_collection(settings), strips=settings.nul == "strip")

@@ -43,12 +43,14 @@ class PineconeSource:
         count: int,
         *,
         with_sparse: bool = False,
+        strips: bool = False,
     ) -> None:
         dimension, metric = index.dense()
         self._namespace = namespace
         self._transport = transport
         self._text_field = text_field
         self._with_sparse = with_sparse
+        self._strips = strips
         self.meter: Meter = Unmetered()
         self.description = SourceDescription(
             kind="pinecone",
@@ -142,7 +144,7 @@ class PineconeSource:
                 text, kept = split_text(kept_fields, self._text_field)
                 texts.append(text)
                 metadata.append(kept)
-        return VectorBatch(
+        batch = VectorBatch(
             source_keys=ids,
             vectors=vectors[: len(ids)],
             texts=texts if self._text_field is not None else None,
@@ -150,6 +152,7 @@ class PineconeSource:
             sparse=sparse_values if self._with_sparse else None,
             quarantined=tuple(quarantined),
         )
+        return batch.stripped() if self._strips else batch
 
 
 def _refusal_of(key: str) -> RowError | None:
@@ -226,4 +229,5 @@ def open_source(
         text_field if with_metadata else None,
         counts[namespace],
         with_sparse=with_sparse,
+        strips=settings.nul == "strip",
     )

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amprenta_vectors.backends.simple.decrypt import Decryptor, is_token, open_fernet, wrapped_token
-from amprenta_vectors.backends.simple.edit import Entry, ShapeUnchangeable, edit_documents, edit_vectors
+from amprenta_vectors.backends.simple.decrypt import Decryptor, is_token, open_fernet, whole_token
+from amprenta_vectors.backends.simple.decrypt_fields import decrypt_file
+from amprenta_vectors.backends.simple.edit import Encrypt, Entry, ShapeUnchangeable, edit_documents, edit_vectors
 from amprenta_vectors.backends.simple.folder import METADATA_FILE, VECTORS_FILE
 from amprenta_vectors.backends.simple.pickle_reader import PickledArray, read_pickle
 from amprenta_vectors.backends.simple.shapes import to_document_columns, to_vector_columns
@@ -26,9 +27,9 @@ Seal = Callable[[Any], bytes]
 class Contents:
     """The content of both files, decoded.
 
-    ``stored`` is ``metadata.json`` with its values still encrypted, and ``documents`` the same decrypted; ``seal``
-    makes a file's content of it, encrypted as a whole if the file was; ``encrypt`` makes a token of one value, and is
-    None if there is no key or the file is encrypted as a whole.
+    ``stored`` is ``metadata.json`` with what is encrypted in it, value by value, and ``documents`` the same decrypted;
+    ``seal`` makes a file's content of it, encrypted as a whole where the file was; ``encrypt`` makes a token of one
+    text, and is None where there is no key or the file is encrypted only as a whole.
     """
 
     vectors: Any
@@ -36,7 +37,7 @@ class Contents:
     stored: Any
     documents: Any
     seal: Seal
-    encrypt: Callable[[Any], Any] | None
+    encrypt: Encrypt | None
 
     def changed(self, gone: Collection[str], added: Sequence[Entry]) -> tuple[bytes, bytes]:
         """Return the contents of both files without ``gone``, with ``added``. Raises `ShapeUnchangeable`."""
@@ -69,32 +70,35 @@ def read_contents(folder: Path, key: str | None) -> Contents:
     pickled = (folder / VECTORS_FILE).read_bytes()
     vectors = read_pickle(pickled, str(folder / VECTORS_FILE))
     protocol = pickled[1] if pickled[:1] == pickle.PROTO else 0
-    stored, documents, seal, whole = _unsealed((folder / METADATA_FILE).read_bytes(), decryptor, token)
-    encrypt = None if whole or key is None else _encrypted_with(token)
+    stored, seal, whole = _unsealed((folder / METADATA_FILE).read_bytes(), decryptor, token)
+    decryptor.used = 0
+    documents = decrypt_file(stored, decryptor.open)
+    encrypt = None if key is None or (whole and not decryptor.used) else lambda text: token(text.encode())
     return Contents(vectors, protocol, stored, documents, seal, encrypt)
 
 
-def _unsealed(content: bytes, decryptor: Decryptor, token: Callable[[bytes], str]) -> tuple[Any, Any, Seal, bool]:
-    """Return the content decoded, the same decrypted, a `Seal` for changes, and whether it is encrypted whole."""
-    if is_token(text := content.strip().decode()):
-        plain = decryptor.decrypt(text)
-        value, to_json = json.loads(plain), _json_like(plain)
-        return value, value, lambda changed: token(to_json(changed)).encode(), True
-    decoded = json.loads(content)
-    outer = _json_like(text)
-    whole = decoded if is_token(decoded) else wrapped_token(decoded)
-    if whole is None:
-        return decoded, decryptor.decrypt_within(decoded), outer, False
-    plain = decryptor.decrypt(whole)
-    value, to_json = json.loads(plain), _json_like(plain)
+def _unsealed(content: bytes, decryptor: Decryptor, token: Callable[[bytes], str]) -> tuple[Any, Seal, bool]:
+    """Return the value, an encoder that makes a like content, and whether it is encrypted as a whole."""
+    text = content.strip().decode()
+    outer: Any = text if is_token(text) else json.loads(text)
+    found, to_json = outer, _json_like(text)
+    whole = first = whole_token(outer)
+    while whole is not None:
+        plain = decryptor.open(whole) or ""
+        found, to_json = json.loads(plain), _json_like(plain)
+        whole = whole_token(found)
+    if first is None:
+        return found, to_json, False
 
     def seal(changed: Any) -> bytes:
         made = token(to_json(changed))
-        if decoded == whole:
-            return outer(made)
-        return outer({name: made if held == whole else held for name, held in decoded.items()})
+        if outer == text:
+            return made.encode()
+        if outer == first:
+            return _json_like(text)(made)
+        return _json_like(text)({name: made if held == first else held for name, held in outer.items()})
 
-    return value, value, seal, True
+    return found, seal, True
 
 
 def _json_like(content: str) -> Seal:
@@ -111,16 +115,6 @@ def _token_maker(key: str | None) -> Callable[[bytes], str]:
         return made.decode()
 
     return token
-
-
-def _encrypted_with(token: Callable[[bytes], str]) -> Callable[[Any], Any]:
-    def encrypt(value: Any) -> Any:
-        if isinstance(value, dict | list):
-            return token(json.dumps(value, ensure_ascii=False).encode())
-        # A number would come back as a string.
-        return token(value.encode()) if isinstance(value, str) else value
-
-    return encrypt
 
 
 def _to_numpy(value: Any) -> Any:

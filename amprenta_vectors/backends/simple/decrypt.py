@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from amprenta_vectors.backends.simple.decrypt_fields import decrypt_file
+from amprenta_vectors.backends.simple.fields import from_json
 from amprenta_vectors.errors import ConfigError, CredentialsRefused, SourceError
 from amprenta_vectors.extras import require_extra
 
@@ -44,19 +45,12 @@ class Decryptor:
                 f"{self._path} has something encrypted in it that is no text", hint="take it from a backup"
             ) from None
 
-    def decrypt_within(self, value: Any) -> Any:
-        """Return ``value`` with every string in it that is a token decrypted."""
-        if isinstance(value, dict):
-            return {name: self.decrypt_within(held) for name, held in value.items()}
-        if isinstance(value, list):
-            return [self.decrypt_within(held) for held in value]
-        if not is_token(value):
-            return value
-        plain = self.decrypt(value)
-        try:
-            return json.loads(plain) if plain[:1] in ("{", "[") else plain
-        except ValueError:
-            return plain
+    def open(self, value: Any) -> str | None:
+        """Return what a token holds, decrypted as often as it was encrypted; None for any other value."""
+        plain = None
+        while is_token(value):
+            plain = value = self.decrypt(value)
+        return plain
 
 
 _HINT = f"export {KEY_VARIABLE}=… as the application has it: 32 bytes in base64, 44 characters"
@@ -74,29 +68,34 @@ def read_metadata(path: Path, key: str | None) -> tuple[Any, str]:
     """
     decryptor = Decryptor(key, path)
     content = path.read_bytes()
-    token = content.strip().decode("ascii", "replace") if content.lstrip().startswith(_FERNET_START.encode()) else None
-    if token is not None:
-        return _decode(path, decryptor.decrypt(token)), "encrypted as a whole"
-    value = _decode(path, content)
-    if is_token(value):
-        return _decode(path, decryptor.decrypt(value)), "encrypted as a whole"
-    wrapped = wrapped_token(value)
-    if wrapped is not None:
-        return _decode(path, decryptor.decrypt(wrapped)), "encrypted as a whole"
-    value = decryptor.decrypt_within(value)
-    return value, f"{decryptor.used:,} values encrypted" if decryptor.used else "not encrypted"
+    value = _decode(path, content) if not content.lstrip().startswith(_FERNET_START.encode()) else None
+    token = content.strip().decode("ascii", "replace") if value is None else whole_token(value)
+    whole = token is not None
+    while token is not None:
+        value = _decode(path, decryptor.open(token) or "")
+        token = whole_token(value)
+    decryptor.used = 0
+    value = decrypt_file(value, decryptor.open)
+    said = ["encrypted as a whole"] * whole + [f"{decryptor.used:,} values encrypted"] * bool(decryptor.used)
+    return value, " and ".join(said) or "not encrypted"
+
+
+def whole_token(value: Any) -> str | None:
+    """Return the token that a file's decoded content is, or wraps; None if it has none."""
+    return value if is_token(value) else wrapped_token(value)
 
 
 def wrapped_token(value: Any) -> str | None:
     """Return the token of an object that holds one, with at most flags beside it; None for any other value."""
     if not isinstance(value, dict) or any(isinstance(held, dict | list) for held in value.values()):
         return None
-    return next((value[name] for name in _WRAPPED if is_token(value.get(name))), None)
+    tokens = [name for name, held in value.items() if is_token(held)]
+    return value[tokens[0]] if len(tokens) == 1 and tokens[0] in _WRAPPED else None
 
 
 def _decode(path: Path, content: str | bytes) -> Any:
     try:
-        return json.loads(content)
+        return from_json(content)
     except (ValueError, RecursionError) as error:
         raise SourceError(
             f"{path} is no JSON: {error}", hint="it is truncated or damaged: take it from a backup"

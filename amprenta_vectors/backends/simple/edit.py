@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,14 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from amprenta_vectors.backends.simple.decrypt import is_token
+from amprenta_vectors.backends.simple.decrypt_fields import sealed_value
+from amprenta_vectors.backends.simple.fields import IDS, METADATA, TEXT, TEXTS
 from amprenta_vectors.backends.simple.pickle_reader import PickledArray
 from amprenta_vectors.backends.simple.reading import LegacyRecord
 from amprenta_vectors.backends.simple.shapes import (
     DOCUMENT_LISTS,
-    IDS,
-    METADATA,
-    TEXT,
-    TEXTS,
     VECTOR,
     VECTORS,
     to_document_columns,
@@ -24,8 +23,8 @@ from amprenta_vectors.backends.simple.shapes import (
 )
 
 Entry = tuple[str, LegacyRecord]
-Encrypt = Callable[[Any], Any]
-"""Makes a token of a value, and leaves alone a value that a token would change."""
+Encrypt = Callable[[str], str]
+"""Makes a token of a text."""
 
 
 class ShapeUnchangeable(Exception):
@@ -193,21 +192,29 @@ def _sealed(place: _Place, model: Any, made: Any, encrypt: Encrypt | None) -> An
     if encrypt is None or (place.what == "id" and not is_token(model)):
         return made
     if is_token(model) or not isinstance(made, dict):
-        return encrypt(made)
+        return _to_token(made, encrypt)
     if place.what == "metadata":
-        return {name: encrypt(held) for name, held in made.items()}
+        return {name: _to_value_token(held, encrypt) for name, held in made.items()}
     models = model if isinstance(model, Mapping) else {}
     return {name: _sealed_field(name, models.get(name), held, encrypt) for name, held in made.items()}
 
 
 def _sealed_field(name: str, model: Any, held: Any, encrypt: Encrypt) -> Any:
-    if is_token(model):
-        return encrypt(held)
-    if name in IDS:
-        return held
     if name in METADATA and isinstance(held, dict):
-        return {inner: encrypt(value) for inner, value in held.items()}
-    return encrypt(held)
+        if is_token(model):
+            return _to_token(held, encrypt)
+        return {inner: _to_value_token(value, encrypt) for inner, value in held.items()}
+    return held if name in IDS and not is_token(model) else _to_value_token(held, encrypt)
+
+
+def _to_token(made: Any, encrypt: Encrypt) -> Any:
+    """Return the token of a document or of metadata as a whole, or of a text."""
+    return encrypt(json.dumps(made, ensure_ascii=False)) if isinstance(made, dict) else _to_value_token(made, encrypt)
+
+
+def _to_value_token(value: Any, encrypt: Encrypt) -> Any:
+    """Return the token of a value; a number stays, because the old application would read a text in its place."""
+    return encrypt(sealed_value(value)) if isinstance(value, str | list | dict) else value
 
 
 def _has_token(value: Any) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.backends.simple.decrypt import read_metadata
+from amprenta_vectors.backends.simple.fields import Document, Layer
 from amprenta_vectors.backends.simple.folder import METADATA_FILE, VECTORS_FILE, locked, path_of
 from amprenta_vectors.backends.simple.pickle_reader import PickledArray, read_pickle
 from amprenta_vectors.backends.simple.shapes import Columns, ShapeUnknown, to_document_columns, to_vector_columns
@@ -109,19 +110,26 @@ def _pair(folder: Path, vectors: Columns, documents: Columns) -> tuple[dict[str,
     else:
         texts = _by_id(folder / METADATA_FILE, documents.ids, documents.rows, unpaired)
         ids = vectors.ids
+    beside: dict[str, Sequence[Layer]] = dict(zip(ids, vectors.beside or (), strict=vectors.beside is not None))
     records: dict[str, LegacyRecord] = {}
     for identity, vector in _by_id(folder / VECTORS_FILE, ids, vectors.rows, unpaired).items():
         if identity not in texts:
             why = f"{folder / VECTORS_FILE} has its vector, {METADATA_FILE} has no document of this id"
             unpaired.setdefault(identity, why)
             continue
-        text, metadata = texts.pop(identity)
+        document: Document = texts.pop(identity)
         if vector is None:
             unpaired[identity] = f"{folder / VECTORS_FILE}: its entry is no vector of numbers"
-        elif text is None:
+        elif document.text is None:
             unpaired[identity] = f"{folder / METADATA_FILE}: its entry has no text under a usual name"
         else:
-            records[identity] = LegacyRecord(vector, text, metadata)
+            try:
+                layers = [(place, plain(fields)) for place, fields in beside.get(identity, ())]
+                metadata = document.with_layers(layers).metadata_of(identity)
+            except ValueError as error:
+                unpaired[identity] = f"{folder / VECTORS_FILE}: its entry has {error}, which no metadata can hold"
+            else:
+                records[identity] = LegacyRecord(vector, document.text, metadata)
     for identity in texts:
         why = f"{folder / METADATA_FILE} has its document, {VECTORS_FILE} has no vector of this id"
         unpaired.setdefault(identity, why)
@@ -156,7 +164,7 @@ def _with_arrays(columns: Columns) -> Columns:
         if id(row) not in made:
             made[id(row)] = _to_vector(row)
         rows[place] = made[id(row)]
-    return Columns(columns.shape, columns.ids, rows)
+    return replace(columns, rows=rows)
 
 
 def _by_id(path: Path, ids: Sequence[str], rows: Sequence[Any], unpaired: dict[str, str]) -> dict[str, Any]:
@@ -164,6 +172,21 @@ def _by_id(path: Path, ids: Sequence[str], rows: Sequence[Any], unpaired: dict[s
     numbers = Counter(ids)
     unpaired |= {identity: f"{path} has this id {n} times" for identity, n in numbers.items() if n > 1}
     return {identity: row for identity, row in zip(ids, rows, strict=True) if numbers[identity] == 1}
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a pickle as JSON has it. Raises `ValueError` naming the type of what JSON has not."""
+    if isinstance(value, Mapping):
+        if not all(isinstance(name, str) for name in value):
+            raise ValueError("a name that is no text")
+        return {name: plain(held) for name, held in value.items()}
+    if isinstance(value, PickledArray):
+        return value.values.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(held) for held in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError(f"a value of type {type(value).__name__}")
 
 
 def _to_vector(row: Any) -> NDArray[np.float32] | None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
+from amprenta_vectors.backends.simple.fields import (
+    AGAIN,
+    IDS,
+    METADATA,
+    TEXTS,
+    Document,
+    Layer,
+    layers_beside,
+    to_document,
+)
 from amprenta_vectors.backends.simple.pickle_reader import PickledArray
 
-IDS = ("ids", "id", "doc_ids", "document_ids")
-TEXT = ("text", "page_content", "content", "document", "chunk", "body")
-TEXTS = ("texts", "page_contents", "contents", "documents", "chunks")
-METADATA = ("metadata", "metadatas", "meta")
 VECTOR = ("embedding", "vector", "values")
 VECTORS = ("vectors", "embeddings")
+_OF_VECTORS = "vectors"
+"""The layer of fields that stand in the file of vectors."""
 DOCUMENT_LISTS = ("documents", "docs", "entries", "items", "data", "metadata", "metadatas")
 
 
@@ -23,11 +32,15 @@ class ShapeUnknown(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The content of a file, one entry a row. ``ids`` is None if the file has none; ``shape`` says what was found."""
+    """What a file holds, one entry a row. ``ids`` is None where the file has none; ``shape`` says what was found.
+
+    ``beside`` are the fields that a file of vectors has of each row, if any.
+    """
 
     shape: str
     ids: Sequence[str] | None
     rows: Sequence[Any]
+    beside: Sequence[Sequence[Layer]] | None = None
 
 
 def to_vector_columns(value: Any) -> Columns:
@@ -37,24 +50,30 @@ def to_vector_columns(value: Any) -> Columns:
             raise ShapeUnknown(f"an array of {value.values.ndim} dimensions; expected (rows, dimension)")
         return Columns("one array", None, list(value.values))
     if isinstance(value, Mapping):
-        rows = _first(value, VECTORS, (list, tuple, PickledArray, dict))
-        if rows is None:
-            return Columns("a dict by id", *_by_id(value, lambda entry: _vector_of(entry)[1]))
-        found = to_vector_columns(rows)
-        ids = _ids_of(value) if found.ids is None else found.ids
-        return Columns(f"{found.shape} under a name{_and_ids(ids, found.ids)}", ids, found.rows)
+        name = _first_name(value, VECTORS, (list, tuple, PickledArray, dict))
+        if name is None:
+            entries = list(map(_vector_of, value.values()))
+            return _with_entries(Columns("a dict by id", [str(name) for name in value], []), entries)
+        found = to_vector_columns(value[name])
+        ids, ids_name = (found.ids, None) if found.ids is not None else _ids_of(value)
+        beside = layers_beside(value, (name, ids_name), ids, len(found.rows), _OF_VECTORS)
+        if found.beside is not None:
+            beside = [[*own, *more] for own, more in zip(found.beside, beside, strict=True)]
+        shape = f"{found.shape} under a name{_and_ids(ids, found.ids)}"
+        return Columns(shape, ids, found.rows, beside if any(beside) else None)
     if isinstance(value, list | tuple):
         if value and all(_is_pair(entry) for entry in value):
             return Columns("a list of id and vector", [str(entry[0]) for entry in value], [entry[1] for entry in value])
         if value and all(isinstance(entry, Mapping) for entry in value):
-            pairs = [_vector_of(entry) for entry in value]
-            return Columns("a list of dicts", _whole(identity for identity, _ in pairs), [row for _, row in pairs])
+            entries = list(map(_vector_of, value))
+            ids = _whole(identity for identity, _, _ in entries)
+            return _with_entries(Columns("a list of dicts", ids, []), entries)
         return Columns("a list of vectors", None, value)
     raise ShapeUnknown(f"{type(value).__name__}; expected a dict by id, a list of vectors or one array")
 
 
 def to_document_columns(value: Any) -> Columns:
-    """Return the documents of a decoded ``metadata.json`` as ``(text or None, metadata)``. Raises `ShapeUnknown`."""
+    """Return the documents of a decoded ``metadata.json``; a row is a `Document`. Raises `ShapeUnknown`."""
     if isinstance(value, list):
         return _listed(value, "a list of documents")
     if not isinstance(value, Mapping):
@@ -66,75 +85,86 @@ def to_document_columns(value: Any) -> Columns:
         held = value.get(name)
         if isinstance(held, list) and all(isinstance(entry, Mapping) for entry in held):
             found = _listed(held, f"a list of documents under {name!r}")
-            ids = _ids_of(value) if found.ids is None else found.ids
-            return Columns(found.shape + _and_ids(ids, found.ids), ids, found.rows)
+            ids, ids_name = (found.ids, None) if found.ids is not None else _ids_of(value)
+            shape = found.shape + _and_ids(ids, found.ids)
+            return _with_beside(Columns(shape, ids, found.rows), value, (name, ids_name))
         if isinstance(held, Mapping) and held and all(isinstance(entry, Mapping) for entry in held.values()):
-            return Columns(f"a dict by id under {name!r}", *_by_id(held, _document_of))
+            return _with_beside(_documents_by_id(held, f"a dict by id under {name!r}"), value, (name,))
     if all(isinstance(entry, Mapping | str) for entry in value.values()):
-        return Columns("a dict by id", *_by_id(value, _document_of))
+        return _documents_by_id(value, "a dict by id")
     raise ShapeUnknown(f"an object of {', '.join(map(repr, list(value)[:5]))}, none of which holds documents")
 
 
 def _columnar(value: Mapping[str, Any]) -> Columns | None:
-    """Read texts and metadata that are in lists, or dicts, of their own; None for any other shape."""
-    texts = next((value[name] for name in TEXTS if _is_list_of(value.get(name), str)), None)
-    if texts is None:
+    """Return texts in a list, or by id, with whatever else there is of each likewise; None for other shapes."""
+    name = next((name for name in TEXTS if _is_list_of_texts(value.get(name))), None)
+    if name is None:
         return _keyed(value)
-    fields = next((value[name] for name in METADATA if _is_list_of(value.get(name), Mapping)), None)
-    if fields is None:
-        fields = [{}] * len(texts)
-    if len(fields) != len(texts):
-        raise ShapeUnknown(f"{len(texts)} texts with {len(fields)} entries of metadata")
-    ids = _ids_of(value)
-    rows = [(text, dict(entry)) for text, entry in zip(texts, fields, strict=True)]
-    return Columns(f"lists of texts and metadata{_and_ids(ids, None)}", ids, rows)
+    texts = value[name]
+    for other in METADATA:
+        if isinstance(value.get(other), list) and len(value[other]) != len(texts):
+            raise ShapeUnknown(f"{len(texts)} texts with {len(value[other])} entries of metadata")
+    ids, ids_name = _ids_of(value)
+    shape = f"lists of texts and metadata{_and_ids(ids, None)}"
+    return _with_beside(Columns(shape, ids, [Document(text) for text in texts]), value, (name, ids_name))
 
 
 def _keyed(value: Mapping[str, Any]) -> Columns | None:
-    """Read texts by id, with metadata by id beside them; None for any other shape."""
-    texts = next((value[name] for name in TEXTS if isinstance(value.get(name), Mapping)), None)
-    if texts is None or not all(isinstance(text, str) for text in texts.values()):
+    """Return texts by id, with whatever else there is of each by id; None for other shapes."""
+    name = next((name for name in TEXTS if isinstance(value.get(name), Mapping)), None)
+    if name is None or not all(isinstance(text, str) for text in value[name].values()):
         return None
-    fields: Mapping[str, Any] = next((value[name] for name in METADATA if isinstance(value.get(name), Mapping)), {})
-    rows = [(text, dict(fields.get(identity) or {})) for identity, text in texts.items()]
-    return Columns("dicts of texts and metadata by id", list(texts), rows)
+    # What has metadata and no text is a document all the same.
+    fields = [value[other] for other in METADATA if isinstance(value.get(other), Mapping)]
+    ids = dict.fromkeys(chain(value[name], *fields))
+    rows = [Document(value[name].get(identity)) for identity in ids]
+    found = Columns("dicts of texts and metadata by id", [_said_once(identity, ids) for identity in ids], rows)
+    return _with_beside(found, value, (name,), list(ids))
 
 
 def _listed(entries: Sequence[Any], shape: str) -> Columns:
     ids = _whole(_named(entry, IDS) if isinstance(entry, Mapping) else None for entry in entries)
-    return Columns(shape, ids, [_document_of(entry) for entry in entries])
+    return Columns(shape, ids, list(map(to_document, entries)))
 
 
-def _document_of(entry: Any) -> tuple[str | None, dict[str, Any]]:
-    """Return text and metadata of one document: its own metadata, and whatever else stands beside text and id."""
-    if isinstance(entry, str):
-        return entry, {}
+def _documents_by_id(value: Mapping[str, Any], shape: str) -> Columns:
+    return Columns(shape, [_said_once(name, value) for name in value], list(map(to_document, value.values())))
+
+
+def _said_once(name: str, names: Mapping[str, Any]) -> str:
+    """Return the id as the file gave it, so that one given twice, with two documents, belongs to neither."""
+    own = name.removesuffix(AGAIN)
+    return own if own in names else name
+
+
+def _with_beside(
+    columns: Columns, value: Mapping[str, Any], known: Sequence[str | None], ids: Sequence[str] | None = None
+) -> Columns:
+    """Return ``columns`` with what ``value`` has of each document beside it; a second text is a field."""
+    layers = layers_beside(value, known, ids or columns.ids, len(columns.rows))
+    return replace(columns, rows=[row.with_layers(more) for row, more in zip(columns.rows, layers, strict=True)])
+
+
+def _vector_of(entry: Any) -> tuple[Any, Any, list[Layer]]:
+    """Return the id of an entry, if it has one, what stands for its vector, and its other fields."""
     if not isinstance(entry, Mapping):
-        return None, {}
-    inner: Mapping[str, Any] = next((entry[name] for name in METADATA if isinstance(entry.get(name), Mapping)), {})
-    text_name = next((name for name in TEXT if isinstance(entry.get(name), str)), None)
-    used = {text_name, *IDS, *(name for name in METADATA if isinstance(entry.get(name), Mapping))}
-    metadata = {name: held for name, held in entry.items() if name not in used} | dict(inner)
-    if text_name is not None:
-        return entry[text_name], metadata
-    inside = next((name for name in TEXT if isinstance(inner.get(name), str)), None)
-    return (None, metadata) if inside is None else (metadata.pop(inside), metadata)
+        return None, entry, []
+    name = _first_name(entry, VECTOR, (list, tuple, PickledArray))
+    inner = next((held for held in METADATA if isinstance(entry.get(held), Mapping)), None)
+    rest = {own: held for own, held in entry.items() if own not in (name, inner)}
+    layers = [(_OF_VECTORS, fields) for fields in ({} if inner is None else entry[inner], rest) if fields]
+    return _named(entry, IDS), None if name is None else entry[name], layers
 
 
-def _vector_of(entry: Any) -> tuple[Any, Any]:
-    """Return the id, None if there is none, and what holds the vector."""
-    if not isinstance(entry, Mapping):
-        return None, entry
-    return _named(entry, IDS), _first(entry, VECTOR, (list, tuple, PickledArray))
+def _with_entries(columns: Columns, entries: Sequence[tuple[Any, Any, list[Layer]]]) -> Columns:
+    beside = [layers for _, _, layers in entries]
+    return replace(columns, rows=[row for _, row, _ in entries], beside=beside if any(beside) else None)
 
 
-def _by_id(value: Mapping[Any, Any], read: Callable[[Any], Any]) -> tuple[list[str], list[Any]]:
-    return [str(name) for name in value], [read(entry) for entry in value.values()]
-
-
-def _ids_of(value: Mapping[str, Any]) -> Sequence[str] | None:
-    held = next((value[name] for name in IDS if isinstance(value.get(name), list)), None)
-    return None if held is None else [str(identity) for identity in held]
+def _ids_of(value: Mapping[str, Any]) -> tuple[Sequence[str] | None, str | None]:
+    """Return ids in a list of their own, and its name."""
+    name = _first_name(value, IDS, (list,))
+    return (None, None) if name is None else ([str(identity) for identity in value[name]], name)
 
 
 def _whole(ids: Iterable[Any]) -> list[str] | None:
@@ -143,20 +173,24 @@ def _whole(ids: Iterable[Any]) -> list[str] | None:
     return None if not found or any(identity is None for identity in found) else [str(identity) for identity in found]
 
 
-def _first(value: Mapping[Any, Any], names: Iterable[str], kinds: tuple[type, ...]) -> Any:
-    return next((value[name] for name in names if isinstance(value.get(name), kinds)), None)
+def _first_name(value: Mapping[Any, Any], names: Iterable[str], kinds: tuple[type, ...]) -> str | None:
+    return next((name for name in names if isinstance(value.get(name), kinds)), None)
 
 
 def _named(value: Mapping[str, Any], names: Iterable[str]) -> Any:
-    return next((value[name] for name in names if isinstance(value.get(name), str | int)), None)
+    held = (value.get(name) for name in names)
+    return next((item for item in held if isinstance(item, str | int) and not isinstance(item, bool)), None)
 
 
 def _is_pair(entry: Any) -> bool:
     return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)
 
 
-def _is_list_of(value: Any, kind: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
+def _is_list_of_texts(value: Any) -> bool:
+    """Return whether a value is a list of texts, some of which may be missing."""
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(entry, str | None) for entry in value) and (not value or any(value) or "" in value)
 
 
 def _and_ids(ids: Sequence[str] | None, before: Sequence[str] | None) -> str:

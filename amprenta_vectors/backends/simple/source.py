@@ -14,6 +14,7 @@ import numpy as np
 
 from amprenta_vectors.backends.protocol import SourceDescription, TokenRefused
 from amprenta_vectors.backends.simple.cipher import MetadataCipher
+from amprenta_vectors.backends.simple.fields import ORIGINAL_ID, merge
 from amprenta_vectors.backends.simple.folder import FILES, METADATA_FILE, VECTORS_FILE, path_of
 from amprenta_vectors.backends.simple.reading import LegacyRecord, LegacyStore, is_encodable, read_store
 from amprenta_vectors.batch import VectorBatch
@@ -25,8 +26,6 @@ from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.vector_table import VectorTable
 
 PREFIX = "vector_store_"
-ORIGINAL_ID = "original_id"
-"""The metadata field that keeps the id which a document had in its store."""
 UNLISTED = "*"
 """The name used for all collections of a user whose folder cannot be listed."""
 PAGE = 1000
@@ -41,9 +40,10 @@ class SimpleOrigin:
     model: str | None = None
     lists = True
 
-    def __init__(self, root: Path, key: str | None) -> None:
+    def __init__(self, root: Path, key: str | None, *, strips: bool = False) -> None:
         self.root = root
-        self._key = key
+        self.strips = strips
+        self.key = key
         self.cipher = None if key is None else MetadataCipher(key)
         self._lock = threading.Lock()
         self._held: tuple[str, LegacyStore] | None = None
@@ -107,7 +107,7 @@ class SimpleOrigin:
             if self._held is None or self._held[0] != namespace:
                 folder = self.folder(namespace)
                 self._held = None
-                self._held = (namespace, read_store(folder.resolve(), self._key))
+                self._held = (namespace, read_store(folder.resolve(), self.key))
             return self._held[1]
 
     def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> SimpleSource:
@@ -171,13 +171,14 @@ class SimpleSource:
             row[:] = record.vector
         if not self._with_metadata:
             return VectorBatch(found, vectors, quarantined=tuple(quarantined))
-        return VectorBatch(
+        batch = VectorBatch(
             found,
             vectors,
             texts=[record.text for record in records],
             metadata=[self._metadata_of(key, record) for key, record in zip(found, records, strict=True)],
             quarantined=tuple(quarantined),
         )
+        return batch.stripped() if self._origin.strips else batch
 
     def _amiss_with(self, key: str, store: LegacyStore) -> RowError | None:
         record = store.records[key]
@@ -191,8 +192,10 @@ class SimpleSource:
         return None
 
     def _metadata_of(self, key: str, record: LegacyRecord) -> dict[str, Any]:
-        """Return the metadata with the original id, encrypted if there is a key, as the store that is queried does."""
-        metadata = {**record.metadata, **({"text": record.text} if self._text_in_metadata else {})}
+        """Return the metadata to write, with the id; encrypted if there is a key, as the store that is queried does."""
+        metadata = merge(
+            [("text", {"text": record.text} if self._text_in_metadata else {}), ("metadata", record.metadata)]
+        )
         cipher = self._origin.cipher
         return {
             **(metadata if cipher is None else cipher.encrypt_of(f"{self._namespace}/{key}", metadata)),
@@ -224,4 +227,4 @@ def open_simple_origin(settings: Settings) -> SimpleOrigin:
     if not root.is_dir():
         raise SourceNotFound(f"{root} is no folder", hint="--root FOLDER, or export SIMPLE_STORE_ROOT=FOLDER")
     key = settings.vector_store_encryption_key
-    return SimpleOrigin(root, None if key is None else key.get_secret_value())
+    return SimpleOrigin(root, None if key is None else key.get_secret_value(), strips=settings.nul == "strip")

@@ -20,6 +20,7 @@ from amprenta_vectors.moves.ends import Ends, slice_of
 from amprenta_vectors.moves.indexing import build_settings, telling_plans, watching_builds
 from amprenta_vectors.moves.move import Move
 from amprenta_vectors.moves.readiness import open_throttle
+from amprenta_vectors.reasons import STILL_WRITTEN
 from amprenta_vectors.systems.documents.events import (
     QuarantinedDocument,
     StoreDescribed,
@@ -78,7 +79,7 @@ class StoreMigration:
             self._observer(StoreRefused("plan", store, str(error)))
             return ExitCode.FAILED
         held, rows = self._origin.store(store), count_rows(self._ends.engine, slice_of(self._ends, store))
-        quarantined = source.fetch(held.ids).quarantined
+        quarantined = [row for row in source.fetch(held.ids).quarantined if row.reason not in STILL_WRITTEN]
         first = tuple(QuarantinedDocument(row.key, row.reason, row.detail) for row in quarantined[:SHOWN])
         self._observer(StoreDescribed(store, held.shape, len(held.ids), rows, len(quarantined), first))
         return ExitCode.QUARANTINED if quarantined else ExitCode.CLEAN
@@ -112,7 +113,8 @@ class StoreMigration:
         move.prepare(self._observer, throttle)
         code = move.complete(self._observer)
         with self._ends.engine.connect() as connection:
-            aside = len(quarantine.quarantined_keys(connection, slice_.target, slice_.scope))
+            reasons = quarantine.quarantined_keys(connection, slice_.target, slice_.scope).values()
+        aside = sum(reason not in STILL_WRITTEN for reason in reasons)
         rows, expected = count_rows(self._ends.engine, slice_), len(held.ids) - aside
         result = f"{len(held.ids):,} documents in the files, {rows:,} rows in the table, {aside:,} quarantined"
         if code == ExitCode.INTERRUPTED or rows >= expected:

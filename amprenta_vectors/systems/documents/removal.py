@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +11,11 @@ from pathlib import Path
 
 from sqlalchemy.engine import Engine
 
+from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backends.simple.backup import backup_of
 from amprenta_vectors.backends.simple.cipher import decrypted
-from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, locked
+from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, METADATA_FILE, locked
+from amprenta_vectors.backends.simple.raw_check import RawDocument, find_incomplete
 from amprenta_vectors.backends.simple.source import SimpleOrigin
 from amprenta_vectors.backfill.progress import proof, quarantine, runs
 from amprenta_vectors.backfill.progress.events import RunEvent
@@ -21,6 +23,7 @@ from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.verify.contents import ContentCheck, Contents
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.moves.ends import scope_of
+from amprenta_vectors.reasons import STILL_WRITTEN
 from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -91,8 +94,26 @@ class Removal:
                 f"moved away; {self._bring_over()}",
                 0,
             )
-        found = self._compare(run, event)
+        source = self.origin.open(self.table, self.name, with_metadata=True)
+        incomplete = self._find_incomplete(folder, source)
+        if incomplete:
+            return (
+                f"{folder / METADATA_FILE} says more of {len(incomplete):,} documents than was read of them "
+                f"({_named(incomplete)}): keep it, and report this",
+                0,
+            )
+        found = self._compare(run, event, source)
         return self._why_of(found), len(found.absent)
+
+    def _find_incomplete(self, folder: Path, source: Source) -> list[str]:
+        """Return the documents that were not read whole: the comparison with the table relies on what was read."""
+        decrypt = partial(decrypted, cipher=self.origin.cipher)
+        documents: dict[str, RawDocument] = {}
+        for keys, _ in source.iter_keys():
+            batch = source.fetch(keys)
+            columns = zip(batch.source_keys, batch.texts or (), batch.metadata or (), strict=True)
+            documents |= {key: RawDocument(text, decrypt(fields or {})) for key, text, fields in columns}
+        return find_incomplete(folder / METADATA_FILE, self.origin.key, documents)
 
     def _last_verified(self, folder: Path) -> tuple[Run, RunEvent] | str:
         scope = scope_of(self.table, self.name)
@@ -100,7 +121,8 @@ class Removal:
             if runs.unfinished_run(connection, self.table.target, scope) is not None:
                 return "its run is unfinished; resume it: amprenta-vectors documents migrate --resume"
             verified = proof.last_verified(connection, self.table.target, scope)
-            aside = quarantine.quarantined_keys(connection, self.table.target, scope)
+            reasons = quarantine.quarantined_keys(connection, self.table.target, scope)
+        aside = [key for key, reason in reasons.items() if reason not in STILL_WRITTEN]
         if verified is None:
             return "it was not moved and verified; do both: amprenta-vectors documents migrate --restart"
         if verified[0].source != str(folder.resolve()):
@@ -112,8 +134,7 @@ class Removal:
             )
         return verified
 
-    def _compare(self, run: Run, event: RunEvent) -> Contents:
-        source = self.origin.open(self.table, self.name, with_metadata=True)
+    def _compare(self, run: Run, event: RunEvent, source: Source) -> Contents:
         decrypt = partial(decrypted, cipher=self.origin.cipher)
         slice_ = open_slice(self.engine, self.table, run.scope)
         with self.engine.connect() as connection:
@@ -121,10 +142,9 @@ class Removal:
 
     def _why_of(self, found: Contents) -> str | None:
         if found.differs:
-            named = ", ".join(map(repr, found.differs[:NAMED])) + (", …" if len(found.differs) > NAMED else "")
             return (
                 f"the files have another text or other metadata of {len(found.differs):,} documents than their rows "
-                f"({named}); {self._bring_over()}"
+                f"({_named(found.differs)}); {self._bring_over()}"
             )
         if found.absent and len(found.absent) == len(self.origin.store(self.name).records):
             return "the table has not one of its documents any longer: amprenta-vectors documents migrate --restart"
@@ -136,3 +156,7 @@ class Removal:
             f"{given} amprenta-vectors reconcile --namespace {shlex.quote(self.name)} brings over what changed there, "
             "and amprenta-vectors documents migrate --restart backs up and compares"
         )
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(map(repr, ids[:NAMED])) + (", …" if len(ids) > NAMED else "")

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from amprenta_vectors.backends.simple.cipher import ENCRYPTED, MetadataCipher, decrypted, is_encrypted
-from amprenta_vectors.backends.simple.source import ORIGINAL_ID
+from amprenta_vectors.backends.simple.fields import ORIGINAL_ID
 from amprenta_vectors.errors import ConfigError, FilterError, RowError
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.reasons import Reason
