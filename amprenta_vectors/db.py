@@ -72,9 +72,11 @@ def _parsed_url(text: str, variable: str) -> URL:
         raise ConfigError(f"{variable} is not a database URL", hint=example) from None
     if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
         raise ConfigError(f"{variable} is of kind {url.drivername!r}; expected postgresql", hint=example)
-    if "@" in (url.host or ""):
-        # What stands before the last @ belongs to the password; libpq would print it as part of a host's name.
-        raise ConfigError(f"{variable} has an @ in its password", hint="write it as %40")
+    database = url.database or ""
+    if text.count("@") > 1 or any("@" in host for host in _hosts(url)) or ("@" in database and f"/{database}" in text):
+        # What stands before the last @ belongs to the password; it would be printed as part of a host's or database's
+        # name.
+        raise ConfigError(f"{variable} has an @ in its password or in a name", hint="write it as %40")
     return url.set(drivername="postgresql+psycopg2")
 
 
@@ -103,6 +105,8 @@ def create_engine(
         pool_size=options.pop("pool_size", settings.pool_size),
         max_overflow=options.pop("max_overflow", 2),
         pool_pre_ping=not ping_after_seconds,
+        # No error's text has vectors, texts or the operands of a filter.
+        hide_parameters=True,
         # The connection used last is used first: a few server processes stay warm, instead of all of them half so.
         pool_use_lifo=True,
         **options,

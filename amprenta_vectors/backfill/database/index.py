@@ -16,7 +16,7 @@ from amprenta_vectors.backfill.progress import indexes, transactions
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.db import is_pooled
 from amprenta_vectors.errors import SchemaMismatch, TransientError
-from amprenta_vectors.pg.errors import LOCK_NOT_HAD, NOT_ALLOWED, sqlstate
+from amprenta_vectors.pg.errors import LOCK_NOT_HAD, NOT_ALLOWED, for_a_log, sqlstate
 from amprenta_vectors.pg.indexes import builder_of, index_of
 from amprenta_vectors.pg.names import literal, quoted
 from amprenta_vectors.pg.sessions import LOCK_SECONDS
@@ -74,7 +74,7 @@ def defer_indexes(engine: Engine, table: VectorTable, *, force: bool = False) ->
             except DBAPIError as error:
                 if sqlstate(error) not in {LOCK_NOT_HAD, NOT_ALLOWED}:
                     raise
-                log.warning("index %s stays in place during the load: %s", index.name, str(error.orig).strip())
+                log.warning("index %s stays in place during the load: %s", index.name, for_a_log(error))
                 continue
             deferred.append(index.name)
     return deferred
@@ -133,7 +133,7 @@ def _build_all(connection: Connection, table: VectorTable, stop: threading.Event
         except DBAPIError as error:
             if sqlstate(error) != NOT_ALLOWED:
                 raise
-            log.warning("index %s is left to a role that may build it: %s", index.index_name, error.orig)
+            log.warning("index %s is left to a role that may build it: %s", index.index_name, for_a_log(error))
             continue
         indexes.index_built(connection, table.target, index.index_name)
         built.append(index.index_name)
