@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.search_strategy import Strategy, strategy_settings
+from amprenta_vectors.shown import is_address
 
 
 def _ours(name: str, default: Any, **constraints: Any) -> Any:
@@ -199,6 +200,22 @@ class Settings(BaseSettings):
     source_limits: SourceLimits = Field(default_factory=SourceLimits)
     thresholds: Thresholds = Field(default_factory=Thresholds)
 
+    @field_validator("postgres_host")
+    @classmethod
+    def _check_host(cls, host: str | None) -> str | None:
+        if host and ("@" in host or "://" in host):
+            raise ValueError("expected the name of a host alone; a whole URL is for DATABASE_URL")
+        return host
+
+    @field_validator(
+        "pinecone_controller_host", "pinecone_grpc_host", "google_gemini_base_url", "ollama_host", "chroma_host"
+    )
+    @classmethod
+    def _check_address(cls, address: str | None) -> str | None:
+        if address and not is_address(address):
+            raise ValueError("expected an address such as https://host:443; in a password, / ? # @ are %2F %3F %23 %40")
+        return address
+
     @field_validator("namespace")
     @classmethod
     def _normalize_namespace(cls, name: str) -> str:
@@ -223,9 +240,7 @@ class Settings(BaseSettings):
         try:
             settings = cls(**_nested({name: value for name, value in overrides.items() if value is not None}))
         except ValidationError as error:
-            problems = "; ".join(
-                f"{_variable(item['loc'])}: {item['msg']}, got {item['input']!r}" for item in error.errors()
-            )
+            problems = "; ".join(f"{_variable(item['loc'])}: {item['msg']}{_got(item)}" for item in error.errors())
             raise ConfigError(problems, hint="correct the variable or the option and run the command again") from None
         return settings.model_copy(update=strategy_settings(dict(settings), settings.model_fields_set))
 
@@ -255,6 +270,15 @@ def _alias(settings: type[BaseModel], field: str) -> str:
 
 def _variable(location: Sequence[int | str]) -> str:
     return next(str(part).upper() for part in location if part not in _GROUPS)
+
+
+def _got(problem: Mapping[str, Any]) -> str:
+    """Return what was found instead, unless it may hold a secret."""
+    name = _variable(problem["loc"])
+    field = next((field for field in Settings.model_fields if _alias(Settings, field).upper() == name), "")
+    of_an_address = field.endswith(("_host", "_url"))
+    secret = field and SecretStr in get_args(Settings.model_fields[field].annotation)
+    return "" if secret or of_an_address else f", got {problem['input']!r}"
 
 
 def _nested(given: Mapping[str, Any]) -> dict[str, Any]:

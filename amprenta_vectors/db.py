@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, InvalidatePoolError, OperationalError
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable
+from amprenta_vectors.tls import hosts_of, may_be_unencrypted
 
 COMMAND_SESSION = "amprenta_command"
 """The application_name of this package's commands; an application that uses its stores is ``amprenta_vectors``."""
@@ -72,9 +73,15 @@ def _parsed_url(text: str, variable: str) -> URL:
         raise ConfigError(f"{variable} is not a database URL", hint=example) from None
     if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
         raise ConfigError(f"{variable} is of kind {url.drivername!r}; expected postgresql", hint=example)
-    if "@" in (url.host or ""):
-        # What stands before the last @ belongs to the password; libpq would print it as part of a host's name.
-        raise ConfigError(f"{variable} has an @ in its password", hint="write it as %40")
+    database = url.database or ""
+    if (
+        text.count("@") > 1
+        or any("@" in host[1:] for host in hosts_of(url))
+        or ("@" in database and f"/{database}" in text)
+    ):
+        # What stands before the last @ belongs to the password; it would be printed as part of a host's or database's
+        # name.
+        raise ConfigError(f"{variable} has an @ in its password or in a name", hint="write it as %40")
     return url.set(drivername="postgresql+psycopg2")
 
 
@@ -96,13 +103,15 @@ def create_engine(
     has waited for ``ping_after_seconds`` is tried before it is used again, and replaced if it is lost.
     """
     url = engine_url(settings, migrations=migrations)
-    _warn_if_unencrypted(url)
+    _warn_if_unencrypted(url, settings.postgres_sslmode)
     engine = sa.create_engine(
         url,
         connect_args={**_KEEPALIVES, "connect_timeout": 10, "application_name": application_name},
         pool_size=options.pop("pool_size", settings.pool_size),
         max_overflow=options.pop("max_overflow", 2),
         pool_pre_ping=not ping_after_seconds,
+        # No error's text has vectors, texts or the operands of a filter.
+        hide_parameters=True,
         # The connection used last is used first: a few server processes stay warm, instead of all of them half so.
         pool_use_lifo=True,
         **options,
@@ -129,32 +138,20 @@ def _ping_after(engine: sa.Engine, seconds: float) -> None:
                 raise InvalidatePoolError from None
 
 
-def _warn_if_unencrypted(url: URL) -> None:
-    remote = [host for host in _hosts(url) if not _is_local(host)]
-    mode = url.query.get("sslmode", "prefer")
-    if not remote or mode in {"require", "verify-ca", "verify-full"}:
+def _warn_if_unencrypted(url: URL, setting: str | None) -> None:
+    # libpq reads its variables itself when it connects, so they are no settings.
+    found = may_be_unencrypted(url, os.environ)
+    if found is None:
         return
+    hosts, mode = found
+    # What the URL itself says comes before the setting.
+    in_its_url = url.query.get("sslmode") not in (None, setting)
+    mend = "write sslmode=verify-full into its URL" if in_its_url else "set POSTGRES_SSLMODE=verify-full"
     warnings.warn(
-        f"the connection to {', '.join(remote)} may be unencrypted (sslmode={mode}); set POSTGRES_SSLMODE=verify-full",
+        f"the connection to {', '.join(hosts)} may be unencrypted (sslmode={mode}); {mend}",
         UnencryptedConnection,
         stacklevel=3,
     )
-
-
-def _hosts(url: URL) -> list[str]:
-    """Return the hosts of a URL, those in its query included; none is libpq's default, a Unix socket."""
-    named = url.query.get("host", ())
-    listed = (named,) if isinstance(named, str) else named
-    return [host for entry in (url.host, *listed) if entry for host in entry.split(",")]
-
-
-def _is_local(host: str) -> bool:
-    if host.startswith("/") or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_connection(engine: sa.Engine) -> None:
@@ -163,7 +160,7 @@ def check_connection(engine: sa.Engine) -> None:
         with engine.connect():
             pass
     except OperationalError as error:
-        where = f"database {engine.url.database!r} at {', '.join(_hosts(engine.url)) or 'the local socket'}"
+        where = f"database {engine.url.database!r} at {', '.join(hosts_of(engine.url)) or 'the local socket'}"
         reason = str(error.orig).strip().replace("\n", " ")
         raise ConfigError(
             f"cannot connect to {where}: {reason}",

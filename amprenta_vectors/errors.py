@@ -31,6 +31,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum
 
+from amprenta_vectors.shown import printable
+
+HINT = "\n  hint: "
+"""Between a message and its hint."""
+
 
 class ExitCode(IntEnum):
     """How a command or a move ended."""
@@ -65,7 +70,9 @@ class AmprentaError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+        """Return the message on a line, and the hint on another; neither has more lines, whatever it quotes."""
+        message = printable(self.message)
+        return f"{message}{HINT}{printable(self.hint)}" if self.hint else message
 
 
 class ConfigError(AmprentaError):

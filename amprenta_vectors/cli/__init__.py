@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from amprenta_vectors.allocator import reuse_freed_memory
+from amprenta_vectors.cli.printer import say_error, show_warning
 from amprenta_vectors.errors import AmprentaError
 
 KEPT_BYTES = 16 * 1024 * 1024
@@ -102,7 +103,7 @@ class Commands(click.Group):
         reuse_freed_memory(KEPT_BYTES)
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
+                warnings.showwarning = show_warning
                 result = super().invoke(ctx)
         except AmprentaError as error:
             failure = error
@@ -119,12 +120,8 @@ class Commands(click.Group):
             failure = to_error(error, "the database refused a statement")
         else:
             return result
-        click.echo(f"error: {failure}", err=True)
+        say_error(failure)
         return ctx.exit(failure.exit_code)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {message}", err=True)
 
 
 @click.command(cls=Commands)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import json_option
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.stores.top_k import MAX_TOP_K
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def benchmark(queries: int, top_k: int, use_db_vectors: bool, namespace: str | N
             vectors = perturbed(vectors, seed=seed)
         report = compare_stores({source.name: source, "pgvector": pgvector}, pgvector, vectors, top_k=top_k)
     if as_json:
-        click.echo(json.dumps(asdict(report), indent=2))
+        for line in json.dumps(asdict(report), indent=2).splitlines():
+            say(line)
     else:
         _print(report)
 
@@ -58,7 +60,8 @@ def _print(report: ComparisonReport) -> None:
     from amprenta_vectors.stores.comparison import StoreReport
 
     head = ["store", f"recall@{report.top_k}", "p50 ms", "p95 ms", "p99 ms", "queries/s", "hits"]
-    click.echo(f"{report.queries} queries, overlap@{report.top_k} {_to_cell(report.overlap)}\n")
+    say(f"{report.queries} queries, overlap@{report.top_k} {_to_cell(report.overlap)}")
+    say()
     rows = [[_to_cell(getattr(store, field.name)) for field in fields(StoreReport)] for store in report.stores]
     print_table(head, rows, right=head[1:])
 

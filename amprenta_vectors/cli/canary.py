@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import json_option
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import AmprentaError, ConfigError, ExitCode, TimedOut
 from amprenta_vectors.stores.top_k import MAX_TOP_K
 
@@ -59,18 +60,18 @@ def canary(
     except AmprentaError as error:
         if not as_json:
             raise
-        click.echo(json.dumps({"ok": False, "failures": [error.message]}))
+        say(json.dumps({"ok": False, "failures": [error.message]}))
         ctx.exit(error.exit_code)
     failures = _failures(song, min_hits, max_ms)
     if as_json:
-        click.echo(json.dumps({"ok": not failures, "failures": failures, **asdict(song)}))
+        say(json.dumps({"ok": not failures, "failures": failures, **asdict(song)}))
     else:
-        click.echo(
+        say(
             f"{song.backend} answered in {song.latency_ms:.1f} ms with {song.hits} hit(s), connected in "
             f"{song.connect_ms:.0f} ms"
         )
         for failure in failures:
-            click.echo(f"failed: {failure}", err=True)
+            say(f"failed: {failure}", err=True)
     ctx.exit(ExitCode.FAILED if failures else ExitCode.CLEAN)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amprenta_vectors.cli.options import json_option, open_database
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
 from amprenta_vectors.compare.why import Why
 from amprenta_vectors.errors import ConfigError, ExitCode
@@ -92,7 +93,7 @@ def run(
         whereabouts = Whereabouts(engine, slice_, text_field_of(settings))
         found = Comparer(source, pgvector, whereabouts, table).compare(asked, top_k)
     if as_json:
-        click.echo(json.dumps(_to_json(found)))
+        say(json.dumps(_to_json(found)))
     else:
         _print_comparison(found, source.name)
     ctx.exit(ExitCode.FAILED if found.amiss else ExitCode.CLEAN)
@@ -114,24 +115,24 @@ def _print_comparison(found: Comparison, source: str) -> None:
     from amprenta_vectors.compare.missing import AMISS, LISTED
 
     share = f" ({found.found / found.hits:.2%})" if found.hits else ""
-    click.echo(
+    say(
         f"{found.queries:,} queries, top_k {found.top_k}: {source} gave {found.hits:,} hits, PostgreSQL "
         f"{found.found:,} of them{share}"
     )
     missing = [why for why in Why if found.missing[why]]
     if not missing:
-        click.echo("no hit is missing")
+        say("no hit is missing")
         return
     rows = [(why.value, f"{found.missing[why]:,}", MEANINGS[why]) for why in missing]
     print_table(("missing because", "hits", "what that means"), rows, right=("hits",))
     for why in missing:
         keys = found.keys[why]
-        click.echo(f"{why.value}: {', '.join(map(repr, keys))}" + (", …" if len(keys) == LISTED else ""))
+        say(f"{why.value}: {', '.join(map(repr, keys))}" + (", …" if len(keys) == LISTED else ""))
     for why in missing:
         if why in MENDS:
-            click.echo(f"{why.value}: {MENDS[why]}")
+            say(f"{why.value}: {MENDS[why]}")
     if not found.amiss:
-        click.echo(f"nothing is lost: no hit is {', '.join(sorted(why.value for why in AMISS))}")
+        say(f"nothing is lost: no hit is {', '.join(sorted(why.value for why in AMISS))}")
 
 
 @compare.command()
@@ -149,12 +150,12 @@ def report(since: str | None, as_json: bool, output: Path | None) -> None:
     with engine.connect() as connection:
         collected = collect_shadow_report(connection, _to_moment(since))
     if as_json:
-        click.echo(json.dumps(collected))
+        say(json.dumps(collected))
     else:
         _print_report(collected)
     if output is not None:
         for path in _write(collected, output):
-            click.echo(path, err=as_json)
+            say(path, err=as_json)
 
 
 def _to_moment(since: str | None) -> datetime | None:
@@ -194,14 +195,14 @@ def _print_report(collected: dict[str, Any]) -> None:
     from amprenta_vectors.compare.shadow_page import verdict
 
     for pair in collected["pairs"]:
-        click.echo(f"{pair['primary']}, shadowed by {pair['secondary']}, {pair['first_at']} to {pair['last_at']}")
-        click.echo(verdict(pair))
+        say(f"{pair['primary']}, shadowed by {pair['secondary']}, {pair['first_at']} to {pair['last_at']}")
+        say(verdict(pair))
         _print_agreement(pair)
         _print_latencies(pair)
         if pair["errors"]:
             print_table(("error", "queries"), [(name, f"{number:,}") for name, number in pair["errors"].items()])
         if pair["worst"]:
-            click.echo("where they agree least:")
+            say("where they agree least:")
             head = [name.replace("_", " ") for name in pair["worst"][0]]
             print_table(head, [list(map(_cell, {**row, "at": row["at"][:19]}.values())) for row in pair["worst"]])
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.printer import say
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -36,9 +37,9 @@ def pause(run: int | None) -> None:
     from amprenta_vectors.moves import orders
 
     engine, run_id = _open(run, Order.PAUSE)
-    click.echo(f"run {run_id}: waiting until nobody works at it (at most {orders.WAIT_SECONDS:.0f} s)", err=True)
+    say(f"run {run_id}: waiting until nobody works at it (at most {orders.WAIT_SECONDS:.0f} s)", err=True)
     orders.pause(engine, run_id)
-    click.echo(f"run {run_id} is paused: nobody works at it; resume with: amprenta-vectors resume {run_id}")
+    say(f"run {run_id} is paused: nobody works at it; resume with: amprenta-vectors resume {run_id}")
 
 
 @click.command()
@@ -50,7 +51,7 @@ def resume(run: int | None) -> None:
 
     engine, run_id = _open(run, Order.RESUME)
     orders.resume(engine, run_id)
-    click.echo(f"run {run_id} goes on; where no process waits for it: amprenta-vectors backfill --resume")
+    say(f"run {run_id} goes on; where no process waits for it: amprenta-vectors backfill --resume")
 
 
 @click.command()
@@ -71,9 +72,9 @@ def cancel(run: int | None) -> None:
         written = figures.count(connection, run_id).written
         run_cancelled = runs.load_run(connection, run_id)
         waiting = indexes.deferred_indexes(connection, run_cancelled.target)
-    click.echo(f"run {run_id} is cancelled; the {written:,} rows that it wrote stay")
+    say(f"run {run_id} is cancelled; the {written:,} rows that it wrote stay")
     for index in waiting:
-        click.echo(f"  the index {index.index_name} waits to be built: amprenta-vectors index build")
+        say(f"  the index {index.index_name} waits to be built: amprenta-vectors index build")
     if run_cancelled.started_at is not None:
         settings = Settings.load()
         leave_report(engine, run_id, settings.report, open_display(settings.log_format))
@@ -105,7 +106,7 @@ def limits(run: int | None, clear: bool, **given: float | None) -> None:
         else:
             in_force = runs.load_run(connection, run_id).limits
     listed = ", ".join(_said(name, in_force[name]) for name in _SAID if name in in_force)
-    click.echo(f"run {run_id}: {listed or 'no limits but those that its processes were started with'}")
+    say(f"run {run_id}: {listed or 'no limits but those that its processes were started with'}")
 
 
 def _said(name: str, value: float) -> str:

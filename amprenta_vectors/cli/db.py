@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amprenta_vectors.cli.printer import log_to_stderr, say
 from amprenta_vectors.sections import SECTIONS
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _sql = click.option("--sql", is_flag=True, help="Print the SQL for the database 
 @click.group()
 def db() -> None:
     """Upgrade and downgrade the schema by the revisions that come with the package."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)-5.5s [%(name)s] %(message)s")
+    log_to_stderr(logging.WARNING, "%(levelname)-5.5s [%(name)s] %(message)s")
     for name in ("alembic", "amprenta_vectors"):
         logging.getLogger(name).setLevel(logging.INFO)
     # What Alembic says of itself when it is imported.
@@ -105,16 +106,17 @@ def plan(section: str, schema: str | None, revision: str) -> None:
         plans = run_plan(settings, connection, section, revision, schema=found)
         publications = publications_of(connection, plans)
     for each in plans:
-        click.echo("\n".join(_described(each)))
+        for line in _described(each):
+            say(line)
     if not plans:
-        click.echo("nothing to do: the schema is there already")
+        say("nothing to do: the schema is there already")
     elif any(isinstance(step, Step) and step.blocks != "nobody" for each in plans for step in each.steps):
-        click.echo(
+        say(
             f"A lock that others wait for is asked for {LOCK_SECONDS:.0f} s at a time, for up to {GIVE_UP_SECONDS:.0f} "
             f"s: no statement queues behind it for longer than {LOCK_SECONDS:.0f} s."
         )
     for publication, tables in publications.items():
-        click.echo(
+        say(
             f"Publication {publication} carries {', '.join(tables)}: before the upgrade, install pgvector on each "
             "subscriber's server and run there what this prints, or replication stops at the first embedding: "
             f"amprenta-vectors db upgrade --section {section} --sql {revision}"

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-import click
 from tqdm import tqdm
 
 from amprenta_vectors.backfill.engine.observer import BatchDone, MoveEvent, RunAdvanced, RunStarted, Waiting, ignore
@@ -17,8 +16,10 @@ from amprenta_vectors.backfill.progress.figures import Counts
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.report.timeline import MOST_RATES, keys_expected, time_left
 from amprenta_vectors.cli.move_text import MoveText
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.cli.run_text import held_by, to_remaining
 from amprenta_vectors.moves.events import IndexProgress
+from amprenta_vectors.shown import printable
 
 LINE_SECONDS = 5.0
 
@@ -51,9 +52,9 @@ def _at_work(counts: Counts) -> str:
 
 def _say_begun(run: Run, deferred: list[str]) -> None:
     scope = ", ".join(f"{name} {value or '(default)'!s}" for name, value in run.scope.items())
-    click.echo(f"run {run.id}: {run.source} → {run.target}" + (f" ({scope})" if scope else ""), err=True)
+    say(f"run {run.id}: {run.source} → {run.target}" + (f" ({scope})" if scope else ""), err=True)
     for name in deferred:
-        click.echo(f"index {name} is deferred until the rows are in", err=True)
+        say(f"index {name} is deferred until the rows are in", err=True)
 
 
 class BarDisplay:
@@ -72,10 +73,10 @@ class BarDisplay:
             case RunAdvanced(run, counts):
                 self._advance(run, counts)
             case Waiting(_, reason) if self._bar is not None:
-                self._bar.set_description_str(f"waiting: {reason[:60]}" if reason else "")
+                self._bar.set_description_str(printable(f"waiting: {reason[:60]}") if reason else "")
             case Waiting(_, reason):
                 if reason:
-                    click.echo(f"waiting: {reason}", err=True)
+                    say(f"waiting: {reason}", err=True)
             case BatchDone():
                 pass
             case _:
@@ -95,7 +96,7 @@ class BarDisplay:
             notes.append(held)
         elif not counts.owners and counts.keys_done < bar.total:
             notes.append(_at_work(counts))
-        bar.set_postfix_str(", ".join(notes), refresh=False)
+        bar.set_postfix_str(printable(", ".join(notes)), refresh=False)
         bar.update(counts.keys_done - bar.n)
         bar.refresh()
 
@@ -129,7 +130,7 @@ class LineDisplay:
                 self._advance(run, counts)
             case Waiting(_, reason):
                 if reason and reason != self._reason:
-                    click.echo(f"waiting: {reason}", err=True)
+                    say(f"waiting: {reason}", err=True)
                 self._reason = reason
             case BatchDone():
                 pass
@@ -147,7 +148,7 @@ class LineDisplay:
             self._rates.append((counts.keys_done - self._before[1]) / (now - self._before[0]))
         self._before = (now, counts.keys_done)
         left = to_remaining(time_left(run, counts.keys_done, self._rates))
-        click.echo(
+        say(
             f"run {run.id}: {counts.keys_done:,} of {keys_expected(run):,} keys done, {counts.written:,} written, "
             f"{aside} quarantined, {left}, {held or _at_work(counts)}",
             err=True,
@@ -172,9 +173,9 @@ class JsonDisplay:
                 return
         if event.shown == "log":
             values = event.to_json()
-            click.echo(json.dumps({"event": values["event"], "time": round(time.time(), 3), **values}), err=True)
+            say(json.dumps({"event": values["event"], "time": round(time.time(), 3), **values}), err=True)
         elif event.shown == "result":
-            click.echo(json.dumps(event.to_json()))
+            say(json.dumps(event.to_json()))
             self._text.aside(event)
         elif event.shown == "text":
             self._text(event)

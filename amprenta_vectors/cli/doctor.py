@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import json_option
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -33,15 +34,15 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     number = Counter(finding.severity for finding in findings)
     if as_json:
         counts = {severity: number[severity] for severity in SEVERITIES}
-        click.echo(json.dumps({**counts, "findings": [asdict(finding) for finding in findings]}))
+        say(json.dumps({**counts, "findings": [asdict(finding) for finding in findings]}))
     else:
         for finding in findings:
             _print(finding)
-        click.echo(f"{number['serious']} serious, {number['advice']} advised")
+        say(f"{number['serious']} serious, {number['advice']} advised")
     ctx.exit(ExitCode.FAILED if number["serious"] else ExitCode.CLEAN)
 
 
 def _print(finding: Finding) -> None:
-    click.echo(f"{finding.severity:<7}  {finding.check}: {finding.found}")
+    say(f"{finding.severity:<7}  {finding.check}: {finding.found}")
     if finding.mend:
-        click.echo(f"         mend: {finding.mend}")
+        say(f"         mend: {finding.mend}")

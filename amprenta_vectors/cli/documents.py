@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 import click
 
 from amprenta_vectors.cli.options import nul_option, run_options, stop_on_signal
+from amprenta_vectors.cli.printer import say, say_lines
 from amprenta_vectors.errors import ConfigError, ExitCode, worst
+from amprenta_vectors.shown import printable
 
 if TYPE_CHECKING:
     from amprenta_vectors.backfill.engine.observer import MoveEvent, Observer
@@ -97,7 +99,7 @@ def _roll_back(settings: Settings, users: Sequence[str], show: Observer, *, dry_
     chosen = stores_to_roll_back(engine, table, users)
     codes = [roll_back_store(engine, *store, show, dry_run=dry_run) for store in chosen.items()]
     if not chosen:
-        click.echo("no row of theirs was inserted by a run: nothing to take back")
+        say("no row of theirs was inserted by a run: nothing to take back")
     _exit(worst(codes))
 
 
@@ -112,29 +114,27 @@ def _print(event: MoveEvent) -> None:
 
     match event:
         case events.StoreOpened(store, shape, backup, is_new):
-            click.echo(f"{store}: {shape}")
-            click.echo(f"  {'backed up to' if is_new else 'backed up before, in'} {backup}")
+            say(f"{store}: {shape}")
+            say(f"  {'backed up to' if is_new else 'backed up before, in'} {backup}")
         case events.StoreRefused(doing, store, message):
             how = {"plan": f"{store}: ", "move": f"error: {store}: ", "rollback": f"{store}: not taken back: "}
-            click.echo(how[doing] + message, err=doing != "plan")
+            say_lines(how[doing] + message, err=doing != "plan")
         case events.StoreEnded(store, result):
-            click.echo(f"{store}: {result}")
+            say(f"{store}: {result}")
         case events.StoreDescribed(store, shape, documents, rows, quarantined, first_quarantined):
-            click.echo(
-                f"{store}: {documents:,} documents, {rows:,} rows in the table, {quarantined:,} to be quarantined"
-            )
-            click.echo(f"  {shape}")
+            say(f"{store}: {documents:,} documents, {rows:,} rows in the table, {quarantined:,} to be quarantined")
+            say(f"  {shape}")
             for row in first_quarantined:
-                click.echo(f"  {row.reason}: {row.key!r}: {row.detail}")
+                say(f"  {row.reason}: {row.key!r}: {row.detail}")
         case events.StoreToRollBack(store, rows, runs):
             numbers = ", ".join(map(str, runs))
-            click.echo(f"{store}: {rows:,} rows were inserted by runs {numbers}; nothing was changed")
+            say(f"{store}: {rows:,} rows were inserted by runs {numbers}; nothing was changed")
         case events.StoreRolledBack(store, removed, kept):
-            click.echo(f"{store}: {removed:,} rows removed, {len(kept):,} kept because they were changed since")
+            say(f"{store}: {removed:,} rows removed, {len(kept):,} kept because they were changed since")
             for key in kept[:SHOWN]:
-                click.echo(f"  kept: {'/'.join(key)}")
+                say(f"  kept: {'/'.join(key)}")
             if len(kept) > SHOWN:
-                click.echo(f"  … {len(kept) - SHOWN:,} more, in migration_insert")
+                say(f"  … {len(kept) - SHOWN:,} more, in migration_insert")
 
 
 @documents.command("remove-files")
@@ -160,19 +160,21 @@ def remove_files(root: Path | None, users: tuple[str, ...], yes: bool) -> None:
     removable = [store for store in stores if not _refused(store.name, store.why_not())]
     for store in removable:
         if store.absent:
-            click.echo(f"{store.name}: {store.absent:,} documents have no row any longer: deleted since it was moved")
+            say(f"{store.name}: {store.absent:,} documents have no row any longer: deleted since it was moved")
     if removable and not yes:
-        click.confirm(f"delete the old files of {len(removable)} stores below {origin.root}?", abort=True)
+        click.confirm(
+            f"delete the old files of {len(removable)} stores below {printable(str(origin.root))}?", abort=True
+        )
     removed = 0
     for store in removable:
         folder = origin.folder(store.name)
         if not _refused(store.name, store.remove()):
             removed += 1
-            click.echo(f"removed: {folder}")
+            say(f"removed: {folder}")
     _exit(ExitCode.CLEAN if removed == len(stores) else ExitCode.FAILED)
 
 
 def _refused(name: str, why: str | None) -> bool:
     if why is not None:
-        click.echo(f"{name}: not removed: {why}", err=True)
+        say_lines(f"{name}: not removed: {why}", err=True)
     return why is not None

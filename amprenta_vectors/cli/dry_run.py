@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from datetime import UTC, datetime
 
-import click
-
 from amprenta_vectors.backends.opening import kind_of
 from amprenta_vectors.backfill.report.timeline import to_duration
 from amprenta_vectors.cli.index_text import to_size
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.cli.source_text import backup_command, to_place
 from amprenta_vectors.cli.table_text import print_pairs
 from amprenta_vectors.config import Settings
@@ -17,6 +16,7 @@ from amprenta_vectors.db import engine_url
 from amprenta_vectors.moves.plan import Plan
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.shown import show_url
 
 
 def describe_offline(settings: Settings, keys_from: str) -> None:
@@ -24,10 +24,10 @@ def describe_offline(settings: Settings, keys_from: str) -> None:
     url = engine_url(settings)
     table = get_table(settings.table, settings.config)
     place = to_place(settings, table)
-    click.echo(f"would fill {table.target} in {url.render_as_string(hide_password=True)}")
-    click.echo(f"from {place}, keys from the {keys_from}")
-    click.echo(f"with {settings.workers} workers, {settings.batch_size} keys a batch")
-    click.echo("Nothing was connected to and nothing was changed.")
+    say(f"would fill {table.target} in {show_url(url.render_as_string(hide_password=False))}")
+    say(f"from {place}, keys from the {keys_from}")
+    say(f"with {settings.workers} workers, {settings.batch_size} keys a batch")
+    say("Nothing was connected to and nothing was changed.")
 
 
 def describe_plan(settings: Settings, plan: Plan) -> None:
@@ -54,22 +54,22 @@ def describe_plan(settings: Settings, plan: Plan) -> None:
         lines["read units"] = f"about {figures.read_units:,}, and {figures.comparison_read_units:,} for the comparison"
     print_pairs(lines)
     if figures.other_models:
-        click.echo(
+        say(
             f"warning: the column also holds vectors of model {', '.join(figures.other_models)}; "
             "a run of another model would mix them",
             err=True,
         )
     _print_backup(settings, table)
-    click.echo("Nothing was changed.")
+    say("Nothing was changed.")
 
 
 def _print_backup(settings: Settings, table: VectorTable) -> None:
     url = engine_url(settings)
     day = datetime.now(UTC).strftime("%Y%m%d")
-    plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
-    dump = ["pg_dump", "--format=custom", f"--file={url.database}_{day}.dump", f"--dbname={plain}"]
-    click.echo("  back up first:")
-    click.echo(f"    {shlex.join(dump)}")
+    shown = show_url(url.render_as_string(hide_password=False))
+    dump = ["pg_dump", "--format=custom", f"--file={url.database}_{day}.dump", f"--dbname={shown}"]
+    say("  back up first:")
+    say(f"    {shlex.join(dump)}")
     copied = backup_command(settings, kind_of(settings, table), day)
     if copied is not None:
-        click.echo(f"    {shlex.join(copied)}")
+        say(f"    {shlex.join(copied)}")

@@ -19,6 +19,7 @@ from amprenta_vectors.cli.options import (
     source_option,
     stop_on_signal,
 )
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.reasons import Reason
 
 if TYPE_CHECKING:
@@ -54,19 +55,19 @@ def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> No
             choose_run(connection, run)
         counts, rows = quarantine.list_quarantined(connection, run, reason, limit)
     if as_json:
-        click.echo(json.dumps({"counts": counts, "errors": [_to_json(row) for row in rows]}))
+        say(json.dumps({"counts": counts, "errors": [_to_json(row) for row in rows]}))
         return
     if not counts:
-        click.echo("no row is quarantined" + (f" for {reason}" if reason else ""))
+        say("no row is quarantined" + (f" for {reason}" if reason else ""))
         return
     for name, number in counts.items():
-        click.echo(f"{number:,} {name}")
+        say(f"{number:,} {name}")
     if rows:
         _print_rows(rows)
     left = sum(counts.values()) - len(rows)
     if left and rows:
-        click.echo(f"{left:,} more; --limit {sum(counts.values())} lists them all")
-    click.echo("take them again with: amprenta-vectors retry-failed" + (f" --reason {reason}" if reason else ""))
+        say(f"{left:,} more; --limit {sum(counts.values())} lists them all")
+    say("take them again with: amprenta-vectors retry-failed" + (f" --reason {reason}" if reason else ""))
 
 
 def _to_json(row: QuarantinedRow) -> dict[str, object]:
@@ -122,7 +123,7 @@ def retry_failed(
         names = choose_namespaces(settings, ends, namespace, all_namespaces)
         moves = [move for name in names for move in open_retries(settings, ends, name, reason, stop)]
         if not moves:
-            click.echo(_nothing_to_retry(ends, names, reason))
+            say(_nothing_to_retry(ends, names, reason))
             return
         prepare(settings, ends, moves, show)
         with stop_on_signal(stop):

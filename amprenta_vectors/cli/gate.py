@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.printer import say
 
 
 @click.command()
@@ -23,4 +24,4 @@ def gate(allow: tuple[str, ...]) -> None:
     with engine.connect() as connection:
         table = open_table(settings, connection)
         filled = check_finished(connection, table.table, table.embedding, allow=allow, schema=table.schema)
-    click.echo(f"{table.target} is complete: {filled:,} rows have their embedding")
+    say(f"{table.target} is complete: {filled:,} rows have their embedding")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from amprenta_vectors.cli.options import stop_on_signal
+from amprenta_vectors.cli.printer import log_to_stderr, say
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -24,7 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 @click.group()
 def index() -> None:
     """Build, rebuild or drop the ANN index; readers and writers continue meanwhile."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr(logging.INFO, "%(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
@@ -78,7 +79,7 @@ def build(
     with stop_on_signal() as stop, watching_builds(engine, table, show):
         built = build_deferred(engine, table, stop, given, telling_plans(show))
         built = built or [build_new(engine, table, given, method, options, storage, show)]
-    click.echo(f"{table.target} is indexed: {', '.join(built)}")
+    say(f"{table.target} is indexed: {', '.join(built)}")
 
 
 @index.command()
@@ -91,7 +92,7 @@ def rebuild(maintenance_work_mem: str | None, index_workers: int | None) -> None
     engine, table, given, show = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
     with stop_on_signal() as stop, watching_builds(engine, table, show):
         rebuilt = rebuild_indexes(engine, table, stop, given, telling_plans(show))
-    click.echo(f"rebuilt: {', '.join(rebuilt)}" if rebuilt else "there is no index; amprenta-vectors index build")
+    say(f"rebuilt: {', '.join(rebuilt)}" if rebuilt else "there is no index; amprenta-vectors index build")
 
 
 @index.command()
@@ -101,9 +102,7 @@ def drop() -> None:
 
     engine, table, *_ = _open()
     dropped = defer_indexes(engine, table, force=True)
-    click.echo(
-        f"dropped: {', '.join(dropped)}; back with: amprenta-vectors index build" if dropped else "there was no index"
-    )
+    say(f"dropped: {', '.join(dropped)}; back with: amprenta-vectors index build" if dropped else "there was no index")
 
 
 def _open(**options: object) -> tuple[Engine, VectorTable, BuildSettings, MoveText]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-import click
-
 from amprenta_vectors.backends.inspection import Inspection
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.cli.table_text import print_pairs
 from amprenta_vectors.config import Settings
 
@@ -48,23 +47,23 @@ def show_index(found: Inspection, settings: Settings) -> None:
     }
     print_pairs(lines)
     if found.kind == "documents":
-        click.echo("fields of vectors:")
+        say("fields of vectors:")
         for name, field in found.vector_fields.items():
-            click.echo(f"  {name}: {field.dimension:,} dimensions, {field.metric}")
-    click.echo("namespaces:")
+            say(f"  {name}: {field.dimension:,} dimensions, {field.metric}")
+    say("namespaces:")
     for name, count in sorted(found.namespaces.items()):
-        click.echo(f"  {name or '(default)'}: {count:,}")
-    click.echo(f"metadata, in a sample of {sample.records:,} records of {sample.namespace or '(default)'}:")
+        say(f"  {name or '(default)'}: {count:,}")
+    say(f"metadata, in a sample of {sample.records:,} records of {sample.namespace or '(default)'}:")
     for name, item in sample.fields.items():
         share = item.records / sample.records
         note = "; the text" if name == settings.text_field and "string" in item.types else ""
-        click.echo(f"  {name}: {', '.join(sorted(item.types))}, in {share:.0%}{note}")
-    click.echo("set before the first upgrade:")
+        say(f"  {name}: {', '.join(sorted(item.types))}, in {share:.0%}{note}")
+    say("set before the first upgrade:")
     if found.chosen is None:
         names = ", or ".join(found.vector_fields)
-        click.echo(f"  export PINECONE_VECTOR_FIELD={names}; then inspect once more")
+        say(f"  export PINECONE_VECTOR_FIELD={names}; then inspect once more")
     for name, value in exports(found).items():
-        click.echo(f"  export {name}={shlex.quote(value)}")
+        say(f"  export {name}={shlex.quote(value)}")
 
 
 def index_to_json(found: Inspection) -> dict[str, Any]:

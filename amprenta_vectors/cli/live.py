@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -21,8 +20,10 @@ from amprenta_vectors.backfill.progress.snapshot import Snapshot, look
 from amprenta_vectors.backfill.progress.states import UNFINISHED
 from amprenta_vectors.backfill.report.timeline import Outlook, look_ahead
 from amprenta_vectors.cli.options import stop_on_signal
+from amprenta_vectors.cli.printer import error_lines, say
 from amprenta_vectors.cli.run_text import held_by, to_json, to_pace, to_read_units, to_scope, to_state
 from amprenta_vectors.pg.errors import is_transient
+from amprenta_vectors.shown import printable
 
 BUCKETS = 120
 SCREEN_SECONDS, LINE_SECONDS = 1.0, 5.0
@@ -46,7 +47,7 @@ def watch(engine: Engine, run_id: int, *, as_json: bool) -> None:
         else:
             _print_lines(_looks(engine, run_id, LINE_SECONDS, stop), to_line)
         if stop.is_set():
-            click.echo("no longer watching; the run goes on", err=True)
+            say("no longer watching; the run goes on", err=True)
 
 
 def _show_screen(looks: Looks, console: Console) -> None:
@@ -58,9 +59,9 @@ def _show_screen(looks: Looks, console: Console) -> None:
 def _print_lines(looks: Looks, to_text: Callable[[Snapshot, Outlook], str]) -> None:
     for seen in looks:
         if seen is None:
-            click.echo("the database is away; looking again", err=True)
+            say("the database is away; looking again", err=True)
         else:
-            click.echo(to_text(*seen))
+            say(to_text(*seen))
 
 
 def _looks(engine: Engine, run_id: int, seconds: float, stop: threading.Event) -> Looks:
@@ -126,7 +127,7 @@ def to_screen(snapshot: Snapshot, outlook: Outlook) -> RenderableType:
     done = f"{counts.keys_done:,} of {outlook.keys_expected:,}{'' if run.planned_at else ' or more'}"
     bar.add_row(ProgressBar(total=total, completed=counts.keys_done), f"{done} keys")
     parts: list[RenderableType] = [
-        Text(f"run {run.id}: {run.source or 'queued'} → {run.target}{to_scope(run)}", style="bold"),
+        Text(printable(f"run {run.id}: {run.source or 'queued'} → {run.target}{to_scope(run)}"), style="bold"),
         bar,
         _figures(snapshot, outlook),
     ]
@@ -137,26 +138,30 @@ def to_screen(snapshot: Snapshot, outlook: Outlook) -> RenderableType:
     return Group(*parts)
 
 
+def _cell(text: str) -> str:
+    return escape(printable(text))
+
+
 def _figures(snapshot: Snapshot, outlook: Outlook) -> Table:
     run, counts = snapshot.run, snapshot.counts
     table = Table.grid(padding=(0, 2))
-    table.add_row("state", escape(to_state(run, counts)))
+    table.add_row("state", _cell(to_state(run, counts)))
     held = held_by(run)
     if held:
-        table.add_row("", f"[yellow]{escape(held)}[/]")
+        table.add_row("", f"[yellow]{_cell(held)}[/]")
     if run.state in UNFINISHED:
         table.add_row("pace", to_pace(outlook))
     table.add_row("rows", f"{counts.written:,} written, {counts.skipped:,} found filled or gone")
     table.add_row("read units", to_read_units(run) or "none counted")
     for line in _index_lines(snapshot):
-        table.add_row("index", escape(line))
+        table.add_row("index", _cell(line))
     if snapshot.verified is not None:
         differing = snapshot.verified.get("unexpected", 0)
         table.add_row(
             "verified", f"{differing:,} differ" if differing else "every vector equal, but for those quarantined"
         )
     if run.last_error:
-        table.add_row("stopped by", f"[red]{escape(run.last_error)}[/]")
+        table.add_row("stopped by", "\n".join(f"[red]{_cell(line)}[/]" for line in error_lines(run.last_error)))
     return table
 
 
@@ -164,14 +169,14 @@ def _processes(snapshot: Snapshot) -> Table:
     table = Table("process", "batches in hand", "lease runs out in", title_justify="left", box=None)
     for process in snapshot.processes:
         lease = f"{process.lease_seconds:.0f} s" if process.lease_seconds > 0 else "[red]it has run out[/]"
-        table.add_row(escape(process.owner), str(process.batches), lease)
+        table.add_row(_cell(process.owner), str(process.batches), lease)
     return table
 
 
 def _quarantined(snapshot: Snapshot) -> Table:
     table = Table("quarantined", "rows", box=None)
     for reason, rows in sorted(snapshot.quarantined.items()):
-        table.add_row(escape(reason), f"{rows:,}")
+        table.add_row(_cell(reason), f"{rows:,}")
     return table
 
 

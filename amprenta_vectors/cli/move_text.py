@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-import click
-
 from amprenta_vectors.backfill.engine.observer import IndexBuilding, MoveEvent, ignore
 from amprenta_vectors.backfill.engine.run import Summary
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.cli.index_text import describe
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.moves import events
 from amprenta_vectors.schema.registry import PRODUCTS
 
@@ -30,14 +29,14 @@ class MoveText:
         if isinstance(event, events.ComparisonStarted):
             self._differed.clear()
         for line in self._results(event):
-            click.echo(line)
+            say(line)
         self.aside(event)
         self._more(event)
 
     def aside(self, event: MoveEvent) -> None:
         """Print the lines of an event that belong on standard error: of a result, only why it was refused."""
         for line in _asides(event):
-            click.echo(line, err=True)
+            say(line, err=True)
 
     def _results(self, event: MoveEvent) -> Iterator[str]:
         match event:

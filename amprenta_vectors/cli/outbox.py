@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import json_option, open_database
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import AmprentaError, ConfigError, ExitCode, TransientError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
     with _open_outbox(settings) as box:
         found = box.status()
     if as_json:
-        click.echo(
+        say(
             json.dumps(
                 {
                     "pending": found.pending,
@@ -44,14 +45,14 @@ def status(ctx: click.Context, as_json: bool) -> None:
             )
         )
     elif not found.pending:
-        click.echo("nothing is pending: both stores have every write")
+        say("nothing is pending: both stores have every write")
     else:
-        click.echo(
+        say(
             f"{found.pending:,} key(s) pending, {found.failing:,} after a failure, "
             f"the oldest for {found.oldest_seconds:,.0f} s; bring them with: amprenta-vectors outbox drain"
         )
         for error, keys in found.errors:
-            click.echo(f"  {keys:,} key(s): {error}")
+            say(f"  {keys:,} key(s): {error}")
     ctx.exit(ExitCode.FAILED if found.pending else ExitCode.CLEAN)
 
 
@@ -86,10 +87,10 @@ def drain(ctx: click.Context) -> None:
             done, error = _drain_scope(of_scope, others[0])
             brought, refusal = brought + done, error or refusal
         left = box.status().pending
-    click.echo(f"{brought:,} key(s) brought to {others[0]}, {left:,} pending")
+    say(f"{brought:,} key(s) brought to {others[0]}, {left:,} pending")
     if refusal is not None:
         again = "" if isinstance(refusal, TransientError) else "; write these keys again with what it takes"
-        click.echo(f"  {others[0]} said: {refusal.message}{again}", err=True)
+        say(f"  {others[0]} said: {refusal.message}{again}", err=True)
     ctx.exit(ExitCode.FAILED if left else ExitCode.CLEAN)
 
 

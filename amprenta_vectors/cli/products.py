@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import json_option, log_options, open_database, stop_on_signal
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.top_k import MAX_TOP_K
 
@@ -114,8 +115,8 @@ def search(
         for product in found:
             row = product.row
             beside = f"{row.get('brand') or ''}, {row.get('category') or ''}, {row.get('price')}"
-            click.echo(f"  {product.score:.4f}  {product.id}  {row['name']} ({beside})")
-        click.echo(f"from {products.store.name}: {len(found)} product(s)")
+            say(f"  {product.score:.4f}  {product.id}  {row['name']} ({beside})")
+        say(f"from {products.store.name}: {len(found)} product(s)")
 
 
 @products.command("coverage")
@@ -139,15 +140,15 @@ def show_coverage(limit: int, as_json: bool) -> None:
         figures = {"total_products": counts.products, "with_embeddings": counts.embedded}
         figures |= {"missing_embeddings": counts.missing}
         share = {"coverage_percent": round(100 * counts.share, 2)}
-        click.echo(json.dumps({**figures, **share, "missing": [asdict(product) for product in missing]}))
+        say(json.dumps({**figures, **share, "missing": [asdict(product) for product in missing]}))
         return
-    click.echo(
+    say(
         f"{counts.products:,} active products: {counts.embedded:,} with an embedding, {counts.missing:,} without "
         f"({100 * counts.share:.1f} %)"
     )
     for product in missing:
-        click.echo(f"  {product.id}  {product.name or ''}")
+        say(f"  {product.id}  {product.name or ''}")
     if counts.missing > len(missing):
-        click.echo(f"  … {counts.missing - len(missing):,} more; --limit N lists them")
+        say(f"  … {counts.missing - len(missing):,} more; --limit N lists them")
     if counts.missing:
-        click.echo("embed them with: amprenta-vectors products migrate")
+        say("embed them with: amprenta-vectors products migrate")

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import click
-
 from amprenta_vectors.backfill.engine.observer import MoveEvent
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.systems.products import events
 from amprenta_vectors.systems.products.state import State
 
 RULE = "=" * 80
 _STEPS = {
     1: "[Step 1/6] Running pre-flight checks...",
-    2: "\n[Step 2/6] Analyzing current state...",
-    3: "\n[Step 3/6] Building migration plan...",
-    4: "\n[Step 4/6] Migrating {:,} products...",
-    5: "\n[Step 5/6] Verifying migration integrity...",
+    2: "[Step 2/6] Analyzing current state...",
+    3: "[Step 3/6] Building migration plan...",
+    4: "[Step 4/6] Migrating {:,} products...",
+    5: "[Step 5/6] Verifying migration integrity...",
 }
 
 
 def print_step(event: MoveEvent) -> None:
     """Print an event that only a catalogue's move has."""
     for line in _lines(event):
-        click.echo(line)
+        say(line)
 
 
 def _lines(event: MoveEvent) -> Iterator[str]:
     match event:
         case events.StepBegun(number, products):
-            yield _STEPS[number].format(products)
+            yield from ("", _STEPS[number].format(products)) if number > 1 else (_STEPS[number],)
         case events.EndsReady(collection):
             yield "  ✓ pgvector extension available"
             yield f"  ✓ ChromaDB collection {collection!r} found"
@@ -68,7 +67,7 @@ def _analysed(state: State) -> Iterator[str]:
 
 
 def _migrated(ended: events.Migrated) -> Iterator[str]:
-    yield from ("\n[Step 6/6] Report", "", "MIGRATION SUMMARY", RULE, f"Duration: {ended.seconds:.2f} seconds", "")
+    yield from ("", "[Step 6/6] Report", "", "MIGRATION SUMMARY", RULE, f"Duration: {ended.seconds:.2f} seconds", "")
     yield from (f"Total products: {ended.products:,}", f"Successfully migrated: {ended.migrated:,}")
     yield from (f"Skipped: {ended.kept:,}", f"Errors: {ended.errors:,}", "")
     yield f"Final pgvector coverage: {100 * ended.coverage:.1f}% of {ended.active:,} active products"

@@ -11,6 +11,7 @@ import click
 
 from amprenta_vectors.cli.limit_options import limit_options, orders_of
 from amprenta_vectors.cli.options import namespace_options, run_options, source_option, stop_on_signal
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def reconcile(
             with stop_on_signal(stop):
                 code = try_passes(ends.engine, jobs, stop, show)
             if code == ExitCode.INTERRUPTED:
-                click.echo("the dry run was interrupted", err=True)
+                say("the dry run was interrupted", err=True)
             ctx.exit(code)
         prepare(settings, ends, moves, show)
         with stop_on_signal(stop):

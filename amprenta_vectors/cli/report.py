@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import ConfigError
 
 
@@ -30,4 +31,4 @@ def report(run: int, output: Path | None) -> None:
             hint="name a folder that may be written: --output FOLDER",
         ) from None
     for path in written:
-        click.echo(path)
+        say(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.sandbox import DEFAULT_FOLDER
 
 DEMOS = {
@@ -42,8 +43,8 @@ def start(folder: Path, rows: int | None) -> None:
     command = "amprenta-vectors sandbox env"
     if folder != DEFAULT_FOLDER:
         command += f" --folder {shlex.quote(str(folder))}"
-    click.echo(f"The sandbox runs; its Pinecone index was loaded with {loaded:,} vectors.")
-    click.echo(f'Point this shell at it: eval "$({command})"')
+    say(f"The sandbox runs; its Pinecone index was loaded with {loaded:,} vectors.")
+    say(f'Point this shell at it: eval "$({command})"')
 
 
 @sandbox.command()
@@ -63,7 +64,7 @@ def env(folder: Path) -> None:
     from amprenta_vectors.sandbox import control
 
     for name, value in control.env(folder).items():
-        click.echo(f"export {name}={shlex.quote(value)}")
+        say(f"export {name}={shlex.quote(value)}")
 
 
 @sandbox.command()
@@ -78,7 +79,7 @@ def ask(question: str, top_k: int) -> None:
     store = get_vector_store()
     for hit in store.query(WordLlamaEmbedder().embed([question])[0], top_k=top_k):
         first_line = (hit.text or "").strip().partition("\n")[0]
-        click.echo(f"  {hit.score:.4f}  {hit.key}  {first_line[:70]}")
+        say(f"  {hit.score:.4f}  {hit.key}  {first_line[:70]}")
     store.close()
 
 
@@ -93,7 +94,7 @@ def add(text: str) -> None:
     embedder = WordLlamaEmbedder()
     with closing(get_vector_store()) as store:
         [key] = TextStore(store, embedder.embed, lambda query: embedder.embed([query])[0]).add([text])
-    click.echo(f"  written as {key} to {store.name}")
+    say(f"  written as {key} to {store.name}")
 
 
 @sandbox.command()

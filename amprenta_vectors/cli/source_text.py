@@ -7,6 +7,7 @@ from amprenta_vectors.backends.rows.source import text_columns_of
 from amprenta_vectors.config import Settings
 from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.shown import show_url
 
 
 def to_place(settings: Settings, table: VectorTable) -> str:
@@ -20,7 +21,8 @@ def to_place(settings: Settings, table: VectorTable) -> str:
         case "simple":
             return f"the stores below {settings.simple_store_root}"
         case "chroma":
-            where = f"{settings.chroma_host}:{settings.chroma_port}" if settings.chroma_host else settings.chroma_path
+            host = settings.chroma_host
+            where = f"{show_url(host)}:{settings.chroma_port}" if host else settings.chroma_path
             return f"collection {settings.chroma_collection!r} of Chroma at {where}"
         case "rows":
             embedder = settings.require("embedder")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amprenta_vectors.cli.options import json_option, open_database, source_option
+from amprenta_vectors.cli.printer import say
 
 if TYPE_CHECKING:
     from amprenta_vectors.backends.inspection import OriginInspection
@@ -43,14 +44,14 @@ def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> 
 
         index = inspect_index(settings, open_index(settings), namespace)
         if as_json:
-            click.echo(json.dumps(index_to_json(index)))
+            say(json.dumps(index_to_json(index)))
         else:
             show_index(index, settings)
         return
     found = _inspect(settings, table, namespace)
     exports = _exports(found, table)
     if as_json:
-        click.echo(json.dumps(_to_json(found) | {"environment": exports}))
+        say(json.dumps(_to_json(found) | {"environment": exports}))
     else:
         _show(found, exports)
 
@@ -88,17 +89,17 @@ def _show(found: OriginInspection, exports: dict[str, str]) -> None:
         "model": found.model or "unknown to the source; set EMBEDDING_MODEL to the one that made the vectors",
     }
     print_pairs(lines)
-    click.echo("namespaces:")
+    say("namespaces:")
     for name, count in sorted(found.namespaces.items()):
         error = found.refused.get(name)
-        click.echo(f"  {name or '(the only one)'}: " + (f"{count:,}" if error is None else f"cannot be read: {error}"))
-    click.echo(f"a sample of {found.records:,} records of {found.namespace or '(the only one)'}:")
-    click.echo(f"  text: in {found.with_text:,}")
+        say(f"  {name or '(the only one)'}: " + (f"{count:,}" if error is None else f"cannot be read: {error.message}"))
+    say(f"a sample of {found.records:,} records of {found.namespace or '(the only one)'}:")
+    say(f"  text: in {found.with_text:,}")
     for name, item in found.fields.items():
-        click.echo(f"  {name}: {', '.join(sorted(item.types))}, in {item.records / found.records:.0%}")
-    click.echo("set before the first upgrade:")
+        say(f"  {name}: {', '.join(sorted(item.types))}, in {item.records / found.records:.0%}")
+    say("set before the first upgrade:")
     for name, value in exports.items():
-        click.echo(f"  export {name}={value}")
+        say(f"  export {name}={value}")
 
 
 def _to_json(found: OriginInspection) -> dict[str, Any]:

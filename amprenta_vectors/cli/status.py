@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import json_option, open_database
+from amprenta_vectors.cli.printer import error_lines, say
 from amprenta_vectors.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def status(run: int | None, watching: bool, as_json: bool) -> None:
         if not (watching and chosen):
             snapshots = [look(connection, each.id, buckets=BUCKETS) for each in chosen]
             seen = [(snapshot, look_ahead(snapshot)) for snapshot in snapshots if snapshot is not None]
-            click.echo(_as_json(connection, seen) if as_json else "\n".join(_as_text(connection, seen)))
+            for line in [_as_json(connection, seen)] if as_json else _as_text(connection, seen):
+                say(line)
             return
     unfinished = [each for each in chosen if each.state in UNFINISHED]
     watch(engine, next(iter(unfinished or chosen)).id, as_json=as_json)
@@ -95,4 +97,4 @@ def _described(snapshot: Snapshot, outlook: Outlook) -> Iterator[str]:
     for reason, number in sorted(snapshot.quarantined.items()):
         yield f"  quarantined: {number:,} {reason}"
     if run.last_error:
-        yield f"  stopped by: {run.last_error}"
+        yield from error_lines(f"  stopped by: {run.last_error}")

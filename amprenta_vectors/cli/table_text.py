@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from amprenta_vectors.cli.printer import say
+from amprenta_vectors.shown import printable
 
 MOST_FOLDED = 1000
 """The most rows that are laid out for the terminal's width, which takes about a millisecond a row."""
@@ -19,7 +21,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Co
     On a terminal, cells are folded to its width. Elsewhere a row is one line, however long. Characters that would speak
     to the terminal are escaped.
     """
-    rows = [[_printable(cell) for cell in row] for row in rows]
+    rows = [[printable(cell) for cell in row] for row in rows]
     console = Console()
     if not console.is_terminal or len(rows) > MOST_FOLDED:
         _print_lines([head, *rows], [name in right for name in head])
@@ -37,7 +39,7 @@ def print_pairs(pairs: Mapping[str, str | None]) -> None:
     said = {name: value for name, value in pairs.items() if value}
     width = max(map(len, said), default=0)
     for name, value in said.items():
-        click.echo(f"{name:>{width}}: {_printable(value)}")
+        say(f"{name:>{width}}: {value}")
 
 
 def _print_lines(lines: Sequence[Sequence[str]], to_right: Sequence[bool]) -> None:
@@ -45,8 +47,4 @@ def _print_lines(lines: Sequence[Sequence[str]], to_right: Sequence[bool]) -> No
     aligned = [str.rjust if right else str.ljust for right in to_right]
     for line in lines:
         cells = (align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        say("  ".join(cells).rstrip())

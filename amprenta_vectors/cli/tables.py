@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import open_database
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def check(ctx: click.Context, name: str | None) -> None:
         )
     chosen = [table for table in declared.values() if name in (None, table.name)]
     if not chosen:
-        click.echo(f"no table is declared: there is no {CONFIG_FILE} here, or it is empty (docs/tables.md shows one)")
+        say(f"no table is declared: there is no {CONFIG_FILE} here, or it is empty (docs/tables.md shows one)")
         return
     with open_database(settings, 1).connect() as connection:
         clean = [_check(connection, table) for table in chosen]
@@ -62,7 +63,7 @@ def _check(connection: Connection, table: VectorTable) -> bool:
     blocking = [finding for finding in findings if finding.blocking]
     column = f"{table.target} {table.storage}({table.dimension}), {table.distance}"
     number = f"{len(blocking)} to mend" if blocking else "as declared"
-    click.echo(f"{table.name}: {column}: {number}")
+    say(f"{table.name}: {column}: {number}")
     for finding in findings:
         _print(finding)
     return not blocking
@@ -70,5 +71,5 @@ def _check(connection: Connection, table: VectorTable) -> bool:
 
 def _print(finding: Finding) -> None:
     note = "" if finding.blocking else "note: "
-    click.echo(f"  {note}expected {finding.expected}; found {finding.found}")
-    click.echo(f"    {finding.sql};")
+    say(f"  {note}expected {finding.expected}; found {finding.found}")
+    say(f"    {finding.sql};")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import json_option, open_database
+from amprenta_vectors.cli.printer import say
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
 from amprenta_vectors.errors import ExitCode
 
@@ -64,17 +65,15 @@ def tune(
         with engine.begin() as connection:
             store_setting(connection, table.target, setting, found.chosen.value)
     if as_json:
-        click.echo(json.dumps({**asdict(found), "applied": applied}))
+        say(json.dumps({**asdict(found), "applied": applied}))
     else:
         _print(found)
         if applied:
-            click.echo(f"stored for {table.target}; stores use it within a minute")
+            say(f"stored for {table.target}; stores use it within a minute")
     if origin == "stored":
-        click.echo(
-            "note: stored vectors are easier to find than what users ask: --from shadow, or --from FILE", err=True
-        )
+        say("note: stored vectors are easier to find than what users ask: --from shadow, or --from FILE", err=True)
     if applied and (given := getattr(settings, setting)) is not None:
-        click.echo(f"warning: AMPRENTA_{setting.upper()} is {given}, which comes before what is stored", err=True)
+        say(f"warning: AMPRENTA_{setting.upper()} is {given}, which comes before what is stored", err=True)
     ctx.exit(ExitCode.FAILED if found.chosen is None else ExitCode.CLEAN)
 
 
@@ -88,12 +87,10 @@ def _print(found: Tuning) -> None:
     from amprenta_vectors.cli.table_text import print_table
 
     head = (found.setting, f"recall@{found.top_k}", "p50 ms")
-    click.echo(f"{found.queries:,} queries, top_k {found.top_k}")
+    say(f"{found.queries:,} queries, top_k {found.top_k}")
     rows = [(str(trial.value), f"{trial.recall:.4f}", f"{trial.p50_ms:.2f}") for trial in found.trials]
     print_table(head, rows, right=head)
     if found.chosen is not None:
-        click.echo(f"{found.setting} {found.chosen.value} is the cheapest tried that reaches {found.target:g}")
+        say(f"{found.setting} {found.chosen.value} is the cheapest tried that reaches {found.target:g}")
     else:
-        click.echo(
-            f"no {found.setting} reaches {found.target:g}; a denser index may: amprenta-vectors index build --help"
-        )
+        say(f"no {found.setting} reaches {found.target:g}; a denser index may: amprenta-vectors index build --help")

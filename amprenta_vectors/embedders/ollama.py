@@ -20,6 +20,7 @@ from amprenta_vectors.errors import (
     TransientError,
 )
 from amprenta_vectors.extras import network_errors, require_extra
+from amprenta_vectors.shown import show_url
 
 DEFAULT_HOST = "http://127.0.0.1:11434"
 TEXTS_A_REQUEST = 64
@@ -38,8 +39,8 @@ class OllamaEmbedder:
 
     def __init__(self, host: str | None, model_name: str) -> None:
         ollama = require_extra("ollama", "ollama")
-        self._host = host or DEFAULT_HOST
-        self._client: Any = ollama.Client(host=self._host, timeout=TIMEOUT_SECONDS)
+        self._client: Any = ollama.Client(host=host or DEFAULT_HOST, timeout=TIMEOUT_SECONDS)
+        self._host = show_url(host or DEFAULT_HOST)
         self._refusal: type[Exception] = ollama.ResponseError
         self._name = model_name
         self.model = Model(model_name.removesuffix(":latest"), len(self._vectors([PROBE])[0]), "ollama")

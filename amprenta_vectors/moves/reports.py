@@ -13,6 +13,7 @@ from amprenta_vectors.backfill.progress import transactions
 from amprenta_vectors.backfill.report.facts import collect_report
 from amprenta_vectors.backfill.report.page import render_page
 from amprenta_vectors.moves.events import NotReported, Reported
+from amprenta_vectors.pg.errors import for_a_log
 
 
 def write_report(engine: Engine, run_id: int, folder: Path) -> tuple[Path, Path]:
@@ -36,7 +37,7 @@ def leave_report(engine: Engine, run_id: int, folder: Path, observer: Observer) 
     try:
         as_json, page = write_report(engine, run_id, folder)
     except (OSError, DBAPIError) as error:
-        reason = error.orig if isinstance(error, DBAPIError) else error
-        observer(NotReported(run_id, str(reason).strip()))
+        reason = for_a_log(error) if isinstance(error, DBAPIError) else str(error)
+        observer(NotReported(run_id, reason))
     else:
         observer(Reported(run_id, (str(as_json), str(page))))

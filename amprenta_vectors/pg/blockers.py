@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from amprenta_vectors.pg.connections import like
+from amprenta_vectors.pg.errors import for_a_log
 
 log = logging.getLogger("amprenta_vectors.ddl")
 
@@ -55,7 +56,7 @@ class Blockers:
                     self._watch(connection)
                 self._engine.dispose()
         except SQLAlchemyError as error:
-            log.warning("%s: it takes long, and whom it waits for cannot be seen: %s", self._what, error)
+            log.warning("%s: it takes long, and whom it waits for cannot be seen: %s", self._what, for_a_log(error))
 
     def stop(self) -> None:
         """End `watch`."""

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.errors import AmprentaError, TimedOut, TransientError
+from amprenta_vectors.errors import AmprentaError, FilterError, RowError, TimedOut, TransientError
+from amprenta_vectors.shown import printable
 
 DEADLOCK = "40P01"
 FEATURE_NOT_SUPPORTED = "0A000"
@@ -86,11 +87,34 @@ def is_row_refusal(error: BaseException) -> bool:
 def to_error(error: BaseException, doing: str) -> AmprentaError:
     """Return a driver's error as one of ours: transient if trying again may help, else final."""
     driver = error.orig if isinstance(error, DBAPIError) else error
-    # The server's first line only, where the driver has it by itself: its DETAIL quotes the row.
-    primary = getattr(getattr(driver, "diag", None), "message_primary", None)
-    reason = primary or str(driver).strip().replace("\n", " ")
+    reason = _primary(driver) or str(driver).strip().replace("\n", " ")
     if sqlstate(error) == STATEMENT_CANCELLED:
         return TimedOut(f"{doing}: {reason}")
     if is_transient(error):
         return TransientError(f"{doing}: {reason}")
     return AmprentaError(f"{doing}: {reason}")
+
+
+def for_a_log(error: BaseException) -> str:
+    """Return an error on one line that quotes no row, and nothing that a query asked for."""
+    driver = error.orig if isinstance(error, DBAPIError) else error
+    kind, state = type(driver).__name__, sqlstate(error)
+    if isinstance(error, FilterError | RowError):
+        return kind
+    if isinstance(error, AmprentaError):
+        return printable(f"{kind}: {error.message}")
+    if state is None:
+        # Of a driver itself, as where the connection is lost; what others raise may hold anything.
+        return printable(f"{kind}: {str(driver).strip()}") if isinstance(error, DBAPIError) else kind
+    # What PostgreSQL says of a value that it cannot take, quotes the value.
+    reason = None if state.startswith(_DATA_CLASS) else _primary(driver)
+    return printable(f"{kind} {state}" + (f": {reason}" if reason else ""))
+
+
+_DATA_CLASS = "22"
+
+
+def _primary(driver: object) -> str | None:
+    """Return the server's first line, where the driver has it by itself: the DETAIL below it quotes the row."""
+    primary: str | None = getattr(getattr(driver, "diag", None), "message_primary", None)
+    return primary

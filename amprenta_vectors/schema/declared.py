@@ -68,9 +68,9 @@ def _read_table(path: Path, name: str, declared: Mapping[str, Any]) -> VectorTab
     except ValidationError as error:
         problems += map(_to_text, error.errors())
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems)
+        listed = "; ".join(problems)
         raise ConfigError(
-            f"{path}: [tables.{name}]\n{listed}", hint=f"correct {path}, then: amprenta-vectors tables check {name}"
+            f"{path}: [tables.{name}]: {listed}", hint=f"correct {path}, then: amprenta-vectors tables check {name}"
         )
     return table
 

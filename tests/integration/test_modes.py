@@ -254,7 +254,7 @@ def test_a_side_that_does_not_answer_in_time_has_failed(
             keys(HybridStore(primary, secondary, join="intersection", timeout_seconds=0.5))
         with pytest.raises(TimedOut):
             union.fetch(["k00"])
-    assert caplog.text.count("pinecone failed, pgvector answers alone: pinecone gave no answer") == 2
+    assert caplog.text.count("pinecone failed, pgvector answers alone: TimedOut: pinecone gave no answer") == 2
 
 
 class Side:

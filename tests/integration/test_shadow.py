@@ -13,9 +13,11 @@ import sqlalchemy as sa
 from backfill_tools import execute
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import TransientError
+from amprenta_vectors.errors import FilterError, TransientError
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.stores.agreement import agreement
+from amprenta_vectors.stores.composites.fallback import FallbackStore
+from amprenta_vectors.stores.composites.hybrid import HybridStore
 from amprenta_vectors.stores.composites.shadow import MOST_WAITING, ShadowLog, ShadowStore
 from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store, open_pinecone_store
 from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
@@ -153,3 +155,44 @@ def test_comparisons_that_cannot_be_kept_are_no_callers_affair(
     assert store.query(VECTORS[0], top_k=5) == primary.query(VECTORS[0], top_k=5)
     store.close()
     assert "a shadow query was not kept" in caplog.text
+
+
+def failures(engine: sa.Engine) -> Iterator[Exception]:
+    """Yield errors as they come, of PostgreSQL with its parameters, and ours."""
+    for statement in (
+        "SELECT CAST(:operand AS int)",
+        "SELECT :operand FROM nowhere",
+        "SELECT jsonb(CAST(:operand AS text))",
+    ):
+        try:
+            with sa.create_engine(engine.url).connect() as connection:
+                connection.execute(sa.text(statement), {"operand": "S3CR3T"})
+        except sa.exc.DBAPIError as error:
+            yield error
+    yield FilterError("expected a number, got 'S3CR3T'")
+    yield ValueError("S3CR3T is no operand")
+
+
+def test_no_log_quotes_a_vector_or_what_a_filter_asked_for(
+    upgraded_url: str, engine: sa.Engine, primary: VectorStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    vector = np.full(DIMENSION, 0.123456, dtype=np.float32)
+    asked = {"vector": vector, "filter": {"even": {"$ne": "S3CR3T"}}}
+    for failure in failures(engine):
+        other: Any = Troubled(failing(failure))
+        kept = ShadowStore(primary, other, ShadowLog(sa.create_engine(upgraded_url), "pinecone", "troubled"))
+        kept.query(**asked)
+        kept.close()
+        if not isinstance(failure, FilterError):
+            FallbackStore(other, primary, timeout_seconds=30).query(**asked)
+            HybridStore(other, primary, join="union", timeout_seconds=30).query(**asked)
+    assert len(execute(engine, "SELECT error FROM shadow_query")) == 5
+    assert not [row for row in execute(engine, "SELECT error FROM shadow_query") if "S3CR3T" in row[0]]
+    execute(engine, "ALTER TABLE shadow_query RENAME TO elsewhere")
+    lost = ShadowStore(primary, primary, ShadowLog(sa.create_engine(upgraded_url), "pinecone", "troubled"))
+    lost.query(**asked)
+    lost.close()
+    assert "a shadow query was not kept: UndefinedTable 42P01" in caplog.text
+    assert "troubled failed" in caplog.text
+    assert "S3CR3T" not in caplog.text
+    assert "0.123" not in caplog.text

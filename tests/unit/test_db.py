@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -108,6 +110,69 @@ def test_a_remote_connection_that_may_be_unencrypted_is_warned_about(host: str, 
     ],
 )
 def test_an_encrypted_or_local_connection_is_not_warned_about(url: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_engine(of(url))
+
+
+@pytest.fixture
+def service_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the file of services that libpq reads."""
+    path = tmp_path / "pg_service.conf"
+    path.write_text(
+        "# ours\n[remote]\nhost=db.example.com\nport=5432\n\n[sure]\nhost = db.example.com\nsslmode = verify-full\n"
+        "[here]\nhost=/tmp\n"
+    )
+    monkeypatch.setenv("PGSERVICEFILE", str(path))
+
+
+@pytest.mark.usefixtures("service_file")
+@pytest.mark.parametrize(
+    ("url", "variables", "host"),
+    [
+        ("postgresql:///db?hostaddr=10.0.0.7", {}, "10.0.0.7"),
+        ("postgresql://localhost/db?hostaddr=10.0.0.7", {}, "10.0.0.7"),
+        ("postgresql:///db", {"PGHOST": "db.example.com"}, "db.example.com"),
+        ("postgresql:///db", {"PGHOST": "/tmp,db.example.com"}, "db.example.com"),
+        ("postgresql:///db", {"PGHOSTADDR": "10.0.0.7", "PGHOST": "localhost"}, "10.0.0.7"),
+        ("postgresql:///db?service=remote", {}, "db.example.com"),
+        ("postgresql:///db", {"PGSERVICE": "remote"}, "db.example.com"),
+        ("postgresql:///db?service=remote", {"PGHOST": "localhost"}, "db.example.com"),
+        ("postgresql:///db?service=unheard-of", {}, "service unheard-of"),
+        (REMOTE, {"PGSSLMODE": "allow"}, "sslmode=allow"),
+        (f"{REMOTE}?sslmode=prefer", {"PGSSLMODE": "verify-full"}, "sslmode=verify-full into its URL"),
+    ],
+)
+def test_whatever_names_a_remote_host_to_libpq_is_warned_about(
+    url: str, variables: dict[str, str], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.warns(UnencryptedConnection, match=re.escape(host)):
+        create_engine(of(url))
+
+
+@pytest.mark.usefixtures("service_file")
+@pytest.mark.parametrize(
+    ("url", "variables"),
+    [
+        (REMOTE, {"PGSSLMODE": "verify-full"}),
+        (REMOTE, {"PGSSLMODE": "require"}),
+        (REMOTE, {"PGREQUIRESSL": "1"}),
+        (REMOTE, {"PGSSLROOTCERT": "system"}),
+        (f"{REMOTE}?hostaddr=127.0.0.1", {}),
+        ("postgresql:///db?service=sure", {}),
+        ("postgresql:///db?service=here", {"PGHOST": "db.example.com"}),
+        ("postgresql:///db", {"PGSERVICE": "sure"}),
+        ("postgresql://localhost/db", {"PGHOST": "db.example.com"}),
+        ("postgresql:///db", {"PGHOST": ""}),
+    ],
+)
+def test_whatever_makes_libpq_encrypt_or_stay_here_is_not_warned_about(
+    url: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         create_engine(of(url))

@@ -20,6 +20,7 @@ from amprenta_vectors.errors import (
 )
 from amprenta_vectors.extras import network_errors, require_extra
 from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.shown import show_url, show_urls
 
 DATABASE_FILE = "chroma.sqlite3"
 REQUEST_SECONDS = 30.0
@@ -63,7 +64,7 @@ def open_collection(settings: Settings) -> ChromaCollection:
     """
     chromadb = require_extra("chromadb", "chroma")
     host, name = settings.chroma_host, settings.chroma_collection
-    where = f"{host}:{settings.chroma_port}" if host else str(settings.chroma_path.resolve())
+    where = f"{show_url(host)}:{settings.chroma_port}" if host else str(settings.chroma_path.resolve())
     with chroma_errors(f"opening Chroma at {where}"):
         client = _on_server(chromadb, settings, host) if host else _in_folder(chromadb, settings)
         try:
@@ -105,7 +106,7 @@ def _in_folder(chromadb: Any, settings: Settings) -> Any:
         return chromadb.PersistentClient(str(path), settings=options)
     except chromadb.errors.InternalError as error:
         raise SourceError(
-            f"opening Chroma at {path}: {error}",
+            f"opening Chroma at {path}: {show_urls(str(error))}",
             hint="a folder that an older chromadb wrote is not migrated in place: set CHROMA_HOST to the server that "
             "the application runs on it, or CHROMA_PATH to a copy that this chromadb has opened once",
         ) from error
@@ -161,7 +162,7 @@ def _to_error(error: Exception, doing: str, refusal: type[SourceError]) -> Ampre
         status = 400
     else:
         return None
-    said = f"{doing}: {type(error).__name__} {status}"
+    said, words = f"{doing}: {type(error).__name__} {status}", show_urls(str(error))
     match status:
         case 401 | 403:
             return CredentialsRefused(
@@ -169,10 +170,10 @@ def _to_error(error: Exception, doing: str, refusal: type[SourceError]) -> Ampre
                 hint="export CHROMA_CLIENT_AUTH_PROVIDER=… CHROMA_CLIENT_AUTH_CREDENTIALS=…, which its client reads",
             )
         case 404:
-            return SourceNotFound(f"{said}: {error}", hint="export CHROMA_COLLECTION=NAME")
+            return SourceNotFound(f"{said}: {words}", hint="export CHROMA_COLLECTION=NAME")
         case 429:
             return RateLimited(said)
         case 408:
             return TransientError(said)
         case _:
-            return TransientError(f"{said}: {error}") if status >= 500 else refusal(said)
+            return TransientError(f"{said}: {words}") if status >= 500 else refusal(said)

@@ -24,6 +24,7 @@ from amprenta_vectors.errors import (
 )
 from amprenta_vectors.extras import needing
 from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.shown import show_urls
 
 with needing("pinecone"):
     import grpc
@@ -238,12 +239,12 @@ _MALFORMED_CODES = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RAN
 
 
 def _from_sdk(error: sdk.PineconeError, doing: str, refusal: type[SourceError]) -> AmprentaError:
-    reason = f"{doing}: {error.message}"
+    reason = f"{doing}: {show_urls(error.message)}"
     match error:
         case sdk.RateLimitError():
             return RateLimited(reason, retry_after=error.retry_after)
         case sdk.UnauthorizedError() | sdk.ForbiddenError():
-            return _credentials(reason)
+            return _credentials(f"{doing}: HTTP {error.status_code}")
         case sdk.PaymentRequiredError():
             return CredentialsRefused(reason, hint="the Pinecone project is over its plan's limit or unpaid")
         case sdk.NotFoundError():
@@ -273,12 +274,13 @@ _GRPC_TRANSIENT = {
 
 
 def _from_grpc(error: Any, doing: str, refusal: type[SourceError]) -> AmprentaError:
-    code, reason = error.code(), f"{doing}: {error.details() or error.code().name}"
+    code = error.code()
+    reason = f"{doing}: {show_urls(error.details() or code.name)}"
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         trailers = {item.key: item.value for item in error.trailing_metadata() or ()}
         return RateLimited(reason, retry_after=_seconds(trailers.get("retry-after")))
     if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
-        return _credentials(reason)
+        return _credentials(f"{doing}: gRPC {code.name}")
     if code is grpc.StatusCode.NOT_FOUND:
         return _not_found(reason)
     if code in _MALFORMED_CODES:
@@ -296,6 +298,7 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _credentials(reason: str) -> CredentialsRefused:
+    """Return the error, whose ``reason`` must not have the words of the answer: they may quote the key."""
     return CredentialsRefused(reason, hint="check PINECONE_API_KEY in the Pinecone console, under API keys")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.errors import ConfigError, RowError, SourceError, SourceNotFound
 from amprenta_vectors.extras import needing
 from amprenta_vectors.reasons import Reason
+from amprenta_vectors.shown import show_url
 
 with needing("pinecone"):
     from google.protobuf.message import DecodeError
@@ -54,7 +54,7 @@ class PineconeSource:
         self.meter: Meter = Unmetered()
         self.description = SourceDescription(
             kind="pinecone",
-            identity=f"{index.named}@{urlsplit(index.host).netloc or index.host}/{namespace}",
+            identity=f"{index.named}@{show_url(index.host).rpartition('://')[2]}/{namespace}",
             dimension=dimension,
             distance=DISTANCES[metric],
             model=index.model,

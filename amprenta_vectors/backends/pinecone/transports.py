@@ -28,6 +28,7 @@ from amprenta_vectors.backends.pinecone.limits import PAGE
 from amprenta_vectors.backends.protocol import TokenRefused
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, KeysRefused, SourceError, SourceNotFound
+from amprenta_vectors.shown import show_url
 
 PROBE_SECONDS = 5.0
 MOST_CONNECTIONS = 256
@@ -84,7 +85,7 @@ class GrpcTransport:
             self._channel = grpc.insecure_channel(target, options)
         else:
             raise ConfigError(
-                f"PINECONE_GRPC_HOST is {index.grpc_host}: the API key would cross the network unencrypted",
+                f"PINECONE_GRPC_HOST is {show_url(index.grpc_host)}: the API key would cross the network unencrypted",
                 hint="use an https:// host",
             )
         self._headers = (("api-key", index.api_key), ("x-pinecone-api-version", "2026-04"))
@@ -184,8 +185,8 @@ def open_transport(settings: Settings, index: PineconeIndex) -> Transport:
         return transport
     transport.close()
     warnings.warn(
-        f"gRPC to {index.grpc_host} is not open ({reason}): reading over REST, which is several times slower. "
-        "Let HTTP/2 through to port 443, or set PINECONE_TRANSPORT=rest",
+        f"gRPC to {show_url(index.grpc_host)} is not open ({reason}): reading over REST, which is several times "
+        "slower. Let HTTP/2 through to port 443, or set PINECONE_TRANSPORT=rest",
         stacklevel=2,
     )
     return RestTransport(index)

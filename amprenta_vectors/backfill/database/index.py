@@ -16,7 +16,7 @@ from amprenta_vectors.backfill.progress import indexes, transactions
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.db import is_pooled
 from amprenta_vectors.errors import SchemaMismatch, TransientError
-from amprenta_vectors.pg.errors import LOCK_NOT_HAD, NO_ROOM, NOT_ALLOWED, sqlstate
+from amprenta_vectors.pg.errors import LOCK_NOT_HAD, NO_ROOM, NOT_ALLOWED, for_a_log, sqlstate
 from amprenta_vectors.pg.indexes import builder_of, index_of
 from amprenta_vectors.pg.ivfflat import fitting_lists
 from amprenta_vectors.pg.names import literal, quoted
@@ -76,7 +76,7 @@ def defer_indexes(engine: Engine, table: VectorTable, *, force: bool = False) ->
             except DBAPIError as error:
                 if sqlstate(error) not in {LOCK_NOT_HAD, NOT_ALLOWED}:
                     raise
-                log.warning("index %s stays in place during the load: %s", index.name, str(error.orig).strip())
+                log.warning("index %s stays in place during the load: %s", index.name, for_a_log(error))
                 continue
             deferred.append(index.name)
     return deferred
@@ -142,7 +142,7 @@ def _build_all(connection: Connection, table: VectorTable, stop: threading.Event
         except DBAPIError as error:
             if sqlstate(error) != NOT_ALLOWED:
                 raise
-            log.warning("index %s is left to a role that may build it: %s", index.index_name, error.orig)
+            log.warning("index %s is left to a role that may build it: %s", index.index_name, for_a_log(error))
             continue
         indexes.index_built(connection, table.target, index.index_name)
         built.append(index.index_name)
@@ -220,7 +220,7 @@ def _execute_serially_if_need_be(connection: Connection, statement: str, stop: t
         log.warning(
             "the server has no room for the parallel workers of the build (%s): it is built without them. To give a "
             "container more of /dev/shm: docker run --shm-size=1g",
-            str(error.orig).strip(),
+            for_a_log(error),
         )
         return False
     return True

@@ -192,8 +192,8 @@ def _since_start(run: Run, events: Sequence[RunEvent]) -> list[Happening]:
 
 
 def _first_line(value: Any) -> Any:
-    """Return the first line of a text: what PostgreSQL adds to an error may quote the row."""
-    return value.partition("\n")[0] if isinstance(value, str) else value
+    """Return the first line of a text, which ends as it is or escaped: what PostgreSQL adds may quote the row."""
+    return value.partition("\n")[0].partition("\\n")[0] if isinstance(value, str) else value
 
 
 def _moment(at: datetime | None) -> str | None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from numpy.typing import ArrayLike
 
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, FilterError
+from amprenta_vectors.pg.errors import for_a_log
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
 from amprenta_vectors.stores.daemons import DaemonPool
@@ -87,7 +88,7 @@ class FallbackStore:
             raise
         except Exception as error:
             # Any failure of the primary is what the secondary is there for.
-            reason = f"no answer in {self._timeout_seconds} s" if isinstance(error, TookTooLong) else repr(error)
+            reason = f"no answer in {self._timeout_seconds} s" if isinstance(error, TookTooLong) else for_a_log(error)
             opened = self.breaker.failed()
             log.warning(
                 "%s failed, %s answers%s: %s",

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from numpy.typing import ArrayLike
 
 from amprenta_vectors.errors import ConfigError, TimedOut
+from amprenta_vectors.pg.errors import for_a_log
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.fallback import CALLERS_FAULT
 from amprenta_vectors.stores.daemons import DaemonPool
@@ -113,8 +114,7 @@ class HybridStore:
                 raise error
             failed, other = sides if failure else sides[::-1]
             # The type and our own message: another library's may quote the query.
-            reason = getattr(error, "message", type(error).__name__)
-            log.warning("%s failed, %s answers alone: %s", failed.name, other.name, reason)
+            log.warning("%s failed, %s answers alone: %s", failed.name, other.name, for_a_log(error))
         return first, second
 
     def _outcome(

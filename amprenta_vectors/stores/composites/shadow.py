@@ -14,6 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import ArrayLike, NDArray
 
+from amprenta_vectors.pg.errors import for_a_log
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.agreement import Agreement, agreement
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
@@ -124,7 +125,7 @@ class ShadowStore:
                 answered = self._compare(asked)
                 self._record.keep(asked, answered, self._dropped_since())
             except Exception as error:
-                log.warning("a shadow query was not kept: %r", error)
+                log.warning("a shadow query was not kept: %s", for_a_log(error))
             finally:
                 self._waiting.task_done()
 
@@ -143,8 +144,7 @@ class ShadowStore:
             return Answered(taken, agreement(asked.hits, hits))
         except Exception as error:
             # The type and our own message: another library's may quote the query.
-            reason = getattr(error, "message", type(error).__name__)
-            return Answered((time.perf_counter() - start) * 1000, error=f"{type(error).__name__}: {reason}")
+            return Answered((time.perf_counter() - start) * 1000, error=for_a_log(error))
 
 
 class ShadowLog:

@@ -1,0 +1,53 @@
+"""The one printer: whatever stands in a text, it is one line on the terminal, and does not speak to it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+
+from amprenta_vectors.errors import HINT, AmprentaError
+from amprenta_vectors.shown import printable
+
+
+def say(text: object = "", *, err: bool = False) -> None:
+    """Print ``text`` as one line, on standard error where ``err``; what would end the line is escaped as all else."""
+    click.echo(printable(str(text)), err=err)
+
+
+def say_lines(text: str, *, err: bool = False) -> None:
+    """Print an error that was kept as a text, its message and its hint."""
+    for line in error_lines(text):
+        say(line, err=err)
+
+
+def error_lines(text: str) -> list[str]:
+    """Return an error that was kept as a text as its lines: the message, and the hint where it has one."""
+    message, mark, hint = text.partition(HINT)
+    return [message, (mark + hint).lstrip("\n")] if mark else [message]
+
+
+def say_error(error: AmprentaError) -> None:
+    """Print what is wrong and what to type, a line each."""
+    say_lines(f"error: {error}", err=True)
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning, in the place of ``warnings.showwarning``."""
+    say(f"warning: {message}", err=True)
+
+
+def log_to_stderr(level: int, form: str) -> None:
+    """Print what is logged from ``level`` on, a record a line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OnOneLine(form))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class _OnOneLine(logging.Formatter):
+    """A traceback, which only a fault of ours has, keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        """Return the line."""
+        return printable(super().formatMessage(record))
