@@ -74,6 +74,7 @@ def backfill(
     limit: int | None,
     verify: bool,
     defer_index: bool,
+    keep_deferred: bool,
     nul: str | None,
     rates: dict[str, str | None],
     model: str | None,
