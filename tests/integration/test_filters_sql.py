@@ -17,7 +17,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+from amprenta_vectors.stores.filters import columns as filter_columns
 from amprenta_vectors.stores.filters import sql as filter_sql
+from amprenta_vectors.stores.filters.columns import to_filter_column
 from amprenta_vectors.stores.filters.language import parse_filter
 from amprenta_vectors.stores.filters.sql import to_sql
 
@@ -233,6 +235,37 @@ def test_ten_thousand_values_are_looked_up_not_tried_one_by_one(connection: sa.C
     connection.execute(sa.text("SET LOCAL statement_timeout = '20s'"))
     wanted = [f"doc-{i}" for i in range(0, 20_000, 2)]
     assert found(connection, {"id": {"$in": wanted}}) == list(range(0, 20_000, 2))
+
+
+@pytest.mark.parametrize("kind", ["metadata", "numeric", "bigint"])
+def test_ten_thousand_numbers_past_2_53_are_looked_up_too(connection: sa.Connection, kind: str) -> None:
+    numbers = [2**53 + 2 * i for i in range(20_000)]
+    store(connection, [{"n": number} for number in numbers])
+    # One by one they take minutes.
+    connection.execute(sa.text("SET LOCAL statement_timeout = '20s'"))
+    columns: dict[str, sa.ColumnElement[Any]] = {}
+    if kind != "metadata":
+        connection.execute(sa.text(f"ALTER TABLE documents ADD n {kind}"))
+        connection.execute(sa.text("UPDATE documents SET n = CAST(metadata ->> 'n' AS numeric)"))
+        columns["n"] = to_filter_column(sa.column("n"), kind, "n")
+    assert found(connection, {"n": {"$in": numbers[::2]}}, **columns) == list(range(0, 20_000, 2))
+
+
+@pytest.mark.parametrize("kind", ["numeric", "bigint"])
+def test_a_long_list_on_a_column_agrees_with_a_short_one(
+    connection: sa.Connection, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    whole = [item for item in STORED if isinstance(item, int) and not isinstance(item, bool) and abs(item) < 2**63]
+    stored = whole if kind == "bigint" else [*whole, 0.1, 2**53 + 0.5, 10**400]
+    store(connection, [{"n": number} for number in stored])
+    connection.execute(sa.text(f"ALTER TABLE documents ADD n {kind}"))
+    connection.execute(sa.text("UPDATE documents SET n = CAST(metadata ->> 'n' AS numeric)"))
+    column = to_filter_column(sa.column("n"), kind, "n")
+    for asked in ([1990.0, 2.0**53, 0.1], [float(number) for number in whole], [1e300, -(2.0**60), 0.5]):
+        short = found(connection, {"n": {"$in": asked}}, n=column)
+        with monkeypatch.context() as patch:
+            patch.setattr(filter_columns, "MOST_INDEXED", 0)
+            assert found(connection, {"n": {"$in": asked}}, n=column) == short
 
 
 def test_equality_is_served_by_a_gin_index(connection: sa.Connection) -> None:

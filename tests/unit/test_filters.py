@@ -171,6 +171,28 @@ def test_a_filter_too_deep_for_a_parser_is_refused() -> None:
         parse_filter(nested)
 
 
+def test_a_filter_that_grows_in_width_and_depth_is_refused_before_it_is_read_to_its_end() -> None:
+    grown: dict[str, Any] = {"f": 1}
+    for _ in range(60):
+        grown = {"$or": [grown, grown, grown]}
+    # Read to its end it has 3 ** 60 comparisons.
+    with pytest.raises(FilterError, match="at most 1,000 comparisons as a whole"):
+        parse_filter(grown)
+
+
+@pytest.mark.parametrize(
+    ("filter", "message"),
+    [
+        ({"$or": [{"f": {"$in": ["x"] * 9000}}] * 3}, "at most 20,000 values as a whole"),
+        ({"f": {"$in": ["x" * 1000] * 5000}}, "at most 4,194,304 bytes of names and texts"),
+        ({"x" * 5_000_000: 1}, "at most 4,194,304 bytes of names and texts"),
+    ],
+)
+def test_a_filter_too_large_as_a_whole_is_refused(filter: dict[str, Any], message: str) -> None:
+    with pytest.raises(FilterError, match=message):
+        parse_filter(filter)
+
+
 def test_a_string_that_hides_itself_is_read_as_the_string_it_is() -> None:
     class Hidden(str):
         __slots__ = ()

@@ -13,11 +13,13 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from amprenta_vectors.errors import FilterError
 from amprenta_vectors.stores.filters.language import RANGES
-from amprenta_vectors.stores.filters.values import edge, is_storable
+from amprenta_vectors.stores.filters.values import edge, is_storable, rounds_to_any
 
 _TEXTS = ("text", "character varying", "character", "bpchar", "citext", "name")
 _INTEGERS = ("smallint", "integer", "bigint")
 _LARGEST_INTEGER = 2**63 - 1
+MOST_INDEXED = 16
+"""Values of one ``$in`` for which an index is asked one by one; in a longer list, rows are looked up."""
 
 _KINDS: dict[str, sa.types.TypeEngine[Any]] = {
     **dict.fromkeys(_TEXTS, sa.Text()),
@@ -61,7 +63,24 @@ def column_sql(operator: str, operand: Any, column: sa.ColumnElement[Any]) -> sa
         return _ordered(operator, numbers[0], column)
     if isinstance(column.type, sa.Float):
         return column == sa.func.any(_array([_as_stored(value, column) for value in numbers], sa.Double()))
-    return sa.or_(sa.false(), *(_equal(value, column) for value in numbers))
+    if len(numbers) <= MOST_INDEXED:
+        return sa.or_(sa.false(), *(_equal(value, column) for value in numbers))
+    return _equal_any(numbers, column)
+
+
+def _equal_any(numbers: Sequence[float], column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """Return what `_equal` does for any of many numbers, which are looked up and not tried one by one."""
+    if not isinstance(column.type, sa.BigInteger):
+        ranges = rounds_to_any(column, numbers, lambda edges: _array([*map(str, edges)], sa.Text(), sa.Numeric()))
+        return sa.and_(ranges, column != sa.cast("NaN", sa.Numeric))
+    exact = [int(number) for number in numbers if abs(number) < 2**53 and number.is_integer()]
+    found = column == sa.func.any(_array(exact, sa.BigInteger()))
+    large = [number for number in numbers if abs(number) >= 2**53]
+    if not large:
+        return found
+    # An integer that is beyond bigint is nobody's, and numeric holds both.
+    whole = sa.cast(column, sa.Numeric)
+    return sa.or_(found, rounds_to_any(whole, large, lambda edges: _array([*map(str, edges)], sa.Text(), sa.Numeric())))
 
 
 def _equal(number: float, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
@@ -111,5 +130,5 @@ def _as_stored(number: float, column: sa.ColumnElement[Any]) -> float:
         return float(np.float32(number)) if isinstance(column.type, sa.REAL) else number
 
 
-def _array(items: Sequence[Any], type_: Any) -> sa.ColumnElement[Any]:
-    return sa.cast(sa.bindparam(None, list(items), ARRAY(type_), unique=True), ARRAY(type_))
+def _array(items: Sequence[Any], type_: Any, held_as: Any = None) -> sa.ColumnElement[Any]:
+    return sa.cast(sa.bindparam(None, list(items), ARRAY(type_), unique=True), ARRAY(held_as or type_))

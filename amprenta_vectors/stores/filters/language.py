@@ -50,6 +50,11 @@ MAX_VALUES = 10_000
 """Values that Pinecone takes in one ``$in`` or ``$nin``."""
 MAX_DEPTH = 100
 """Levels to which ``$and`` and ``$or`` may nest: our own limit, far below the one of PostgreSQL's parser."""
+MAX_COMPARISONS = 1000
+"""Comparisons in one filter as a whole: our own limit. PostgreSQL plans so many in about a tenth of a second."""
+MAX_TOTAL_VALUES = 20_000
+MAX_BYTES = 4 * 1024 * 1024
+"""Values, and bytes of names and texts, in one filter as a whole: our own limits, for filters from strangers."""
 
 Operand = str | float | bool | tuple[str, ...] | tuple[float, ...]
 """The operand of a comparison: a number is always a float; ``$in`` and ``$nin`` take all strings or all numbers."""
@@ -106,12 +111,39 @@ class AnyOf:
 Condition = Comparison | AllOf | AnyOf
 
 
+class _Size:
+    """What a filter asks for as a whole, counted while it is parsed."""
+
+    def __init__(self) -> None:
+        self._counts = {"comparisons": 0, "values": 0, "bytes of names and texts": 0}
+
+    def add(self, comparison: Comparison) -> Comparison:
+        """Count one comparison and return it. Raises `FilterError` if the filter is too large."""
+        operand = comparison.operand
+        values = operand if isinstance(operand, tuple) else (operand,)
+        texts = sum(len(value) for value in values if isinstance(value, str))
+        limits = (MAX_COMPARISONS, MAX_TOTAL_VALUES, MAX_BYTES)
+        for (what, so_far), more, most in zip(
+            self._counts.items(), (1, len(values), len(comparison.field) + texts), limits, strict=True
+        ):
+            if so_far + more > most:
+                raise FilterError(
+                    f"a filter has at most {most:,} {what} as a whole; this one has more",
+                    hint="$in takes a list of values in place of as many $eq under $or; or ask several times",
+                )
+            self._counts[what] = so_far + more
+        return comparison
+
+
 def parse_filter(filter: Mapping[str, Any]) -> Condition:
-    """Parse a filter. Raises `FilterError` naming the operator or operand that the language does not have."""
-    return _parse(filter, depth=0)
+    """Parse a filter. Raises `FilterError` naming the operator or operand that the language does not have.
+
+    So it does for a filter that is too large as a whole: more than 1,000 comparisons, 20,000 values or 4 MB of texts.
+    """
+    return _parse(filter, 0, _Size())
 
 
-def _parse(filter: Any, depth: int) -> Condition:
+def _parse(filter: Any, depth: int, size: _Size) -> Condition:
     if not isinstance(filter, Mapping):
         raise FilterError(f"a filter maps fields to operands; got {_kind(filter)}", hint='write {"field": value}')
     if depth > MAX_DEPTH:
@@ -121,20 +153,20 @@ def _parse(filter: Any, depth: int) -> Condition:
         if not isinstance(name, str):
             raise FilterError(f"a field's name is a string; got {_kind(name)}")
         if name in GROUP_OPERATORS:
-            parts.append(_parse_group(name, operand, depth))
+            parts.append(_parse_group(name, operand, depth, size))
         elif name.startswith("$"):
             raise _unknown(name, "in place of a field", GROUP_OPERATORS)
         elif isinstance(operand, Mapping):
-            parts.extend(_parse_comparison(name, operator, value) for operator, value in operand.items())
+            parts.extend(size.add(_parse_comparison(name, operator, value)) for operator, value in operand.items())
         else:
-            parts.append(_parse_comparison(name, "$eq", operand))
+            parts.append(size.add(_parse_comparison(name, "$eq", operand)))
     return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
 
 
-def _parse_group(operator: str, operand: Any, depth: int) -> Condition:
+def _parse_group(operator: str, operand: Any, depth: int, size: _Size) -> Condition:
     if not isinstance(operand, list | tuple) or not operand:
         raise FilterError(f"{operator} takes a list of at least one filter; got {_kind(operand)}")
-    parts = tuple(_parse(item, depth + 1) for item in operand)
+    parts = tuple(_parse(item, depth + 1, size) for item in operand)
     return AllOf(parts) if operator == "$and" else AnyOf(parts)
 
 

@@ -10,12 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from amprenta_vectors.errors import FilterError
-from amprenta_vectors.stores.filters.columns import column_sql, compare
+from amprenta_vectors.stores.filters.columns import MOST_INDEXED, column_sql, compare
 from amprenta_vectors.stores.filters.language import AllOf, AnyOf, Comparison, Condition
-from amprenta_vectors.stores.filters.values import edge, is_storable
-
-MOST_INDEXED = 16
-"""Values of one ``$in`` for which an index is asked one by one; a longer list is hashed, and rows looked up in it."""
+from amprenta_vectors.stores.filters.values import edge, is_storable, rounds_to_any
 
 
 def to_sql(
@@ -86,9 +83,11 @@ def _in_sql(
     if len(operands) <= MOST_INDEXED:
         return sa.or_(sa.false(), *(_equal_sql(operand, field, metadata, value) for operand in operands))
     exact = [operand for operand in operands if _is_exact(operand)]
-    parts = [
-        _rounds_to(operand, value) for operand in operands if not isinstance(operand, str) and operand not in exact
-    ]
+    inexact = [operand for operand in operands if not isinstance(operand, str) and not _is_exact(operand)]
+    parts: list[sa.ColumnElement[bool]] = []
+    if inexact:
+        rounded = rounds_to_any(value, inexact, lambda edges: _array([str(each) for each in edges], JSONB()))
+        parts.append(sa.and_(sa.func.jsonb_typeof(value) == "number", rounded))
     if exact:
         parts.append(_is_any(value, exact, JSONB()))
     texts = [operand for operand in exact if isinstance(operand, str)]

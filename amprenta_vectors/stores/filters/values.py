@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from decimal import Context, Decimal
-from fractions import Fraction
 from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.sql.elements import Grouping
+
+_EXACT = Context(prec=1100)
+"""No float64, nor the middle between two, has more digits."""
 
 
 def is_storable(text: Any) -> bool:
@@ -44,9 +50,31 @@ def edge(operator: str, number: float) -> tuple[str, Decimal]:
 
 def _midpoint(number: float, towards: float) -> Decimal:
     neighbour = math.nextafter(number, towards)
-    here = Fraction(number)
-    # Past the largest float64, numbers round as if its next neighbour existed.
-    there = 2 * here - Fraction(math.nextafter(number, -towards)) if math.isinf(neighbour) else Fraction(neighbour)
-    middle = (here + there) / 2
-    # The denominator is a power of two, so the quotient is exact; no float64 has more than 1100 digits.
-    return Context(prec=1100).divide(Decimal(middle.numerator), Decimal(middle.denominator))
+    here, there = Decimal(number), Decimal(neighbour)
+    if math.isinf(neighbour):
+        # Past the largest float64, numbers round as if its next neighbour existed.
+        there = _EXACT.subtract(_EXACT.add(here, here), Decimal(math.nextafter(number, -towards)))
+    return _EXACT.divide(_EXACT.add(here, there), Decimal(2))
+
+
+def rounds_to_any(
+    value: sa.ColumnElement[Any], numbers: Iterable[float], to_array: Callable[[list[Decimal]], sa.ColumnElement[Any]]
+) -> sa.ColumnElement[bool]:
+    """Return whether an exact number rounds to one of ``numbers``: its place among their edges is found by halving.
+
+    ``to_array`` makes an array of the value's own type. The ranges that round to two float64 do not overlap, so the
+    only one that a value can be in is the last that begins at or below it.
+    """
+    groups: dict[tuple[bool, bool], tuple[list[Decimal], list[Decimal]]] = {}
+    for number in sorted(set(numbers)):
+        (above, low), (below, high) = edge("$gte", number), edge("$lte", number)
+        lows, highs = groups.setdefault((above == "$gte", below == "$lte"), ([], []))
+        lows.append(low)
+        highs.append(high)
+    parts: list[sa.ColumnElement[bool]] = []
+    for (with_low, with_high), (lows, highs) in groups.items():
+        begins, ends = Grouping(to_array(lows)), Grouping(to_array(highs))
+        place = sa.func.width_bucket(value, begins, type_=sa.Integer())
+        part = value <= ends[place] if with_high else value < ends[place]
+        parts.append(part if with_low else sa.and_(part, value != begins[place]))
+    return sa.or_(sa.false(), *parts)

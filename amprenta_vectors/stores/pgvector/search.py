@@ -26,6 +26,10 @@ _TIME_OUT = "SET LOCAL statement_timeout = %(timeout_ms)s; "
 _EXPLAIN = "EXPLAIN (FORMAT JSON) "
 
 _MOST_KEPT = 256
+_LARGEST_KEPT = 4096
+_MOST_CHARACTERS = 128 * 1024
+"""Filters whose statements are kept: so many, none longer than that when written down, and so many characters in all. A
+compiled statement takes some hundred times as many bytes."""
 
 Row = tuple[str, float, str | None, Mapping[str, Any] | None]
 """One row of an answer: key, distance, text and metadata."""
@@ -69,6 +73,7 @@ class Searcher:
         self._timeout_seconds = timeout_seconds
         self._texts: dict[tuple[str, bool], tuple[str, Values]] = {}
         self._compiled: dict[Any, Any] = {}
+        self._characters = 0
 
     def nearest(self, vector: NDArray[np.float32], top_k: int, condition: Condition | None, *, exact: bool) -> Found:
         """Return at most ``top_k`` rows in any order, fewer only if no more match. Raises psycopg2's errors."""
@@ -117,10 +122,18 @@ class Searcher:
         key = (repr(condition), exact)
         # Looked up once: another thread may clear the cache at any moment.
         found = self._texts.get(key)
-        if found is None:
-            if len(self._texts) >= _MOST_KEPT:
-                self._texts.clear()
-            found = self._texts[key] = self._compiled_text(condition, exact)
+        if found is not None:
+            return found
+        if len(key[0]) > _LARGEST_KEPT:
+            statement = self.statements.nearest(condition, by=None if exact else self.settings.storage)
+            compiled = statement.compile(dialect=self._engine.dialect)
+            return str(compiled), compiled.construct_params(_check=False)
+        self._characters += len(key[0])
+        if len(self._texts) >= _MOST_KEPT or self._characters > _MOST_CHARACTERS:
+            self._characters = len(key[0])
+            self._texts.clear()
+            self._compiled.clear()
+        found = self._texts[key] = self._compiled_text(condition, exact)
         return found
 
     def _compiled_text(self, condition: Condition | None, exact: bool) -> tuple[str, Values]:
