@@ -52,6 +52,11 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many keys, to try it out.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every vector afterwards.")
 @click.option("--defer-index", is_flag=True, help="Drop the ANN index for the load though the column holds values.")
+@click.option(
+    "--keep-deferred",
+    is_flag=True,
+    help="Leave the index that was deferred to a later run: more rows are to come.",
+)
 @nul_option
 @limit_options
 @run_options

@@ -20,7 +20,9 @@ from cryptography.fernet import Fernet
 from databases import janitor
 
 from amprenta_vectors.backends.simple import fields, shapes
+from amprenta_vectors.backends.simple import source as source_module
 from amprenta_vectors.backends.simple.cipher import MetadataCipher, decrypted
+from amprenta_vectors.backends.simple.folder import FILES
 from amprenta_vectors.backends.simple.source import SimpleOrigin, SimpleSource
 from amprenta_vectors.backfill.engine.observer import MoveEvent
 from amprenta_vectors.batch import VectorBatch
@@ -592,3 +594,101 @@ def test_what_postgresql_cannot_hold_is_quarantined_and_carried_over_without_it_
     assert compared.exit_code == 0, compared.output
     removed = remove(root, "--user", "carol", "--yes")
     assert removed.exit_code == 0, removed.output
+
+
+def nested(depth: int) -> Any:
+    value: Any = "deepest"
+    for _ in range(depth):
+        value = {"in": value}
+    return value
+
+
+def spoil(root: Path) -> dict[str, str]:
+    """Add stores whose content, files or names nobody expects; return what each is refused by, or quarantined."""
+    stores = {
+        name: make_store(root, name, "x", seed=9, count=3) for name in ("deep", "pipe", "device", "global", "odd")
+    }
+    vectors, documents = to_documents(3, seed=9)
+    documents["doc-1"]["metadata"] = nested(400)
+    write_store(root, "deep", "x", vectors, documents)
+    write_store(root, "deeper", "x", vectors, documents)
+    content = json.dumps(documents).replace('"deepest"', "[" * 50_000 + "]" * 50_000)
+    (root / "deeper" / "vector_store_x" / "metadata.json").write_text(content)
+    (stores["pipe"] / "vectors.pkl").unlink()
+    os.mkfifo(stores["pipe"] / "vectors.pkl")
+    (stores["device"] / "metadata.json").unlink()
+    (stores["device"] / "metadata.json").symlink_to("/dev/zero")
+    half = pickle.dumps("\ud800x")[:-1].removesuffix(pickle.MEMOIZE)
+    (stores["global"] / "vectors.pkl").write_bytes(half + half[11:] + pickle.STACK_GLOBAL + pickle.STOP)
+    os.rename(os.fsencode(root / "odd"), os.path.join(os.fsencode(root), b"odd\xff"))
+    return {
+        "deeper/x": "is no JSON",
+        "pipe/x": "is no regular file",
+        "device/x": "is a symbolic link to /dev/zero",
+        "global/x": "is refused: it tries",
+        "odd\\udcff/x": "is not UTF-8",
+    }
+
+
+def test_whatever_one_store_raises_is_its_own_failure_and_the_rest_is_moved(engine: sa.Engine, root: Path) -> None:
+    refused = spoil(root)
+    for arguments in (["--dry-run"], ["--max-bad-share", "1"]):
+        result = run(root, *arguments)
+        assert result.exit_code == 1
+        for store, why in refused.items():
+            lines = [line for line in result.output.splitlines() if f"{store}: " in line]
+            assert any(why in line for line in lines), (store, result.output)
+    assert "deep/x: 3 documents in the files, 2 rows in the table, 1 quarantined" in result.output
+    assert "more than 100 objects and lists in one another" in CliRunner().invoke(main, ["errors"]).output
+    assert {user for user, _, _ in rows_of(engine)} == {"alice", "bob", "deep"}
+
+
+def test_an_error_that_nobody_foresaw_is_the_failure_of_its_store_and_an_interrupt_is_not(
+    engine: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = source_module.read_store
+    raised: list[type[BaseException]] = [ZeroDivisionError]
+
+    def read_store(folder: Path, key: str | None) -> Any:
+        if folder.parent.name == "alice":
+            raise raised[0]("half \ud800")
+        return read(folder, key)
+
+    monkeypatch.setattr(source_module, "read_store", read_store)
+    result = run(root)
+    assert result.exit_code == 1
+    assert "alice/personal_assistant: failed: " in result.output
+    assert "ZeroDivisionError: half \\ud800" in result.output
+    assert len(rows_of(engine)) == 35
+    raised[0] = KeyboardInterrupt
+    result = run(root, "--restart")
+    assert isinstance(result.exception, KeyboardInterrupt | SystemExit)
+    assert result.exit_code != 0
+    assert "bob/notes: " not in result.output
+
+
+def test_what_a_link_leads_to_is_nobody_elses_and_is_not_removed(engine: sa.Engine, root: Path) -> None:
+    (root / "bob" / "vector_store_stolen").symlink_to(root / "alice" / "vector_store_personal_assistant")
+    (root / "carol").symlink_to(root / "alice")
+    outside = make_store(root.parent / "elsewhere", "x", "y", seed=4)
+    (root / "bob" / "vector_store_outside").symlink_to(outside)
+    dave = make_store(root, "dave", "x", seed=5)
+    (dave / "metadata.json").unlink()
+    (dave / "metadata.json").symlink_to(root / "bob" / "vector_store_notes" / "metadata.json")
+    before = files_of(root.resolve())
+    result = run(root)
+    assert result.exit_code == 1
+    assert {(user, collection) for user, collection, _ in rows_of(engine)} == {
+        ("bob", "personal_assistant"),
+        ("bob", "notes"),
+    }
+    for store in ("bob/stolen", "carol/personal_assistant", "alice/personal_assistant", "bob/outside", "dave/x"):
+        assert f"{store}: failed: " in result.output, store
+    removed = remove(root, "--yes")
+    assert removed.exit_code == 1
+    gone = {f"bob/vector_store_{name}/{file}" for name in ("personal_assistant", "notes") for file in FILES}
+    left = {name for name in before if (root / name).is_file()}
+    assert set(before) - left == gone | {"dave/vector_store_x/metadata.json"}
+    (root / "carol").unlink()
+    (root / "bob" / "vector_store_stolen").unlink()
+    assert run(root, "--user", "alice").exit_code == 0

@@ -20,7 +20,8 @@ from amprenta_vectors.backends.simple.fields import METADATA, ORIGINAL_ID, TEXT,
 from amprenta_vectors.backends.simple.files import SimpleFiles
 from amprenta_vectors.backends.simple.raw_check import RawDocument, find_incomplete
 from amprenta_vectors.backends.simple.reading import LegacyRecord, LegacyStore, read_store
-from amprenta_vectors.backends.simple.source import PREFIX, SimpleOrigin
+from amprenta_vectors.backends.simple.source import SimpleOrigin
+from amprenta_vectors.backends.simple.tree import PREFIX
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 
 VECTOR_OF = dict(zip(IDS, ROWS, strict=True))

@@ -16,7 +16,8 @@ from cryptography.fernet import Fernet
 from amprenta_vectors.backends.simple.backup import back_up
 from amprenta_vectors.backends.simple.pickle_reader import PickleRefused
 from amprenta_vectors.backends.simple.reading import LegacyStore, read_store
-from amprenta_vectors.backends.simple.source import PREFIX, SimpleOrigin
+from amprenta_vectors.backends.simple.source import SimpleOrigin
+from amprenta_vectors.backends.simple.tree import PREFIX
 from amprenta_vectors.errors import AmprentaError, ConfigError, CredentialsRefused, SourceError, SourceNotFound
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS

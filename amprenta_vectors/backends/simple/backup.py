@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from amprenta_vectors.backends.simple.folder import FILES, locked, path_of
+from amprenta_vectors.backends.simple.folder import FILES, check_file, locked, path_of
 from amprenta_vectors.errors import ConfigError
 
 _STAMP = "%Y%m%d_%H%M%S"
@@ -24,6 +24,8 @@ def back_up(root: Path, folder: Path, now: datetime) -> tuple[Path, bool]:
     copy. Raises `ConfigError` if there is no room or no permission, `SourceError` for a folder that cannot be read.
     """
     with locked(folder, alone=False):
+        for name in filter(lambda name: path_of(folder, name).exists(), FILES):
+            check_file(folder, name)
         for _, copy in _copies(root, folder):
             if _same(folder, copy):
                 return copy, False

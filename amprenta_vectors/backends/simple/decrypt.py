@@ -61,13 +61,12 @@ def is_token(value: object) -> bool:
     return isinstance(value, str) and value.startswith(_FERNET_START) and len(value) >= _SHORTEST_TOKEN
 
 
-def read_metadata(path: Path, key: str | None) -> tuple[Any, str]:
-    """Return the decoded content of ``path``, and how it was encrypted, in words for a person.
+def read_metadata(content: bytes, path: Path, key: str | None) -> tuple[Any, str]:
+    """Return the decoded ``content`` of ``path``, and how it was encrypted, in words for a person.
 
     Raises `SourceError` if it is no JSON, `ConfigError` and `CredentialsRefused` as `Decryptor` does.
     """
     decryptor = Decryptor(key, path)
-    content = path.read_bytes()
     value = _decode(path, content) if not content.lstrip().startswith(_FERNET_START.encode()) else None
     token = content.strip().decode("ascii", "replace") if value is None else whole_token(value)
     whole = token is not None
@@ -75,7 +74,8 @@ def read_metadata(path: Path, key: str | None) -> tuple[Any, str]:
         value = _decode(path, decryptor.open(token) or "")
         token = whole_token(value)
     decryptor.used = 0
-    value = decrypt_file(value, decryptor.open)
+    if whole or _FERNET_START.encode() in content:
+        value = decrypt_file(value, decryptor.open)
     said = ["encrypted as a whole"] * whole + [f"{decryptor.used:,} values encrypted"] * bool(decryptor.used)
     return value, " and ".join(said) or "not encrypted"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,30 @@ def locked(folder: Path, *, alone: bool) -> Iterator[None]:
             f"{error.filename or folder} cannot be read or written: {error.strerror}",
             hint="let this user read and write there, and let there be room on its disk",
         ) from error
+
+
+def read_file(folder: Path, name: str) -> bytes:
+    """Return the content of a file of a store. Raises as `check_file` does."""
+    check_file(folder, name)
+    with path_of(folder, name).open("rb") as file:
+        return file.read()
+
+
+def check_file(folder: Path, name: str) -> None:
+    """Look whether a file of a store may be read.
+
+    Raises `SourceError` for what is no regular file (a pipe, a device), which might be read for ever, and for a
+    symbolic link to somewhere else.
+    """
+    path = path_of(folder, name)
+    owner, real = os.path.dirname(os.path.realpath(folder)), os.path.realpath(path)
+    if not real.startswith(owner.rstrip("/") + "/"):
+        raise SourceError(
+            f"{path} is a symbolic link to {real}, outside of {owner}",
+            hint="remove the link, and put a copy of the file in its place",
+        )
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise SourceError(f"{path} is no regular file", hint="take it from a backup")
 
 
 def path_of(folder: Path, name: str) -> Path:

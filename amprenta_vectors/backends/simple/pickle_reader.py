@@ -172,6 +172,8 @@ def read_pickle(data: bytes, name: str) -> Any:
 
 
 def _refused(name: str, what: str) -> PickleRefused:
+    # A global may be called anything, half a surrogate pair too.
+    what = what.encode("utf-8", "backslashreplace").decode()
     return PickleRefused(
         f"{name} is refused: {what}; nothing of it was executed",
         hint=f"a store's file holds {ADMITTED}; take it from a backup, and find out who wrote this one",

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from amprenta_vectors.backends.simple.decrypt import read_metadata
 from amprenta_vectors.backends.simple.fields import Document, Layer
-from amprenta_vectors.backends.simple.folder import METADATA_FILE, VECTORS_FILE, locked, path_of
+from amprenta_vectors.backends.simple.folder import METADATA_FILE, VECTORS_FILE, locked, path_of, read_file
 from amprenta_vectors.backends.simple.pickle_reader import PickledArray, read_pickle
 from amprenta_vectors.backends.simple.shapes import Columns, ShapeUnknown, to_document_columns, to_vector_columns
 from amprenta_vectors.errors import SourceError, SourceNotFound
+
+DEEPEST = 100
+"""Objects and lists in one another that metadata may have: what handles it calls itself for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +69,9 @@ def read_held_store(folder: Path, key: str | None) -> LegacyStore:
     vectors_path, metadata_path = path_of(folder, VECTORS_FILE), path_of(folder, METADATA_FILE)
     path = vectors_path
     try:
-        vectors = _with_arrays(to_vector_columns(read_pickle(vectors_path.read_bytes(), str(vectors_path))))
+        vectors = _with_arrays(to_vector_columns(read_pickle(read_file(folder, VECTORS_FILE), str(vectors_path))))
         path = metadata_path
-        decoded, encryption = read_metadata(metadata_path, key)
+        decoded, encryption = read_metadata(read_file(folder, METADATA_FILE), metadata_path, key)
         documents = to_document_columns(decoded)
     except FileNotFoundError as error:
         raise SourceNotFound(
@@ -129,7 +132,11 @@ def _pair(folder: Path, vectors: Columns, documents: Columns) -> tuple[dict[str,
             except ValueError as error:
                 unpaired[identity] = f"{folder / VECTORS_FILE}: its entry has {error}, which no metadata can hold"
             else:
-                records[identity] = LegacyRecord(vector, document.text, metadata)
+                if is_deeper(metadata, DEEPEST):
+                    why = f"its metadata is more than {DEEPEST} objects and lists in one another"
+                    unpaired[identity] = f"{folder / METADATA_FILE}: {why}"
+                else:
+                    records[identity] = LegacyRecord(vector, document.text, metadata)
     for identity in texts:
         why = f"{folder / METADATA_FILE} has its document, {VECTORS_FILE} has no vector of this id"
         unpaired.setdefault(identity, why)
@@ -172,6 +179,21 @@ def _by_id(path: Path, ids: Sequence[str], rows: Sequence[Any], unpaired: dict[s
     numbers = Counter(ids)
     unpaired |= {identity: f"{path} has this id {n} times" for identity, n in numbers.items() if n > 1}
     return {identity: row for identity, row in zip(ids, rows, strict=True) if numbers[identity] == 1}
+
+
+def is_deeper(value: Any, most: int) -> bool:
+    """Return whether there are more than ``most`` objects and lists in one another."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            held
+            for each in level
+            for held in (each.values() if isinstance(each, dict) else each)
+            if isinstance(held, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def plain(value: Any) -> Any:

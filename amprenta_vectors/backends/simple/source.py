@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ import numpy as np
 from amprenta_vectors.backends.protocol import SourceDescription, TokenRefused
 from amprenta_vectors.backends.simple.cipher import MetadataCipher
 from amprenta_vectors.backends.simple.fields import ORIGINAL_ID, merge
-from amprenta_vectors.backends.simple.folder import FILES, METADATA_FILE, VECTORS_FILE, path_of
+from amprenta_vectors.backends.simple.folder import METADATA_FILE, VECTORS_FILE
 from amprenta_vectors.backends.simple.reading import LegacyRecord, LegacyStore, is_encodable, read_store
+from amprenta_vectors.backends.simple.tree import PREFIX, FoundStore, find_stores, shown
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, DimensionMismatch, RowError, SourceError, SourceNotFound
@@ -25,9 +25,6 @@ from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.vector_table import VectorTable
 
-PREFIX = "vector_store_"
-UNLISTED = "*"
-"""The name used for all collections of a user whose folder cannot be listed."""
 PAGE = 1000
 
 
@@ -47,6 +44,7 @@ class SimpleOrigin:
         self.cipher = None if key is None else MetadataCipher(key)
         self._lock = threading.Lock()
         self._held: tuple[str, LegacyStore] | None = None
+        self._found: dict[str, FoundStore] = {}
 
     @property
     def name(self) -> str:
@@ -58,38 +56,27 @@ class SimpleOrigin:
 
         Raises `SourceNotFound` if there is no store, `SourceError` if the root cannot be listed.
         """
-        found = {
-            f"{path.parent.name}/{path.name.removeprefix(PREFIX)}": path
-            for user in _listed(self.root)
-            if user.is_dir()
-            for path in self._stores_of(Path(user.path))
-        }
-        if not found:
+        self._found = find_stores(self.root)
+        if not self._found:
             raise SourceNotFound(
                 f"{self.root}/*/{PREFIX}*/ has no store: none has {VECTORS_FILE} or {METADATA_FILE}",
                 hint="--root FOLDER or SIMPLE_STORE_ROOT: the folder that has a folder a user",
             )
-        return found
-
-    def _stores_of(self, user: Path) -> list[Path]:
-        try:
-            names = [entry.name for entry in _listed(user)]
-        except SourceError:
-            return [user / f"{PREFIX}{UNLISTED}"]
-        folders = [user / name for name in names if name.startswith(PREFIX) and name != PREFIX]
-        return [folder for folder in folders if _has_files(folder)]
+        return {namespace: found.path for namespace, found in self._found.items()}
 
     def folder(self, namespace: str) -> Path:
-        """Return the folder of one namespace. Raises `SourceNotFound`, and `SourceError` if it cannot be listed."""
-        folders = self.folders()
-        if namespace not in folders:
+        """Return the folder of one namespace. Raises `SourceNotFound`, and `SourceError` if it may not be touched.
+
+        That is a folder which cannot be listed, or is another's by a symbolic link.
+        """
+        if namespace not in self._found and namespace not in self.folders():
             raise SourceNotFound(
-                f"{self.root} has no store of {namespace!r}", hint=f"those there are: {', '.join(folders)}"
+                f"{self.root} has no store of {namespace!r}", hint=f"those there are: {', '.join(self._found)}"
             )
-        folder = folders[namespace]
-        if folder.name == f"{PREFIX}{UNLISTED}":
-            _listed(folder.parent)
-        return folder
+        found = self._found[namespace]
+        if found.refusal is not None:
+            raise found.refusal
+        return found.path
 
     def namespaces(self) -> Mapping[str, int]:
         """Read every store and count its ids; a store that cannot be read counts 0, and `open` says why."""
@@ -107,8 +94,20 @@ class SimpleOrigin:
             if self._held is None or self._held[0] != namespace:
                 folder = self.folder(namespace)
                 self._held = None
-                self._held = (namespace, read_store(folder.resolve(), self.key))
+                self._held = (namespace, self._read(folder))
             return self._held[1]
+
+    def _read(self, folder: Path) -> LegacyStore:
+        try:
+            return read_store(folder.resolve(), self.key)
+        except AmprentaError:
+            raise
+        except Exception as error:
+            # Whatever a store's content raises is that store's failure.
+            raise SourceError(
+                f"{folder} cannot be read: {type(error).__name__}: {shown(error)}",
+                hint="it is damaged: take it from a backup",
+            ) from error
 
     def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> SimpleSource:
         """Open one store. Raises `DimensionMismatch` if none of its vectors has the table's dimension."""
@@ -201,24 +200,6 @@ class SimpleSource:
             **(metadata if cipher is None else cipher.encrypt_of(f"{self._namespace}/{key}", metadata)),
             ORIGINAL_ID: key,
         }
-
-
-def _listed(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder, in order."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be listed: {error.strerror}", hint="let this user read it") from None
-
-
-def _has_files(folder: Path) -> bool:
-    """Return whether a store has files: the old application makes the folder before it has any to put there."""
-    try:
-        return folder.is_dir() and any(path_of(folder, name).exists() for name in FILES)
-    except OSError:
-        # The folder exists and cannot be looked into: reading it says why.
-        return True
 
 
 def open_simple_origin(settings: Settings) -> SimpleOrigin:

@@ -16,7 +16,7 @@ from amprenta_vectors.backends.simple.edit import Entry
 from amprenta_vectors.backends.simple.fields import ORIGINAL_ID
 from amprenta_vectors.backends.simple.files import SimpleFiles
 from amprenta_vectors.backends.simple.reading import LegacyRecord, LegacyStore
-from amprenta_vectors.backends.simple.source import PREFIX
+from amprenta_vectors.backends.simple.tree import PREFIX
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, RowError
 from amprenta_vectors.pg.types import Distance

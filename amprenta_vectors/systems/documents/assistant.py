@@ -15,7 +15,7 @@ from typing import Any, Self
 from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backends.simple.cipher import MetadataCipher
-from amprenta_vectors.backends.simple.source import PREFIX
+from amprenta_vectors.backends.simple.tree import PREFIX
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.embedders.factory import open_embedder

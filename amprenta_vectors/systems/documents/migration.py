@@ -15,7 +15,7 @@ from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.engine.starting import Mode
 from amprenta_vectors.backfill.progress import quarantine
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import AmprentaError, ExitCode, RunConflict, worst
+from amprenta_vectors.errors import ExitCode, RunConflict, worst
 from amprenta_vectors.moves.ends import Ends, slice_of
 from amprenta_vectors.moves.indexing import build_settings, telling_plans, watching_builds
 from amprenta_vectors.moves.move import Move
@@ -28,7 +28,7 @@ from amprenta_vectors.systems.documents.events import (
     StoreOpened,
     StoreRefused,
 )
-from amprenta_vectors.systems.documents.stores import SHOWN, count_rows
+from amprenta_vectors.systems.documents.stores import SHOWN, count_rows, said_of
 
 
 class StoreMigration:
@@ -72,12 +72,14 @@ class StoreMigration:
                 build_deferred(engine, table, self._stop, settings=build, say=telling_plans(self._observer))
 
     def _describe(self, store: str) -> ExitCode:
-        table = self._ends.table
         try:
-            source = self._origin.open(table, store, with_metadata=True)
-        except AmprentaError as error:
-            self._observer(StoreRefused("plan", store, str(error)))
+            return self._describe_whole(store)
+        except Exception as error:
+            self._observer(StoreRefused("plan", store, said_of(error)[1]))
             return ExitCode.FAILED
+
+    def _describe_whole(self, store: str) -> ExitCode:
+        source = self._origin.open(self._ends.table, store, with_metadata=True)
         held, rows = self._origin.store(store), count_rows(self._ends.engine, slice_of(self._ends, store))
         quarantined = [row for row in source.fetch(held.ids).quarantined if row.reason not in STILL_WRITTEN]
         first = tuple(QuarantinedDocument(row.key, row.reason, row.detail) for row in quarantined[:SHOWN])
@@ -90,10 +92,12 @@ class StoreMigration:
             return ExitCode.INTERRUPTED, "not begun"
         try:
             return self._complete(store, throttle)
-        except AmprentaError as error:
-            self._observer(StoreRefused("move", store, str(error)))
+        except Exception as error:
+            # Whatever one store raises is that store's failure; an interrupt is no Exception.
+            message, said = said_of(error)
+            self._observer(StoreRefused("move", store, said))
             code = ExitCode.USAGE if isinstance(error, RunConflict) else ExitCode.FAILED
-            return code, f"failed: {error.message}"
+            return code, f"failed: {message}"
 
     def _complete(self, store: str, throttle: Throttle) -> tuple[ExitCode, str]:
         # The files are copied before they are read: a copy that still equals the files later has nothing newer than was

@@ -21,11 +21,11 @@ from amprenta_vectors.backfill.progress import proof, quarantine, runs
 from amprenta_vectors.backfill.progress.events import RunEvent
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.verify.contents import ContentCheck, Contents
-from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.moves.ends import scope_of
 from amprenta_vectors.reasons import STILL_WRITTEN
 from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.systems.documents.stores import said_of
 
 NAMED = 3
 """The most ids that a refusal names."""
@@ -46,8 +46,8 @@ class Removal:
         try:
             with self._holding(alone=False) as folder:
                 why, self.absent = self._judge(folder)
-        except AmprentaError as error:
-            return str(error)
+        except Exception as error:
+            return said_of(error)[1]
         return why
 
     def remove(self) -> str | None:
@@ -60,8 +60,8 @@ class Removal:
                 if why is None:
                     for file in FILES:
                         (folder / file).unlink(missing_ok=True)
-        except AmprentaError as error:
-            return str(error)
+        except Exception as error:
+            return said_of(error)[1]
         return why
 
     @contextmanager

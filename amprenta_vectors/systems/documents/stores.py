@@ -8,10 +8,13 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backends.simple.source import SimpleOrigin
+from amprenta_vectors.backends.simple.tree import shown
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import SourceNotFound
+from amprenta_vectors.errors import AmprentaError, SourceNotFound
+from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.schema.registry import VECTOR_DOCUMENTS
 from amprenta_vectors.schema.slice import Slice
 
@@ -42,6 +45,16 @@ def choose_stores(origin: SimpleOrigin, users: Sequence[str] = ()) -> list[str]:
 def of_users(names: Iterable[str], users: Sequence[str]) -> list[str]:
     """Return those of ``names`` that belong to ``users``; all of them if no user is given."""
     return [name for name in names if not users or user_of(name) in users]
+
+
+def said_of(error: Exception) -> tuple[str, str]:
+    """Return what an error says of a store, in a line and with its hint; one not foreseen by its type."""
+    if isinstance(error, DBAPIError):
+        error = to_error(error, "the database refused a statement")
+    if isinstance(error, AmprentaError):
+        return shown(error.message), shown(error)
+    said = shown(f"{type(error).__name__}: {error}")
+    return said, said
 
 
 def user_of(store: str) -> str:
