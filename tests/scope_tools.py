@@ -131,7 +131,7 @@ def public(kind: type) -> set[str]:
 Case = Callable[[World, Any], Any]
 """Calls a method with what is theirs, and a filter; returns what it gave."""
 
-WRITING = {"upsert", "delete", "add_texts", "add_documents", "from_texts", "from_documents"}
+WRITING = {"upsert", "upsert_possible", "delete", "add_texts", "add_documents", "from_texts", "from_documents"}
 
 _OF_EVERY_STORE: dict[str, Case] = {
     "query": lambda world, where: world.store.query(world.near, top_k=100, filter=where),
@@ -208,6 +208,9 @@ CASES: dict[type, dict[str, Case]] = {
         "delete": lambda world, where: (
             world.store.delete(world.theirs[:1]),
             world.in_transaction(lambda connection: world.store.delete(world.theirs[1:], connection=connection)),
+        ),
+        "upsert_possible": lambda world, where: world.store.upsert_possible(
+            [world.mine("shared"), world.mine("only theirs")]
         ),
         "open_outbox": lambda world, where: _outbox(world),
     },

@@ -23,9 +23,9 @@ class Whereabouts:
     def __init__(self, engine: sa.Engine, slice_: Slice, text_field: str) -> None:
         self._engine = engine
         self._slice = slice_
-        self._here = Statements(slice_, text_field, has_updated_at=False)
+        self._here = Statements(slice_, text_field)
         anywhere = replace(slice_, table=slice_.table.with_columns(scope=()), scope={})
-        self._anywhere = Statements(anywhere, text_field, has_updated_at=False)
+        self._anywhere = Statements(anywhere, text_field)
 
     def spelled(self, source_keys: Sequence[str]) -> dict[str, str]:
         """Return the key that a row has for each of ``source_keys``; source keys that no row can have are absent."""

@@ -40,11 +40,25 @@ WHERE r.target = :target AND e.resolved_at IS NULL AND e.reason NOT IN ('changed
 GROUP BY e.reason ORDER BY e.reason""")
 
 
+# A row that a store emptied is to have no value until its application writes it again: told by the version that was
+# emptied, and by the row's content where the table was rewritten or restored since.
+_EMPTY = """\
+SELECT count(*) FROM {table} t
+WHERE t.{column} IS NULL AND NOT EXISTS (
+    SELECT FROM vector_row_mark m
+    WHERE m.target = :target AND m.mark = 'emptied' AND m.row_at = t.ctid::text AND m.written_by = t.xmin::text
+      AND m.file_node = pg_relation_filenode(t.tableoid)
+) AND NOT EXISTS (
+    SELECT FROM vector_row_mark m
+    WHERE m.target = :target AND m.mark = 'emptied' AND m.file_node <> pg_relation_filenode(t.tableoid)
+      AND m.digest = md5((to_jsonb(t) - m.digest_without)::text)
+)"""
+
 _COMPLETE = """\
 NOT EXISTS ({live})
     AND NOT EXISTS ({unverified})
     AND NOT EXISTS (SELECT FROM ({aside}) q WHERE q.reason NOT IN ({allowed}))
-    AND (SELECT count(*) FROM {table} WHERE {column} IS NULL) <= (
+    AND ({empty}) <= (
         SELECT coalesce(sum(q.rows), 0) FROM ({aside}) q WHERE q.reason IN ({allowed}))"""
 
 
@@ -72,7 +86,7 @@ class EnsureBackfillFinishedOp(SteppedOp):
 
         It is not while a run into it is live, a value is NULL, a row was quarantined, or what runs wrote has not been
         verified since. A column that no run filled need not be verified. Rows quarantined for a reason in ``allow`` may
-        stay NULL. An empty table passes. Its reverse does nothing.
+        stay NULL, and what a store emptied is to be. An empty table passes. Its reverse does nothing.
         """
         operations.invoke(cls(table, column, allow, schema))
 
@@ -99,8 +113,7 @@ class EnsureBackfillFinishedOp(SteppedOp):
             live=str(_LIVE_RUNS),
             unverified=str(_UNVERIFIED),
             aside=str(_QUARANTINED),
-            table=qualified(self.table, self.schema),
-            column=qualified(self.column),
+            empty=_empty(self.table, self.column, self.schema),
             allowed=", ".join(map(literal, self.allow)) or "NULL",
         )
         execute(operations, refuse_unless(condition.replace(":target", literal(target)), f"{target} is complete"))
@@ -125,6 +138,7 @@ def check_finished(
     if not rows:
         return 0
     reasons, live = [], []
+    empty = rows - filled
     excused = 0
     if table_of(connection, "migration_run") is not None:
         live = _live_runs(connection, target)
@@ -133,8 +147,11 @@ def check_finished(
         reasons += [f"run {number} is {state}" for number, state in live]
         reasons += [f"what run {number} left is not verified" for number in unverified_runs(connection, target)]
         reasons += [f"{number:,} rows were quarantined: {name}" for name, number in aside.items() if name not in allow]
-    if rows - filled > excused:
-        reasons.insert(0, f"{rows - filled:,} of {rows:,} rows have no value")
+    if table_of(connection, "vector_row_mark") is not None:
+        counted_empty = sa.text(_empty(table, column, schema))
+        empty = connection.execute(counted_empty, {"target": target}).scalar_one()
+    if empty > excused:
+        reasons.insert(0, f"{empty:,} of {rows:,} rows have no value")
     if reasons:
         mend = "amprenta-vectors backfill --resume"
         excuse = "" if live or not excused else f"; {excused:,} NULL are excused by {', '.join(allow)}"
@@ -145,6 +162,11 @@ def check_finished(
 def unverified_runs(connection: Connection, target: str) -> list[int]:
     """Return the last run into each slice that runs wrote to and that no whole comparison has verified since."""
     return list(connection.execute(_UNVERIFIED.bindparams(target=target)).scalars())
+
+
+def _empty(table: str, column: str, schema: str | None) -> str:
+    """Return the query of how many rows lack a value that they are to have, for a vector table ``:target``."""
+    return compose(_EMPTY, table=qualified(table, schema), column=qualified(column))
 
 
 def _live_runs(connection: Connection, target: str) -> list[tuple[int, str]]:

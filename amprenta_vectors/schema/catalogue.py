@@ -14,7 +14,7 @@ from amprenta_vectors.pg.indexes import unique_column_sets
 from amprenta_vectors.pg.names import qualified, quoted
 from amprenta_vectors.pg.tables import Column
 from amprenta_vectors.pg.types import parse_sized
-from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.schema.vector_table import UPDATED_AT, VectorTable
 
 
 def relation(table: VectorTable) -> str:
@@ -103,8 +103,17 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         raise SchemaMismatch(
             f"table {table.qualified_name} has no unique index on exactly ({listed})", hint=unique_index_sql(resolved)
         )
-    typed = [*resolved.unique_columns, *filter(None, [table.key_rule.lookup]), *resolved.filter_columns.values()]
-    return resolved.with_columns(column_types={name: columns[name].type for name in typed})
+    typed = [
+        *resolved.unique_columns,
+        *({UPDATED_AT} & set(columns)),
+        *filter(None, [table.key_rule.lookup]),
+        *resolved.filter_columns.values(),
+    ]
+    return resolved.with_columns(
+        column_types={name: columns[name].type for name in typed},
+        not_null=frozenset(name for name, each in columns.items() if each.not_null),
+        to_fill=tuple(_to_fill(resolved, columns)),
+    )
 
 
 def _upgrade_command(table: VectorTable) -> str:
@@ -113,7 +122,11 @@ def _upgrade_command(table: VectorTable) -> str:
 
 def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:
     """Return the columns that an INSERT must give a value, and for which a backfill has none."""
-    columns, known = columns_of(connection, table), table.column_names
+    return list(_to_fill(table, columns_of(connection, table)))
+
+
+def _to_fill(table: VectorTable, columns: Mapping[str, Column]) -> list[str]:
+    known = table.column_names
     return [name for name, each in columns.items() if each.not_null and not each.default and name not in known]
 
 

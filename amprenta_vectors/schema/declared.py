@@ -27,7 +27,17 @@ _PARAMETERS: dict[KeyKind, str | None] = {
 
 _KEY_RULE = {"key_map": "kind", "uuid_namespace": "uuid_namespace", "lookup": "lookup", "separator": "separator"}
 """The fields of a declaration that make up a table's key rule, with their names in `KeyRule`."""
-_NOT_DECLARED = {"name", "key_rule", "filter_columns", "stats_view", "section", "declared", "column_types"}
+_NOT_DECLARED = {
+    "name",
+    "key_rule",
+    "filter_columns",
+    "stats_view",
+    "section",
+    "declared",
+    "column_types",
+    "not_null",
+    "to_fill",
+}
 _FIELDS = (*(field.name for field in fields(VectorTable) if field.name not in _NOT_DECLARED), *_KEY_RULE)
 
 

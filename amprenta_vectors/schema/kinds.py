@@ -5,4 +5,5 @@ from __future__ import annotations
 from typing import Literal
 
 SourceKind = Literal["pinecone", "simple", "chroma", "rows"]
+RowOwner = Literal["ours", "application"]
 KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]

@@ -36,6 +36,7 @@ VECTOR_DOCUMENTS = VectorTable(
     dimension=768,
     key_rule=KeyRule("uuid5", uuid_namespace=UUID("3e2da8c0-567b-520d-a8f3-92fcfbdc89aa")),
     source="simple",
+    rows="ours",
     section="documents",
 )
 

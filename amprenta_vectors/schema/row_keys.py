@@ -17,7 +17,7 @@ KEYSET_PAGE = 10_000
 
 
 class EmptyRows:
-    """The source keys of rows without an embedding, in the order of the table's own unique index.
+    """The source keys of rows that are to be filled, in the order of the table's own unique index.
 
     The token is the last row's key as JSON: a keyset, so that rows filled meanwhile shift nothing.
     """
@@ -44,9 +44,8 @@ class EmptyRows:
             if following is None:
                 return
 
-    @staticmethod
-    def _wanted(embedding: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-        return embedding.is_(None)
+    def _wanted(self) -> sa.ColumnElement[bool]:
+        return self._slice.lacks_embedding()
 
     def _page(self, last: tuple[str, ...] | None) -> sa.Select[Any]:
         table, target = self._slice.table, self._slice.rows
@@ -56,7 +55,7 @@ class EmptyRows:
         statement = (
             sa.select(*columns)
             .where(
-                self._wanted(self._slice.embedding()),
+                self._wanted(),
                 *(target.c[name].is_not(None) for name in named),
                 *self._slice.in_scope(),
             )
@@ -72,6 +71,5 @@ class EmptyRows:
 class AllRows(EmptyRows):
     """The source keys of all rows."""
 
-    @staticmethod
-    def _wanted(embedding: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    def _wanted(self) -> sa.ColumnElement[bool]:
         return sa.true()

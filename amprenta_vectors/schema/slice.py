@@ -15,6 +15,7 @@ from amprenta_vectors.batch import Key, VectorBatch, Vectors
 from amprenta_vectors.schema.expressions import column_type, in_scope, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.key_values import is_checked
 from amprenta_vectors.schema.keymaps import KeyMap, open_key_map
+from amprenta_vectors.schema.row_marks import VERSION_COLUMNS, RowMarks
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.storable import HINT
 
@@ -42,8 +43,13 @@ class Slice:
 
     @cached_property
     def rows(self) -> sa.TableClause:
-        """The table with every column that its description names."""
-        return to_clause(self.table)
+        """The table with every column that its description names, and what tells a version of a row."""
+        return to_clause(self.table, *VERSION_COLUMNS)
+
+    @property
+    def marks(self) -> RowMarks:
+        """The marks on rows of this slice."""
+        return RowMarks(self.table, self.scope)
 
     def in_scope(self, rows: Any = None) -> list[sa.ColumnElement[bool]]:
         """Return one condition for each scope column."""
@@ -85,6 +91,16 @@ class Slice:
         kept = sa.cast(self._or_own(rows).c[self.table.text_hash], sa.BigInteger)
         return sa.func.coalesce(kept.bitwise_and(1), 0) == 1
 
+    def is_emptied(self, rows: Any = None) -> sa.ColumnElement[bool]:
+        """Return whether a store emptied the row of an application, which has not written it again since."""
+        if self.table.rows == "ours":
+            return sa.false()
+        return self.marks.is_marked("emptied", self._or_own(rows))
+
+    def lacks_embedding(self, rows: Any = None) -> sa.ColumnElement[bool]:
+        """Return whether a row is to be filled: it has no embedding, and no store took it away."""
+        return sa.and_(self.embedding(rows).is_(None), sa.not_(self.is_emptied(rows)))
+
     def key_texts(self, rows: Any = None) -> list[sa.ColumnElement[str]]:
         """Return the key columns as text."""
         return [sa.cast(self._or_own(rows).c[name], sa.Text) for name in self.table.key]
@@ -119,11 +135,11 @@ class Slice:
             conditions.append(own.c[name] == value)
         return conditions
 
-    def among(self, keys: Sequence[Key]) -> sa.ColumnElement[bool]:
+    def among(self, keys: Sequence[Key], rows: Any = None) -> sa.ColumnElement[bool]:
         """Return the condition that a row of the scope has one of ``keys``."""
         given = given_keys(keys, width=len(self.table.key))
-        own = sa.tuple_(*(self.rows.c[name] for name in self.table.key))
-        return sa.and_(own.in_(sa.select(*self.key_values(given).values())), *self.in_scope())
+        own = sa.tuple_(*(self._or_own(rows).c[name] for name in self.table.key))
+        return sa.and_(own.in_(sa.select(*self.key_values(given).values())), *self.in_scope(rows))
 
     def fit(self, batch: VectorBatch) -> VectorBatch:
         """Return the rows that the table can hold; the others are in ``quarantined`` with their reason."""
@@ -132,17 +148,31 @@ class Slice:
         return valid if table.sparse_dimension is None else valid.with_sparse(table.sparse_dimension)
 
     def count_empty(self, connection: Connection) -> int:
-        """Return how many rows have no embedding."""
+        """Return how many rows are to be filled."""
         statement = sa.select(sa.func.count()).select_from(self.rows)
-        return connection.execute(statement.where(self.embedding().is_(None), *self.in_scope())).scalar_one()
+        return connection.execute(statement.where(self.lacks_embedding(), *self.in_scope())).scalar_one()
 
     def has_empty(self, connection: Connection) -> bool:
-        """Return whether any row has no embedding."""
-        return self._has(connection, self.embedding().is_(None))
+        """Return whether any row is to be filled."""
+        return self._has(connection, self.lacks_embedding())
 
     def is_unfilled(self, connection: Connection) -> bool:
         """Return whether no row has an embedding."""
         return not self._has(connection, self.embedding().is_not(None))
+
+    def emptied_among(self, connection: Connection, keys: Sequence[Key]) -> set[Key]:
+        """Return those of ``keys``, as they are given, whose rows a store emptied; nobody empties more of them.
+
+        Call it in the transaction that fills the rows, before it locks any.
+        """
+        if self.table.rows == "ours" or not keys:
+            return set()
+        self.marks.lock(connection, keys, emptying=False)
+        given = given_keys(keys)
+        named = [given.c[f"key_{position}"] for position in range(len(self.table.key))]
+        found = sa.select(*named).select_from(given.join(self.rows, sa.and_(*self.has_key(connection, given))))
+        rows = connection.execute(found.where(self.is_emptied(), *self.in_scope()))
+        return {tuple(row) for row in rows}
 
     def _has(self, connection: Connection, condition: sa.ColumnElement[bool]) -> bool:
         found = sa.select(sa.literal(1)).select_from(self.rows).where(condition, *self.in_scope())
@@ -157,7 +187,7 @@ def open_slice(engine: Engine, table: VectorTable, scope: Mapping[str, str]) -> 
     return Slice(table, scope, open_key_map(table, scope, engine))
 
 
-def given_keys(keys: Sequence[Key], *, width: int | None = None, **columns: Sequence[str]) -> Any:
+def given_keys(keys: Sequence[Key], *, width: int | None = None, **columns: Sequence[str | None]) -> Any:
     """Return target keys and columns beside them as rows to join with: ``key_0`` …, and ``columns``, all text.
 
     ``width`` is the number of key columns; give it if ``keys`` may be empty.

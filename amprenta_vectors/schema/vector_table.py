@@ -11,11 +11,14 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.types import Distance, Storage
-from amprenta_vectors.schema.kinds import KeyKind, SourceKind
+from amprenta_vectors.schema.kinds import KeyKind, RowOwner, SourceKind
 
 _MAX_DIMENSION = 16_000
 _MAX_SPARSE_DIMENSION = 1_000_000_000
 """pgvector's own limits for vector and sparsevec columns."""
+
+UPDATED_AT = "updated_at"
+"""A column of this name moves with every write, and so says nothing of what was written."""
 
 OPERATORS: dict[Distance, str] = {"cosine": "<=>", "l2": "<->", "ip": "<#>"}
 
@@ -70,10 +73,13 @@ class VectorTable:
     ``source`` is the kind of source that fills the table if the settings name none. ``text_columns`` are the columns
     whose text is embedded if the rows themselves are the source; empty means the ``text`` column. ``filter_columns``
     maps the fields of a filter that are columns of the table to these columns; for a table from the catalogue, only the
-    columns that it has, with their types in ``column_types``. ``stats_view`` is a materialised view that counts its
-    embeddings; ``section`` is the section of ``alembic.ini`` (``alembic -n``) that creates it, None for the default
+    columns that it has, with their types in ``column_types``. ``rows`` says whose they are: of an application's row
+    only our columns are written, and what the caller of a store gave. ``stats_view`` is a materialised view that counts
+    its embeddings; ``section`` is the section of ``alembic.ini`` (``alembic -n``) that creates it, None for the default
     section. A ``declared`` table has every column that it names, and the dimension and storage that it says; a shipped
-    one is taken as it is found.
+    one is taken as it is found. Of a table from the catalogue, ``not_null`` are the columns that cannot be NULL, and
+    ``to_fill`` those of them that have no default and that this description has no value for: no row can be inserted,
+    unless a trigger gives them one.
     """
 
     name: str
@@ -95,6 +101,7 @@ class VectorTable:
     text_hash: Identifier | None = None
     key_rule: KeyRule = KeyRule()
     source: SourceKind = "pinecone"
+    rows: RowOwner = "application"
     text_columns: Columns = ()
     scope_values: Mapping[str, str] = field(default_factory=dict)
     filter_columns: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +109,8 @@ class VectorTable:
     section: str | None = None
     declared: bool = False
     column_types: Mapping[str, str] = field(default_factory=dict, compare=False)
+    not_null: frozenset[str] = field(default=frozenset(), compare=False)
+    to_fill: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def qualified_name(self) -> str:

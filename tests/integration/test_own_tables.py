@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import ConfigError, RowError
+from amprenta_vectors.errors import RowError
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
 from amprenta_vectors.stores.factory import open_pgvector_store, open_pinecone_store
 from amprenta_vectors.stores.protocol import Record
@@ -357,13 +357,9 @@ def test_a_table_of_ones_own_is_queried_by_the_ids_of_the_source(
     assert list(store.scores(vectors[0], [ids[7], *strange])) == [ids[7]]
     store.delete([ids[0], *strange])
     assert store.count() == 29
-    if name == "look-up":
-        with pytest.raises(ConfigError, match="its rows are the application's"):
-            store.upsert([Record(ids[0], vectors[0])])
-    else:
-        assert store.upsert([Record(ids[0], vectors[0]), Record(ids[1], vectors[2])]) == 2
-        assert store.count() == 30
-        assert store.query(vectors[0], top_k=1)[0].key == ids[0]
+    assert store.upsert([Record(ids[0], vectors[0]), Record(ids[1], vectors[2])]) == 2
+    assert store.count() == 30
+    assert store.query(vectors[0], top_k=1)[0].key == ids[0]
     store.close()
     compared = run(environment, "benchmark", "--queries", "3", "--top-k", "5", "--json")
     assert compared.exit_code == 0, f"{compared.output}{compared.exception!r}"

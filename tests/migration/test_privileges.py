@@ -40,6 +40,7 @@ RECORDS = (
     "shadow_query",
     "vector_setting",
     "vector_outbox",
+    "vector_row_mark",
     "migration_index",
 )
 
@@ -118,13 +119,15 @@ def test_the_documented_grants_suffice_for_each_role(granted: Database) -> None:
     store = PgVectorStore(engine, RAG_CHUNKS, {"namespace": ""})
     store.upsert([Record("chunk-1", [1.0, 2.0, 3.0]), Record("new", [1.0, 0.0, 0.0])])
     assert [hit.key for hit in store.query([1.0, 0.0, 0.0], top_k=2)] == ["new", "chunk-1"]
-    store.delete(["new"])
+    with pytest.raises(AmprentaError, match="cannot write to vector_row_mark"):
+        store.delete(["chunk-1"])
     with pytest.raises(AmprentaError, match="permission denied for table vector_outbox"):
         store.open_outbox().status()
     migrator.upgrade(section="products", vector_dimension=3)
     for statement in inline(APPLICATION):
         migrator.execute(statement)
     assert as_role(granted, APPLICATION).execute("SELECT * FROM product_embedding_stats") == []
+    store.delete(["new"])
     dual = DualStore(store, store, store.open_outbox(), primary=store)
     dual.upsert([Record("both", [1.0, 0.0, 0.0])])
     dual.delete(["both"])
@@ -136,7 +139,7 @@ def test_the_documented_grants_suffice_for_each_role(granted: Database) -> None:
 
     migrator.downgrade()
     migrator.upgrade()
-    assert granted.scalar("SELECT count(*) FROM rag_chunks") == 100
+    assert granted.scalar("SELECT count(*) FROM rag_chunks") == 101
 
 
 def test_a_worker_refreshes_the_counts_of_products_by_the_documented_grant(granted: Database) -> None:

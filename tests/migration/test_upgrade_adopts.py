@@ -43,6 +43,7 @@ def test_alembic_upgrade_head_fits_out_an_empty_database(db: Database, alembic: 
         "shadow_query",
         "vector_setting",
         "vector_outbox",
+        "vector_row_mark",
         "migration_index",
     ):
         assert db.columns(table)

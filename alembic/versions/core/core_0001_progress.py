@@ -146,6 +146,20 @@ def upgrade() -> None:
         sa.Index("vector_outbox_cleared", "cleared_at", postgresql_where=sa.text("cleared_at IS NOT NULL")),
     )
     op.adopt_table(
+        "vector_row_mark",
+        sa.Column("target", sa.Text, primary_key=True),
+        sa.Column("scope", JSONB, primary_key=True),
+        sa.Column("key", ARRAY(sa.Text), primary_key=True),
+        sa.Column("mark", sa.Text, nullable=False),
+        sa.Column("written_by", sa.Text, nullable=False),
+        sa.Column("row_at", sa.Text, nullable=False),
+        sa.Column("file_node", sa.BigInteger, nullable=False),
+        sa.Column("digest", sa.Text, nullable=False),
+        sa.Column("digest_without", ARRAY(sa.Text), nullable=False),
+        sa.Column("marked_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.CheckConstraint("mark IN ('inserted', 'emptied')", name="vector_row_mark_mark"),
+    )
+    op.adopt_table(
         "shadow_query",
         sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
         sa.Column("at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
@@ -190,6 +204,7 @@ def downgrade() -> None:
         "migration_index",
         "vector_setting",
         "shadow_query",
+        "vector_row_mark",
         "vector_outbox",
         "migration_event",
         "migration_insert",

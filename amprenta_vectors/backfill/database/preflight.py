@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.errors import SchemaMismatch, ServerUnsuitable
+from amprenta_vectors.errors import ServerUnsuitable
 from amprenta_vectors.pg.tables import table_of
-from amprenta_vectors.schema.catalogue import check_visible, columns_to_fill, relation, relations_of
+from amprenta_vectors.schema.catalogue import check_visible, relation, relations_of
 from amprenta_vectors.schema.vector_table import VectorTable
 
 _RIGHTS = sa.text("""
@@ -71,10 +71,7 @@ _TRIGGERS = sa.text("""
 
 
 def check_target(connection: Connection, table: VectorTable, *, insert: bool, delete: bool = False) -> None:
-    """Raise `ServerUnsuitable`, naming the mend, if PostgreSQL would refuse a run into ``table``.
-
-    Raises `SchemaMismatch` for a column that an insert cannot fill.
-    """
+    """Raise `ServerUnsuitable`, naming the mend, if PostgreSQL would refuse a run into ``table``."""
     name = relation(table)
     row = connection.execute(_RIGHTS, {"name": name}).one()
     if row.standby:
@@ -97,12 +94,6 @@ def check_target(connection: Connection, table: VectorTable, *, insert: bool, de
             "this role may not make temporary tables", hint=f"GRANT TEMP ON DATABASE {row.database} TO {row.role}"
         )
     _check_replica_identity(connection, table)
-    unfilled = columns_to_fill(connection, table) if insert else []
-    if unfilled:
-        raise SchemaMismatch(
-            f"rows cannot be inserted into {table.qualified_name}: no value for NOT NULL {', '.join(unfilled)}",
-            hint="--keys-from table, or give those columns a default",
-        )
 
 
 def _check_replica_identity(connection: Connection, table: VectorTable) -> None:
@@ -126,6 +117,7 @@ def describe_target(connection: Connection, table: VectorTable, *, insert: bool)
         *_ownership(connection, table),
         *_publications(connection, table),
         *_triggers(connection, table, insert=insert),
+        *(_inserts(table) if insert else ()),
     ]
 
 
@@ -160,3 +152,11 @@ def _triggers(connection: Connection, table: VectorTable, *, insert: bool) -> It
         how_often = "each row that is filled" if row.each_row else "each batch"
         stamps = "; it names updated_at, so that filled rows may look changed" if row.stamps else ""
         yield f"trigger {row.name} runs {row.function}() for {how_often}{stamps}"
+
+
+def _inserts(table: VectorTable) -> Iterator[str]:
+    if table.to_fill:
+        yield (
+            f"a row of the source that {table.qualified_name} does not have is quarantined, unless a trigger gives "
+            f"{', '.join(table.to_fill)} a value: NOT NULL without a default"
+        )

@@ -192,6 +192,7 @@ class Worker:
         with self._context.engine.begin() as connection:
             connection.execute(_TRANSACTION, {"tag": batches.session_tag(self._context.owner, batch.number)})
             rows = self._without_deleted(connection, batch, fetched) if self._writer.inserts else fetched
+            rows = self._without_emptied(connection, rows)
             written = self._writer.put(connection, rows, batch.claimed_at)
             before = batches.lock_batch(connection, self._context.run.id, self._context.owner, batch)
             if before is not None:
@@ -220,6 +221,12 @@ class Worker:
         if not deleted:
             return rows
         return rows.take([row for row, key in enumerate(keys) if key not in deleted])
+
+    def _without_emptied(self, connection: Connection, rows: VectorBatch) -> VectorBatch:
+        """Return the rows that no store emptied since the application wrote them."""
+        keys = rows.keys or ()
+        emptied = self._slice.emptied_among(connection, keys)
+        return rows.take([row for row, key in enumerate(keys) if key not in emptied]) if emptied else rows
 
     @staticmethod
     def _in_planned_order(batch: Batch, rows: VectorBatch) -> VectorBatch:

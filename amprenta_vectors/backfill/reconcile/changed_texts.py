@@ -67,7 +67,7 @@ class ChangedTexts:
         statement = (
             sa.select(given.c.source, sa.case((embedding.is_(None), sa.null()), else_=text_hash).label("kept"))
             .select_from(given.join(slice_.rows, sa.and_(*slice_.is_row_of(given))))
-            .where(embedding.is_(None) | slice_.embedded_here())
+            .where(slice_.lacks_embedding() | slice_.embedded_here())
         )
         with self._engine.connect() as connection:
             return {row.source: row.kept for row in connection.execute(statement)}

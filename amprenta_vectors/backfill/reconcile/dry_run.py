@@ -88,9 +88,9 @@ class DryRun:
         seen.write(COPY_HEADER)
         for keys, quarantined, rows, preview in self._previews():
             seen.writelines(map(copy_row, keys))
-            aside.update(str(error.reason) for error in (*quarantined, *preview.changed))
+            aside.update(str(error.reason) for error in (*quarantined, *preview.left))
             figures.update(written=preview.written, replaced=preview.replaced)
-            figures["equal"] += rows - preview.written - len(preview.changed)
+            figures["equal"] += rows - preview.written - len(preview.left)
         seen.write(COPY_TRAILER)
         gone = None if self._computed else self._retry.database("looking for rows that are gone", self._gone_of(seen))
         if gone is not None and gone.gone and not gone.refused:

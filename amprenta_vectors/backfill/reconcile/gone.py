@@ -28,6 +28,7 @@ from amprenta_vectors.batch import Key
 from amprenta_vectors.pg.errors import is_row_refusal
 from amprenta_vectors.schema.keymaps import Uuid5
 from amprenta_vectors.schema.slice import Slice
+from amprenta_vectors.schema.vector_table import VectorTable
 
 MOST_DELETED = 0.5
 """The share of a scope's rows beyond which the source is taken to be wrong, and nothing is deleted."""
@@ -89,11 +90,16 @@ def fate_of(slice_: Slice, row: Kept) -> Literal["delete", "empty"] | str:
         return "the source has no such record; embedded here, from its own text"
     if not row.embedding_is_ours:
         return "the source has no such record; changed here, or written by the application"
-    if not slice_.key_map.makes_keys or (slice_.table.text_hash is not None and row.text_hash is None):
+    if not slice_.key_map.makes_keys or (row.text_hash is None and _may_be_theirs(slice_.table)):
         return "empty"
     if row.text_hash is not None and not row.content_is_ours:
         return "the source has no such record; its text or metadata was changed here"
     return "delete"
+
+
+def _may_be_theirs(table: VectorTable) -> bool:
+    """Return whether a row without the hash of its content was there before the engine: in a table of ours none was."""
+    return table.text_hash is not None or table.rows == "application"
 
 
 class GoneRows:

@@ -16,6 +16,7 @@ from amprenta_vectors.backfill.reconcile.row_state import Fate, RowStates, Verdi
 from amprenta_vectors.backfill.writing.sink import (
     Sink,
     Written,
+    cannot_insert,
     in_range,
     is_among,
     make_stage,
@@ -41,11 +42,11 @@ no statistics yet."""
 
 @dataclass(frozen=True)
 class Preview:
-    """The preview of a batch: rows to write, rows among those that hold an older value, and rows left alone."""
+    """The preview of a batch: rows to write, rows among those that hold an older value, and rows that are left."""
 
     written: int
     replaced: int
-    changed: Sequence[RowError]
+    left: Sequence[RowError]
 
 
 class Reconciler:
@@ -108,7 +109,10 @@ class Reconciler:
         empty, held = self._states.compare(connection, batch)
         verdicts = self._states.judge(connection, batch, held, lock=False) if held else {}
         replaced = sum(verdict.fate is Fate.REPLACE for verdict in verdicts.values())
-        return Preview(len(empty) + replaced, replaced, _changed_here(batch, verdicts))
+        absent = self._states.absent(connection, batch, empty) if self.inserts and self._slice.table.to_fill else []
+        refused = [cannot_insert(self._slice.table, batch.source_keys[place]) for place in absent]
+        written = len(empty) - len(absent) + replaced
+        return Preview(written, replaced, [*_changed_here(batch, verdicts), *refused])
 
     def _comparable(self, batch: VectorBatch) -> VectorBatch:
         """Return the batch with only what its rows can hold; computed vectors keep the text, which needs no column."""

@@ -80,6 +80,15 @@ class RowStates:
         found = connection.execute(self._differing(connection, batch)).all()
         return [place for place, held in found if not held], [place for place, held in found if held]
 
+    def absent(self, connection: Connection, batch: VectorBatch, places: Sequence[int]) -> list[int]:
+        """Those of ``places`` whose row is not there."""
+        keys = [(batch.keys or ())[place] for place in places]
+        given = given_keys(keys, width=len(self._table.key), place=[str(place) for place in places])
+        there = sa.and_(*self._slice.has_key(connection, given), *self._slice.in_scope())
+        exists = sa.exists().select_from(self._slice.rows).where(there).correlate(given)
+        found = sa.select(sa.cast(given.c.place, sa.Integer).label("place")).where(~exists).order_by("place")
+        return list(connection.execute(found).scalars())
+
     def judge(
         self, connection: Connection, batch: VectorBatch, places: Sequence[int], *, lock: bool
     ) -> dict[int, Verdict]:
@@ -197,7 +206,7 @@ class RowStates:
         return (
             sa.select(sa.cast(given.c.place, sa.Integer).label("place"), embedding.is_not(None))
             .select_from(given.join(target, on, isouter=True))
-            .where(sa.or_(embedding.is_(None), *differs))
+            .where(sa.or_(embedding.is_(None), *differs), sa.not_(slice_.is_emptied()))
             .order_by("place")
         )
 

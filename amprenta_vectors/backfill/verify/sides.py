@@ -28,7 +28,8 @@ def source_side(table: VectorTable) -> sa.Table:
 def compare_sides(connection: Connection, slice_: Slice, there: sa.Table) -> sa.Select[Any]:
     """Return a query of ``(digest here, digest there, why quarantined, source key, *key as text)`` of whatever differs.
 
-    ``here`` is the table, ``there`` the source. A row that was embedded from its own text may be absent there.
+    ``here`` is the table, ``there`` the source. A row that was embedded from its own text may be absent there, one that
+    a store emptied is absent here.
     """
     columns = [slice_.rows.c[name] for name in slice_.table.key]
     digest, own = sa.func.sha256(slice_.sent()), slice_.embedded_here()
@@ -45,6 +46,16 @@ def compare_sides(connection: Connection, slice_: Slice, there: sa.Table) -> sa.
         .where(
             here.c.amprenta_digest.is_distinct_from(there.c.digest) | there.c.quarantined.is_not(None),
             sa.or_(there.c.source.is_not(None), sa.not_(here.c.amprenta_own)),
+            sa.not_(_emptied(connection, slice_, there)),
         )
         .order_by(sa.func.coalesce(there.c.source, shown[0]), *shown)
     )
+
+
+def _emptied(connection: Connection, slice_: Slice, there: sa.Table) -> sa.ColumnElement[bool]:
+    """Return whether the row of a record was emptied by a store, which the source need not know of."""
+    if slice_.table.rows == "ours":
+        return sa.false()
+    rows = slice_.rows.alias("emptied")
+    found = sa.select(sa.literal(1)).select_from(rows).where(*slice_.has_key(connection, there, rows))
+    return found.where(*slice_.in_scope(rows), slice_.is_emptied(rows)).correlate(there).exists()

@@ -19,7 +19,7 @@ from amprenta_vectors.backfill.writing.bisect import isolate
 from amprenta_vectors.backfill.writing.encoding import BatchStream
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import RowError
-from amprenta_vectors.pg.errors import is_row_refusal
+from amprenta_vectors.pg.errors import NOT_NULL, is_row_refusal, sqlstate
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import to_column_value
@@ -87,12 +87,17 @@ class Sink:
         self._computed = computed
         self._stage = make_stage(table)
         self._prepare_stage = _prepare_stage(table, self._stage)
-        if insert:
-            upsert = _upsert(slice_, self._stage, model)
-            self._statement: sa.Executable = upsert
-            if record_for is not None:
-                self._statement = inserted.recording(upsert, slice_, record_for)
-        else:
+        # PostgreSQL asks for what is NOT NULL before it sees that a row is there.
+        self._updates_first = insert and bool(table.to_fill or table.not_null & {table.text, table.model})
+        self._absent = _absent(slice_, self._stage)
+        upsert = _upsert(
+            slice_, self._stage, model, only=is_among("absent", self._stage) if self._updates_first else None
+        )
+        self._upsert: sa.Executable = upsert
+        if record_for is not None:
+            self._upsert = inserted.recording(upsert, slice_, record_for)
+        self._statement: sa.Executable = self._upsert
+        if not insert or self._updates_first:
             self._statement = make_update(slice_, self._stage, model, computed=computed)
 
     def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
@@ -125,10 +130,34 @@ class Sink:
         `bisect.most_tries` statements, and `bisect.budget` whatever happens. The source is not asked again.
         """
         written, refused = write_rows(connection, batch, self._statement)
+        if self._updates_first:
+            absent = list(connection.execute(self._absent).scalars())
+            inserted_rows, refused_too = self._insert(connection, batch, absent) if absent else (0, [])
+            written, refused = written + inserted_rows, [*refused, *refused_too]
         if written + len(refused) < len(batch):
             # Rows were filled meanwhile, or are gone; or were hidden since the run started, which looks like either.
             check_visible(connection, self._table)
         return written, refused
+
+    def _insert(self, connection: Connection, batch: VectorBatch, absent: Sequence[int]) -> tuple[int, list[RowError]]:
+        """Insert the rows at those places; all are refused at once where a column has a value for none of them."""
+        if self._table.to_fill:
+            try:
+                with connection.begin_nested():
+                    values = {"absent": absent, "start": 0, "end": len(batch)}
+                    return connection.execute(self._upsert, values).rowcount, []
+            except DBAPIError as error:
+                if sqlstate(error) == NOT_NULL:
+                    return 0, [cannot_insert(self._table, batch.source_keys[row]) for row in absent]
+                if not is_row_refusal(error):
+                    raise
+        return write_rows(connection, batch, self._upsert, {"absent": absent})
+
+
+def cannot_insert(table: VectorTable, source_key: str) -> RowError:
+    """Return why a row that the table does not have cannot be inserted."""
+    why = f"no row has it, and none can be inserted: no value for NOT NULL {', '.join(table.to_fill)}"
+    return RowError(source_key, Reason.REFUSED, why)
 
 
 def stored_content(batch: VectorBatch, table: VectorTable) -> VectorBatch:
@@ -249,7 +278,16 @@ def _without_text_of_old(slice_: Slice) -> sa.ColumnElement[Any]:
     return sa.case((slice_.embedded_here(), sa.null()), else_=slice_.rows.c[str(slice_.table.text_hash)])
 
 
-def _upsert(slice_: Slice, stage: sa.Table, model: str | None) -> postgresql.Insert:
+def _absent(slice_: Slice, stage: sa.Table) -> sa.Select[Any]:
+    """Select the places of the rows that the table does not have."""
+    there = sa.exists().select_from(slice_.rows).where(*slice_.is_row_of(stage)).correlate(stage)
+    return sa.select(stage.c.ordinal).where(~there).order_by(stage.c.ordinal)
+
+
+def _upsert(
+    slice_: Slice, stage: sa.Table, model: str | None, *, only: sa.ColumnElement[bool] | None
+) -> postgresql.Insert:
+    """Return the statement that gives the rows in the range, or ``only`` some of them, what ``stage`` has."""
     table, target = slice_.table, slice_.rows
     values: dict[str, Any] = {name: to_column_value(table, name, slice_.scope[name]) for name in table.scope}
     values |= slice_.key_values(stage)
@@ -266,7 +304,8 @@ def _upsert(slice_: Slice, stage: sa.Table, model: str | None) -> postgresql.Ins
         values[table.hash] = stage.c.hash
     if table.text_hash is not None:
         values[table.text_hash] = stage.c.text_hash
-    insert = postgresql.insert(target).from_select(list(values), sa.select(*values.values()).where(in_range(stage)))
+    chosen = in_range(stage) if only is None else sa.and_(in_range(stage), only)
+    insert = postgresql.insert(target).from_select(list(values), sa.select(*values.values()).where(chosen))
     filled = [name for name in values if name in {table.embedding, table.model, table.hash}]
     changes: dict[str, Any] = {name: insert.excluded[name] for name in filled}
     if table.sparse is not None:

@@ -11,10 +11,18 @@ from itertools import groupby
 from numpy.typing import ArrayLike
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.errors import AmprentaError, CredentialsRefused, SourceNotFound, TimedOut, TransientError
+from amprenta_vectors.errors import (
+    AmprentaError,
+    CredentialsRefused,
+    RowError,
+    SourceNotFound,
+    TimedOut,
+    TransientError,
+)
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
 from amprenta_vectors.stores.outbox import Intent, Outbox, errors_as_ours
+from amprenta_vectors.stores.pgvector.records import one_of
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
@@ -74,7 +82,7 @@ class DualStore:
         return self._primary.count()
 
     def upsert(self, records: Sequence[Record], *, connection: Connection | None = None) -> int:
-        """Insert or replace whole rows in both stores; return how many.
+        """Write rows in both stores, in PostgreSQL as `PgVectorStore.upsert` does; return how many.
 
         With ``connection`` it happens in the caller's transaction, and the other store follows after its commit.
         """
@@ -82,14 +90,19 @@ class DualStore:
         keys = [record.key for record in latest]
         if connection is not None:
             with errors_as_ours():
-                return self._upsert(connection, latest, keys)
+                refused = self._upsert(connection, latest, keys)
+            if refused:
+                raise one_of(refused)
+            return len(latest)
         with self._outbox.transaction() as own:
-            written = self._upsert(own, latest, keys)
+            refused = self._upsert(own, latest, keys)
         self._drain(keys)
-        return written
+        if refused:
+            raise one_of(refused)
+        return len(latest)
 
     def delete(self, keys: Sequence[str], *, connection: Connection | None = None) -> None:
-        """Delete rows in both stores.
+        """Delete rows in both stores, in PostgreSQL as `PgVectorStore.delete` does.
 
         With ``connection`` it happens in the caller's transaction, and the other store follows after its commit.
         """
@@ -108,13 +121,15 @@ class DualStore:
         self._pgvector.close()
         self._other.close()
 
-    def _upsert(self, connection: Connection, records: Sequence[Record], keys: Sequence[str]) -> int:
+    def _upsert(self, connection: Connection, records: Sequence[Record], keys: Sequence[str]) -> list[RowError]:
+        """Return what PostgreSQL has no row for: the other store is not to have it either."""
         if not records:
-            return 0
+            return []
         self._outbox.lock(connection, keys, "upsert")
-        written = self._pgvector.upsert(records, connection=connection)
-        self._outbox.intend(connection, records)
-        return written
+        refused = self._pgvector.upsert_possible(records, connection=connection)
+        without = {error.key for error in refused}
+        self._outbox.intend(connection, [record for record in records if record.key not in without])
+        return refused
 
     def _delete(self, connection: Connection, keys: Sequence[str]) -> None:
         unique = list(dict.fromkeys(keys))

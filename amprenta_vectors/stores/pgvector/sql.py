@@ -10,20 +10,18 @@ import orjson
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from pgvector.sqlalchemy import HALFVEC, VECTOR
-from sqlalchemy.dialects.postgresql import BIT, JSONB, insert
+from sqlalchemy.dialects.postgresql import BIT, JSONB
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.types import IndexStorage
 from amprenta_vectors.schema.expressions import among, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.key_values import canonical
+from amprenta_vectors.schema.row_marks import VERSION_COLUMNS
 from amprenta_vectors.schema.slice import Slice
-from amprenta_vectors.schema.vector_table import OPERATORS, VectorTable
+from amprenta_vectors.schema.vector_table import OPERATORS, UPDATED_AT, VectorTable
 from amprenta_vectors.stores.filters.columns import to_filter_column
 from amprenta_vectors.stores.filters.language import Condition
 from amprenta_vectors.stores.filters.sql import to_sql
-
-UPDATED_AT = "updated_at"
-"""A timestamp column of this name is set when a row is replaced."""
 
 
 class Statements:
@@ -31,19 +29,17 @@ class Statements:
 
     A key is one string: a composite key is its parts joined by the separator, the key of a table with a look-up column
     is what that column holds. Columns that the table does not have are selected as NULL. A filter on ``text_field`` is
-    applied to the text column, a filter on a field of ``filter_columns`` to that column. A replaced row's `UPDATED_AT`
-    is set if ``has_updated_at``.
+    applied to the text column, a filter on a field of ``filter_columns`` to that column.
     """
 
-    def __init__(self, slice_: Slice, text_field: str, *, has_updated_at: bool) -> None:
+    def __init__(self, slice_: Slice, text_field: str) -> None:
+        self.slice = slice_
         self.table = table = slice_.table
         self._text_field = text_field
-        self._has_updated_at = has_updated_at
         self._vector_type = (HALFVEC if table.storage == "halfvec" else VECTOR)(table.dimension)
-        self._table = to_clause(table, *table.filter_columns.values(), *([UPDATED_AT] if has_updated_at else []))
-        self._scope = {name: to_column_value(table, name, slice_.scope[name]) for name in table.scope}
+        self.rows = self._table = to_clause(table, *table.filter_columns.values(), *VERSION_COLUMNS, UPDATED_AT)
         self._key_columns = (table.key_rule.lookup,) if table.key_rule.lookup else table.key
-        self._key = self._joined()
+        self.key = self._key = self._joined()
         self._embedding = self._table.c[table.embedding]
         self._in_scope = sa.and_(sa.true(), *slice_.in_scope(self._table))
         self._stored = sa.and_(self._in_scope, self._embedding.is_not(None))
@@ -107,52 +103,18 @@ class Statements:
         """Select ``(number of rows with a vector)``."""
         return sa.select(sa.func.count()).select_from(self._table).where(self._stored)
 
-    def delete(self, keys: Sequence[str]) -> sa.Delete:
-        """Delete the rows of ``keys``."""
-        return sa.delete(self._table).where(self._in_scope, self._among(keys))
+    def is_among(self, keys: Sequence[str]) -> sa.ColumnElement[bool]:
+        """Return that a row of the scope has one of those ``keys``, with a vector or without."""
+        return sa.and_(self._in_scope, self._among(keys))
 
-    def upsert(
-        self,
-        keys: Sequence[str],
-        vectors: Sequence[str],
-        texts: Sequence[str | None],
-        metadata: Sequence[str],
-        model: str | None,
-    ) -> sa.Insert:
-        """Insert or replace rows, all in one statement; ``vectors`` and ``metadata`` are text.
-
-        Raises `ConfigError` if a key does not make a row.
-        """
-        table = self.table
-        if table.key_rule.lookup:
-            raise ConfigError(
-                f"table {table.qualified_name} is looked up by {table.key_rule.lookup}: its rows are the application's",
-                hint="insert them with their key, and UPDATE their embedding",
-            )
-        parts = list(zip(*(self._parts(key) for key in keys), strict=True)) or [()] * len(table.key)
-        arrays = [text_array(column) for column in (*parts, vectors, texts, metadata)]
-        named = [f"key_{position}" for position in range(len(table.key))]
-        rows = sa.func.unnest(*arrays).table_valued(*named, "vector", "text", "metadata", name="given").render_derived()
-        values: dict[str, sa.ColumnElement[Any]] = dict(self._scope)
-        values |= {
-            name: to_column_value(table, name, rows.c[given]) for name, given in zip(table.key, named, strict=True)
-        }
-        values[table.embedding] = sa.cast(rows.c.vector, self._vector_type)
-        if table.text is not None:
-            values[table.text] = sa.cast(rows.c.text, sa.Text)
-        if table.metadata is not None:
-            values[table.metadata] = sa.cast(rows.c.metadata, JSONB)
-        if table.model is not None and model is not None:
-            values[table.model] = sa.cast(sa.literal(model), sa.Text)
-        statement = insert(self._table).from_select(list(values), sa.select(*values.values()).select_from(rows))
-        replaced: dict[str, Any] = {
-            name: statement.excluded[name] for name in values if name not in table.unique_columns
-        }
-        # What an application writes is its own: a reconcile that finds no hash leaves the row as it is.
-        replaced |= {name: sa.null() for name in (table.hash, table.text_hash) if name is not None}
-        if self._has_updated_at:
-            replaced[UPDATED_AT] = sa.func.now()
-        return statement.on_conflict_do_update(index_elements=list(table.unique_columns), set_=replaced)
+    def is_row_of(self, given: Any) -> sa.ColumnElement[bool]:
+        """Return that a row of the scope has the key whose `parts` are ``key_0`` … of ``given``."""
+        values = (
+            to_column_value(self.table, name, given.c[f"key_{position}"])
+            for position, name in enumerate(self._key_columns)
+        )
+        same = (self._table.c[name] == value for name, value in zip(self._key_columns, values, strict=True))
+        return sa.and_(self._in_scope, *same)
 
     def _identity(self) -> tuple[sa.ColumnElement[Any], ...]:
         return (self._key.label("key"),)
@@ -164,7 +126,7 @@ class Statements:
             key = key.concat(sa.literal(self.table.key_rule.separator, sa.Text)).concat(part)
         return key
 
-    def _parts(self, key: str) -> list[str]:
+    def parts(self, key: str) -> list[str]:
         """Return the value of each key column, as it is given. Raises `ConfigError` for a key of other parts."""
         separator = self.table.key_rule.separator
         parts = key.rsplit(separator, len(self._key_columns) - 1) if separator else [key]
@@ -185,10 +147,14 @@ class Statements:
         return found
 
     def _payload(self) -> tuple[sa.ColumnElement[Any], ...]:
-        text = self._table.c[self.table.text] if self.table.text else sa.null()
-        return sa.type_coerce(text, sa.Text).label("text"), self._metadata().label("metadata")
+        return self.text().label("text"), self.metadata().label("metadata")
 
-    def _metadata(self) -> sa.ColumnElement[Any]:
+    def text(self) -> sa.ColumnElement[Any]:
+        """Return the text column, NULL where there is none."""
+        return sa.type_coerce(self._table.c[self.table.text] if self.table.text else sa.null(), sa.Text)
+
+    def metadata(self) -> sa.ColumnElement[Any]:
+        """Return the metadata column as jsonb, NULL where there is none."""
         column = self._table.c[self.table.metadata] if self.table.metadata else sa.null()
         return sa.cast(column, JSONB)
 
@@ -200,7 +166,7 @@ class Statements:
         }
         if table.text is not None:
             columns[self._text_field] = sa.type_coerce(self._table.c[table.text], sa.Text)
-        return to_sql(condition, None if table.metadata is None else self._metadata(), columns)
+        return to_sql(condition, None if table.metadata is None else self.metadata(), columns)
 
     def _distance(self, vector: sa.ColumnElement[str], cast_to: HALFVEC | None = None) -> sa.ColumnElement[float]:
         bound = sa.cast(vector, cast_to or self._vector_type)
@@ -216,7 +182,7 @@ class Statements:
         table = self.table
         if len(self._key_columns) == 1:
             return among(table, self._table, self._key_columns[0], keys)
-        parts = list(zip(*(self._parts(key) for key in keys), strict=True)) or [()] * len(self._key_columns)
+        parts = list(zip(*(self.parts(key) for key in keys), strict=True)) or [()] * len(self._key_columns)
         named = [f"key_{position}" for position in range(len(self._key_columns))]
         arrays = sa.func.unnest(*(text_array(column) for column in parts))
         asked = arrays.table_valued(*named, name="asked").render_derived()

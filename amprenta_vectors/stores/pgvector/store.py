@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,35 +14,28 @@ from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
 from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.pg.indexes import STORES_LOOK_SECONDS
 from amprenta_vectors.pg.types import Distance
-from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
-from amprenta_vectors.schema.catalogue import columns_of, resolve_table
+from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.search_settings import stored_settings
 from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.filters.language import parse_filter
 from amprenta_vectors.stores.filters.values import is_storable
 from amprenta_vectors.stores.outbox import Outbox
+from amprenta_vectors.stores.pgvector.records import one_of
 from amprenta_vectors.stores.pgvector.search import Searcher, to_ms, with_distance
 from amprenta_vectors.stores.pgvector.search_plan import SearchPlan, to_search_plan
 from amprenta_vectors.stores.pgvector.search_settings import MAX_EF_SEARCH, SearchSettings
-from amprenta_vectors.stores.pgvector.sql import (
-    UPDATED_AT,
-    Statements,
-    check_key,
-    from_text,
-    to_text,
-)
+from amprenta_vectors.stores.pgvector.sql import Statements, check_key, from_text
+from amprenta_vectors.stores.pgvector.writing import Writing
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
 from amprenta_vectors.stores.top_k import check_top_k
 from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
 
-ROWS_PER_STATEMENT = 1000
 LOOK_SECONDS = STORES_LOOK_SECONDS
 """Seconds after which a search looks again which index serves: it may have been built or replaced meanwhile."""
 
@@ -200,24 +192,36 @@ class PgVectorStore:
         }
 
     def upsert(self, records: Sequence[Record], *, connection: Connection | None = None) -> int:
-        """Insert or replace whole rows, all or none; return how many. Of records that share a key the last one counts.
+        """Write rows; return how many. Of records that share a key the last one counts.
 
-        With ``connection`` it happens in the caller's transaction, and is kept or undone with it. Raises `RowError`
-        naming the first record that cannot be stored, before anything is written.
+        A row of ours is replaced whole; of an application's, vector and model are written, the text where one is given,
+        and the fields of the metadata that are. With ``connection`` it happens in the caller's transaction, and is kept
+        or undone with it. Raises `RowError` naming the first record that cannot be stored, before anything is written,
+        and what `upsert_possible` returns, once the others are written.
+        """
+        refused = self.upsert_possible(records, connection=connection)
+        if refused:
+            raise one_of(refused)
+        return len({record.key for record in records})
+
+    def upsert_possible(self, records: Sequence[Record], *, connection: Connection | None = None) -> list[RowError]:
+        """Write rows, as `upsert` does, but for those that return: none is there, and none can be inserted.
+
+        Either a NOT NULL column of the application has no value, or its rows are looked up by a column of its own.
         """
         with self._statements(self._engine, "writing", connection) as (joined, statements):
             table = statements.table
             batch = to_batch(records, table.dimension, cosine=table.distance == "cosine")
-            columns = _Columns(batch, table)
-            _check_keys(statements, batch.source_keys)
-            for start in range(0, len(batch), ROWS_PER_STATEMENT):
-                joined.execute(statements.upsert(*columns.part(start, start + ROWS_PER_STATEMENT), self._model))
-        return len(batch)
+            return Writing(statements, self._model).upsert(joined, batch)
 
     def delete(self, keys: Sequence[str], *, connection: Connection | None = None) -> None:
-        """Delete rows; an absent key is no error. With ``connection``, in the caller's transaction."""
+        """Delete rows; an absent key is no error. With ``connection``, in the caller's transaction.
+
+        A row of the application stays, and loses its embedding: no backfill fills it again before the application has
+        written it again. Raises `SchemaMismatch` where that column is NOT NULL.
+        """
         with self._statements(self._engine, "deleting", connection) as (joined, statements):
-            joined.execute(statements.delete(list(statements.spelled(_possible(keys)).values())))
+            Writing(statements, self._model).delete(joined, _possible(keys))
 
     def count(self) -> int:
         """Return how many rows have a vector."""
@@ -286,56 +290,12 @@ class PgVectorStore:
     def _resolve(self, connection: Connection) -> Statements:
         if self._resolved is None:
             table = resolve_table(connection, self._table, dimension=self._dimension)
-            updated_at = columns_of(connection, table).get(UPDATED_AT)
-            has_updated_at = updated_at is not None and updated_at.type.startswith("timestamp")
-            slice_ = open_slice(self._engine, table, self._scope)
-            self._resolved = Statements(slice_, self._text_field, has_updated_at=has_updated_at)
+            self._resolved = Statements(open_slice(self._engine, table, self._scope), self._text_field)
         return self._resolved
 
     def _query_vector(self, vector: ArrayLike, statements: Statements) -> NDArray[np.float32]:
         table = statements.table
         return to_query_vector(vector, table.dimension, cosine=table.distance == "cosine")
-
-
-class _Columns:
-    """The columns of an upsert, all text, made of a batch. Raises `RowError` for what PostgreSQL would refuse."""
-
-    def __init__(self, batch: VectorBatch, table: VectorTable) -> None:
-        if table.storage == "halfvec":
-            _check_half(batch)
-        self._keys = batch.source_keys
-        self._vectors = batch.vectors
-        self._texts = batch.texts or ()
-        self._metadata = [
-            _encode(key, metadata) for key, metadata in zip(self._keys, batch.metadata or (), strict=True)
-        ]
-        for key, text, metadata in zip(self._keys, self._texts, self._metadata, strict=True):
-            if not all(map(is_storable, (key, text or "", metadata))):
-                raise RowError(key, Reason.REFUSED, "key, text or metadata has a character that PostgreSQL cannot hold")
-            if text is not None and table.text is None:
-                raise RowError(key, Reason.REFUSED, f"table {table.qualified_name} has no text column for its text")
-            if metadata != "{}" and table.metadata is None:
-                raise RowError(key, Reason.REFUSED, f"table {table.qualified_name} has no metadata column")
-
-    def part(self, start: int, end: int) -> tuple[Sequence[str], list[str], Sequence[str | None], list[str]]:
-        """Return keys, vectors, texts and metadata of the rows from ``start`` to ``end``."""
-        vectors = [to_text(vector) for vector in self._vectors[start:end]]
-        return self._keys[start:end], vectors, self._texts[start:end], self._metadata[start:end]
-
-
-def _check_half(batch: VectorBatch) -> None:
-    with np.errstate(over="ignore"):
-        fits = np.isfinite(batch.vectors.astype(np.float16)).all(axis=1)
-    if not fits.all():
-        key = batch.source_keys[int(np.argmin(fits))]
-        raise RowError(key, Reason.REFUSED, "the vector has a value beyond the range of halfvec, 65504")
-
-
-def _encode(key: str, metadata: Mapping[str, Any] | None) -> str:
-    try:
-        return json.dumps(dict(metadata or {}), allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise RowError(key, Reason.REFUSED, f"the metadata is no JSON: {error}") from None
 
 
 def _possible(keys: Sequence[str]) -> list[str]:
@@ -348,10 +308,3 @@ def _as_asked(spelled: Mapping[str, str], rows: Sequence[Any]) -> dict[str, Any]
     found = {row.key: row for row in rows}
     asked = {key: found[value] for key, value in spelled.items() if value in found}
     return asked | {key: row for key, row in found.items() if key not in set(spelled.values())}
-
-
-def _check_keys(statements: Statements, keys: Sequence[str]) -> None:
-    spelled = statements.spelled(keys)
-    for key in keys:
-        if key not in spelled:
-            raise RowError(key, Reason.REFUSED, f"no key of {', '.join(statements.table.key)}")
