@@ -126,7 +126,7 @@ def test_a_query_is_one_message_to_the_server_and_leaves_no_transaction_open(
 def test_a_query_after_a_snapshot_sends_nothing_beside_its_message(rows: sa.Engine, upgraded_url: str) -> None:
     """Neither before it nor after it, where only the server sees what the driver sends by itself."""
     engine = sa.create_engine(driven(upgraded_url), pool_size=1, max_overflow=0)
-    store, asked = open_store(engine), [1.0] * 8
+    store = open_store(engine)
     for _ in range(2):
         store.count()
         store.query(QUERY)
@@ -161,7 +161,7 @@ def test_filters_that_differ_in_their_values_are_compiled_once(
 
 def test_a_short_answer_is_repeated_in_one_more_message(rows: sa.Engine, sent: tuple[sa.Engine, Sent]) -> None:
     engine, messages = sent
-    store, asked = open_store(engine), [1.0] * 8
+    store = open_store(engine)
     store.query(QUERY)
     messages.clear()
     assert len(store.query(QUERY, filter={"n": {"$lt": 3}})) == 3
@@ -196,7 +196,7 @@ def test_a_search_whose_connection_was_lost_meanwhile_is_asked_again_once(rows: 
 
 def test_a_connection_that_waited_is_tried_before_it_is_used_again(rows: sa.Engine, upgraded_url: str) -> None:
     engine = create_engine(Settings.load(database_url=upgraded_url), ping_after_seconds=0.05)
-    store, asked = open_store(engine), [1.0] * 8
+    store = open_store(engine)
     count = store.count()
     end_sessions(rows)
     time.sleep(0.1)
@@ -218,7 +218,7 @@ def end_sessions(engine: sa.Engine) -> None:
 
 def test_all_connections_in_use_is_an_error_that_names_the_setting(rows: sa.Engine) -> None:
     engine = sa.create_engine(rows.url, pool_size=1, max_overflow=0, pool_timeout=0.05)
-    store, asked = open_store(engine), [1.0] * 8
+    store = open_store(engine)
     store.query(QUERY)
     with engine.connect(), pytest.raises(TransientError, match="in use") as caught:
         store.query(QUERY)
