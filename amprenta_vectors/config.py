@@ -163,6 +163,11 @@ class Settings(BaseSettings):
     ollama_host: str | None = None
     ollama_api_model_embedding: str = "nomic-embed-text"
 
+    langsmith_tracing: bool = False
+    langsmith_api_key: SecretStr | None = None
+    langsmith_project: str | None = None
+    langsmith_endpoint: str | None = None
+
     simple_store_root: Path = Path("user_data")
     vector_store_encryption_key: SecretStr | None = None
     vector_store_user_id: str | None = None

@@ -287,8 +287,9 @@ def name_database(connection: sa.Connection) -> dict[str, str | int | None]:
 
 
 INSTALL_HINT = (
-    "install pgvector for this server (Debian: apt-get install postgresql-NN-pgvector; Docker: pgvector/pgvector; "
-    "Amazon RDS: PostgreSQL 15.2 or newer carries it), then run the command again"
+    "install pgvector for this server (Debian: apt-get install postgresql-NN-pgvector; Amazon RDS: PostgreSQL 15.2 or "
+    "newer carries it; for local development: docker run -e POSTGRES_PASSWORD=… -p 127.0.0.1:5432:5432 --shm-size=1g "
+    "pgvector/pgvector:pg18), then run the command again"
 )
 
 

@@ -17,6 +17,7 @@ from amprenta_vectors.stores.top_k import MAX_TOP_K
 
 if TYPE_CHECKING:
     from amprenta_vectors.backfill.engine.starting import Mode
+    from amprenta_vectors.cli.display import Display
 
 BATCH_SIZE = 50
 """Products that are embedded by one model at once: few enough that a kill loses little of its work."""
@@ -63,7 +64,7 @@ def migrate(
     OLLAMA_API_MODEL_EMBEDDING), which must be the model that made ChromaDB's vectors.
     """
     from amprenta_vectors.cli.display import open_display
-    from amprenta_vectors.cli.products_text import print_step
+    from amprenta_vectors.cli.products_text import StepDisplay, print_step
     from amprenta_vectors.systems.products.migration import Migration, Wanted
     from amprenta_vectors.systems.products.search import product_settings
 
@@ -78,7 +79,11 @@ def migrate(
         settings = settings.model_copy(update={"batch_size": BATCH_SIZE})
     mode: Mode = "join" if resume else "restart" if restart else "new"
     wanted = Wanted(force=force, ids=ids, mode=mode, verify=verify)
-    with closing(open_display(settings.log_format, print_step)) as show, stop_on_signal() as stop:
+    if settings.log_format == "json":
+        display: Display = open_display(settings.log_format, print_step)
+    else:
+        display = StepDisplay(settings.batch_size)
+    with closing(display) as show, stop_on_signal() as stop:
         ctx.exit(Migration(settings, wanted, stop, show).run(dry_run=dry_run))
 
 

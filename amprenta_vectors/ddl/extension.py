@@ -126,8 +126,9 @@ def _enable(operations: Operations) -> None:
         if sqlstate(error) in {FEATURE_NOT_SUPPORTED, FILE_MISSING}:
             raise ServerUnsuitable(
                 'extension "vector" is not available on this server',
-                hint="install pgvector for this server (Debian: apt-get install postgresql-NN-pgvector; Docker: "
-                "pgvector/pgvector; Amazon RDS: PostgreSQL 15.2 or newer carries it), then: alembic upgrade head",
+                hint="install pgvector for this server (Debian: apt-get install postgresql-NN-pgvector; Amazon RDS: "
+                "PostgreSQL 15.2 or newer carries it; for local development: docker run -e POSTGRES_PASSWORD=… -p "
+                "127.0.0.1:5432:5432 --shm-size=1g pgvector/pgvector:pg18), then: alembic upgrade head",
             ) from error
         if sqlstate(error) == NOT_ALLOWED:
             raise ServerUnsuitable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -466,3 +467,12 @@ def test_an_embedder_is_opened_once_a_process(root: Path) -> None:
     PgVectorStore(user_id="a")
     PgVectorStore(user_id="b")
     assert assistant._shared_embedder.cache_info().misses == 1
+
+
+def test_the_old_class_says_what_takes_its_place_and_where_it_is_made(root: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="PgVectorStore") as caught:
+        SimpleVectorStore(root / "bob" / "vector_store_personal_assistant")
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        get_document_store(user_id="bob")

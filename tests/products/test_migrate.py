@@ -115,13 +115,24 @@ def test_the_summary_has_the_figures_and_the_spot_checks_name_real_products(
     output = migrated[1].output
     assert f"  Products with pgvector embeddings after migration: {PRODUCTS}" in output
     assert f"  Expected embeddings: {PRODUCTS}" in output
-    named = set(re.findall(r"✓ (.+) has a valid embedding", output))
+    named = set(re.findall(r"✓ (.+) has valid embedding", output))
     names = {row.name for row in rows(migrated_engine, "SELECT name FROM products WHERE active")}
     assert len(named) == 3
     assert named <= names
     summary = output[output.index("MIGRATION SUMMARY") :]
     assert f"Total products: {PRODUCTS}\nSuccessfully migrated: {PRODUCTS}\nSkipped: 0\nErrors: 0\n" in summary
     assert "Final pgvector coverage: 100.0%" in summary
+
+
+def test_each_batch_and_the_progress_are_said(migrated: tuple[str, Result]) -> None:
+    output = migrated[1].output
+    assert f"[Step 4/6] Migrating {PRODUCTS} products..." in output
+    batches = re.findall(r"  Processing batch (\d+)/(\d+) \((\d+) products\)\.\.\.", output)
+    assert [int(number) for number, _, _ in batches] == list(range(1, len(batches) + 1))
+    progress = re.findall(r"  Progress: (\d+)/(\d+) \((\d+\.\d)%\) - Migrated: (\d+), Errors: (\d+)", output)
+    assert len(progress) == len(batches)
+    done, total, share, written, errors = progress[-1]
+    assert (done, share, written, errors) == (total, "100.0", str(PRODUCTS), str(UNMATCHED))
 
 
 def test_again_only_what_came_since_is_embedded_and_chroma_is_left_alone(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -120,12 +121,20 @@ class PgVectorStore(AssistantStore):
 class SimpleVectorStore(AssistantStore):
     """A user's collection in the files of ``store_path``, ``…/USER/vector_store_COLLECTION``, created if absent.
 
+    It is deprecated, and says so: it is there for an application that has not moved yet.
+
     The user is the folder's. Raises `ConfigError` for a ``user_id`` that is another.
     """
 
     def __init__(
         self, store_path: str | Path, embedding_model: Model = DEFAULT_MODEL, user_id: str | None = None
     ) -> None:
+        warnings.warn(
+            "SimpleVectorStore keeps documents in files; PgVectorStore(collection_name, user_id=…) takes its place, or "
+            "get_document_store() while VECTOR_BACKEND decides",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         root, owner, collection = _parts_of(Path(store_path))
         if user_id not in (None, owner):
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.protocol import Filter, VectorStore
 from amprenta_vectors.stores.top_k import MAX_TOP_K, check_top_k
 from amprenta_vectors.systems.products.rows import active_rows
+from amprenta_vectors.systems.products.tracing import SearchTracer, open_tracer
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +43,13 @@ class ProductSearch:
     are found. Make one when the application starts and share it between threads.
     """
 
-    def __init__(self, store: VectorStore, embedder: Embedder, engine: sa.Engine) -> None:
+    def __init__(
+        self, store: VectorStore, embedder: Embedder, engine: sa.Engine, tracer: SearchTracer | None = None
+    ) -> None:
         self._store = store
         self._embedder = embedder
         self._engine = engine
+        self._tracer = tracer
 
     @classmethod
     def open(cls, settings: Settings | None = None) -> Self:
@@ -53,7 +58,8 @@ class ProductSearch:
         Raises `ConfigError` for settings that are missing or contradict each other, `MissingExtra`.
         """
         settings = settings or product_settings()
-        return cls(get_vector_store(settings), open_embedder(settings), create_engine(settings))
+        tracer = open_tracer(settings)
+        return cls(get_vector_store(settings), open_embedder(settings), create_engine(settings), tracer)
 
     @property
     def store(self) -> VectorStore:
@@ -77,6 +83,7 @@ class ProductSearch:
         `ConfigError` for what cannot be asked, `TransientError` if no store answers.
         """
         check_top_k(limit)
+        began = datetime.now(UTC)
         vector = self._embedder.embed([text])[0]
         wanted = to_filter(category, brand, min_price, max_price, min_stock)
         asked = limit
@@ -86,13 +93,21 @@ class ProductSearch:
             found = [FoundProduct(hit.key, hit.score, rows[hit.key]) for hit in hits if hit.key in rows]
             if len(found) >= limit or len(hits) < asked or asked == MAX_TOP_K:
                 log.info("%s search found %d products", self._store.name, min(len(found), limit))
+                self._trace(text, wanted, limit, found[:limit], began)
                 return found[:limit]
             asked = min(asked * ASK_MORE, MAX_TOP_K)
 
     def close(self) -> None:
         """Close every connection."""
+        if self._tracer is not None:
+            self._tracer.close()
         self._store.close()
         self._engine.dispose()
+
+    def _trace(self, text: str, wanted: Filter, limit: int, found: Sequence[FoundProduct], began: datetime) -> None:
+        if self._tracer is not None:
+            hits = [{"id": each.id, "name": each.row.get("name"), "score": each.score} for each in found]
+            self._tracer.record(text, wanted, limit, hits, self._store.name, began, datetime.now(UTC))
 
     def _rows(self, ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
         with self._engine.connect() as connection:
