@@ -22,6 +22,7 @@ from amprenta_vectors.backends.simple.raw_check import RawDocument, find_incompl
 from amprenta_vectors.backends.simple.reading import LegacyRecord, LegacyStore, read_store
 from amprenta_vectors.backends.simple.source import SimpleOrigin
 from amprenta_vectors.backends.simple.tree import PREFIX
+from amprenta_vectors.errors import SourceError
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 
 VECTOR_OF = dict(zip(IDS, ROWS, strict=True))
@@ -128,6 +129,27 @@ def test_a_field_with_the_vectors_that_is_no_json_is_quarantined_by_name(tmp_pat
     store = read_store(write(tmp_path, vectors, {name: {"text": name} for name in IDS}), None)
     assert list(store.records) == ["b", "c"]
     assert "a value of type bytes" in store.unpaired["a"]
+
+
+def test_fields_with_the_vectors_cost_what_the_file_is(tmp_path: Path) -> None:
+    ids = [str(place) for place in range(2000)]
+    long, many = "x" * 100_000, ["y"]
+    for _ in range(40):
+        many = [many, many]  # type: ignore[list-item]
+    for shared in (long, many):
+        vectors = {name: {"embedding": [1.0, 2.0], "note": shared} for name in ids}
+        write(tmp_path, vectors, {name: {"text": name} for name in ids})
+        with pytest.raises(SourceError, match="more than 8 times its size"):
+            read_store(tmp_path, None)
+
+
+def test_ids_that_are_lists_are_refused_by_name(tmp_path: Path) -> None:
+    identity: list[Any] = []
+    for _ in range(60):
+        identity = [identity, identity]
+    write(tmp_path, {"ids": [identity], "vectors": [[1.0, 2.0]]}, {"a": {"text": "x"}})
+    with pytest.raises(SourceError, match="ids of which one is no text and no number: list"):
+        read_store(tmp_path, None)
 
 
 def test_an_object_that_gives_a_name_twice_loses_neither(tmp_path: Path) -> None:

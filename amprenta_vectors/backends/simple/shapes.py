@@ -92,7 +92,8 @@ def to_document_columns(value: Any) -> Columns:
             return _with_beside(_documents_by_id(held, f"a dict by id under {name!r}"), value, (name,))
     if all(isinstance(entry, Mapping | str) for entry in value.values()):
         return _documents_by_id(value, "a dict by id")
-    raise ShapeUnknown(f"an object of {', '.join(map(repr, list(value)[:5]))}, none of which holds documents")
+    names = ", ".join(repr(name[:60]) for name in list(value)[:5])
+    raise ShapeUnknown(f"an object of {names}, none of which holds documents")
 
 
 def _columnar(value: Mapping[str, Any]) -> Columns | None:
@@ -164,7 +165,15 @@ def _with_entries(columns: Columns, entries: Sequence[tuple[Any, Any, list[Layer
 def _ids_of(value: Mapping[str, Any]) -> tuple[Sequence[str] | None, str | None]:
     """Return ids in a list of their own, and its name."""
     name = _first_name(value, IDS, (list,))
-    return (None, None) if name is None else ([str(identity) for identity in value[name]], name)
+    return (None, None) if name is None else (_to_ids(value[name]), name)
+
+
+def _to_ids(listed: Sequence[Any]) -> list[str]:
+    """Return ids as texts. Raises `ShapeUnknown` for lists and the like, whose text may be larger than any file."""
+    odd = next((identity for identity in listed if not isinstance(identity, str | int | float | bytes | None)), None)
+    if odd is not None:
+        raise ShapeUnknown(f"ids of which one is no text and no number: {type(odd).__name__}")
+    return [str(identity) for identity in listed]
 
 
 def _whole(ids: Iterable[Any]) -> list[str] | None:
