@@ -1,8 +1,8 @@
 """How deeply the tuples of a pickle nest and what its keys are, told from its opcodes before anything is built.
 
 Python hashes a key that is a tuple by calling itself for each tuple within, without a limit: a hundred thousand nested
-tuples end the process. A tuple that has another many times over is hashed as often, and a few hundred bytes of such take
-for ever; so no tuple is a key. Nor is a number of many bytes: any number of those can have one hash.
+tuples end the process. A tuple that has another many times over is hashed as often, and a few hundred bytes of those
+take for ever; so no tuple is a key. Nor is a number of many bytes: any number of those can have one hash.
 """
 
 from __future__ import annotations
