@@ -66,7 +66,8 @@ def open_collection(settings: Settings, *, reads_only: bool = False) -> ChromaCo
 
     A folder is neither made nor migrated. Chroma writes to it when it opens it, so what ``reads_only`` is given a copy
     of its own, which goes when the collection is closed. Raises `SourceNotFound` listing the collections there are,
-    `TransientError` for a server that does not answer, `CredentialsRefused`, `SourceError`, `ConfigError`, `MissingExtra`.
+    `TransientError` for a server that does not answer, `CredentialsRefused`,
+    `SourceError`, `ConfigError`, `MissingExtra`.
     """
     chromadb = require_extra("chromadb", "chroma")
     host, name = settings.chroma_host, settings.chroma_collection
