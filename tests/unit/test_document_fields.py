@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -349,3 +352,25 @@ def test_what_is_written_beside_encrypted_values_is_read_back_the_same(whole: bo
     assert (records["new"].text, records["new"].metadata) == (new.text, metadata)
     assert records["a"].metadata == {"note": "alpha", "tags": ["alpha"], "beside": "alpha"}
     assert b"text" not in (tmp_path / "metadata.json").read_bytes()
+
+
+# What Python makes of ids and vectors.
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_uuids_ordered_dicts_and_rows_of_one_row_are_read(protocol: int, tmp_path: Path) -> None:
+    ids = [UUID(int=number) for number in range(3)]
+    rows = [np.array([row], np.float32) for row in ROWS]
+    shapes_of: list[Any] = [
+        OrderedDict(zip(ids, rows, strict=True)),
+        {"ids": ids, "vectors": [[row] for row in ROWS]},
+        [{"id": name, "embedding": row} for name, row in zip(ids, rows, strict=True)],
+        list(zip(ids, rows, strict=True)),
+    ]
+    write(tmp_path, {}, {str(name): {"text": text} for name, text in zip(ids, TEXTS, strict=True)})
+    for vectors in shapes_of:
+        (tmp_path / "vectors.pkl").write_bytes(pickle.dumps(vectors, protocol))
+        store = read_store(tmp_path, None)
+        assert not store.unpaired
+        assert [record.vector.tolist() for record in store.records.values()] == ROWS
+        assert [record.metadata for record in store.records.values()] == [{}, {}, {}]

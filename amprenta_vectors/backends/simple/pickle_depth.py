@@ -26,7 +26,7 @@ _LONGS = {pickle.LONG1[0]: 1, pickle.LONG4[0]: 4}
 """Numbers that begin with how many bytes they take, by the bytes that say so."""
 _TAKES = {pickle.TUPLE1[0]: 1, pickle.TUPLE2[0]: 2, pickle.TUPLE3[0]: 3}
 # How many entries an opcode takes from the stack, by whether it leaves another there, which is never a tuple.
-_REPLACES = {pickle.REDUCE[0]: 2, pickle.STACK_GLOBAL[0]: 2}
+_REPLACES = {pickle.REDUCE[0]: 2, pickle.STACK_GLOBAL[0]: 2, pickle.NEWOBJ[0]: 2}
 _DROPS = {pickle.BUILD[0]: 1, pickle.APPEND[0]: 1, pickle.SETITEM[0]: 2}
 _TO_MARK = pickle.LIST + pickle.DICT
 _DROPS_TO_MARK = pickle.APPENDS + pickle.SETITEMS

@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from amprenta_vectors.backends.simple.pickle_scan import scan
 from amprenta_vectors.errors import SourceError
 
-ADMITTED = "lists, dicts, tuples, strings, bytes, numbers, True, False, None and numpy arrays of numbers"
+ADMITTED = "lists, dicts, tuples, strings, bytes, numbers, True, False, None, UUIDs and numpy arrays of numbers"
 
 _NUMBER_TYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
@@ -120,6 +121,30 @@ def _dtype(spec: object, *_: object) -> _Number:
     return _Number(spec)
 
 
+def _ordered() -> dict[object, object]:
+    # What it holds is set afterwards.
+    return {}
+
+
+class PickledUuid:
+    """A ``uuid.UUID`` of a pickle; its text is the UUID's."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def __setstate__(self, state: object) -> None:
+        match state:
+            case {"int": int() as number} if 0 <= number < 1 << 128:
+                self._text = str(UUID(int=number))
+            case _:
+                raise PickleRefused("a UUID whose state is not its number")
+
+    def __str__(self) -> str:
+        return getattr(self, "_text", "")
+
+
 def _no_bytes() -> bytes:
     return b""
 
@@ -132,6 +157,8 @@ _GLOBALS: dict[tuple[str, str], Callable[..., object] | None] = {
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): None,
+    ("collections", "OrderedDict"): _ordered,
+    ("uuid", "UUID"): None,
     ("builtins", "bytes"): _no_bytes,
     ("__builtin__", "bytes"): _no_bytes,
     **{
@@ -160,6 +187,9 @@ class _Unpickler(pickle.Unpickler):
         """Return the stand-in for a global that is admitted; no module is ever imported."""
         if (module, name) not in _GLOBALS:
             raise PickleRefused(f"the global {module[:100]}.{name[:100]}")
+        if module == "uuid":
+            # NEWOBJ makes an object of a class.
+            return PickledUuid
         if module == "_codecs":
             return _StandIn(f"{module}.{name}", self._encode)
         return _StandIn(f"{module}.{name}", _GLOBALS[module, name])
@@ -180,12 +210,19 @@ def read_pickle(data: bytes, name: str) -> Any:
     except PickleRefused as error:
         raise _refused(name, f"it tries {error.message}") from None
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, BufferError) as error:
-        raise _refused(name, found.refusal or f"it is no sound pickle: {error}") from None
+        raise _refused(name, found.refusal or _unsound(error)) from None
     except (MemoryError, RecursionError, OverflowError) as error:
         raise _refused(name, found.refusal or f"it asks for too much: {type(error).__name__}") from None
     if found.refusal is not None:
         raise _refused(name, found.refusal)
     return value
+
+
+def _unsound(error: Exception) -> str:
+    if str(error).startswith("NEWOBJ"):
+        # Of all globals only UUID is a class.
+        return "it tries opcode NEWOBJ of what is no UUID"
+    return f"it is no sound pickle: {error}"
 
 
 def _refused(name: str, what: str) -> PickleRefused:

@@ -18,7 +18,7 @@ _WITHOUT_ARGUMENT = (
     pickle.MARK + pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE + pickle.EMPTY_LIST + pickle.EMPTY_DICT
     + pickle.EMPTY_TUPLE + pickle.LIST + pickle.DICT + pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3
     + pickle.APPEND + pickle.APPENDS + pickle.SETITEM + pickle.SETITEMS + pickle.REDUCE + pickle.BUILD
-    + pickle.MEMOIZE + pickle.STACK_GLOBAL
+    + pickle.MEMOIZE + pickle.STACK_GLOBAL + pickle.NEWOBJ
 )  # fmt: skip
 
 # A million numbers are skipped at the speed of the regular expression engine: runs of numbers of one length, with that

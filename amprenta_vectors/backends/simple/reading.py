@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from amprenta_vectors.backends.simple.decrypt import read_metadata
 from amprenta_vectors.backends.simple.fields import Document, Layer
 from amprenta_vectors.backends.simple.folder import METADATA_FILE, VECTORS_FILE, locked, path_of, read_file
-from amprenta_vectors.backends.simple.pickle_reader import PickledArray, read_pickle
+from amprenta_vectors.backends.simple.pickle_reader import PickledArray, PickledUuid, read_pickle
 from amprenta_vectors.backends.simple.shapes import Columns, ShapeUnknown, to_document_columns, to_vector_columns
 from amprenta_vectors.errors import SourceError, SourceNotFound
 
@@ -227,12 +227,16 @@ class PlainValues:
             return self.plain(value.values.tolist())
         if isinstance(value, list | tuple):
             return [self.plain(held) for held in value]
+        if isinstance(value, PickledUuid):
+            return str(value)
         if value is None or isinstance(value, str | int | float):
             return value
         raise ValueError(f"a value of type {type(value).__name__}")
 
 
 def _to_vector(row: Any) -> NDArray[np.float32] | None:
+    if isinstance(row, list | tuple) and len(row) == 1 and isinstance(row[0], list | tuple | PickledArray):
+        row = row[0]
     if isinstance(row, PickledArray):
         row = row.values
     elif not isinstance(row, np.ndarray) and not (
@@ -244,4 +248,6 @@ def _to_vector(row: Any) -> NDArray[np.float32] | None:
             array = np.asarray(row, np.float32)
         except (ValueError, OverflowError):
             return None
+    # An embedding client that is asked for one text gives one row.
+    array = array[0] if array.ndim == 2 and len(array) == 1 else array
     return array if array.ndim == 1 and array.size else None

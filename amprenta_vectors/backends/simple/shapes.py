@@ -17,10 +17,11 @@ from amprenta_vectors.backends.simple.fields import (
     layers_beside,
     to_document,
 )
-from amprenta_vectors.backends.simple.pickle_reader import PickledArray
+from amprenta_vectors.backends.simple.pickle_reader import PickledArray, PickledUuid
 
 VECTOR = ("embedding", "vector", "values")
 VECTORS = ("vectors", "embeddings")
+_Id = str | int | PickledUuid
 _OF_VECTORS = "vectors"
 """The layer of fields that stand in the file of vectors."""
 DOCUMENT_LISTS = ("documents", "docs", "entries", "items", "data", "metadata", "metadatas")
@@ -170,7 +171,7 @@ def _ids_of(value: Mapping[str, Any]) -> tuple[Sequence[str] | None, str | None]
 
 def _to_ids(listed: Sequence[Any]) -> list[str]:
     """Return ids as texts. Raises `ShapeUnknown` for lists and the like, whose text may be larger than any file."""
-    odd = next((identity for identity in listed if not isinstance(identity, str | int | float | bytes | None)), None)
+    odd = next((identity for identity in listed if not isinstance(identity, _Id | float | bytes | None)), None)
     if odd is not None:
         raise ShapeUnknown(f"ids of which one is no text and no number: {type(odd).__name__}")
     return [str(identity) for identity in listed]
@@ -188,11 +189,11 @@ def _first_name(value: Mapping[Any, Any], names: Iterable[str], kinds: tuple[typ
 
 def _named(value: Mapping[str, Any], names: Iterable[str]) -> Any:
     held = (value.get(name) for name in names)
-    return next((item for item in held if isinstance(item, str | int) and not isinstance(item, bool)), None)
+    return next((item for item in held if isinstance(item, _Id) and not isinstance(item, bool)), None)
 
 
 def _is_pair(entry: Any) -> bool:
-    return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)
+    return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str | PickledUuid)
 
 
 def _is_list_of_texts(value: Any) -> bool:
