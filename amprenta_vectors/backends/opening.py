@@ -15,6 +15,15 @@ def kind_of(settings: Settings, table: VectorTable) -> SourceKind:
     return settings.source or table.source
 
 
+def notice_before_opening(settings: Settings, table: VectorTable) -> str | None:
+    """Return what a person should know before the origin is opened, which may take a while; None if it does not."""
+    if kind_of(settings, table) != "chroma":
+        return None
+    from amprenta_vectors.backends.chroma.copies import notice_of_copy
+
+    return notice_of_copy(settings)
+
+
 def open_origin(settings: Settings, table: VectorTable, engine: Engine | None) -> Origin:
     """Open the origin of the kind that `kind_of` gives.
 

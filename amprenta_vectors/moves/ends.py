@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.backends.opening import open_origin
+from amprenta_vectors.backends.opening import notice_before_opening, open_origin
 from amprenta_vectors.backends.protocol import Origin
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.progress import transactions
 from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.db import COMMAND_SESSION, check_connection, check_server, create_engine, server_versions
 from amprenta_vectors.errors import ConfigError, DimensionMismatch
-from amprenta_vectors.moves.events import Warned
+from amprenta_vectors.moves.events import Noticed, Warned
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.keymaps import OwnKeys
@@ -37,6 +37,9 @@ class Ends:
 def open_ends(settings: Settings, observer: Observer = ignore) -> Ends:
     """Open both ends. Raises `ConfigError`, `NotUpgraded`, `DimensionMismatch` and what the source raises."""
     engine, table = open_target(settings, settings.workers + SPARE_CONNECTIONS, observer)
+    notice = notice_before_opening(settings, table)
+    if notice is not None:
+        observer(Noticed(notice))
     origin = open_origin(settings, table, engine)
     _check_dimensions(origin, table)
     if origin.distance not in (None, table.distance):

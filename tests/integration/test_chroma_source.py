@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 import socket
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +23,9 @@ from backfill_tools import errors_of, execute, expected, run_job, stored, to_ids
 from chroma_tools import COLLECTION, ChromaServer, fill, own_client
 
 from amprenta_vectors.backends.chroma import source as chroma
-from amprenta_vectors.backends.chroma.client import chroma_errors
+from amprenta_vectors.backends.chroma.client import chroma_errors, open_collection
 from amprenta_vectors.backends.chroma.source import ChromaSource, open_chroma_origin
+from amprenta_vectors.backends.opening import notice_before_opening
 from amprenta_vectors.backends.protocol import Source, TokenRefused
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import (
@@ -270,13 +274,41 @@ def content(folder: Path) -> dict[str, Any]:
     return {**rows, **{str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}}
 
 
-def test_reading_changes_nothing_in_the_folder(folder: Path, opened: Callable[..., ChromaSource]) -> None:
+def test_reading_changes_no_byte_of_the_folder_and_leaves_no_copy(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = to_ids(1100)
     fill(folder, ids, to_vectors(1100), [{"a": 1}] * 1100)
-    before = content(folder)
-    source = opened(folder)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    origin = open_chroma_origin(Settings.load(chroma_path=folder))
+    [copy] = temporary.iterdir()
+    assert copy.stat().st_mode & 0o077 == 0
+    source = origin.open(RAG_CHUNKS, "", with_metadata=True)
     source.fetch(listed(source))
-    assert content(folder) == before
+    origin.close()
+    with pytest.raises(SourceNotFound):
+        open_chroma_origin(Settings.load(chroma_path=folder, chroma_collection="nope"))
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+    assert not list(temporary.iterdir())
+
+
+def test_a_copy_that_has_no_room_is_refused_and_its_size_and_time_are_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder, ["a"], to_vectors(1))
+    settings = Settings.load(chroma_path=folder, source="chroma")
+    notice = notice_before_opening(settings, RAG_CHUNKS)
+    assert notice is not None
+    assert re.search(rf"{folder} is read from a copy in .*: [0-9.]+ MB, about 1 s", notice)
+    full = shutil.disk_usage(folder)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(ConfigError, match="has 0 free") as caught:
+        open_chroma_origin(settings)
+    assert "TMPDIR" in caught.value.hint
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
@@ -310,7 +342,7 @@ def test_a_file_that_is_no_database_is_an_error(folder: Path) -> None:
 def test_a_folder_that_this_process_has_open_otherwise_says_what_to_do(folder: Path) -> None:
     fill(folder, ["a"], to_vectors(1))
     with own_client(folder), pytest.raises(ConfigError, match="with other settings") as caught:
-        open_chroma_origin(Settings.load(chroma_path=folder))
+        open_collection(Settings.load(chroma_path=folder))
     assert "CHROMA_HOST" in caught.value.hint
 
 

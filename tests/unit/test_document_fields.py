@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from amprenta_vectors.backends.simple.raw_check import RawDocument, find_incompl
 from amprenta_vectors.backends.simple.reading import LegacyRecord, LegacyStore, read_store
 from amprenta_vectors.backends.simple.source import SimpleOrigin
 from amprenta_vectors.backends.simple.tree import PREFIX
+from amprenta_vectors.errors import SourceError
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 
 VECTOR_OF = dict(zip(IDS, ROWS, strict=True))
@@ -128,6 +132,27 @@ def test_a_field_with_the_vectors_that_is_no_json_is_quarantined_by_name(tmp_pat
     store = read_store(write(tmp_path, vectors, {name: {"text": name} for name in IDS}), None)
     assert list(store.records) == ["b", "c"]
     assert "a value of type bytes" in store.unpaired["a"]
+
+
+def test_fields_with_the_vectors_cost_what_the_file_is(tmp_path: Path) -> None:
+    ids = [str(place) for place in range(2000)]
+    long, many = "x" * 100_000, ["y"]
+    for _ in range(40):
+        many = [many, many]  # type: ignore[list-item]
+    for shared in (long, many):
+        vectors = {name: {"embedding": [1.0, 2.0], "note": shared} for name in ids}
+        write(tmp_path, vectors, {name: {"text": name} for name in ids})
+        with pytest.raises(SourceError, match="more than 8 times its size"):
+            read_store(tmp_path, None)
+
+
+def test_ids_that_are_lists_are_refused_by_name(tmp_path: Path) -> None:
+    identity: list[Any] = []
+    for _ in range(60):
+        identity = [identity, identity]
+    write(tmp_path, {"ids": [identity], "vectors": [[1.0, 2.0]]}, {"a": {"text": "x"}})
+    with pytest.raises(SourceError, match="ids of which one is no text and no number: list"):
+        read_store(tmp_path, None)
 
 
 def test_an_object_that_gives_a_name_twice_loses_neither(tmp_path: Path) -> None:
@@ -327,3 +352,25 @@ def test_what_is_written_beside_encrypted_values_is_read_back_the_same(whole: bo
     assert (records["new"].text, records["new"].metadata) == (new.text, metadata)
     assert records["a"].metadata == {"note": "alpha", "tags": ["alpha"], "beside": "alpha"}
     assert b"text" not in (tmp_path / "metadata.json").read_bytes()
+
+
+# What Python makes of ids and vectors.
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_uuids_ordered_dicts_and_rows_of_one_row_are_read(protocol: int, tmp_path: Path) -> None:
+    ids = [UUID(int=number) for number in range(3)]
+    rows = [np.array([row], np.float32) for row in ROWS]
+    shapes_of: list[Any] = [
+        OrderedDict(zip(ids, rows, strict=True)),
+        {"ids": ids, "vectors": [[row] for row in ROWS]},
+        [{"id": name, "embedding": row} for name, row in zip(ids, rows, strict=True)],
+        list(zip(ids, rows, strict=True)),
+    ]
+    write(tmp_path, {}, {str(name): {"text": text} for name, text in zip(ids, TEXTS, strict=True)})
+    for vectors in shapes_of:
+        (tmp_path / "vectors.pkl").write_bytes(pickle.dumps(vectors, protocol))
+        store = read_store(tmp_path, None)
+        assert not store.unpaired
+        assert [record.vector.tolist() for record in store.records.values()] == ROWS
+        assert [record.metadata for record in store.records.values()] == [{}, {}, {}]

@@ -41,6 +41,42 @@ def new_calls(module: str, name: str, *arguments: str) -> bytes:
 
 NDARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
 
+ARRAY_OF = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
+
+
+FLOATS = b"cnumpy\ndtype\n(X\x02\0\0\0f4tR"
+
+
+def wide_tuples(levels: int, width: int) -> bytes:
+    """Tuples in one another, each with the one below so many times: width to the power of levels in all."""
+    made = b")q\x00"
+    for level in range(levels):
+        made += b"(" + (b"h" + bytes([level])) * width + b"tq" + bytes([level + 1])
+    return made
+
+
+def wide_lists(levels: int) -> bytes:
+    """Lists in one another, each with the one below twice: as text 2 to the power of levels."""
+    made = b"]q\x00"
+    for level in range(levels):
+        made += b"](" + (b"h" + bytes([level])) * 2 + b"eq" + bytes([level + 1])
+    return made
+
+
+def colliding_one(number: int) -> bytes:
+    value = ((number + 1) * (2**61 - 1) << 61).to_bytes(20, "little")
+    return pickle.LONG1 + bytes([len(value)]) + value
+
+
+def colliding(count: int) -> bytes:
+    return b"".join(colliding_one(number) + b"N" for number in range(count))
+
+
+def empty_array(rows: int) -> bytes:
+    shape = pickle.BININT + struct.pack("<i", rows) + b"K\x00\x86"
+    return ARRAY_OF + b"(K\x01" + shape + FLOATS + b"I00\nC\0tb."
+
+
 # What each tries, and the name that it must be refused by; SPY is a shell command that leaves the canary.
 MALICIOUS: dict[str, tuple[Callable[[str], bytes], str]] = {
     "os.system": (lambda spy: calls("os", "system", spy), "os.system"),
@@ -158,6 +194,31 @@ MALICIOUS: dict[str, tuple[Callable[[str], bytes], str]] = {
         ),
         "no sound pickle",
     ),
+    "a key that hashes for ever": (lambda spy: wide_tuples(15, 10) + b"}h\x0fNs.", "a tuple as a key"),
+    "such keys by SETITEMS": (lambda spy: wide_tuples(15, 10) + b"}(h\x0fNu.", "a tuple as a key"),
+    "such keys by DICT": (lambda spy: wide_tuples(15, 10) + b"(h\x0fNd.", "a tuple as a key"),
+    "keys of one hash": (lambda spy: b"}(" + colliding(1000) + b"u.", "a number of more than 8 bytes as a key"),
+    "keys of one hash by the memo": (
+        lambda spy: b"](" + colliding_one(1) + b"q\x01e}h\x01Ns.",
+        "a number of more than 8 bytes as a key",
+    ),
+    "keys of one hash in digits": (
+        lambda spy: b"}(" + b"".join(b"I%d\nN" % (n * (2**61 - 1)) for n in range(1, 1000)) + b"u.",
+        "a number of more than 8 bytes as a key",
+    ),
+    "a billion rows of nothing": (lambda spy: empty_array(10**9), "numpy array of 1,000,000,000 rows without a value"),
+    "a shape that is larger as text than any file": (
+        lambda spy: wide_lists(60) + ARRAY_OF + b"(K\x01h\x3c\x85" + FLOATS + b"I00\nC\0tb.",
+        "a numpy array of shape (list,)",
+    ),
+    "a dtype that is larger as text than any file": (
+        lambda spy: wide_lists(60) + b"cnumpy\ndtype\nh\x3c\x85R.",
+        "a numpy dtype of list",
+    ),
+    "frames in one another": (
+        lambda spy: b"\x80\x04" + b"\x95" + struct.pack("<Q", 11) + b"\x95" + struct.pack("<Q", 2) + b"N.",
+        "a frame within a frame",
+    ),
     "a memo numbered in two ways": (lambda spy: b")q\x01\x94.", "numbers its memo in two ways"),
     "an empty file": (lambda spy: b"", "truncated"),
 }
@@ -242,3 +303,17 @@ def test_plain_data_comes_back_as_it_was(protocol: int) -> None:
     value = {"a": shared, "b": (shared, None, True, False, "text\nß", b"\x00\xff", b""), 3: {"x": [[], {}, ()]}}
     assert read_pickle(pickle.dumps(value, protocol), "vectors.pkl") == value
     assert read_pickle(pickle.dumps(np.float32(1.5), protocol), "vectors.pkl") == 1.5
+
+
+def test_a_text_that_is_referred_to_very_often_is_encoded_once() -> None:
+    text = pickle.BINUNICODE + struct.pack("<I", 1_000_000) + b"x" * 1_000_000
+    named = b"c_codecs\nencode\nq\x01" + text + b"q\x02X\x06\0\0\0latin1q\x03"
+    found = read_pickle(named + b"](" + b"h\x01h\x02h\x03\x86R" * 200_000 + b"e.", "vectors.pkl")
+    assert len(found) == 200_000
+    assert len(set(map(id, found))) == 1
+
+
+def test_a_message_is_no_longer_than_it_need_be() -> None:
+    with pytest.raises(PickleRefused) as refused:
+        read_pickle(b"cos\n" + b"x" * 1_000_000 + b"\n.", "vectors.pkl")
+    assert len(str(refused.value)) < 1000

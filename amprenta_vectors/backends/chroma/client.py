@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from amprenta_vectors.backends.chroma.copies import COPY, copy_folder
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import (
     AmprentaError,
@@ -38,6 +41,7 @@ class ChromaCollection:
     distance: Distance
     handle: Any = field(repr=False)
     client: Any = field(repr=False)
+    copy: TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     def dimension(self) -> int | None:
         """Return the dimension of the collection's vectors; None while it holds none."""
@@ -53,20 +57,31 @@ class ChromaCollection:
     def close(self) -> None:
         """Close the client; a folder stays open while others of this process use it."""
         self.client.close()
+        if self.copy is not None:
+            self.copy.cleanup()
 
 
-def open_collection(settings: Settings) -> ChromaCollection:
+def open_collection(settings: Settings, *, reads_only: bool = False) -> ChromaCollection:
     """Open ``CHROMA_COLLECTION`` on the server ``CHROMA_HOST`` or, without one, in the folder ``CHROMA_PATH``.
 
-    A folder is neither made nor migrated: Chroma adds one row to its own list of writers, ``acquire_write``, and no
-    more. Raises `SourceNotFound` listing the collections there are, `TransientError` for a server that does not answer,
-    `CredentialsRefused`, `SourceError`, `ConfigError`, `MissingExtra`.
+    A folder is neither made nor migrated. Chroma writes to it when it opens it, so what ``reads_only`` is given a copy
+    of its own, which goes when the collection is closed. Raises `SourceNotFound` listing the collections there are,
+    `TransientError` for a server that does not answer, `CredentialsRefused`,
+    `SourceError`, `ConfigError`, `MissingExtra`.
     """
     chromadb = require_extra("chromadb", "chroma")
     host, name = settings.chroma_host, settings.chroma_collection
     where = f"{show_url(host)}:{settings.chroma_port}" if host else str(settings.chroma_path.resolve())
-    with chroma_errors(f"opening Chroma at {where}"):
-        client = _on_server(chromadb, settings, host) if host else _in_folder(chromadb, settings)
+    with chroma_errors(f"opening Chroma at {where}"), ExitStack() as unwanted:
+        copy = None
+        if host:
+            client = _on_server(chromadb, settings, host)
+        else:
+            path = _folder_of(settings)
+            copy = copy_folder(path) if reads_only else None
+            if copy is not None:
+                unwanted.callback(copy.cleanup)
+            client = _in_folder(chromadb, path, path if copy is None else Path(copy.name, COPY))
         try:
             handle = client.get_collection(name, embedding_function=None)
         except chromadb.errors.NotFoundError as error:
@@ -76,7 +91,8 @@ def open_collection(settings: Settings) -> ChromaCollection:
                 f"Chroma at {where} has no collection {name!r}; it has: {listed or 'none'}",
                 hint="export CHROMA_COLLECTION=NAME",
             ) from error
-    return ChromaCollection(name, where, _distance(handle), handle, client)
+        unwanted.pop_all()
+    return ChromaCollection(name, where, _distance(handle), handle, client, copy)
 
 
 def _on_server(chromadb: Any, settings: Settings, host: str) -> Any:
@@ -94,16 +110,21 @@ def _on_server(chromadb: Any, settings: Settings, host: str) -> Any:
     return client
 
 
-def _in_folder(chromadb: Any, settings: Settings) -> Any:
+def _folder_of(settings: Settings) -> Path:
     path = settings.chroma_path.resolve()
     if not (path / DATABASE_FILE).is_file():
         raise SourceNotFound(
             f"CHROMA_PATH is {path}, which holds no Chroma: there is no {DATABASE_FILE}",
             hint="export CHROMA_PATH=FOLDER, or CHROMA_HOST=HOST of a server",
         )
+    return path
+
+
+def _in_folder(chromadb: Any, path: Path, opened: Path) -> Any:
+    """Open the folder ``opened``, which is ``path`` or a copy of it."""
     options = chromadb.Settings(anonymized_telemetry=False, migrations="validate")
     try:
-        return chromadb.PersistentClient(str(path), settings=options)
+        return chromadb.PersistentClient(str(opened), settings=options)
     except chromadb.errors.InternalError as error:
         raise SourceError(
             f"opening Chroma at {path}: {show_urls(str(error))}",

@@ -141,4 +141,4 @@ class ChromaOrigin:
 
 def open_chroma_origin(settings: Settings) -> ChromaOrigin:
     """Open ``CHROMA_COLLECTION``. Raises as `open_collection` does."""
-    return ChromaOrigin(open_collection(settings), strips=settings.nul == "strip")
+    return ChromaOrigin(open_collection(settings, reads_only=True), strips=settings.nul == "strip")

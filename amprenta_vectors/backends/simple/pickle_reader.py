@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from amprenta_vectors.backends.simple.pickle_scan import scan
 from amprenta_vectors.errors import SourceError
 
-ADMITTED = "lists, dicts, tuples, strings, bytes, numbers, True, False, None and numpy arrays of numbers"
+ADMITTED = "lists, dicts, tuples, strings, bytes, numbers, True, False, None, UUIDs and numpy arrays of numbers"
 
 _NUMBER_TYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
@@ -47,8 +48,10 @@ class _Number:
     __slots__ = ("dtype",)
 
     def __init__(self, spec: object) -> None:
-        if not isinstance(spec, str) or not _NUMBER_TYPE.fullmatch(spec):
-            raise PickleRefused(f"numpy dtype {str(spec)[:40]!r}, which is no type of numbers")
+        if not isinstance(spec, str):
+            raise PickleRefused(f"a numpy dtype of {type(spec).__name__}")
+        if not _NUMBER_TYPE.fullmatch(spec):
+            raise PickleRefused(f"numpy dtype {spec[:40]!r}, which is no type of numbers")
         self.dtype = np.dtype(spec)
 
     def __setstate__(self, state: object) -> None:
@@ -75,7 +78,7 @@ class _StandIn:
                 return self._build(*arguments)
         except TypeError:
             pass
-        raise PickleRefused(f"a call of {self.name} with {', '.join(type(item).__name__ for item in arguments)}")
+        raise PickleRefused(f"a call of {self.name} with {', '.join(type(item).__name__ for item in arguments[:4])}")
 
     def __setstate__(self, state: object) -> None:
         raise PickleRefused(f"a state set upon {self.name}")
@@ -84,8 +87,16 @@ class _StandIn:
 def _to_array(raw: bytes | bytearray, kind: _Number, shape: Sequence[object], order: object) -> NDArray[Any]:
     sizes = [size for size in shape if isinstance(size, int) and not isinstance(size, bool) and size >= 0]
     if len(sizes) != len(shape) or len(shape) > 2 or math.prod(sizes) * kind.dtype.itemsize != len(raw):
-        raise PickleRefused(f"a numpy array of shape {str(shape)[:60]} with {len(raw):,} bytes")
+        raise PickleRefused(f"a numpy array of shape {_shown(shape)} with {len(raw):,} bytes")
+    if sizes and sizes[0] and not raw:
+        raise PickleRefused(f"a numpy array of {sizes[0]:,} rows without a value")
     return np.frombuffer(raw, kind.dtype).reshape(sizes, order="F" if order == "F" else "C")
+
+
+def _shown(shape: Sequence[object]) -> str:
+    """Return a shape for a message; what is no number may be larger as text than any file."""
+    sizes = [str(size) if isinstance(size, int) else type(size).__name__ for size in shape[:4]]
+    return f"({', '.join(sizes)}{',' * (len(shape) == 1)})"
 
 
 def _reconstruct(subtype: object, shape: object, _: object) -> PickledArray:
@@ -106,15 +117,32 @@ def _scalar(kind: object, raw: object) -> object:
     return _to_array(raw, kind, (), "C").item()
 
 
-def _encode(text: object, encoding: object) -> bytes:
-    # How protocols 0 to 2 write bytes.
-    if not isinstance(text, str) or encoding != "latin1":
-        raise TypeError
-    return text.encode("latin1")
-
-
 def _dtype(spec: object, *_: object) -> _Number:
     return _Number(spec)
+
+
+def _ordered() -> dict[object, object]:
+    # What it holds is set afterwards.
+    return {}
+
+
+class PickledUuid:
+    """A ``uuid.UUID`` of a pickle; its text is the UUID's."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def __setstate__(self, state: object) -> None:
+        match state:
+            case {"int": int() as number} if 0 <= number < 1 << 128:
+                self._text = str(UUID(int=number))
+            case _:
+                raise PickleRefused("a UUID whose state is not its number")
+
+    def __str__(self) -> str:
+        return getattr(self, "_text", "")
 
 
 def _no_bytes() -> bytes:
@@ -128,7 +156,9 @@ _NUMPY: dict[str, dict[str, Callable[..., object]]] = {
 _GLOBALS: dict[tuple[str, str], Callable[..., object] | None] = {
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): None,
+    ("collections", "OrderedDict"): _ordered,
+    ("uuid", "UUID"): None,
     ("builtins", "bytes"): _no_bytes,
     ("__builtin__", "bytes"): _no_bytes,
     **{
@@ -141,10 +171,27 @@ _GLOBALS: dict[tuple[str, str], Callable[..., object] | None] = {
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), fix_imports=False)
+        self._encoded: dict[str, bytes] = {}
+
+    def _encode(self, text: object, encoding: object) -> bytes:
+        """Return the bytes of a text as protocols 0 to 2 write them, once for all places that refer to the text."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise TypeError
+        if text not in self._encoded:
+            self._encoded[text] = text.encode("latin1")
+        return self._encoded[text]
+
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for a global that is admitted; no module is ever imported."""
         if (module, name) not in _GLOBALS:
-            raise PickleRefused(f"the global {module}.{name}")
+            raise PickleRefused(f"the global {module[:100]}.{name[:100]}")
+        if module == "uuid":
+            # NEWOBJ makes an object of a class.
+            return PickledUuid
+        if module == "_codecs":
+            return _StandIn(f"{module}.{name}", self._encode)
         return _StandIn(f"{module}.{name}", _GLOBALS[module, name])
 
 
@@ -159,16 +206,23 @@ def read_pickle(data: bytes, name: str) -> Any:
         # What comes before a refused opcode may name what it was to act upon.
         data = data[: found.end] + pickle.STOP + data[found.end + 1 :]
     try:
-        value = _Unpickler(io.BytesIO(data), fix_imports=False).load()
+        value = _Unpickler(data).load()
     except PickleRefused as error:
         raise _refused(name, f"it tries {error.message}") from None
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, BufferError) as error:
-        raise _refused(name, found.refusal or f"it is no sound pickle: {error}") from None
+        raise _refused(name, found.refusal or _unsound(error)) from None
     except (MemoryError, RecursionError, OverflowError) as error:
         raise _refused(name, found.refusal or f"it asks for too much: {type(error).__name__}") from None
     if found.refusal is not None:
         raise _refused(name, found.refusal)
     return value
+
+
+def _unsound(error: Exception) -> str:
+    if str(error).startswith("NEWOBJ"):
+        # Of all globals only UUID is a class.
+        return "it tries opcode NEWOBJ of what is no UUID"
+    return f"it is no sound pickle: {error}"
 
 
 def _refused(name: str, what: str) -> PickleRefused:

@@ -18,7 +18,7 @@ _WITHOUT_ARGUMENT = (
     pickle.MARK + pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE + pickle.EMPTY_LIST + pickle.EMPTY_DICT
     + pickle.EMPTY_TUPLE + pickle.LIST + pickle.DICT + pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3
     + pickle.APPEND + pickle.APPENDS + pickle.SETITEM + pickle.SETITEMS + pickle.REDUCE + pickle.BUILD
-    + pickle.MEMOIZE + pickle.STACK_GLOBAL
+    + pickle.MEMOIZE + pickle.STACK_GLOBAL + pickle.NEWOBJ
 )  # fmt: skip
 
 # A million numbers are skipped at the speed of the regular expression engine: runs of numbers of one length, with that
@@ -26,6 +26,8 @@ _WITHOUT_ARGUMENT = (
 _RUNS = [
     (re.compile(rb"(?:%s)++" % one, re.DOTALL), size) for one, size in ((rb"G.{8}", 9), (rb"K.", 2), (rb"J.{4}", 5))
 ]
+_SHORT_NUMBER = 21
+"""Bytes of a number in digits that is less than 2^63: opcode, 18 digits and what ends it."""
 _APPENDED = re.compile(rb"(?:(?:G.{8}|K.|M..|J.{4}|[FIL][^\n]{1,%d}\n)a)++" % LONGEST_NUMBER, re.DOTALL)
 _NUMBER = re.compile(rb"M..|[FIL][^\n]{1,%d}\n" % LONGEST_NUMBER, re.DOTALL)
 
@@ -66,7 +68,7 @@ class Scan:
 
 def scan(data: bytes) -> Scan:
     """Read every opcode of a pickle up to its STOP; nothing is built, called or allocated."""
-    at, depth = 0, TupleDepth()
+    at, depth, frame_end = 0, TupleDepth(), 0
     while True:
         if at >= len(data):
             return Scan(at, "it is truncated: the file ends before the pickle does")
@@ -77,6 +79,10 @@ def scan(data: bytes) -> Scan:
         opcode = data[at]
         if opcode == pickle.STOP[0]:
             return Scan(at + 1, None)
+        if opcode == pickle.FRAME[0]:
+            if at < frame_end:
+                return Scan(at, "it has a frame within a frame")
+            frame_end = at + 9 + int.from_bytes(data[at + 1 : at + 9], "little")
         size, refusal = (1, None) if opcode in _WITHOUT_ARGUMENT else _measure(data, at, opcode)
         # Of a text only its start is passed on; a place in the memo is passed on whole.
         refusal = refusal or depth.follow(opcode, data[at + 1 : at + min(size, LONGEST_PLACE + 1)])
@@ -99,7 +105,8 @@ def _skip_numbers(data: bytes, at: int, depth: TupleDepth) -> int:
             return found.end()
     number = _NUMBER.match(data, at)
     if number:
-        depth.push(1)
+        is_short = data[at] in b"MF" or number.end() - at <= _SHORT_NUMBER
+        depth.push_number(0 if is_short else LONGEST_NUMBER)
         return number.end()
     return at
 

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from amprenta_vectors.backends.simple.decrypt import read_metadata
 from amprenta_vectors.backends.simple.fields import Document, Layer
 from amprenta_vectors.backends.simple.folder import METADATA_FILE, VECTORS_FILE, locked, path_of, read_file
-from amprenta_vectors.backends.simple.pickle_reader import PickledArray, read_pickle
+from amprenta_vectors.backends.simple.pickle_reader import PickledArray, PickledUuid, read_pickle
 from amprenta_vectors.backends.simple.shapes import Columns, ShapeUnknown, to_document_columns, to_vector_columns
 from amprenta_vectors.errors import SourceError, SourceNotFound
 
+_MOST_TIMES = 8
+_ALWAYS = 65_536
 DEEPEST = 100
 """Objects and lists in one another that metadata may have: what handles it calls itself for each."""
 
@@ -85,13 +87,16 @@ def read_held_store(folder: Path, key: str | None) -> LegacyStore:
         ) from None
     except ShapeUnknown as error:
         raise SourceError(f"{path} holds {error}", hint="docs/documents.md lists the shapes that are read") from None
-    records, unpaired = _pair(folder, vectors, documents)
+    values = PlainValues(vectors_path, vectors_path.stat().st_size)
+    records, unpaired = _pair(folder, vectors, documents, values)
     _set_apart(folder, records, unpaired)
     shape = f"vectors: {vectors.shape}; metadata: {documents.shape}, {encryption}"
     return LegacyStore(folder, records, unpaired, shape)
 
 
-def _pair(folder: Path, vectors: Columns, documents: Columns) -> tuple[dict[str, LegacyRecord], dict[str, str]]:
+def _pair(
+    folder: Path, vectors: Columns, documents: Columns, values: PlainValues
+) -> tuple[dict[str, LegacyRecord], dict[str, str]]:
     """Pair by id if a file has ids, else by place if both have as many entries; a guess would mix up texts."""
     counts = f"{len(vectors.rows)} vectors in {VECTORS_FILE} and {len(documents.rows)} documents in {METADATA_FILE}"
     unpaired: dict[str, str] = {}
@@ -127,7 +132,7 @@ def _pair(folder: Path, vectors: Columns, documents: Columns) -> tuple[dict[str,
             unpaired[identity] = f"{folder / METADATA_FILE}: its entry has no text under a usual name"
         else:
             try:
-                layers = [(place, plain(fields)) for place, fields in beside.get(identity, ())]
+                layers = [(place, values.plain(fields)) for place, fields in beside.get(identity, ())]
                 metadata = document.with_layers(layers).metadata_of(identity)
             except ValueError as error:
                 unpaired[identity] = f"{folder / VECTORS_FILE}: its entry has {error}, which no metadata can hold"
@@ -196,22 +201,42 @@ def is_deeper(value: Any, most: int) -> bool:
     return True
 
 
-def plain(value: Any) -> Any:
-    """Return a value of a pickle as JSON has it. Raises `ValueError` naming the type of what JSON has not."""
-    if isinstance(value, Mapping):
-        if not all(isinstance(name, str) for name in value):
-            raise ValueError("a name that is no text")
-        return {name: plain(held) for name, held in value.items()}
-    if isinstance(value, PickledArray):
-        return value.values.tolist()
-    if isinstance(value, list | tuple):
-        return [plain(held) for held in value]
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise ValueError(f"a value of type {type(value).__name__}")
+class PlainValues:
+    """Values of a pickle as JSON has them; what is referred to in many places is written in all of them.
+
+    So all together may be no more than a few times the size of the file.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._left = _MOST_TIMES * size + _ALWAYS
+
+    def plain(self, value: Any) -> Any:
+        """Return a value. Raises `ValueError` naming the type of what JSON has not, `SourceError` for too much."""
+        self._left -= 1 + (len(value) if isinstance(value, str) else 0)
+        if self._left < 0:
+            raise SourceError(
+                f"{self._path} has fields that together are more than {_MOST_TIMES} times its size",
+                hint="take it from a backup, and find out who wrote this one",
+            )
+        if isinstance(value, Mapping):
+            if not all(isinstance(name, str) for name in value):
+                raise ValueError("a name that is no text")
+            return {self.plain(name): self.plain(held) for name, held in value.items()}
+        if isinstance(value, PickledArray):
+            return self.plain(value.values.tolist())
+        if isinstance(value, list | tuple):
+            return [self.plain(held) for held in value]
+        if isinstance(value, PickledUuid):
+            return str(value)
+        if value is None or isinstance(value, str | int | float):
+            return value
+        raise ValueError(f"a value of type {type(value).__name__}")
 
 
 def _to_vector(row: Any) -> NDArray[np.float32] | None:
+    if isinstance(row, list | tuple) and len(row) == 1 and isinstance(row[0], list | tuple | PickledArray):
+        row = row[0]
     if isinstance(row, PickledArray):
         row = row.values
     elif not isinstance(row, np.ndarray) and not (
@@ -223,4 +248,6 @@ def _to_vector(row: Any) -> NDArray[np.float32] | None:
             array = np.asarray(row, np.float32)
         except (ValueError, OverflowError):
             return None
+    # An embedding client that is asked for one text gives one row.
+    array = array[0] if array.ndim == 2 and len(array) == 1 else array
     return array if array.ndim == 1 and array.size else None

@@ -17,10 +17,11 @@ from amprenta_vectors.backends.simple.fields import (
     layers_beside,
     to_document,
 )
-from amprenta_vectors.backends.simple.pickle_reader import PickledArray
+from amprenta_vectors.backends.simple.pickle_reader import PickledArray, PickledUuid
 
 VECTOR = ("embedding", "vector", "values")
 VECTORS = ("vectors", "embeddings")
+_Id = str | int | PickledUuid
 _OF_VECTORS = "vectors"
 """The layer of fields that stand in the file of vectors."""
 DOCUMENT_LISTS = ("documents", "docs", "entries", "items", "data", "metadata", "metadatas")
@@ -92,7 +93,8 @@ def to_document_columns(value: Any) -> Columns:
             return _with_beside(_documents_by_id(held, f"a dict by id under {name!r}"), value, (name,))
     if all(isinstance(entry, Mapping | str) for entry in value.values()):
         return _documents_by_id(value, "a dict by id")
-    raise ShapeUnknown(f"an object of {', '.join(map(repr, list(value)[:5]))}, none of which holds documents")
+    names = ", ".join(repr(name[:60]) for name in list(value)[:5])
+    raise ShapeUnknown(f"an object of {names}, none of which holds documents")
 
 
 def _columnar(value: Mapping[str, Any]) -> Columns | None:
@@ -164,7 +166,15 @@ def _with_entries(columns: Columns, entries: Sequence[tuple[Any, Any, list[Layer
 def _ids_of(value: Mapping[str, Any]) -> tuple[Sequence[str] | None, str | None]:
     """Return ids in a list of their own, and its name."""
     name = _first_name(value, IDS, (list,))
-    return (None, None) if name is None else ([str(identity) for identity in value[name]], name)
+    return (None, None) if name is None else (_to_ids(value[name]), name)
+
+
+def _to_ids(listed: Sequence[Any]) -> list[str]:
+    """Return ids as texts. Raises `ShapeUnknown` for lists and the like, whose text may be larger than any file."""
+    odd = next((identity for identity in listed if not isinstance(identity, _Id | float | bytes | None)), None)
+    if odd is not None:
+        raise ShapeUnknown(f"ids of which one is no text and no number: {type(odd).__name__}")
+    return [str(identity) for identity in listed]
 
 
 def _whole(ids: Iterable[Any]) -> list[str] | None:
@@ -179,11 +189,11 @@ def _first_name(value: Mapping[Any, Any], names: Iterable[str], kinds: tuple[typ
 
 def _named(value: Mapping[str, Any], names: Iterable[str]) -> Any:
     held = (value.get(name) for name in names)
-    return next((item for item in held if isinstance(item, str | int) and not isinstance(item, bool)), None)
+    return next((item for item in held if isinstance(item, _Id) and not isinstance(item, bool)), None)
 
 
 def _is_pair(entry: Any) -> bool:
-    return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)
+    return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str | PickledUuid)
 
 
 def _is_list_of_texts(value: Any) -> bool:
