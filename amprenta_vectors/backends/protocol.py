@@ -20,6 +20,7 @@ class SourceDescription:
     ``cosine``, ``l2`` or ``ip``; None if the source does not know. ``count`` is the source's own figure and may lag
     behind. If ``lists`` is false the source cannot list its keys, which must be known from elsewhere. Vectors that are
     ``computed`` are made when they are fetched: they cost time, and may differ in their last bits from time to time.
+    ``namespace`` is the one it reads, None if it has no namespaces.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class SourceDescription:
     count: int | None = None
     lists: bool = True
     computed: bool = False
+    namespace: str | None = None
 
 
 class TokenRefused(Exception):

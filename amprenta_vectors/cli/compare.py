@@ -78,6 +78,7 @@ def run(
     from amprenta_vectors.compare.whereabouts import Whereabouts
     from amprenta_vectors.config import Settings
     from amprenta_vectors.moves.ends import open_table, scope_of
+    from amprenta_vectors.schema.held import check_namespace
     from amprenta_vectors.schema.slice import open_slice
     from amprenta_vectors.stores.factory import open_pgvector_store, open_source_store, text_field_of
 
@@ -85,6 +86,7 @@ def run(
     engine = open_database(settings, 2)
     with engine.connect() as connection:
         table = open_table(settings, connection)
+        check_namespace(connection, table, settings.namespace)
     slice_ = open_slice(engine, table, scope_of(table, settings.namespace))
     asked = read_queries(settings, engine, table, origin, queries, seed)
     with ExitStack() as stack:

@@ -10,8 +10,10 @@ from amprenta_vectors.backfill.progress import figures
 from amprenta_vectors.backfill.progress.states import RunState
 from amprenta_vectors.ddl.gate import unverified_runs
 from amprenta_vectors.doctor.finding import Finding, Patient, Severity, TableCheck
+from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import to_clause
+from amprenta_vectors.schema.held import check_namespace
 from amprenta_vectors.stores.outbox import count_pending
 
 LATE_SECONDS = 300.0
@@ -25,6 +27,14 @@ def visible_rows(patient: Patient) -> Iterator[Finding]:
     """Raise `ServerUnsuitable` if row security hides rows, so that the other figures would be too low."""
     check_visible(patient.connection, patient.table)
     yield from ()
+
+
+def namespace(patient: Patient) -> Iterator[Finding]:
+    """Report a namespace that a table without a column for it does not hold: every query would be refused."""
+    try:
+        check_namespace(patient.connection, patient.table, patient.settings.namespace)
+    except ConfigError as error:
+        yield Finding("serious", error.message, error.hint or "")
 
 
 def rows_without_embedding(patient: Patient) -> Iterator[Finding]:
@@ -132,6 +142,7 @@ def old_shadow_queries(patient: Patient) -> Iterator[Finding]:
 
 CHECKS: tuple[TableCheck, ...] = (
     visible_rows,
+    namespace,
     rows_without_embedding,
     other_models,
     threshold,

@@ -15,6 +15,7 @@ from amprenta_vectors.db import COMMAND_SESSION, check_connection, check_server,
 from amprenta_vectors.errors import ConfigError, DimensionMismatch
 from amprenta_vectors.moves.events import Noticed, Warned
 from amprenta_vectors.schema.catalogue import resolve_table
+from amprenta_vectors.schema.held import check_namespace
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.keymaps import OwnKeys
 from amprenta_vectors.schema.registry import RAG_CHUNKS, get_table
@@ -114,6 +115,10 @@ def scope_of(table: VectorTable, namespace: str) -> dict[str, str]:
 def slice_of(ends: Ends, namespace: str = "") -> Slice:
     """Return the slice of a namespace; rows that are their own source go by their own keys."""
     table, scope = ends.table, scope_of(ends.table, namespace)
+    # A source without namespaces fills the one that the table holds.
+    if namespace or ends.origin.kind == "pinecone":
+        with ends.engine.connect() as connection:
+            check_namespace(connection, table, namespace, starting=True)
     if ends.origin.kind == "rows":
         return Slice(table, scope, OwnKeys([table.column_types[name] for name in table.key]))
     return open_slice(ends.engine, table, scope)

@@ -71,6 +71,8 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
             f"table {table.qualified_name} has no column {', '.join(missing)}; expected key {', '.join(table.key)}",
             hint=upgrade if table.declared else "describe the table's own key, or rename the column",
         )
+    _check_overridden(table, columns)
+    _check_scope(table, columns)
     if table.embedding not in columns:
         raise NotUpgraded(f"table {table.qualified_name} has no column {table.embedding}", hint=upgrade)
     storage, actual = _embedding_type(table, columns[table.embedding].type)
@@ -114,6 +116,29 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         not_null=frozenset(name for name, each in columns.items() if each.not_null),
         to_fill=tuple(_to_fill(resolved, columns)),
     )
+
+
+def _check_overridden(table: VectorTable, columns: Mapping[str, Column]) -> None:
+    """Raise `SchemaMismatch` if a column that a person named for a shipped table does not exist."""
+    for role in sorted(table.overridden):
+        if (name := getattr(table, role)) is not None and name not in columns:
+            raise SchemaMismatch(
+                f"amprenta.toml says that {role} of {table.name} is {name}; {table.qualified_name} has the columns "
+                f"{', '.join(columns)}",
+                hint=f'under [tables.{table.name}]: {role} = "…", one of those columns',
+            )
+
+
+def _check_scope(table: VectorTable, columns: Mapping[str, Column]) -> None:
+    """Raise `SchemaMismatch` for a missing column of several: whose rows these are is never implied."""
+    lost = [name for name in table.scope if name not in columns]
+    if lost and len(table.scope) > 1:
+        name = qualified(table.table, table.schema)
+        raise SchemaMismatch(
+            f"table {table.qualified_name} has no column {', '.join(lost)}, which every read and write binds",
+            hint=f"ALTER TABLE {name} {', '.join(f'ADD COLUMN {qualified(each)} text' for each in lost)}; then give "
+            "the rows their values, and make it NOT NULL and part of the unique index",
+        )
 
 
 def _upgrade_command(table: VectorTable) -> str:

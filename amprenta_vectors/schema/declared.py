@@ -37,12 +37,18 @@ _NOT_DECLARED = {
     "column_types",
     "not_null",
     "to_fill",
+    "overridden",
 }
 _FIELDS = (*(field.name for field in fields(VectorTable) if field.name not in _NOT_DECLARED), *_KEY_RULE)
 
 
-def read_tables(path: Path) -> dict[str, VectorTable]:
-    """Return the tables that a file declares.
+ROLES = frozenset({"text", "metadata", "model", "hash", "text_hash"})
+OVERRIDABLE = (*sorted(ROLES), "holds", "metadata_text_field", "rows", "schema", "text_columns")
+"""The fields of a shipped table that a file may say otherwise."""
+
+
+def read_tables(path: Path, shipped: Mapping[str, VectorTable]) -> dict[str, VectorTable]:
+    """Return the tables that a file declares, and those of ``shipped`` of which it says something otherwise.
 
     Raises `ConfigError` naming file, table, field, and what was expected.
     """
@@ -55,7 +61,10 @@ def read_tables(path: Path) -> dict[str, VectorTable]:
     if unknown or not isinstance(declared, dict) or not all(isinstance(item, dict) for item in declared.values()):
         found = ", ".join(unknown) or "tables"
         raise ConfigError(f"{path}: expected tables [tables.NAME] only, found {found}", hint="docs/tables.md shows one")
-    tables = {name: _read_table(path, name, item) for name, item in declared.items()}
+    tables = {
+        name: _override(path, shipped[name], item) if name in shipped else _read_table(path, name, item)
+        for name, item in declared.items()
+    }
     targets: dict[str, str] = {}
     for name, table in tables.items():
         if table.target in targets:
@@ -65,6 +74,25 @@ def read_tables(path: Path) -> dict[str, VectorTable]:
             )
         targets[table.target] = name
     return tables
+
+
+def _override(path: Path, table: VectorTable, declared: Mapping[str, Any]) -> VectorTable:
+    """Return a shipped table with what ``path`` says otherwise of it. Raises `ConfigError`."""
+    unknown = [field for field in declared if field not in OVERRIDABLE]
+    problems = [f"{field}: expected one of the fields {', '.join(OVERRIDABLE)}" for field in unknown]
+    known = {field.name: getattr(table, field.name) for field in fields(VectorTable)}
+    changed = {field: value for field, value in declared.items() if field in OVERRIDABLE}
+    try:
+        table = _adapter().validate_python({**known, **changed, "overridden": ROLES & set(changed)})
+        problems += _contradictions(table)
+    except ValidationError as error:
+        problems += map(_to_text, error.errors())
+    if problems:
+        raise ConfigError(
+            f"{path}: [tables.{table.name}] is a table of the package: {'; '.join(problems)}",
+            hint=f"correct {path}, or give a table of your own another name",
+        )
+    return table
 
 
 def _read_table(path: Path, name: str, declared: Mapping[str, Any]) -> VectorTable:

@@ -60,25 +60,28 @@ SHIPPED = {table.name: table for table in (RAG_CHUNKS, VECTOR_DOCUMENTS, PRODUCT
 
 
 def get_table(name: str, config: Path | None = None) -> VectorTable:
-    """Return the vector table called ``name``: shipped, or declared in ``config`` (as `declared_tables` finds it).
+    """Return the vector table called ``name``: shipped, or declared in ``config`` (as `read_config` finds it).
 
     Raises `ConfigError` listing the tables there are.
     """
-    if name in SHIPPED:
-        return SHIPPED[name]
-    declared = declared_tables(config)
-    if name in declared:
-        return declared[name]
+    tables = {**SHIPPED, **read_config(config)}
+    if name in tables:
+        return tables[name]
     raise ConfigError(
         f"AMPRENTA_TABLE is {name!r}, which is no vector table",
-        hint=f"one of: {', '.join([*SHIPPED, *declared])}; or declare it as [tables.{name}] in {CONFIG_FILE}",
+        hint=f"one of: {', '.join(tables)}; or declare it as [tables.{name}] in {CONFIG_FILE}",
     )
 
 
 def declared_tables(config: Path | None = None) -> Mapping[str, VectorTable]:
+    """Return the tables that ``config`` declares, without those that ship with the package; see `read_config`."""
+    return {name: table for name, table in read_config(config).items() if table.declared}
+
+
+def read_config(config: Path | None = None) -> Mapping[str, VectorTable]:
     """Return the tables of ``config`` by name; without it, of ``amprenta.toml`` in the working directory, if it exists.
 
-    Raises `ConfigError` naming file, table and field.
+    A shipped table among them has the columns that the file gives it. Raises `ConfigError` naming file and field.
     """
     path = config or Path(CONFIG_FILE)
     if not path.exists():
@@ -88,8 +91,4 @@ def declared_tables(config: Path | None = None) -> Mapping[str, VectorTable]:
     # An application without tables of its own need not load the parser and its models.
     from amprenta_vectors.schema.declared import read_tables
 
-    tables = read_tables(path)
-    for name in tables:
-        if name in SHIPPED:
-            raise ConfigError(f"{path}: [tables.{name}] is a table of the package", hint="give yours another name")
-    return tables
+    return read_tables(path, SHIPPED)

@@ -74,12 +74,14 @@ class VectorTable:
     whose text is embedded if the rows themselves are the source; empty means the ``text`` column. ``filter_columns``
     maps the fields of a filter that are columns of the table to these columns; for a table from the catalogue, only the
     columns that it has, with their types in ``column_types``. ``rows`` says whose they are: of an application's row
-    only our columns are written, and what the caller of a store gave. ``stats_view`` is a materialised view that counts
+    only our columns are written, and what the caller of a store gave. ``holds`` is the
+    one namespace that a table without a column for it holds. ``stats_view`` is a materialised view that counts
     its embeddings; ``section`` is the section of ``alembic.ini`` (``alembic -n``) that creates it, None for the default
     section. A ``declared`` table has every column that it names, and the dimension and storage that it says; a shipped
     one is taken as it is found. Of a table from the catalogue, ``not_null`` are the columns that cannot be NULL, and
     ``to_fill`` those of them that have no default and that this description has no value for: no row can be inserted,
-    unless a trigger gives them one.
+    unless a trigger gives them one. ``overridden`` are the roles whose columns `amprenta.toml` names for a shipped
+    table: those must be there.
     """
 
     name: str
@@ -102,6 +104,7 @@ class VectorTable:
     key_rule: KeyRule = KeyRule()
     source: SourceKind = "pinecone"
     rows: RowOwner = "application"
+    holds: str | None = None
     text_columns: Columns = ()
     scope_values: Mapping[str, str] = field(default_factory=dict)
     filter_columns: Mapping[str, str] = field(default_factory=dict)
@@ -111,6 +114,7 @@ class VectorTable:
     column_types: Mapping[str, str] = field(default_factory=dict, compare=False)
     not_null: frozenset[str] = field(default=frozenset(), compare=False)
     to_fill: tuple[str, ...] = field(default=(), compare=False)
+    overridden: frozenset[str] = frozenset()
 
     @property
     def qualified_name(self) -> str:

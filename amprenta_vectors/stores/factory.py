@@ -91,6 +91,7 @@ def open_pgvector_store(settings: Settings, engine: Engine | None = None) -> PgV
         text_field=text_field_of(settings),
         threshold=settings.pgvector_similarity_threshold,
         query_timeout_seconds=settings.query_timeout_seconds,
+        namespace=settings.namespace,
         owns_engine=engine is None,
     )
 

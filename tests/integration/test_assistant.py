@@ -19,6 +19,7 @@ from cryptography.fernet import Fernet
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
+from amprenta_vectors.backends.simple.cipher import MetadataCipher
 from amprenta_vectors.backends.simple.source import open_simple_origin
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
@@ -283,6 +284,24 @@ def test_encrypted_metadata_without_its_key_is_an_error_and_never_an_answer(
     monkeypatch.setenv("VECTOR_STORE_ENCRYPTION_KEY", "no key")
     with pytest.raises(CredentialsRefused, match="is no Fernet key"):
         PgVectorStore()
+
+
+def test_what_could_not_be_read_back_is_refused_and_what_is_there_spoils_its_own_hit_only(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PgVectorStore()
+    token = MetadataCipher(KEY).encrypt({"page": 9})
+    with pytest.raises(RowError, match="could not be read back"):
+        store.add_texts(["Murr is a cat."], [token])
+    store.add_texts(["Murr is a cat."], [{"encrypted": "no token", "page": 1}])
+    with monkeypatch.context() as patch:
+        patch.setenv("VECTOR_STORE_ENCRYPTION_KEY", KEY)
+        # With a key it is a field like any other.
+        keyed = PgVectorStore()
+        (key,) = keyed.add_texts(["Murr is a black cat."], [token])
+        assert keyed.store.fetch([key])[key].metadata == token
+    found = store.store.query(embedded_texts()[0], top_k=10)
+    assert [hit.metadata for hit in found] == [{"encrypted": "no token", "page": 1}]
 
 
 @pytest.mark.parametrize("plain", [[True] * 101, [str(n) for n in range(150)]])

@@ -9,7 +9,7 @@ import pytest
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.schema.registry import RAG_CHUNKS, declared_tables, get_table
+from amprenta_vectors.schema.registry import PRODUCTS, RAG_CHUNKS, declared_tables, get_table
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
 
 SMALLEST = 'table = "chunks"\nkey = "id"\ndimension = 8\n'
@@ -183,3 +183,30 @@ def test_a_namespace_uuid_is_read(tmp_path: Path) -> None:
     text = f'[tables.own]\n{SMALLEST}key_map = "uuid5"\nuuid_namespace = "6BA7B811-9DAD-11D1-80B4-00C04FD430C8"\n'
     namespace = get_table("own", write(tmp_path, text)).key_rule.uuid_namespace
     assert namespace == UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
+
+
+def test_a_shipped_table_takes_the_columns_that_a_file_gives_it(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text('[tables.rag_chunks]\nmetadata = "chunk_metadata"\nholds = "a"\nrows = "ours"\n')
+    table = get_table("rag_chunks", path)
+    assert (table.metadata, table.holds, table.rows, table.text) == ("chunk_metadata", "a", "ours", "content")
+    assert table.overridden == {"metadata"}
+    assert not table.declared
+    assert list(declared_tables(path)) == []
+    assert get_table("products", path) == PRODUCTS
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("dimension = 3", "dimension: expected one of the fields"),
+        ('rows = "mine"', "rows: expected 'ours' or 'application', found 'mine'"),
+        ('metadata = "content"', "found content in two of them"),
+    ],
+)
+def test_what_a_file_cannot_say_of_a_shipped_table_is_refused(tmp_path: Path, line: str, expected: str) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(f"[tables.rag_chunks]\n{line}\n")
+    with pytest.raises(ConfigError) as refused:
+        get_table("rag_chunks", path)
+    assert expected in refused.value.message

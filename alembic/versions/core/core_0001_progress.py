@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("scope", JSONB, nullable=False, server_default=sa.text("'{}'")),
         sa.Column("source_kind", sa.Text),
         sa.Column("source", sa.Text),
+        sa.Column("namespace", sa.Text),
         sa.Column("keys_from", sa.Text),
         sa.Column("key_map", sa.Text),
         sa.Column("model", sa.Text),

@@ -60,6 +60,7 @@ class PineconeSource:
             model=index.model,
             count=count,
             lists=index.kind != "pod",
+            namespace=namespace,
         )
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:

@@ -147,4 +147,5 @@ class Job:
             fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
             row_limit=self.limit,
             replaces=self.kind.replaces,
+            namespace=described.namespace,
         )

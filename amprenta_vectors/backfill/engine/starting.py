@@ -14,6 +14,7 @@ from amprenta_vectors.backfill.progress.states import RunState
 from amprenta_vectors.backfill.progress.transactions import require_tables, serialize_starts, transaction
 from amprenta_vectors.backfill.verify.row_sample import models_in_rows
 from amprenta_vectors.errors import RunConflict
+from amprenta_vectors.schema.held import check_namespace
 
 Mode = Literal["new", "resume", "join", "restart"]
 """What becomes of an unfinished run: ``new`` refuses to start beside it, ``resume`` and ``join`` resume it, ``restart``
@@ -27,6 +28,8 @@ def start_or_join(engine: Engine, job: Job, owner: str, mode: Mode, *, queue: bo
     with transaction(engine) as connection:
         require_tables(connection)
         serialize_starts(connection, spec.target)
+        if spec.namespace is not None:
+            check_namespace(connection, job.slice.table, spec.namespace, starting=True)
         run = runs.unfinished_run(connection, spec.target, spec.scope)
         if run is not None and mode == "restart":
             batches.end_expired_sessions(connection, run.id)
@@ -49,6 +52,8 @@ def start_or_join(engine: Engine, job: Job, owner: str, mode: Mode, *, queue: bo
         if ended is not None and job.kind.finds_nothing(connection, job, ended):
             return ended
         _refuse_second_model(connection, job)
+        if mode != "restart":
+            _refuse_second_source(connection, job)
         if queue:
             return runs.begin_run(connection, spec, state=RunState.PLANNED)
         run = runs.begin_run(connection, spec, job.expected_keys)
@@ -82,4 +87,16 @@ def _refuse_second_model(connection: Connection, job: Job) -> None:
         raise RunConflict(
             f"{job.slice.target} holds vectors of model {', '.join(sorted(others))}; this run is {job.model}",
             hint="two models never share a column: set EMBEDDING_MODEL to the one that made the vectors",
+        )
+
+
+def _refuse_second_source(connection: Connection, job: Job) -> None:
+    """Raise `RunConflict` if the slice holds vectors of another source; what rows make of their own text is none."""
+    if job.source.description.kind == "rows" or job.slice.is_unfilled(connection):
+        return
+    before = runs.earlier_source(connection, job.slice.target, job.slice.scope)
+    if before not in (None, job.spec.source):
+        raise RunConflict(
+            f"{job.slice.target} holds vectors of {before}; this run is of {job.spec.source}",
+            hint="name that source again; --restart takes the other one beside it",
         )

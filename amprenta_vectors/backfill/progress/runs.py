@@ -33,6 +33,7 @@ class RunSpec:
     fingerprint: str
     row_limit: int | None = None
     replaces: bool = False
+    namespace: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,21 @@ def earlier_models(connection: Connection, target: str, scope: Mapping[str, str]
     return set(rows.scalars())
 
 
+def earlier_source(connection: Connection, target: str, scope: Mapping[str, str]) -> str | None:
+    """Return the source that runs last wrote into that column and scope from, beside the rows themselves."""
+    rows = connection.execute(
+        sa.text("""
+            SELECT r.source FROM migration_run r
+            WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND r.source_kind <> 'rows' AND EXISTS (
+                SELECT 1 FROM migration_progress p WHERE p.run_id = r.id AND p.rows_written > 0
+            ) ORDER BY r.id DESC LIMIT 1
+        """),
+        {"target": target, "scope": json.dumps(dict(scope))},
+    )
+    found: str | None = rows.scalars().first()
+    return found
+
+
 def has_written(connection: Connection, target: str, scope: Mapping[str, str]) -> bool:
     """Return whether a run, finished or not, wrote into that column and scope."""
     statement = sa.text("""
@@ -207,6 +223,7 @@ def begin_run(
         "fingerprint": spec.fingerprint,
         "row_limit": spec.row_limit,
         "replaces": spec.replaces,
+        "namespace": spec.namespace,
         "expected_keys": expected_keys,
         "state": state,
     }
@@ -215,7 +232,7 @@ def begin_run(
             UPDATE migration_run SET
                 scope = CAST(:scope AS jsonb), source_kind = :source_kind, source = :source, keys_from = :keys_from,
                 key_map = :key_map, model = :model, dimension = :dimension, fingerprint = :fingerprint,
-                row_limit = :row_limit, replaces = :replaces, expected_keys = :expected_keys,
+                row_limit = :row_limit, replaces = :replaces, namespace = :namespace, expected_keys = :expected_keys,
                 state = CAST(:state AS text), desired_state = 'running',
                 started_at = CASE WHEN :state = 'running' THEN clock_timestamp() END
             WHERE id = (
@@ -233,10 +250,10 @@ def begin_run(
             sa.text("""
                 INSERT INTO migration_run (
                     vector_table, target, scope, source_kind, source, keys_from, key_map, model, dimension,
-                    fingerprint, row_limit, replaces, expected_keys, state, desired_state, started_at
+                    fingerprint, row_limit, replaces, namespace, expected_keys, state, desired_state, started_at
                 ) VALUES (
                     :vector_table, :target, CAST(:scope AS jsonb), :source_kind, :source, :keys_from, :key_map, :model,
-                    :dimension, :fingerprint, :row_limit, :replaces, :expected_keys,
+                    :dimension, :fingerprint, :row_limit, :replaces, :namespace, :expected_keys,
                     CAST(:state AS text), 'running', CASE WHEN :state = 'running' THEN clock_timestamp() END
                 ) RETURNING *
             """),

@@ -20,6 +20,7 @@ from amprenta_vectors.pg.indexes import STORES_LOOK_SECONDS
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.catalogue import resolve_table
+from amprenta_vectors.schema.held import check_namespace
 from amprenta_vectors.schema.search_settings import stored_settings
 from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -52,7 +53,8 @@ class PgVectorStore:
     """The rows of ``table`` whose scope columns equal ``scope``; no other row is read or written.
 
     ``scope`` has a value for each scope column that the table is described with; if the real table lacks the column,
-    the table is one scope, and the value is not used. The catalogue is read on first use, which raises `NotUpgraded` or
+    the value must be the namespace that the table holds. ``namespace`` is the one that a table described
+    without such a column must hold. The catalogue is read on first use, which raises `NotUpgraded` or
     `SchemaMismatch` for what does not exist. ``ef_search`` (1 to 1000) is how many candidates a search of the index
     keeps, never fewer than ``top_k``; ``probes`` is how many lists a search of an ivfflat index reads; ``oversampling``
     is how many rows are taken from an index for each hit, of which the nearest by exact distance are the hits. Without
@@ -84,6 +86,7 @@ class PgVectorStore:
         text_field: str = "text",
         threshold: float | None = None,
         query_timeout_seconds: float | None = None,
+        namespace: str | None = None,
         owns_engine: bool = False,
     ) -> None:
         if set(scope) != set(table.scope):
@@ -111,6 +114,7 @@ class PgVectorStore:
         self._text_field = text_field
         self._threshold = threshold
         self._query_timeout_seconds = query_timeout_seconds
+        self._namespace = namespace
         self._owns_engine = owns_engine
         self._resolved: Statements | None = None
         self._searcher: Searcher | None = None
@@ -290,6 +294,10 @@ class PgVectorStore:
     def _resolve(self, connection: Connection) -> Statements:
         if self._resolved is None:
             table = resolve_table(connection, self._table, dimension=self._dimension)
+            lost = [self._scope[name] for name in self._table.namespace_columns if name not in table.scope]
+            namespace = lost[0] if lost else self._namespace
+            if namespace is not None:
+                check_namespace(connection, table, namespace)
             self._resolved = Statements(open_slice(self._engine, table, self._scope), self._text_field)
         return self._resolved
 

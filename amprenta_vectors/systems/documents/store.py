@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,13 @@ from numpy.typing import ArrayLike
 
 from amprenta_vectors.backends.simple.cipher import ENCRYPTED, MetadataCipher, decrypted, is_encrypted
 from amprenta_vectors.backends.simple.fields import ORIGINAL_ID
-from amprenta_vectors.errors import ConfigError, FilterError, RowError
+from amprenta_vectors.errors import ConfigError, CredentialsRefused, FilterError, RowError
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
+
+log = logging.getLogger(__name__)
 
 PAGE = 100
 """How many documents are checked for encryption at a time."""
@@ -44,12 +47,26 @@ class DocumentStore:
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
         """Return the ``top_k`` nearest documents that match ``filter``, nearest first.
 
-        Raises `FilterError` for a filter if metadata is encrypted: it would find nothing, or everything.
+        Raises `FilterError` for a filter if metadata is encrypted: it would find nothing, or everything. A hit whose
+        metadata cannot be read is left out; if none can be, what stands in the way is raised.
         """
         if filter:
             self._check_plain(vector)
         hits = self._store.query(vector, top_k=top_k, filter=filter)
-        return [Hit(own, hit.score, hit.text, metadata) for hit in hits for own, metadata in [self._told_by(hit)]]
+        found: list[Hit] = []
+        unread: list[ConfigError | CredentialsRefused] = []
+        for hit in hits:
+            try:
+                own, metadata = self._told_by(hit)
+            except (ConfigError, CredentialsRefused) as error:
+                unread.append(error)
+            else:
+                found.append(Hit(own, hit.score, hit.text, metadata))
+        if unread and not found:
+            raise unread[0]
+        if unread:
+            log.warning("%d hits are left out: %s", len(unread), unread[0].message)
+        return found
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
         """Return the documents with those ids or keys, by what was asked for."""
@@ -115,6 +132,9 @@ class DocumentStore:
                 f"the metadata of document {record.key!r} has {ORIGINAL_ID} {given!r}, a field that keeps its own id",
                 hint="give that field another name",
             )
+        if self._cipher is None and is_encrypted(metadata):
+            why = f"its metadata has a field {ENCRYPTED!r} like encrypted metadata, which could not be read back"
+            raise RowError(record.key, Reason.REFUSED, why)
         if self._cipher is not None:
             try:
                 metadata = self._cipher.encrypt(metadata)
