@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.options import json_option, log_options, open_database, stop_on_signal
+from amprenta_vectors.cli.options import BATCHES_IN_HAND, json_option, log_options, open_database, stop_on_signal
 from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.top_k import MAX_TOP_K
@@ -78,7 +78,10 @@ def migrate(
         settings = settings.model_copy(update={"batch_size": BATCH_SIZE})
     mode: Mode = "join" if resume else "restart" if restart else "new"
     wanted = Wanted(force=force, ids=ids, mode=mode, verify=verify)
-    with closing(open_display(settings.log_format, print_step)) as show, stop_on_signal() as stop:
+    with (
+        closing(open_display(settings.log_format, print_step)) as show,
+        stop_on_signal(waits_for=BATCHES_IN_HAND) as stop,
+    ):
         ctx.exit(Migration(settings, wanted, stop, show).run(dry_run=dry_run))
 
 
