@@ -84,7 +84,7 @@ def locked(engine: sa.Engine) -> Iterator[Callable[[], int]]:
     "arguments",
     [
         ("verify",),
-        ("benchmark", "--from", "stored"),
+        ("benchmark",),
         ("compare", "run", "--from", "stored"),
         ("compare", "report"),
         ("tune",),
