@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from amprenta_vectors.allocator import reuse_freed_memory
-from amprenta_vectors.cli.printer import say_error, show_warning
+from amprenta_vectors.cli.printer import say_error, show_warning, speak_json
 from amprenta_vectors.errors import AmprentaError, ExitCode, TimedOut
 from amprenta_vectors.interrupts import INTERRUPTS
 
@@ -103,6 +103,7 @@ class Commands(click.Group):
         # The process is the command's own, so that its allocator may be told how to work.
         reuse_freed_memory(KEPT_BYTES)
         INTERRUPTS.forget()
+        speak_json(False)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = show_warning

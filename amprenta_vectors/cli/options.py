@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 
+from amprenta_vectors.cli.printer import speak_json
 from amprenta_vectors.interrupts import INTERRUPTS
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def log_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def collect(*arguments: Any, as_json: bool, **options: Any) -> Any:
+        speak_json(as_json or os.environ.get("AMPRENTA_LOG_FORMAT") == "json")
         return command(*arguments, log_format="json" if as_json else None, **options)
 
     text = "Say everything as JSON, an object a line.  [env var: AMPRENTA_LOG_FORMAT=json]"
