@@ -109,7 +109,7 @@ def test_a_command_that_waits_for_the_database_is_ended_by_the_first_signal(
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, "interrupted" in output) == (130, True), output
     assert "Traceback" not in output
-    # PostgreSQL does not go on with what nobody waits for.
+    # PostgreSQL does not continue what nobody waits for.
     until(lambda: locked() == 0)
 
 
