@@ -1,5 +1,5 @@
 """``python -m amprenta_vectors`` is ``amprenta-vectors``."""
 
-from amprenta_vectors.cli import main
+from amprenta_vectors.entry import run
 
-main(prog_name="amprenta-vectors")
+run()

@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, InvalidatePoolError, OperationalError
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable
+from amprenta_vectors.interrupts import INTERRUPTS
 from amprenta_vectors.tls import hosts_of, may_be_unencrypted
 
 COMMAND_SESSION = "amprenta_command"
@@ -116,6 +117,7 @@ def create_engine(
         pool_use_lifo=True,
         **options,
     )
+    sa.event.listen(engine, "connect", lambda driver, _: INTERRUPTS.connections.add(driver))
     if ping_after_seconds:
         _ping_after(engine, ping_after_seconds)
     return engine

@@ -1,8 +1,6 @@
 """Compare Pinecone and PostgreSQL on the same queries; `amprenta-vectors benchmark` under its guide's name."""
 
-import sys
-
-from amprenta_vectors.cli import main
+from amprenta_vectors.entry import run
 
 if __name__ == "__main__":
-    main(["benchmark", *sys.argv[1:]], prog_name="benchmark_vector_stores.py")
+    run("benchmark", name="benchmark_vector_stores.py")

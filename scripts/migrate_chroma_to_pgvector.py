@@ -1,8 +1,6 @@
 """Move products from ChromaDB to pgvector; `amprenta-vectors products migrate` under its guide's name."""
 
-import sys
-
-from amprenta_vectors.cli import main
+from amprenta_vectors.entry import run
 
 if __name__ == "__main__":
-    main(["products", "migrate", *sys.argv[1:]], prog_name="migrate_chroma_to_pgvector.py")
+    run("products", "migrate", name="migrate_chroma_to_pgvector.py")

@@ -71,11 +71,15 @@ class ForkedProcess:
             raise subprocess.TimeoutExpired(str(self._process), timeout or 0.0)
         return code
 
+    def said(self) -> str:
+        """Return what was printed so far, on both streams."""
+        self._output.seek(0)
+        return self._output.read()
+
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         """Wait for the end; returns what was printed, on both streams. Raises ``subprocess.TimeoutExpired``."""
         self.wait(timeout)
-        self._output.seek(0)
-        return self._output.read(), None
+        return self.said(), None
 
 
 def _run(script: Path, arguments: tuple[str, ...], variables: Mapping[str, str], output: str) -> None:

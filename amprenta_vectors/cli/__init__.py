@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from amprenta_vectors.allocator import reuse_freed_memory
-from amprenta_vectors.cli.printer import say_error, show_warning
-from amprenta_vectors.errors import AmprentaError
+from amprenta_vectors.cli.printer import say_error, show_warning, speak_json
+from amprenta_vectors.errors import AmprentaError, ExitCode, TimedOut
+from amprenta_vectors.interrupts import INTERRUPTS
 
 KEPT_BYTES = 16 * 1024 * 1024
 """Freed memory that is kept for the next batch; one of 1000 × 1536 is 6 MB, as it comes and as it is kept."""
@@ -101,13 +102,23 @@ class Commands(click.Group):
         """Run the command; an error of this package or of the database is said in one message, never as a traceback."""
         # The process is the command's own, so that its allocator may be told how to work.
         reuse_freed_memory(KEPT_BYTES)
+        INTERRUPTS.forget()
+        speak_json(False)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = show_warning
                 result = super().invoke(ctx)
+        except KeyboardInterrupt:
+            INTERRUPTS.give_up_statements()
+            return ctx.exit(ExitCode.INTERRUPTED)
+        except click.Abort as error:
+            # A question that Ctrl-C answered, and not a no.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                return ctx.exit(ExitCode.INTERRUPTED)
+            raise
         except AmprentaError as error:
             failure = error
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
+        except (click.ClickException, click.exceptions.Exit):
             raise
         except Exception as error:
             # Only a command that was run has loaded what could raise it.
@@ -119,9 +130,11 @@ class Commands(click.Group):
                 raise
             failure = to_error(error, "the database refused a statement")
         else:
-            return result
-        say_error(failure)
-        return ctx.exit(failure.exit_code)
+            return ctx.exit(ExitCode.INTERRUPTED) if INTERRUPTS.asked else result
+        # A statement that was given up because of the signal is no failure to speak of.
+        if not (INTERRUPTS.asked and isinstance(failure, TimedOut)):
+            say_error(failure)
+        return ctx.exit(ExitCode.INTERRUPTED if INTERRUPTS.asked else failure.exit_code)
 
 
 @click.command(cls=Commands)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.limit_options import limit_options, orders_of
-from amprenta_vectors.cli.options import namespace_options, nul_option, run_options, source_option, stop_on_signal
+from amprenta_vectors.cli.options import (
+    BATCHES_IN_HAND,
+    namespace_options,
+    nul_option,
+    run_options,
+    source_option,
+    stop_on_signal,
+)
 from amprenta_vectors.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -145,5 +152,5 @@ def backfill(
                 describe_plan(settings, found)
             return
         prepare(settings, ends, moves, show)
-        with stop_on_signal(stop):
+        with stop_on_signal(stop, waits_for=BATCHES_IN_HAND):
             ctx.exit(complete(moves, show, verify=verify and limit is None))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from amprenta_vectors.backfill.progress.figures import Counts
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.report.timeline import MOST_RATES, keys_expected, time_left
 from amprenta_vectors.cli.move_text import MoveText
-from amprenta_vectors.cli.printer import say
+from amprenta_vectors.cli.printer import say, say_json
 from amprenta_vectors.cli.run_text import held_by, to_remaining
 from amprenta_vectors.moves.events import IndexProgress
 from amprenta_vectors.shown import printable
@@ -47,7 +46,9 @@ def open_display(log_format: Literal["text", "json"], more: Callable[[MoveEvent]
 def _at_work(counts: Counts) -> str:
     if counts.owners:
         return f"{counts.owners} process(es) at work"
-    return "waiting for keys to be listed (those of a process that died: until its lease runs out)"
+    if counts.batches_running:
+        return "waiting for the lease of a process that died to run out"
+    return "nobody at work yet" if counts.batches > counts.batches_done else "waiting for keys to be listed"
 
 
 def _say_begun(run: Run, deferred: list[str]) -> None:
@@ -172,10 +173,9 @@ class JsonDisplay:
             if repeated:
                 return
         if event.shown == "log":
-            values = event.to_json()
-            say(json.dumps({"event": values["event"], "time": round(time.time(), 3), **values}), err=True)
+            say_json(event.to_json(), err=True)
         elif event.shown == "result":
-            say(json.dumps(event.to_json()))
+            say_json(event.to_json())
             self._text.aside(event)
         elif event.shown == "text":
             self._text(event)

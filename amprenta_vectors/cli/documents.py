@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 
-from amprenta_vectors.cli.options import nul_option, run_options, stop_on_signal
+from amprenta_vectors.cli.options import BATCHES_IN_HAND, nul_option, run_options, stop_on_signal
 from amprenta_vectors.cli.printer import say, say_lines
 from amprenta_vectors.errors import ConfigError, ExitCode, worst
 from amprenta_vectors.shown import printable
@@ -87,7 +87,7 @@ def migrate(
         stores = choose_stores(cast(SimpleOrigin, ends.origin), users)
         if dry_run:
             _exit(migration.plan(stores))
-        with stop_on_signal(stop):
+        with stop_on_signal(stop, waits_for=BATCHES_IN_HAND):
             _exit(migration.run(stores))
 
 

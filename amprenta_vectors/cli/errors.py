@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.options import (
+    BATCHES_IN_HAND,
     json_option,
     log_options,
     namespace_options,
@@ -126,7 +127,7 @@ def retry_failed(
             say(_nothing_to_retry(ends, names, reason))
             return
         prepare(settings, ends, moves, show)
-        with stop_on_signal(stop):
+        with stop_on_signal(stop, waits_for=BATCHES_IN_HAND):
             ctx.exit(complete(moves, show, verify=False))
 
 

@@ -76,7 +76,7 @@ def build(
 
     engine, table, given, show = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
     options = {"lists": lists or 0} if method == "ivfflat" else {"m": m, "ef_construction": ef_construction}
-    with stop_on_signal() as stop, watching_builds(engine, table, show):
+    with stop_on_signal(waits_for="PostgreSQL to give up the build") as stop, watching_builds(engine, table, show):
         built = build_deferred(engine, table, stop, given, telling_plans(show))
         built = built or [build_new(engine, table, given, method, options, storage, show)]
     say(f"{table.target} is indexed: {', '.join(built)}")
@@ -90,7 +90,7 @@ def rebuild(maintenance_work_mem: str | None, index_workers: int | None) -> None
     from amprenta_vectors.moves.indexing import telling_plans, watching_builds
 
     engine, table, given, show = _open(maintenance_work_mem=maintenance_work_mem, index_workers=index_workers)
-    with stop_on_signal() as stop, watching_builds(engine, table, show):
+    with stop_on_signal(waits_for="PostgreSQL to give up the build") as stop, watching_builds(engine, table, show):
         rebuilt = rebuild_indexes(engine, table, stop, given, telling_plans(show))
     say(f"rebuilt: {', '.join(rebuilt)}" if rebuilt else "there is no index; amprenta-vectors index build")
 

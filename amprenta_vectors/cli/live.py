@@ -22,6 +22,7 @@ from amprenta_vectors.backfill.report.timeline import Outlook, look_ahead
 from amprenta_vectors.cli.options import stop_on_signal
 from amprenta_vectors.cli.printer import error_lines, say
 from amprenta_vectors.cli.run_text import held_by, to_json, to_pace, to_read_units, to_scope, to_state
+from amprenta_vectors.interrupts import INTERRUPTS
 from amprenta_vectors.pg.errors import is_transient
 from amprenta_vectors.shown import printable
 
@@ -39,7 +40,7 @@ Looks = Iterator[tuple[Snapshot, Outlook] | None]
 def watch(engine: Engine, run_id: int, *, as_json: bool) -> None:
     """Show a run until it has ended, and the building of its index; Ctrl-C ends only the watching."""
     console = Console()
-    with stop_on_signal() as stop:
+    with stop_on_signal(waits_for="the look that is being taken") as stop:
         if as_json:
             _print_lines(_looks(engine, run_id, LINE_SECONDS, stop), lambda *seen: json.dumps(to_json(*seen)))
         elif console.is_terminal:
@@ -47,6 +48,7 @@ def watch(engine: Engine, run_id: int, *, as_json: bool) -> None:
         else:
             _print_lines(_looks(engine, run_id, LINE_SECONDS, stop), to_line)
         if stop.is_set():
+            INTERRUPTS.forget()
             say("no longer watching; the run goes on", err=True)
 
 

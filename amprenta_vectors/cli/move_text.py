@@ -138,7 +138,7 @@ def _pass(ended: events.PassEnded) -> Iterator[str]:
 def _verified(found: events.Verified) -> Iterator[str]:
     for kind, number in found.counts.items():
         if number > SHOWN:
-            yield f"  … {number - SHOWN:,} more {kind}; --output FILE lists them all"
+            yield f"  … {number - SHOWN:,} more {kind}; amprenta-vectors verify --output FILE lists them all"
     differing = ", ".join(f"{number:,} {kind}" for kind, number in found.counts.items())
     equal, how = "every vector is equal, bit for bit", ""
     if found.computed:

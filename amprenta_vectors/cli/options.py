@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import signal
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 
+from amprenta_vectors.cli.printer import speak_json
+from amprenta_vectors.interrupts import INTERRUPTS
+
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+BATCHES_IN_HAND = "the batches in hand, which are committed or given back"
+"""What a run that is told to stop waits for."""
 
 NAMESPACE_HELP = (
     "The source's namespace; for a table with several scope columns their values joined by /.  "
@@ -56,6 +62,7 @@ def log_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def collect(*arguments: Any, as_json: bool, **options: Any) -> Any:
+        speak_json(as_json or os.environ.get("AMPRENTA_LOG_FORMAT") == "json")
         return command(*arguments, log_format="json" if as_json else None, **options)
 
     text = "Say everything as JSON, an object a line.  [env var: AMPRENTA_LOG_FORMAT=json]"
@@ -92,24 +99,15 @@ def open_database(settings: Settings, connections: int) -> Engine:
 
 
 @contextmanager
-def stop_on_signal(stop: threading.Event | None = None) -> Iterator[threading.Event]:
+def stop_on_signal(stop: threading.Event | None = None, *, waits_for: str) -> Iterator[threading.Event]:
     """Yield ``stop``, or a new event, which SIGTERM and Ctrl-C set, so that work in hand is ended first.
 
-    A second Ctrl-C ends the process. Only a main thread hears of signals; in another thread nothing sets the event.
+    The first one says that ``waits_for`` is waited for, a second one ends the process. Only a main thread hears of
+    signals; in another thread nothing sets the event.
     """
     stop = stop or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-
-    def ask(number: int, _: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with INTERRUPTS.ending_first(stop, waits_for):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

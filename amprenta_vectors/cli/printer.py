@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -12,8 +15,28 @@ from amprenta_vectors.shown import printable
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print ``text`` as one line, on standard error where ``err``; what would end the line is escaped as all else."""
+    """Print ``text`` as one line, on standard error where ``err``; what would end the line is escaped as all else.
+
+    Where everything is said as JSON, the line is an object that has it.
+    """
+    if _form["json"]:
+        if text:
+            say_json({"event": "said", "text": str(text)}, err=err)
+        return
     click.echo(printable(str(text)), err=err)
+
+
+def say_json(values: Mapping[str, Any], *, err: bool = False) -> None:
+    """Print an event as one JSON object, with the time."""
+    click.echo(json.dumps({"event": values["event"], "time": round(time.time(), 3), **values}), err=err)
+
+
+def speak_json(as_json: bool) -> None:
+    """Have this command say everything as JSON, or nothing."""
+    _form["json"] = as_json
+
+
+_form = {"json": False}
 
 
 def say_lines(text: str, *, err: bool = False) -> None:
@@ -30,6 +53,10 @@ def error_lines(text: str) -> list[str]:
 
 def say_error(error: AmprentaError) -> None:
     """Print what is wrong and what to type, a line each."""
+    if _form["json"]:
+        found = {"event": "error", "message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
+        say_json(found, err=True)
+        return
     say_lines(f"error: {error}", err=True)
 
 

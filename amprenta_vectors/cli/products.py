@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.options import json_option, log_options, open_database, stop_on_signal
+from amprenta_vectors.cli.options import BATCHES_IN_HAND, json_option, log_options, open_database, stop_on_signal
 from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.top_k import MAX_TOP_K
@@ -83,7 +83,7 @@ def migrate(
         display: Display = open_display(settings.log_format, print_step)
     else:
         display = StepDisplay(settings.batch_size)
-    with closing(display) as show, stop_on_signal() as stop:
+    with closing(display) as show, stop_on_signal(waits_for=BATCHES_IN_HAND) as stop:
         ctx.exit(Migration(settings, wanted, stop, show).run(dry_run=dry_run))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.limit_options import limit_options, orders_of
-from amprenta_vectors.cli.options import namespace_options, run_options, source_option, stop_on_signal
+from amprenta_vectors.cli.options import BATCHES_IN_HAND, namespace_options, run_options, source_option, stop_on_signal
 from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import ExitCode
 
@@ -79,11 +79,11 @@ def reconcile(
         ]
         if dry_run:
             jobs = [move.open_job() for move in moves]
-            with stop_on_signal(stop):
+            with stop_on_signal(stop, waits_for=BATCHES_IN_HAND):
                 code = try_passes(ends.engine, jobs, stop, show)
             if code == ExitCode.INTERRUPTED:
                 say("the dry run was interrupted", err=True)
             ctx.exit(code)
         prepare(settings, ends, moves, show)
-        with stop_on_signal(stop):
+        with stop_on_signal(stop, waits_for=BATCHES_IN_HAND):
             ctx.exit(complete(moves, show, verify=False))

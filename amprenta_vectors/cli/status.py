@@ -11,6 +11,7 @@ import click
 from amprenta_vectors.cli.options import json_option, open_database
 from amprenta_vectors.cli.printer import error_lines, say
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.hints import backfill_command
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -83,7 +84,7 @@ def _described(snapshot: Snapshot, outlook: Outlook) -> Iterator[str]:
     run, counts = snapshot.run, snapshot.counts
     yield f"run {run.id} {to_state(run, counts)}: {run.source or 'queued'} → {run.target}{to_scope(run)}"
     if run.source is None:
-        yield "  start it with: python scripts/backfill.py --resume"
+        yield f"  start it with: {backfill_command()} --resume"
         return
     planned = f"{run.planned_keys:,}{'' if run.planned_at else ' so far'}"
     yield (

@@ -14,6 +14,7 @@ from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact
 from amprenta_vectors.ddl.options import configured_dimension
 from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, operation
 from amprenta_vectors.errors import SchemaMismatch
+from amprenta_vectors.hints import backfill_command
 from amprenta_vectors.pg.names import compose, literal, qualified
 from amprenta_vectors.pg.tables import Column, table_of
 
@@ -101,7 +102,7 @@ class QueueBackfillOp(BackfillOp):
         fact, name = UnfinishedRuns(target), self.vector_table or self.table
         if catalogue.ask(fact, 0):
             return Done(f"a backfill of {target} is queued or has begun")
-        command = "python scripts/backfill.py --resume"
+        command = f"{backfill_command()} --resume"
         if name != "rag_chunks":  # what the command takes where none is named
             command = f"AMPRENTA_TABLE={name} {command}"
         statement = compose(_QUEUE, name=literal(name), target=literal(target))

@@ -10,6 +10,7 @@ from amprenta_vectors.db import engine_url
 from amprenta_vectors.doctor.finding import Finding, SettingsCheck, used_backends
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.factory import check_mode
+from amprenta_vectors.tls import hosts_of
 
 EMBEDDER_PACKAGES = {
     "wordllama": ("wordllama", "sandbox"),
@@ -44,10 +45,11 @@ def databases(settings: Settings) -> Iterator[Finding]:
         url, direct = engine_url(settings), engine_url(settings, migrations=True)
     except ConfigError:
         return
-    if settings.database_url is not None and settings.postgres_host not in (None, url.host):
+    if settings.database_url is not None and settings.postgres_host not in (None, *hosts_of(url)):
         yield Finding(
             "advice",
-            f"POSTGRES_HOST is {settings.postgres_host!r} and is not used: DATABASE_URL leads to {url.host!r}",
+            f"POSTGRES_HOST is {settings.postgres_host!r} and is not used: DATABASE_URL leads to "
+            f"{', '.join(hosts_of(url)) or 'the local socket'}",
             "unset POSTGRES_HOST, or DATABASE_URL",
         )
     if url.database != direct.database:

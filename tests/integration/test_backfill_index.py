@@ -33,6 +33,7 @@ from amprenta_vectors.backfill.database import index as index_module
 from amprenta_vectors.backfill.database.index import build_deferred, defer_indexes, rebuild_indexes
 from amprenta_vectors.backfill.database.index_plan import BuildSettings, with_lists
 from amprenta_vectors.backfill.engine.observer import IndexBuilding, MoveEvent
+from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -448,3 +449,24 @@ def test_lists_that_a_person_chose_are_kept_while_they_suit_about() -> None:
     plain = "CREATE INDEX i ON t USING ivfflat ((embedding::halfvec(3)) halfvec_cosine_ops){} WHERE (a > 0)"
     for stated in ("", " WITH (lists='1')", " WITH (lists=1)"):
         assert with_lists(plain.format(stated), 9) == plain.format(" WITH (lists='9')")
+
+
+def test_the_rate_of_a_run_does_not_count_the_building_of_the_index(engine: sa.Engine) -> None:
+    ahead = 0.0
+
+    def build(*_: Any) -> list[str]:
+        nonlocal ahead
+        ahead += 5000.0
+        return ["an_index"]
+
+    work = Backfill(
+        engine,
+        to_job(engine, stub()),
+        Recorder(),
+        threading.Event(),
+        build_index=build,
+        clock=lambda: time.monotonic() + ahead,
+    )
+    summary = work.work(work.start("new"))
+    assert summary.indexes_built == ["an_index"]
+    assert summary.seconds < 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,3 +225,39 @@ def test_ask_a_store_for_the_public_names(environment: dict[str, str], monkeypat
         store.close()
     assert found[0] == found[1]
     assert len(found[0]) == 5
+
+
+def test_with_json_every_line_is_an_object_with_its_time_errors_and_dry_run_too(environment: dict[str, str]) -> None:
+    nowhere = environment | {"PINECONE_INDEX_NAME": "elsewhere"}
+    for variables, arguments in [
+        (environment, ("backfill", "--keys-from", "source", "--json")),
+        (environment, ("backfill", "--keys-from", "source", "--dry-run", "--json")),
+        (environment | {"AMPRENTA_LOG_FORMAT": "json"}, ("verify",)),
+        (nowhere, ("backfill", "--json")),
+        (environment | {"AMPRENTA_WORKERS": "many"}, ("backfill", "--json")),
+    ]:
+        result = run(variables, *arguments)
+        said = [json.loads(line) for line in result.output.splitlines()]
+        assert said, arguments
+        assert all({"event", "time"} <= line.keys() for line in said), said
+        assert (said[-1]["event"] == "error") == (result.exit_code > 0), said
+    assert run(environment, "status").output.startswith("run 1")
+
+
+def test_a_hint_names_the_command_where_there_is_no_script(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "start it with: amprenta-vectors backfill --resume" in run(environment, "status").output
+
+
+def test_where_more_differ_than_are_shown_the_command_that_lists_them_is_one(
+    environment: dict[str, str], engine: sa.Engine, tmp_path: Path
+) -> None:
+    run(environment, "backfill", "--keys-from", "source", "--no-verify")
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE rag_chunks SET embedding = NULL"))
+    output = run(environment, "verify").output
+    assert "amprenta-vectors verify --output FILE lists them all" in output
+    run(environment, "verify", "--output", str(tmp_path / "all"))
+    assert len((tmp_path / "all").read_text().splitlines()) == 30

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from amprenta_vectors.backfill.engine.observer import RunAdvanced
 from amprenta_vectors.backfill.progress.figures import Counts
 from amprenta_vectors.backfill.progress.runs import Run
-from amprenta_vectors.cli.display import LineDisplay
+from amprenta_vectors.cli.display import LineDisplay, _at_work
 from amprenta_vectors.cli.move_text import MoveText
 
 
@@ -69,3 +69,17 @@ def test_time_in_which_the_run_was_throttled_does_not_count_towards_its_rate(lin
 )
 def test_a_line_says_who_holds_the_run(lines: Any, values: dict[str, str], said: str) -> None:
     assert lines(100, **values).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"owners": 2, "batches_running": 2, "batches": 3}, "2 process(es) at work"),
+        ({"batches": 0}, "waiting for keys to be listed"),
+        ({"batches": 2, "batches_done": 2}, "waiting for keys to be listed"),
+        ({"batches": 2}, "nobody at work yet"),
+        ({"batches": 2, "batches_running": 1}, "waiting for the lease of a process that died to run out"),
+    ],
+)
+def test_what_a_run_waits_for_is_said_as_it_is(figures: dict[str, int], said: str) -> None:
+    assert _at_work(replace(some_counts(0), **{"owners": 0, **figures})) == said

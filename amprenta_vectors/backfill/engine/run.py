@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from sqlalchemy.engine import Engine
 
@@ -103,10 +104,21 @@ class Backfill:
         If the run is finished, only an index that an interrupted build left is built.
         """
         context = self.open_context(run)
-        share = RunShare(context, Ending(context, self._build_index, clock=self._clock), self._before_claim)
+        building = 0.0
+
+        def build_index(*arguments: Any) -> list[str]:
+            nonlocal building
+            began = self._clock()
+            try:
+                return self._build_index(*arguments)
+            finally:
+                building += self._clock() - began
+
+        share = RunShare(context, Ending(context, build_index, clock=self._clock), self._before_claim)
         began = self._clock()
         ended = share.repair() if run.state == RunState.FINISHED else share.work()
-        return share.summarize(self._clock() - began, ended)
+        # What is told of the rows is by the time that was spent on rows.
+        return share.summarize(self._clock() - began - building, ended)
 
     def open_context(self, run: Run) -> RunContext:
         """Return the context of ``run`` in this process."""
