@@ -16,7 +16,7 @@ def fault_of(text: str | None, metadata: Mapping[str, Any] | None) -> tuple[Reas
     if (text is not None and "\0" in text) or _holds(metadata, _has_nul):
         return Reason.NUL, "text or metadata has a NUL character"
     if _holds(metadata, _is_no_json):
-        return Reason.NOT_JSON, "the metadata is no JSON: it has NaN or an infinite number"
+        return Reason.NOT_JSON, "the metadata is no JSON: it has NaN or an infinite number, which JSON has not"
     return None
 
 
