@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -15,11 +13,11 @@ from typing import IO, Any, cast
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.backends.protocol import TokenRefused
 from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.fetching import fetch_all
 from amprenta_vectors.backfill.engine.job import Job
-from amprenta_vectors.backfill.engine.keys import Keys, Pages
+from amprenta_vectors.backfill.engine.keys import Keys
+from amprenta_vectors.backfill.engine.reading import Reading
 from amprenta_vectors.backfill.progress.seen import Gone
 from amprenta_vectors.backfill.reconcile.changed_texts import ChangedTexts, Texts
 from amprenta_vectors.backfill.reconcile.gone import PAGE, fate_of, find_gone, parse_key, too_many
@@ -27,12 +25,10 @@ from amprenta_vectors.backfill.reconcile.reconciler import Preview, Reconciler
 from amprenta_vectors.backfill.reconcile.row_state import RowStates
 from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER, copy_row
 from amprenta_vectors.batch import Key, VectorBatch
-from amprenta_vectors.errors import RowError, SourceError, TransientError
+from amprenta_vectors.errors import RowError
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.keymaps import look_up
 from amprenta_vectors.stores.outbox import Outbox
-
-MOST_READINGS = 3
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,8 @@ class DryRun:
         outbox = Outbox(engine, job.slice.target, job.slice.scope)
         self._computed = job.source.description.computed
         self._reconciler = Reconciler(job.slice, job.model, outbox, insert=job.inserts, computed=self._computed)
-        self._keys = keys_to_reconcile(engine, job)
+        keys, command = keys_to_reconcile(engine, job), "amprenta-vectors reconcile --dry-run"
+        self._reading = Reading(keys, retry, job.batch_size, job.workers, "dry run", command)
 
     def run(self) -> Prospect:
         """Read the source, and return what a pass would come to.
@@ -74,19 +71,17 @@ class DryRun:
         Raises `TransientError` if the retry was told to stop, `SourceError` if the source refused its own page tokens
         three times, and what the source raises.
         """
-        for _ in range(MOST_READINGS):
-            with tempfile.TemporaryFile() as seen:
-                try:
-                    return self._read(seen)
-                except TokenRefused:
-                    continue
-        raise SourceError(f"the source refused its own page tokens {MOST_READINGS} times")
+        return self._reading.whole(self._read)
 
-    def _read(self, seen: IO[bytes]) -> Prospect:
+    def _read(self) -> Prospect:
+        with tempfile.TemporaryFile() as seen:
+            return self._read_into(seen)
+
+    def _read_into(self, seen: IO[bytes]) -> Prospect:
         figures: Counter[str] = Counter()
         aside: Counter[str] = Counter()
         seen.write(COPY_HEADER)
-        for keys, quarantined, rows, preview in self._previews():
+        for keys, quarantined, rows, preview in self._reading.each(self._preview):
             seen.writelines(map(copy_row, keys))
             aside.update(str(error.reason) for error in (*quarantined, *preview.left))
             figures.update(written=preview.written, replaced=preview.replaced)
@@ -128,18 +123,6 @@ class DryRun:
             fates.update(fate_of(job.slice, row) for _, row in states.read(connection, parsed, lock=False))
         return replace(found, deleted=fates["delete"], emptied=fates["empty"])
 
-    def _previews(self) -> Iterator[tuple[Sequence[Key], Sequence[RowError], int, Preview]]:
-        """Iterate over the batches, previewed by several threads, with at most two per thread waiting."""
-        workers = self._job.workers
-        with ThreadPoolExecutor(workers, thread_name_prefix="dry-run") as pool:
-            waiting: deque[Future[tuple[Sequence[Key], Sequence[RowError], int, Preview]]] = deque()
-            for keys in self._batches():
-                waiting.append(pool.submit(self._preview, keys))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
     def _preview(self, keys: Sequence[str]) -> tuple[Sequence[Key], Sequence[RowError], int, Preview]:
         fetched = fetch_all(self._retry, self._job.source, keys)
         keyed = self._mapped(fetched)
@@ -155,21 +138,6 @@ class DryRun:
 
     def _mapped(self, batch: VectorBatch) -> VectorBatch:
         return self._retry.database("looking up keys", partial(self._job.slice.key_map.apply, batch))
-
-    def _batches(self) -> Iterator[Sequence[str]]:
-        size = self._job.batch_size
-        keys: list[str] = []
-        with closing(Pages(self._keys, None)) as pages:
-            token: str | None = ""
-            while token is not None:
-                if self._retry.stopped:
-                    raise TransientError("the dry run was interrupted", hint="amprenta-vectors reconcile --dry-run")
-                page, token = self._retry.database("listing keys", pages.next)
-                keys.extend(page)
-                if token is None or len(keys) >= size:
-                    for start in range(0, len(keys), size):
-                        yield keys[start : start + size]
-                    keys = []
 
 
 def deletes(job: Job) -> bool:

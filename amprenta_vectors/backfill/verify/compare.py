@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, Literal
@@ -17,14 +14,14 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.backends.protocol import Source, TokenRefused
+from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.fetching import fetch_all
-from amprenta_vectors.backfill.engine.keys import Keys, Pages
+from amprenta_vectors.backfill.engine.keys import Keys
+from amprenta_vectors.backfill.engine.reading import Reading
 from amprenta_vectors.backfill.verify.sides import compare_sides, source_side
 from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER, sparse_bytes
 from amprenta_vectors.batch import VectorBatch
-from amprenta_vectors.errors import SourceError, TransientError
 from amprenta_vectors.reasons import STILL_WRITTEN, Reason
 from amprenta_vectors.schema.keymaps import look_up
 from amprenta_vectors.schema.row_keys import AllRows
@@ -35,7 +32,6 @@ _LENGTH = struct.Struct(">i")
 
 _NULL = _LENGTH.pack(-1)
 
-MOST_READINGS = 3
 
 Kind = Literal["missing", "extra", "different"]
 KINDS: tuple[Kind, ...] = ("missing", "extra", "different")
@@ -101,10 +97,9 @@ class Verifier:
         self._slice = slice_
         self._table = slice_.table
         self._source = source
-        self._keys: Keys = source if source.description.lists else AllRows(engine, slice_)
-        self._batch_size = batch_size
-        self._workers = workers
+        keys: Keys = source if source.description.lists else AllRows(engine, slice_)
         self._retry = retry
+        self._reading = Reading(keys, retry, batch_size, workers, "verification", "amprenta-vectors verify")
 
     def run(
         self, on_difference: Callable[[Difference], None], on_progress: Callable[[int], None] = lambda _: None
@@ -115,7 +110,7 @@ class Verifier:
         `TransientError` if the retry was told to stop.
         """
         with tempfile.TemporaryFile() as file:
-            compared = self._read_source(file, on_progress)
+            compared = self._reading.whole(partial(self._read_source, file, on_progress))
             file.seek(0)
             counts: dict[str, int] = dict.fromkeys(KINDS, 0)
             with self._engine.begin() as connection:
@@ -125,47 +120,18 @@ class Verifier:
         return Verification(compared, counts)
 
     def _read_source(self, file: IO[bytes], on_progress: Callable[[int], None]) -> int:
-        """Fill ``file`` and return how many vectors were read; a refused page token costs another reading."""
-        for _ in range(MOST_READINGS):
-            file.seek(0)
-            file.truncate()
-            file.write(COPY_HEADER)
-            compared = 0
-            try:
-                for batch in self._fetched():
-                    file.write(self._encode(batch))
-                    compared += len(batch)
-                    on_progress(compared)
-                    if self._retry.stopped:
-                        raise TransientError("the verification was interrupted", hint="amprenta-vectors verify")
-            except TokenRefused:
-                continue
-            file.write(COPY_TRAILER)
-            return compared
-        raise SourceError(f"the source refused its own page tokens {MOST_READINGS} times")
-
-    def _fetched(self) -> Iterator[VectorBatch]:
-        """Iterate over batches with target keys, fetched by several threads, with at most two per thread waiting."""
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="verify") as pool:
-            waiting: deque[Future[VectorBatch]] = deque()
-            for keys in self._batches():
-                waiting.append(pool.submit(fetch_all, self._retry, self._source, keys))
-                if len(waiting) >= 2 * self._workers:
-                    yield self._mapped(waiting.popleft().result())
-            while waiting:
-                yield self._mapped(waiting.popleft().result())
-
-    def _batches(self) -> Iterator[Sequence[str]]:
-        keys: list[str] = []
-        with closing(Pages(self._keys, None)) as pages:
-            token: str | None = ""
-            while token is not None:
-                page, token = self._retry.database("listing keys", pages.next)
-                keys.extend(page)
-                if token is None or len(keys) >= self._batch_size:
-                    for start in range(0, len(keys), self._batch_size):
-                        yield keys[start : start + self._batch_size]
-                    keys = []
+        """Fill ``file`` and return how many vectors were read."""
+        file.seek(0)
+        file.truncate()
+        file.write(COPY_HEADER)
+        compared = 0
+        for fetched in self._reading.each(partial(fetch_all, self._retry, self._source)):
+            batch = self._mapped(fetched)
+            file.write(self._encode(batch))
+            compared += len(batch)
+            on_progress(compared)
+        file.write(COPY_TRAILER)
+        return compared
 
     def _encode(self, batch: VectorBatch) -> bytes:
         """Encode rows of key columns, source key, digest, and NULL; or, for what could not be carried over, the reason.
