@@ -105,7 +105,8 @@ class RowMarks:
         return _MARKS.c.target == self.table.target, _MARKS.c.scope == self._scope()
 
     def _scope(self) -> sa.ColumnElement[Any]:
-        return sa.cast(json.dumps({name: self._value(name) for name in self.table.scope}), JSONB)
+        # A literal: a text that is cast as it stands would be made JSON twice.
+        return sa.cast(sa.literal(json.dumps({name: self._value(name) for name in self.table.scope})), JSONB)
 
     def _value(self, name: str) -> str:
         """Return a scope value as its column spells it."""
