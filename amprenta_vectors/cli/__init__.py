@@ -55,6 +55,10 @@ JOURNEY: dict[str, dict[str, str]] = {
         "documents": "Simple vector stores, vectors.pkl and metadata.json of each user.",
         "products": "A product catalogue: its move from ChromaDB to pgvector.",
     },
+    "Upkeep": {
+        "forget": "Take a person's rows out of everything that is kept here.",
+        "prune": "Delete old runs, events and shadow queries; never the last proof.",
+    },
 }
 """The commands by the step of the journey, with what each does in a line, so that listing them imports none."""
 

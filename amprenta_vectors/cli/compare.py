@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from amprenta_vectors.cli.options import json_option, open_database
+from amprenta_vectors.cli.options import json_option, open_database, to_moment
 from amprenta_vectors.cli.printer import say
 from amprenta_vectors.cli.queries import for_measuring, query_options, read_queries
 from amprenta_vectors.compare.why import Why
@@ -36,9 +34,6 @@ MENDS = {
     Why.OTHER_VECTOR: "amprenta-vectors verify names every row that differs",
     Why.RECALL: "amprenta-vectors tune --recall 0.99 --apply",
 }
-
-_AGO = re.compile(r"(\d+)([mhd])")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 class _RunByDefault(click.Group):
@@ -150,7 +145,7 @@ def report(since: str | None, as_json: bool, output: Path | None) -> None:
 
     engine = open_database(Settings.load(), 1)
     with engine.connect() as connection:
-        collected = collect_shadow_report(connection, _to_moment(since))
+        collected = collect_shadow_report(connection, None if since is None else to_moment("--since", since))
     if as_json:
         say(json.dumps(collected))
     else:
@@ -158,21 +153,6 @@ def report(since: str | None, as_json: bool, output: Path | None) -> None:
     if output is not None:
         for path in _write(collected, output):
             say(path, err=as_json)
-
-
-def _to_moment(since: str | None) -> datetime | None:
-    if since is None:
-        return None
-    ago = _AGO.fullmatch(since)
-    try:
-        if ago:
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        # A time without a zone is in the machine's.
-        return datetime.fromisoformat(since).astimezone()
-    except (ValueError, OverflowError):
-        raise ConfigError(
-            f"--since is {since!r}; expected a time or how long ago", hint="--since 2026-05-31T12:00, or --since 24h"
-        ) from None
 
 
 def _write(collected: dict[str, Any], folder: Path) -> tuple[Path, Path]:

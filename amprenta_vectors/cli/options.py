@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import click
 
 from amprenta_vectors.cli.printer import speak_json
+from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.interrupts import INTERRUPTS
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_AGO = re.compile(r"(\d+)([mhd])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 BATCHES_IN_HAND = "the batches in hand, which are committed or given back"
 """What a run that is told to stop waits for."""
@@ -88,6 +93,21 @@ def run_options(command: Command) -> Command:
         help="Folder for the report that ends a run.  [env var: AMPRENTA_REPORT; default: reports]",
     )(command)
     return click.option("--model", help="The model that made the vectors.  [env var: EMBEDDING_MODEL]")(command)
+
+
+def to_moment(option: str, text: str) -> datetime:
+    """Return the moment that an option names: a time, or how long ago. Raises `ConfigError`."""
+    ago = _AGO.fullmatch(text)
+    try:
+        if ago:
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        # A time without a zone is in the machine's.
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"{option} is {text!r}; expected a time or how long ago",
+            hint=f"{option} 2026-05-31T12:00, or {option} 24h",
+        ) from None
 
 
 def open_database(settings: Settings, connections: int) -> Engine:

@@ -20,7 +20,6 @@ LATE_SECONDS = 300.0
 """The application that made an intent older than this has failed to bring it to the other store."""
 
 _OLD_SHADOWS = sa.text("SELECT count(*) FROM shadow_query WHERE at < now() - interval '30 days'")
-_DELETE_SHADOWS = "DELETE FROM shadow_query WHERE at < now() - interval '30 days'"
 
 
 def visible_rows(patient: Patient) -> Iterator[Finding]:
@@ -136,7 +135,7 @@ def old_shadow_queries(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "advice",
             f"{rows:,} row(s) of shadow_query are older than 30 days",
-            _DELETE_SHADOWS,
+            "amprenta-vectors prune --older-than 30d",
         )
 
 

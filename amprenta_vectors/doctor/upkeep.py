@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from amprenta_vectors.doctor.finding import Finding, Patient, TableCheck
 from amprenta_vectors.pg.names import qualified
+from amprenta_vectors.schema.engine_tables import ENGINE_TABLES
 
 DEAD_SHARE, BLOATED_SHARE = 0.2, 0.5
 """Autovacuum starts at a share of 0.2; a table half of whose rows are dead it has not visited for long."""
@@ -52,6 +53,16 @@ _SIZES = sa.text("""
            current_setting('shared_buffers') AS shared_buffers,
            current_setting('effective_cache_size') AS effective_cache_size,
            index_bytes > pg_size_bytes(current_setting('effective_cache_size')) AS outgrown
+    FROM sizes
+""")
+
+_ENGINE_SIZES = sa.text("""
+    WITH sizes AS (
+        SELECT name, pg_total_relation_size(to_regclass(name)) AS bytes
+        FROM unnest(CAST(:names AS text[])) AS given (name) WHERE to_regclass(name) IS NOT NULL
+    )
+    SELECT pg_size_pretty(sum(bytes)) AS total,
+           string_agg(name || ' ' || pg_size_pretty(bytes), ', ' ORDER BY bytes DESC, name) AS each
     FROM sizes
 """)
 
@@ -113,4 +124,10 @@ def sizes(patient: Patient) -> Iterator[Finding]:
         )
 
 
-CHECKS: tuple[TableCheck, ...] = (dead_rows, missing_statistics, cache_hits, sizes)
+def sizes_of_the_engine(patient: Patient) -> Iterator[Finding]:
+    """Report the sizes of the tables that the engine keeps for itself, with their indexes; `prune` makes room."""
+    row = patient.connection.execute(_ENGINE_SIZES, {"names": list(ENGINE_TABLES)}).one()
+    yield Finding("note", f"the engine's own tables take {row.total}: {row.each}")
+
+
+CHECKS: tuple[TableCheck, ...] = (dead_rows, missing_statistics, cache_hits, sizes, sizes_of_the_engine)

@@ -72,7 +72,7 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
             hint=upgrade if table.declared else "describe the table's own key, or rename the column",
         )
     _check_overridden(table, columns)
-    _check_scope(table, columns)
+    check_scope(table, columns)
     if table.embedding not in columns:
         raise NotUpgraded(f"table {table.qualified_name} has no column {table.embedding}", hint=upgrade)
     storage, actual = _embedding_type(table, columns[table.embedding].type)
@@ -129,7 +129,7 @@ def _check_overridden(table: VectorTable, columns: Mapping[str, Column]) -> None
             )
 
 
-def _check_scope(table: VectorTable, columns: Mapping[str, Column]) -> None:
+def check_scope(table: VectorTable, columns: Mapping[str, Column]) -> None:
     """Raise `SchemaMismatch` for a missing column of several: whose rows these are is never implied."""
     lost = [name for name in table.scope if name not in columns]
     if lost and len(table.scope) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from amprenta_vectors.doctor.finding import Finding
 from amprenta_vectors.doctor.server import server_faults
 from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+from amprenta_vectors.schema.engine_tables import ENGINE_TABLES
 
 INDEX = "idx_rag_chunks_embedding"
 FILL = """
@@ -100,7 +102,7 @@ def test_a_sound_database_has_no_serious_finding_and_exits_0(patient: Patient) -
     assert done.output.splitlines()[-1].startswith("0 serious, ")
     said = json.loads(command(patient, "--json").output)
     assert said["serious"] == 0
-    assert {finding["check"] for finding in said["findings"]} == {"versions", "sizes"}
+    assert {finding["check"] for finding in said["findings"]} == {"versions", "sizes", "sizes of the engine"}
 
 
 def test_one_serious_finding_exits_1_and_stands_first(patient: Patient) -> None:
@@ -347,6 +349,19 @@ def test_sizes_stand_beside_the_memory_and_it_is_said_what_cannot_be_asked(patie
     assert [each.severity for each in patient.findings("sizes")] == ["advice", "note"]
 
 
+def test_the_sizes_of_the_engines_own_tables_are_noted_the_largest_first(patient: Patient) -> None:
+    patient.execute(
+        "INSERT INTO shadow_query (primary_store, secondary_store, query, top_k, hits, primary_ms) "
+        "SELECT 'a', 'b', array_fill(n, ARRAY[256]), 1, 1, 1 FROM generate_series(1, 500) AS n"
+    )
+    found = patient.finding("sizes of the engine")
+    assert found.severity == "note"
+    total, listed = re.fullmatch(r"the engine's own tables take (\d+ kB): (.*)", found.found).groups()  # type: ignore[union-attr]
+    assert listed.startswith("shadow_query ")
+    assert sorted(part.split()[0] for part in listed.split(", ")) == sorted(ENGINE_TABLES)
+    assert int(total.split()[0]) > 500
+
+
 def test_rows_without_embedding_are_advice_and_serious_where_none_has_one(patient: Patient) -> None:
     patient.execute("UPDATE rag_chunks SET embedding = NULL WHERE chunk_id = '1'")
     found = patient.finding("rows without embedding")
@@ -469,14 +484,16 @@ def test_writes_that_the_other_store_has_not_got_are_serious_once_they_are_late(
     assert patient.findings("pending writes") == []
 
 
-def test_old_shadow_queries_are_advice_with_the_statement_that_deletes_them(patient: Patient) -> None:
+def test_old_shadow_queries_are_advice_with_the_command_that_deletes_them(patient: Patient) -> None:
     patient.execute(
         "INSERT INTO shadow_query (primary_store, secondary_store, query, top_k, hits, primary_ms, at) "
         "SELECT 'a', 'b', '{1}', 1, 1, 1, now() - make_interval(days => n) FROM generate_series(28, 32) AS n"
     )
     found = patient.finding("old shadow queries")
     assert (found.severity, found.found) == ("advice", "3 row(s) of shadow_query are older than 30 days")
-    patient.execute(found.mend)
+    assert found.mend == "amprenta-vectors prune --older-than 30d"
+    typed = [*found.mend.split()[1:], "--yes"]
+    assert CliRunner().invoke(main, typed, env={"DATABASE_URL": patient.url}).exit_code == 0
     assert patient.findings("old shadow queries") == []
 
 
@@ -564,7 +581,7 @@ def test_a_check_that_this_role_may_not_make_is_said_and_the_others_are_made(pat
 def test_a_role_that_may_only_read_can_make_every_check(patient: Patient, role: str) -> None:
     patient.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     patient.settings["database_url"] = patient.url.replace("//postgres@", f"//{role}@")
-    assert {finding.check for finding in patient.findings()} == {"versions", "sizes"}
+    assert {finding.check for finding in patient.findings()} == {"versions", "sizes", "sizes of the engine"}
 
 
 def test_rows_that_row_security_hides_are_serious(patient: Patient, role: str) -> None:

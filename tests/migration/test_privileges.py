@@ -38,6 +38,7 @@ RECORDS = (
     "migration_limit",
     "migration_event",
     "shadow_query",
+    "vector_forgotten",
     "vector_setting",
     "vector_outbox",
     "vector_row_mark",

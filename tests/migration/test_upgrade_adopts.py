@@ -41,6 +41,7 @@ def test_alembic_upgrade_head_fits_out_an_empty_database(db: Database, alembic: 
         "migration_limit",
         "migration_event",
         "shadow_query",
+        "vector_forgotten",
         "vector_setting",
         "vector_outbox",
         "vector_row_mark",

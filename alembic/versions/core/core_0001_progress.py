@@ -181,6 +181,15 @@ def upgrade() -> None:
         sa.Index("shadow_query_at", "at"),
     )
     op.adopt_table(
+        "vector_forgotten",
+        sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+        sa.Column("at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
+        sa.Column("by_role", sa.Text, nullable=False, server_default=sa.text("session_user")),
+        sa.Column("asked_for", sa.Text, nullable=False),
+        sa.Column("removed", JSONB, nullable=False),
+        sa.CheckConstraint("asked_for IN ('key', 'user')", name="vector_forgotten_asked_for"),
+    )
+    op.adopt_table(
         "vector_setting",
         sa.Column("target", sa.Text, primary_key=True),
         sa.Column("name", sa.Text, primary_key=True),
@@ -204,6 +213,7 @@ def downgrade() -> None:
     for table in (
         "migration_index",
         "vector_setting",
+        "vector_forgotten",
         "shadow_query",
         "vector_row_mark",
         "vector_outbox",

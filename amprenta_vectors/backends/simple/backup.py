@@ -65,6 +65,12 @@ def last_backup_of(root: Path, folder: Path) -> Path | None:
     return next((copy for _, copy in _copies(root, folder) if all((copy / name).exists() for name in FILES)), None)
 
 
+def backup_roots(root: Path) -> list[Path]:
+    """Return the folders that copies of stores below ``root`` were made into, oldest first."""
+    pattern = _backup_root(root, "*")
+    return sorted(pattern.parent.glob(pattern.name))
+
+
 def _backup_root(root: Path, stamp: str) -> Path:
     whole = root.resolve()
     return whole.parent / f"{whole.name}_backup_{stamp}"
@@ -72,10 +78,10 @@ def _backup_root(root: Path, stamp: str) -> Path:
 
 def _copies(root: Path, folder: Path) -> Iterator[tuple[datetime, Path]]:
     """Yield when each copy of ``folder`` was started, and where it is, newest first."""
-    pattern = _backup_root(root, "*")
-    for found in sorted(pattern.parent.glob(pattern.name), reverse=True):
+    prefix = _backup_root(root, "").name
+    for found in reversed(backup_roots(root)):
         try:
-            made = datetime.strptime(found.name.removeprefix(pattern.name[:-1]), _STAMP).replace(tzinfo=UTC)
+            made = datetime.strptime(found.name.removeprefix(prefix), _STAMP).replace(tzinfo=UTC)
         except ValueError:
             continue
         copy = found / folder.relative_to(root)
