@@ -22,6 +22,8 @@ from amprenta_vectors.schema.registry import RAG_CHUNKS, get_table
 from amprenta_vectors.schema.slice import Slice, open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
+PING_AFTER_SECONDS = 1.0
+"""How long a connection has waited that is tried before it is used again: a round trip less for each step."""
 SPARE_CONNECTIONS = 6
 """The connections beside those of the workers: planner, leases, figures, orders, read units, and one to spare."""
 
@@ -62,7 +64,9 @@ def open_target(settings: Settings, connections: int, observer: Observer = ignor
 
 def open_database(settings: Settings, connections: int, observer: Observer = ignore) -> Engine:
     """Return an engine whose server has been reached and is suitable."""
-    engine = create_engine(settings, pool_size=connections, application_name=COMMAND_SESSION)
+    engine = create_engine(
+        settings, pool_size=connections, application_name=COMMAND_SESSION, ping_after_seconds=PING_AFTER_SECONDS
+    )
     check_connection(engine)
     with engine.connect() as connection:
         for warning in check_server(*server_versions(connection)):

@@ -106,7 +106,7 @@ class Move:
         ends, job = self.open_ends(observer), self.open_job(observer)
         job = replace(job, expected_keys=expected_keys(ends.engine, job))
         build = partial(build_deferred, settings=build_settings(self._settings), say=telling_plans(observer))
-        work = Backfill(ends.engine, job, observer, self.stop, before_claim=throttle.reason, build_index=build)
+        work = Backfill(ends.engine, job, observer, self.stop, before_claim=throttle.recent_reason, build_index=build)
         with watching_builds(ends.engine, job.slice.table, observer):
             self.summary = work.work(work.start(self._mode))
         observer(self._ended(job, self.summary))

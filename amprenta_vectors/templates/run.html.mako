@@ -7,7 +7,7 @@ ${self.facts(facts)}
 
 <h2>Rate over time</h2>
 <p>${pace}</p>
-${plot}
+${plot or ""}
 % if waits:
 <table>
 <tr><th>longest waits</th><th>from</th><th class="right">for</th><th>because</th></tr>

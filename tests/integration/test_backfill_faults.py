@@ -337,7 +337,9 @@ def test_a_failure_of_one_thread_ends_all_of_them(engine: sa.Engine, monkeypatch
     before = set(threading.enumerate())
     with pytest.raises(RuntimeError, match="a fault of ours"):
         run_job(engine, to_job(engine, source, batch_size=5, lease_seconds=0.2))
-    assert set(threading.enumerate()) <= before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive(), thread.name
     assert len(stored(engine)) < 200
 
 

@@ -154,6 +154,12 @@ def test_every_users_documents_arrive_bit_for_bit_under_keys_of_their_own(engine
     assert files_of(root) == before
 
 
+def test_a_command_makes_one_backup_folder_for_all_its_users(engine: sa.Engine, root: Path) -> None:
+    assert run(root).exit_code == 0
+    [backup] = root.parent.glob("user_data_backup_*")
+    assert files_of(backup) == files_of(root)
+
+
 def test_a_dated_backup_is_made_once_for_the_same_files(engine: sa.Engine, root: Path) -> None:
     assert run(root, "--user", "alice").exit_code == 0
     [backup] = root.parent.glob("user_data_backup_*")

@@ -238,6 +238,7 @@ def check_waits(report: dict[str, Any]) -> None:
 def test_the_plot_shades_pauses_and_throttling(engine: sa.Engine) -> None:
     run_job(engine, to_job(engine, StubSource({"a": [VECTORS[0]]})))
     report = collected(engine)
+    report["run"]["seconds"] = 3 * report["timeline"]["bucket_seconds"]
     plain = render_page(report)
     report["timeline"]["waits"] = [
         {"kind": "paused", "begin": 0.1, "end": 0.2, "reason": ""},
@@ -246,6 +247,15 @@ def test_the_plot_shades_pauses_and_throttling(engine: sa.Engine) -> None:
     shaded = render_page(report)
     assert not {"paused", "throttled"} & set(drawn_words(plain))
     assert {"paused", "throttled"} <= set(drawn_words(shaded))
+
+
+def test_a_run_of_one_bar_has_a_report_without_a_plot(engine: sa.Engine) -> None:
+    run_job(engine, to_job(engine, StubSource({"a": [VECTORS[0]]})))
+    report = collected(engine)
+    report["run"]["seconds"] = report["timeline"]["bucket_seconds"]
+    assert "svg" not in Page(render_page(report)).tags
+    report["run"]["seconds"] *= 3
+    assert "svg" in Page(render_page(report)).tags
 
 
 def drawn_words(html: str) -> list[str]:

@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from cryptography.fernet import Fernet
 from test_simple_store import DOCUMENTS, FIELDS, HAS_IDS, HAVE_IDS, IDS, ROWS, TEXTS, VECTORS, write
 
-from amprenta_vectors.backends.simple.backup import back_up
+from amprenta_vectors.backends.simple.backup import Backup, backup_of, last_backup_of
 from amprenta_vectors.backends.simple.cipher import MetadataCipher
 from amprenta_vectors.backends.simple.files import SimpleFiles
 from amprenta_vectors.backends.simple.folder import COMMITTED, NEXT, locked
@@ -262,9 +262,32 @@ def test_a_change_between_its_two_replacements_is_read_and_copied_as_made(tmp_pa
     store = read_store(folder, None)
     found = [(record.vector.tolist(), record.text) for record in store.records.values()]
     assert found == list(zip(ROWS[::-1], TEXTS[::-1], strict=True))
-    copy, _ = back_up(tmp_path / "root", folder, datetime.now(UTC))
+    copy, _ = Backup(tmp_path / "root", datetime.now(UTC)).add(folder)
     assert (copy / "metadata.json").read_bytes() == (folder / COMMITTED / "metadata.json").read_bytes()
     assert (folder / COMMITTED).exists()
+
+
+def test_a_command_has_one_backup_folder_and_none_is_shared_with_another(tmp_path: Path) -> None:
+    root, begun = tmp_path / "root [1]", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    stores = [write(root / user / "store", VECTORS["one array"][0], DOCUMENTS["columns"][0]) for user in "abc"]
+    first, second = Backup(root, begun), Backup(root, begun)
+    copies = [first.add(store) for store in stores]
+    assert {copy.parents[1].name for copy, _ in copies} == {"root [1]_backup_20260102_030405"}
+    assert second.add(stores[0]) == (copies[0][0], False)
+    (stores[0] / "metadata.json").write_text("{}")
+    changed, is_new = second.add(stores[0])
+    assert is_new
+    assert changed.parents[1].name == "root [1]_backup_20260102_030405_2"
+    assert (copies[0][0] / "metadata.json").read_text() != "{}"
+    assert last_backup_of(root, stores[0]) == changed
+
+
+def test_a_copy_is_of_when_it_was_made_and_not_of_when_its_command_began(tmp_path: Path) -> None:
+    root, now = tmp_path / "root", datetime.now(UTC)
+    folder = write(root / "u" / "store", VECTORS["one array"][0], DOCUMENTS["columns"][0])
+    copy, _ = Backup(root, now - timedelta(hours=2)).add(folder)
+    assert backup_of(root, folder, now - timedelta(hours=1)) is None
+    assert backup_of(root, folder, now + timedelta(hours=1)) == copy
 
 
 def test_a_reader_waits_for_a_writer_and_a_backup_too(tmp_path: Path) -> None:
@@ -272,7 +295,7 @@ def test_a_reader_waits_for_a_writer_and_a_backup_too(tmp_path: Path) -> None:
     done: list[str] = []
     work: list[Callable[[], object]] = [
         lambda: read_store(folder, None),
-        lambda: back_up(tmp_path / "root", folder, datetime.now(UTC)),
+        lambda: Backup(tmp_path / "root", datetime.now(UTC)).add(folder),
     ]
     for each in work:
         with locked(folder, alone=True):

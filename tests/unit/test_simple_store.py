@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cryptography.fernet import Fernet
 
-from amprenta_vectors.backends.simple.backup import back_up
+from amprenta_vectors.backends.simple.backup import Backup
 from amprenta_vectors.backends.simple.pickle_reader import PickleRefused
 from amprenta_vectors.backends.simple.reading import LegacyStore, read_store
 from amprenta_vectors.backends.simple.source import SimpleOrigin
@@ -285,7 +285,7 @@ def test_nobody_may_read_a_backup_who_may_not_read_the_files(tmp_path: Path) -> 
     (folder / "metadata.json").chmod(0o600)
     before = os.umask(0o022)
     try:
-        copy, _ = back_up(root, folder, datetime.now(UTC))
+        copy, _ = Backup(root, datetime.now(UTC)).add(folder)
     finally:
         os.umask(before)
     modes = [path.stat().st_mode & 0o777 for path in (copy.parent.parent, copy.parent, copy, copy / "metadata.json")]

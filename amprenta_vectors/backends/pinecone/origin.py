@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from functools import cached_property
 
 from amprenta_vectors.backends.pinecone.client import DISTANCES, PineconeIndex, open_index
-from amprenta_vectors.backends.pinecone.source import PineconeSource, open_source
-from amprenta_vectors.config import Settings
+from amprenta_vectors.backends.pinecone.source import PineconeSource, count_of
+from amprenta_vectors.backends.pinecone.transports import Transport, open_transport
+from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.vector_table import VectorTable
 
 
 class PineconeOrigin:
-    """One index. Opened by :func:`open_pinecone_origin`."""
+    """One index, read over one transport for all its namespaces. Opened by :func:`open_pinecone_origin`."""
 
     kind: SourceKind = "pinecone"
 
     def __init__(self, settings: Settings, index: PineconeIndex) -> None:
         self._settings = settings
-        self._opened = ExitStack()
+        self._counts: Mapping[str, int] = {}
         self.index = index
 
     @property
@@ -50,28 +51,40 @@ class PineconeOrigin:
 
     def namespaces(self) -> Mapping[str, int]:
         """Return each namespace with its vector count, as the index last counted them."""
-        return self.index.namespaces()
+        self._counts = self.index.namespaces()
+        return self._counts
 
     def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> PineconeSource:
-        """Open one namespace.
+        """Open one namespace; the index is counted again only if the last count had no such namespace.
 
         The text is taken out of the metadata if ``table`` has a text column, and sparse values are read if it has a
         sparse column.
         """
-        source = open_source(
-            self._settings,
+        namespace = normalize_namespace(namespace)
+        count = count_of(self.index, self._counts if namespace in self._counts else self.namespaces(), namespace)
+        self.index.dense()
+        text_field = self._settings.text_field if table.metadata_text_field is None else table.metadata_text_field
+        if table.text is None:
+            text_field = ""
+        return PineconeSource(
             self.index,
             namespace,
-            with_metadata=with_metadata,
-            text_field="" if table.text is None else table.metadata_text_field,
+            self._transport,
+            text_field if with_metadata else None,
+            count,
             with_sparse=table.sparse is not None,
+            strips=self._settings.nul == "strip",
         )
-        self._opened.callback(source.close)
-        return source
+
+    @cached_property
+    def _transport(self) -> Transport:
+        return open_transport(self._settings, self.index)
 
     def close(self) -> None:
-        """Close the channels of the sources."""
-        self._opened.close()
+        """Close the transport, if one was opened."""
+        transport = self.__dict__.pop("_transport", None)
+        if transport is not None:
+            transport.close()
 
 
 def open_pinecone_origin(settings: Settings) -> PineconeOrigin:

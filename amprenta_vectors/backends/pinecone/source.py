@@ -213,13 +213,7 @@ def open_source(
     metadata. Raises `SourceNotFound` for a namespace that the index does not have, listing those it has.
     """
     namespace = normalize_namespace(namespace)
-    counts = index.namespaces()
-    if namespace not in counts:
-        listed = ", ".join(f"{name or '__default__'} ({count})" for name, count in sorted(counts.items())[:20])
-        raise SourceNotFound(
-            f"index {index.name!r} has no namespace {namespace or '__default__'!r}; it has: {listed or 'none'}",
-            hint="--namespace NAME, --all-namespaces, or PINECONE_NAMESPACE",
-        )
+    count = count_of(index, index.namespaces(), namespace)
     index.dense()
     transport = open_transport(settings, index)
     text_field = settings.text_field if text_field is None else text_field
@@ -228,7 +222,18 @@ def open_source(
         namespace,
         transport,
         text_field if with_metadata else None,
-        counts[namespace],
+        count,
         with_sparse=with_sparse,
         strips=settings.nul == "strip",
     )
+
+
+def count_of(index: PineconeIndex, counts: Mapping[str, int], namespace: str) -> int:
+    """Return the vectors in a namespace. Raises `SourceNotFound` if it is not in ``counts``, listing those that are."""
+    if namespace not in counts:
+        listed = ", ".join(f"{name or '__default__'} ({count})" for name, count in sorted(counts.items())[:20])
+        raise SourceNotFound(
+            f"index {index.name!r} has no namespace {namespace or '__default__'!r}; it has: {listed or 'none'}",
+            hint="--namespace NAME, --all-namespaces, or PINECONE_NAMESPACE",
+        )
+    return counts[namespace]

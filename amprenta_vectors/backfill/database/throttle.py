@@ -21,6 +21,7 @@ RESUME_AT = 0.8
 """The share of its threshold to which a value that passed it must fall, lest a run stop and go with every look."""
 FORGET_SECONDS = 30.0
 """How long a reason to wait stays in force while the server cannot be looked at."""
+RECENT_SECONDS = 1.0
 RATE_SECONDS = 5.0
 """The stretch over which WAL is averaged: batches come in bursts."""
 MB = 1024 * 1024
@@ -164,6 +165,10 @@ class Throttle:
             if self._clock() - self._judged > FORGET_SECONDS:
                 self._reason = None
         return self._reason
+
+    def recent_reason(self) -> str | None:
+        """Return what `reason` does, by a look at most a second old: runs of a second's length need no look each."""
+        return self._reason if self._clock() - self._judged < RECENT_SECONDS else self.reason()
 
     def _limit(self, setting: str) -> float | None:
         limit: float | None = getattr(self._thresholds, setting)

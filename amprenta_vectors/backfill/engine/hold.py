@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from amprenta_vectors.backfill.engine.bell import Bell
 from amprenta_vectors.errors import AmprentaError
 
 GRACE_SECONDS = 0.5
@@ -40,7 +41,9 @@ class Hold:
         self.held = threading.Event()
         """Set while nothing new may begin: the run is paused, or the process ends. Set it by `pause` or `end`."""
         self.limits: Mapping[str, float] = {}
-        """The limits in force, by the names that `progress.runs.Run` lists; replaced as a whole twice a second."""
+        """The limits in force, by the names that `progress.runs.Run` lists. Set them by `limit`."""
+        self.bell = Bell()
+        """Rung when things may begin again, the limits change, or the process ends."""
         self._clock = clock
         self._lock = threading.Lock()
         self._held_at = 0.0
@@ -50,6 +53,7 @@ class Hold:
         with self._lock:
             self.ending.set()
             self._begin()
+        self.bell.ring()
 
     def pause(self) -> None:
         """Let nothing begin until `resume`."""
@@ -61,6 +65,13 @@ class Hold:
         with self._lock:
             if not self.ending.is_set():
                 self.held.clear()
+        self.bell.ring()
+
+    def limit(self, limits: Mapping[str, float]) -> None:
+        """Put ``limits`` in force, in place of those that were."""
+        if limits != self.limits:
+            self.limits = limits
+            self.bell.ring()
 
     def _begin(self) -> None:
         if not self.held.is_set():
@@ -80,10 +91,13 @@ class Hold:
 
     def wait_until_free(self, poll_seconds: float) -> bool:
         """Wait until things may begin, and return True; return False if the process ends."""
-        while self.held.is_set():
-            if self.ending.wait(poll_seconds):
+        while True:
+            rung = self.bell.count
+            if not self.held.is_set():
+                return True
+            if self.ending.is_set():
                 return False
-        return True
+            self.bell.wait(rung, poll_seconds)
 
     def check(self) -> None:
         """Raise `Held` if nothing may begin."""

@@ -47,18 +47,21 @@ class Planner:
                 if not self._turn():
                     return
             except Held:
-                self._context.hold.ending.wait(self._context.job.poll_seconds)
+                self._context.hold.wait_until_free(self._context.job.poll_seconds)
 
     def _turn(self) -> bool:
         """Plan what can be planned now; return whether there may be more."""
         plan = self._retry.database("planning", self._claim)
+        if plan is None or plan.planned_keys:
+            # There may be batches that this process did not plan.
+            self._context.hold.bell.ring()
         if plan is None:
             if not self._retry.database("planning", self._unplanned):
                 return False
             self._context.hold.ending.wait(self._context.job.poll_seconds)
             return True
         try:
-            self._extend(plan)
+            return not self._extend(plan)
         except TokenRefused as error:
             self._refusals += 1
             if self._refusals > MOST_REFUSALS:
@@ -89,8 +92,8 @@ class Planner:
         with self._context.transaction() as connection:
             plans.forget_token(connection, self._run.id, self._context.owner)
 
-    def _extend(self, plan: Plan) -> None:
-        """Store batches from where ``plan`` stands until it is complete or the process ends.
+    def _extend(self, plan: Plan) -> bool:
+        """Store batches from where ``plan`` stands until it is complete or the process ends; return if it is complete.
 
         A batch is filled with pages for as long as they fit, and never with a part of one: the token that is stored
         with a batch stands after a whole page.
@@ -113,6 +116,7 @@ class Planner:
                 if complete or len(waiting) >= size:
                     plan, waiting = self._stored(plan, waiting, token, complete=complete), []
                     size = self._batch_size()
+        return complete
 
     def _has_room(self) -> bool:
         """Wait while there is work enough ahead; return False if the process ends."""
@@ -139,6 +143,13 @@ class Planner:
         size = -(-len(keys) // batches) if keys else 1
         parts = [keys[start : start + size] for start in range(0, len(keys), size)]
         with self._context.transaction() as connection:
-            return plans.extend_plan(
+            extended = plans.extend_plan(
                 connection, self._run.id, self._context.owner, plan, parts, token, complete=complete
             )
+        bell = self._context.hold.bell
+        if parts:
+            bell.offer(len(parts))
+        else:
+            # That the plan is complete is news for whoever found nothing to do.
+            bell.ring()
+        return extended

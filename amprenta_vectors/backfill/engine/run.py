@@ -153,13 +153,9 @@ class RunShare:
         context, retry = self._context, self._context.retry
         retry.database("counting", self._quarantined.begin)
         retry.database("reading what is ordered of the run", self._steering.obey)
-        poll_seconds = context.job.poll_seconds
-        beside = {
-            "steering": (poll_seconds, partial(unless_away, self._steering.obey)),
-            "signals": (0.01, partial(self._heed_stop, poll_seconds)),
-        }
+        beside = {"steering": (context.job.poll_seconds, partial(unless_away, self._steering.obey))}
         try:
-            with self._threads.beside(beside):
+            with self._threads.ending_on(context.stop), self._threads.beside(beside):
                 goes_on = self._prepare()
                 while True:
                     if goes_on:
@@ -277,10 +273,6 @@ class RunShare:
                     events.record_event(connection, context.run.id, Event.FAILED, detail)
 
         unless_away(leave)
-
-    def _heed_stop(self, poll_seconds: float) -> None:
-        if self._context.stop.wait(poll_seconds):
-            self._context.hold.end()
 
     def _renew(self) -> None:
         """Renew the leases, also while the last batches are drained."""

@@ -28,7 +28,7 @@ class Steering:
         """Read the orders once and follow them."""
         with self._context.transaction() as connection:
             ordered = orders.read_orders(connection, self._context.run.id)
-        self._hold.limits = ordered.limits
+        self._hold.limit(ordered.limits)
         if ordered.state not in (RunState.RUNNING, RunState.PAUSED) or ordered.desired_state == RunState.CANCELLED:
             self._hold.end()
         elif ordered.desired_state == RunState.PAUSED:

@@ -33,6 +33,24 @@ class Threads:
                     return
 
     @contextmanager
+    def ending_on(self, stop: threading.Event) -> Iterator[None]:
+        """End the process's work once ``stop`` is set, until the block ends."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.is_set():
+                if stop.wait(self._poll_seconds):
+                    self._hold.end()
+                    return
+
+        self._started({"signals": watch})
+        try:
+            yield
+        finally:
+            # Nobody waits for it: it holds nothing, and soon ends by itself.
+            over.set()
+
+    @contextmanager
     def beside(self, steps: Mapping[str, tuple[float, Callable[[], None]]]) -> Iterator[None]:
         """Repeat each step until the block ends, waiting the given seconds between the end of one try and the next."""
         over = threading.Event()

@@ -76,13 +76,16 @@ class Worker:
         Waits while the run is held, the throttle says to wait, or fewer workers than ``number`` + 1 are wanted. A
         batch in hand is completed, or given back, before this returns.
         """
+        bell, poll_seconds = self._hold.bell, self._context.job.poll_seconds
+        bell.wait_for_work(number, poll_seconds)
         while not (self._hold.ending.is_set() or self._nothing_left.is_set()):
+            rung = bell.count
             try:
                 busy = self._is_wanted(number) and self._may_claim() and self._turn()
             except Held:
                 busy = False
             if not (busy or self._nothing_left.is_set()):
-                self._hold.ending.wait(self._context.job.poll_seconds)
+                bell.wait(rung, poll_seconds)
 
     def _is_wanted(self, number: int) -> bool:
         return self._hold.may_begin and number < self._hold.limits.get("workers", number + 1)
@@ -96,6 +99,7 @@ class Worker:
         if batch is None:
             if not self._context.retry.database("looking for work", self._context.has_work):
                 self._nothing_left.set()
+                self._hold.bell.ring()
             return False
         try:
             self._process(batch)
@@ -246,6 +250,7 @@ class Worker:
     def _cut(self, batch: Batch, error: str) -> None:
         with self._context.transaction() as connection:
             sizes.cut_batch(connection, self._context.run.id, self._context.owner, batch, error)
+        self._hold.bell.offer(2)
 
     def _give_back(self, batch: Batch, error: str | None) -> None:
         """Release the batch if the database can be reached; otherwise the lease runs out by itself."""

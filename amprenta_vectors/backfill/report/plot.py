@@ -16,10 +16,15 @@ WAITS = {"paused": "paused", "throttled": "throttled", "silent": "no batch ended
 """The words for the kinds of wait."""
 
 
-def draw_rate(timeline: Mapping[str, Any], seconds: float) -> Markup:
-    """Draw the rows written per second over a run of so many ``seconds``, with the waits shaded."""
+def draw_rate(timeline: Mapping[str, Any], seconds: float) -> Markup | None:
+    """Draw the rows written per second over a run of so many ``seconds``, with the waits shaded.
+
+    Returns None for a run without waits that is shorter than two bars: one bar shows no course of time.
+    """
     unit, divisor = _unit(seconds)
     width = timeline["bucket_seconds"]
+    if seconds < 2 * width and not timeline["waits"]:
+        return None
 
     def fill(axes: Axes) -> None:
         for kind, shade in _SHADES.items():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import cast
 
-from amprenta_vectors.backends.simple.backup import back_up
+from amprenta_vectors.backends.simple.backup import Backup
 from amprenta_vectors.backends.simple.source import SimpleOrigin
 from amprenta_vectors.backfill.database.index import build_deferred
 from amprenta_vectors.backfill.database.throttle import Throttle
@@ -48,6 +48,7 @@ class StoreMigration:
         self._origin = cast("SimpleOrigin", ends.origin)
         self._mode: Mode = mode
         self._stop = stop or threading.Event()
+        self._backup = Backup(self._origin.root, datetime.now(UTC))
         self._observer = observer
 
     def plan(self, stores: Sequence[str]) -> ExitCode:
@@ -102,7 +103,7 @@ class StoreMigration:
     def _complete(self, store: str, throttle: Throttle) -> tuple[ExitCode, str]:
         # The files are copied before they are read: a copy that still equals the files later has nothing newer than was
         # moved.
-        copy, is_new = back_up(self._origin.root, self._origin.folder(store), datetime.now(UTC))
+        copy, is_new = self._backup.add(self._origin.folder(store))
         move = Move(
             self._settings,
             namespace=store,
