@@ -477,3 +477,68 @@ def test_where_all_is_retired_all_of_it_is_reached(documents: sa.Engine, documen
     output = forget(given, "--key", "doc", "--namespace", f"{BOB}/one").output
     assert "vector_documents_retired: 1 row(s) gone" in output
     assert "vector_outbox: 1 row(s) gone" in output
+
+
+DECLARED = {
+    "numbered": ("doc text, n int", "doc, n", 'key = ["doc", "n"]\nkey_map = "numbered"', "('zoe-4711', {n})", 2),
+    "split": (
+        "tenant text, doc text",
+        "tenant, doc",
+        'key = ["tenant", "doc"]\nkey_map = "split"\nseparator = "-"',
+        "('zoe', '4711')",
+        1,
+    ),
+    "lookup": (
+        "id bigserial, external text",
+        "id",
+        'key = "id"\nkey_map = "lookup"\nlookup = "external"',
+        "(DEFAULT, 'zoe-4711')",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DECLARED)
+def test_every_row_of_a_key_goes_whatever_the_key_map(
+    engine: sa.Engine, variables: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    columns, key, declared, row, rows = DECLARED[kind]
+    execute(engine, f"CREATE TABLE notes ({columns}, body text, embedding vector(8), PRIMARY KEY ({key}))")
+    given = [row.format(n=n)[:-1] + f", 'text', '{VECTOR}')" for n in range(rows)]
+    execute(engine, f"INSERT INTO notes VALUES {', '.join(given)}")
+    other = row.format(n=0).replace("4711", "0815")[:-1] + f", 'text', '{VECTOR}')"
+    execute(engine, f"INSERT INTO notes VALUES {other}")
+    text = f'[tables.notes]\ntable = "notes"\ntext = "body"\ndimension = 8\n{declared}\n'
+    (tmp_path / "amprenta.toml").write_text(text)
+    output = forget(variables | {"AMPRENTA_TABLE": "notes"}, "--key", ZOE).output
+    assert f"notes, emptied: {rows} row(s) gone" in output
+    assert execute(engine, "SELECT count(*) FROM notes WHERE embedding IS NOT NULL") == [(1,)]
+    (typed,) = re.findall("DELETE FROM .*", output)
+    execute(engine, typed)
+    assert execute(engine, "SELECT count(*) FROM notes") == [(1,)]
+
+
+def test_a_uuid_that_the_source_puts_a_prefix_before_is_found_under_either(
+    engine: sa.Engine, variables: dict[str, str]
+) -> None:
+    one, other = "6f0c1d52-5a53-4d0e-9a44-0d6f3f6f0001", "6f0c1d52-5a53-4d0e-9a44-0d6f3f6f0002"
+    execute(engine, "CREATE TABLE products (id uuid PRIMARY KEY, name text, embedding vector(8))")
+    execute(
+        engine,
+        f"INSERT INTO products SELECT id, 'n', '{VECTOR}' FROM unnest(CAST(:ids AS uuid[])) id",
+        ids=[one, other],
+    )
+    execute(
+        engine,
+        "WITH run AS (INSERT INTO migration_run (vector_table, target, source, state, desired_state, finished_at)"
+        " VALUES ('products', 'products.embedding', 'chroma:x', 'finished', 'running', now()) RETURNING id)"
+        " INSERT INTO migration_quarantine (run_id, key, reason, batch, detail)"
+        " SELECT run.id, 'product_' || each, 'no_vector', 1, '' FROM run, unnest(CAST(:ids AS text[])) each",
+        ids=[one, other],
+    )
+    given = variables | {"AMPRENTA_TABLE": "products"}
+    forget(given, "--key", one.upper())
+    assert execute(engine, "SELECT key FROM migration_quarantine") == [(f"product_{other}",)]
+    forget(given, "--key", f"product_{other}")
+    assert execute(engine, "SELECT count(*), count(embedding) FROM products") == [(2, 0)]
+    assert execute(engine, "SELECT count(*) FROM migration_quarantine") == [(0,)]
