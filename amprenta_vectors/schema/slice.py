@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.batch import Key, VectorBatch, Vectors
 from amprenta_vectors.schema.expressions import column_type, in_scope, text_array, to_clause, to_column_value
-from amprenta_vectors.schema.key_values import is_checked
+from amprenta_vectors.schema.key_values import canonical, is_checked
 from amprenta_vectors.schema.keymaps import KeyMap, open_key_map
 from amprenta_vectors.schema.row_marks import VERSION_COLUMNS, RowMarks
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -165,6 +165,9 @@ class Slice:
 
         Call it in the transaction that fills the rows, before it locks any.
         """
+        types = [column_type(self.table, name).name for name in self.table.key]
+        # What is no value of its column is no row's key; it is refused when it is written.
+        keys = [key for key in keys if None not in map(canonical, key, types)]
         if self.table.rows == "ours" or not keys:
             return set()
         self.marks.lock(connection, keys, emptying=False)

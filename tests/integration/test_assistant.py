@@ -6,7 +6,7 @@ import functools
 import json
 import pickle
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -488,10 +488,26 @@ def test_an_embedder_is_opened_once_a_process(root: Path) -> None:
     assert assistant._shared_embedder.cache_info().misses == 1
 
 
-def test_the_old_class_says_what_takes_its_place_and_where_it_is_made(root: Path) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: SimpleVectorStore(folder),
+        lambda folder: SimpleVectorStore.from_texts(TEXTS[:1], store_path=folder, embedding_model="any"),
+        lambda folder: SimpleVectorStore.from_documents(
+            [Document(TEXTS[0])], None, store_path=folder, embedding_model="any"
+        ),
+    ],
+    ids=["class", "from_texts", "from_documents"],
+)
+def test_the_old_class_says_what_takes_its_place_and_where_it_is_made(
+    root: Path, make: Callable[[Path], SimpleVectorStore]
+) -> None:
     with pytest.warns(DeprecationWarning, match="PgVectorStore") as caught:
-        SimpleVectorStore(root / "bob" / "vector_store_personal_assistant")
-    assert caught[0].filename == __file__
+        make(root / "bob" / "vector_store_notes")
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_asking_for_the_store_of_the_backend_warns_of_nothing(root: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         get_document_store(user_id="bob")

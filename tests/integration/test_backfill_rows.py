@@ -105,7 +105,7 @@ def test_metadata_that_json_has_no_number_for_is_refused_row_by_row(engine: sa.E
     source = stub(odd=[VECTORS[0]])
     source.metadata = {"odd": {"ratio": math.nan}}
     summary = run_job(engine, to_job(engine, source))
-    assert errors_of(engine, summary.run.id) == {"odd": "write_refused"}
+    assert errors_of(engine, summary.run.id) == {"odd": "nan_in_metadata"}
     assert summary.counts.written == 60
 
 

@@ -42,7 +42,11 @@ def test_a_table_made_here_is_read_whole(engine: sa.Engine) -> None:
     assert (table.scope, table.key, table.unique_columns) == (("namespace",), ("chunk_id",), ("namespace", "chunk_id"))
     assert (table.text, table.metadata, table.model) == ("content", "metadata", "embedding_model")
     assert (table.dimension, table.storage) == (8, "vector")
-    assert table.column_types == {"namespace": "text", "chunk_id": "text"}
+    assert table.column_types == {
+        "namespace": "text",
+        "chunk_id": "text",
+        "updated_at": "timestamp with time zone",
+    }
 
 
 def test_scope_and_optional_columns_that_are_not_there_are_left_out(connection: Connection) -> None:

@@ -452,7 +452,7 @@ def test_an_adopted_table_without_the_optional_columns_is_one_scope(engine: sa.E
         connection.execute(
             sa.text('CREATE TABLE "o\'dd %s"."rag chunks" (chunk_id varchar(5) UNIQUE, embedding vector(8))')
         )
-    table = RAG_CHUNKS.with_columns(schema="o'dd %s", table="rag chunks")
+    table = RAG_CHUNKS.with_columns(schema="o'dd %s", table="rag chunks", holds="any")
     store = open_store(engine, "any", table=table, model="m")
     (vector,) = unit(random, 1)
     assert store.upsert([Record("k", vector)]) == 1

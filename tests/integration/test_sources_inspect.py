@@ -45,14 +45,14 @@ def test_an_index_of_vectors_is_shown_with_what_to_set(emulator: StartEmulator) 
     result = inspect(pinecone)
     assert result.exit_code == 0
     assert result.output.splitlines() == [
-        "      index: test-index",
-        "       kind: serverless, vectors",
-        "  dimension: 8",
-        "     metric: dotproduct",
-        "    vectors: 151 in 2 namespaces",
-        "      model: unknown to the index; set EMBEDDING_MODEL to the one that made the vectors",
-        "  transport: grpc",
-        "     sparse: 50 of 100 records in a sample have sparse values",
+        "    index: test-index",
+        "     kind: serverless, vectors",
+        "dimension: 8",
+        "   metric: dotproduct",
+        "  vectors: 151 in 2 namespaces",
+        "    model: unknown to the index; set EMBEDDING_MODEL to the one that made the vectors",
+        "transport: grpc",
+        "   sparse: 50 of 100 records in a sample have sparse values",
         "namespaces:",
         "  (default): 1",
         "  ns: 150",

@@ -219,7 +219,7 @@ def test_a_run_that_was_begun_is_said_and_resumed_by_resume(
 def test_interrupted_it_names_its_own_command_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = threading.Event()
     stopped.set()
-    monkeypatch.setattr("amprenta_vectors.cli.products.stop_on_signal", lambda: nullcontext(stopped))
+    monkeypatch.setattr("amprenta_vectors.cli.products.stop_on_signal", lambda **_: nullcontext(stopped))
     result = run("migrate")
     assert result.exit_code == 130
     assert re.findall("resume with: (.*)", result.output) == ["amprenta-vectors products migrate --resume"]

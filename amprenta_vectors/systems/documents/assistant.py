@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -44,6 +45,8 @@ DEFAULT_COLLECTION = "personal_assistant"
 DEFAULT_MODEL = f"models/{MODEL_NAME}"
 BACKENDS = ("simple", "pgvector")
 """The values that ``VECTOR_BACKEND`` may have here; the first is the default."""
+
+_NOT_THE_CALLER = (__name__.partition(".")[0], "langchain_core")
 
 Model = str | Embeddings
 """The name of a model, which ``AMPRENTA_EMBEDDER`` may replace by another; or LangChain's embeddings."""
@@ -133,7 +136,7 @@ class SimpleVectorStore(AssistantStore):
             "SimpleVectorStore keeps documents in files; PgVectorStore(collection_name, user_id=…) takes its place, or "
             "get_document_store() while VECTOR_BACKEND decides",
             DeprecationWarning,
-            stacklevel=2,
+            stacklevel=_frames_to_the_caller(),
         )
         root, owner, collection = _parts_of(Path(store_path))
         if user_id not in (None, owner):
@@ -165,6 +168,14 @@ def get_document_store(
     settings = _settings(user_id, collection_name, vector_backend=backend)
     alone = settings.vector_mode == "single" and backend == "pgvector"
     return AssistantStore(settings, embedding_model, _open_pgvector if alone else get_vector_store)
+
+
+def _frames_to_the_caller() -> int:
+    """Return the ``stacklevel`` of a warning in the calling function: who made the object, not LangChain or we."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in _NOT_THE_CALLER:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _settings(user_id: str | None, collection_name: str, **overrides: Any) -> Settings:
