@@ -81,29 +81,17 @@ def test_killed_before_its_comparison_a_run_is_compared_by_whoever_resumes(
     assert complete(settings) == (ExitCode.CLEAN, [])
 
 
-def test_killed_while_its_vectors_are_compared_a_process_leaves_no_proof(
-    settings: Settings, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("target", "name"), [(Verifier, "_compare"), (index_module, "_build")], ids=["comparison", "build of the index"]
+)
+def test_killed_before_the_proof_a_run_gets_its_index_and_its_proof_by_resume(
+    settings: Settings, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
 ) -> None:
     def die(*_: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Verifier, "_compare", die)
-        with pytest.raises(Killed):
-            complete(settings)
-    assert not passes(engine)
-    code, [compared] = complete(settings)
-    assert (code, compared.unexpected, passes(engine)) == (ExitCode.CLEAN, 0, True)
-
-
-def test_killed_while_the_index_is_built_a_run_gets_its_index_and_its_proof(
-    settings: Settings, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(index_module, "_build", die)
+        patch.setattr(target, name, die)
         with pytest.raises(Killed):
             complete(settings)
     assert not passes(engine)

@@ -17,7 +17,7 @@ COPY = "chroma"
 """The folder's name within the copy, into which nobody else may look."""
 
 State = dict[str, tuple[int, int]]
-"""Of each file its size and when it was written."""
+"""The size of each file, and when it was written."""
 
 
 def copy_folder(folder: Path) -> tempfile.TemporaryDirectory[str]:

@@ -17,7 +17,7 @@ _JSON = "\x1e"
 """How a value begins that is JSON and no text: the record separator, as in RFC 7464."""
 
 Open = Callable[[Any], str | None]
-"""What a token holds; None for what is no token."""
+"""A function that returns the value in a token; None for a text that is no token."""
 
 
 def sealed_value(value: Any) -> str:

@@ -15,16 +15,16 @@ METADATA = ("metadata", "metadatas", "meta")
 ORIGINAL_ID = "original_id"
 """The metadata field that keeps the id which a document had in its store."""
 AGAIN = "__again"
-"""What follows the name of a field that an object of JSON has for the second time, with another value."""
+"""The ending of the name of a field that an object of JSON has for the second time, with another value."""
 
 Fields = Mapping[str, Any]
 Layer = tuple[str, Fields]
-"""Where fields stand, and the fields."""
+"""The name of the place where fields stand, and the fields."""
 
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """What a file holds of one document: its text, where it has one, and its fields, layer by layer."""
+    """One document of a file: its text, where it has one, and its fields, layer by layer."""
 
     text: str | None
     layers: tuple[Layer, ...] = ()

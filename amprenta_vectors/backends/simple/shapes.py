@@ -33,7 +33,7 @@ class ShapeUnknown(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What a file holds, one entry a row. ``ids`` is None where the file has none; ``shape`` says what was found.
+    """The content of a file, one entry a row. ``ids`` is None where the file has none; ``shape`` says what was found.
 
     ``beside`` are the fields that a file of vectors has of each row, if any.
     """

@@ -28,7 +28,7 @@ OVERHEAD_DIMENSIONS = 150
 """The cost of a row beside its values, counted in dimensions."""
 MEASURED_ROWS = 20_000
 ON_DISK_FACTOR = (1.5, 10)
-"""How many times longer a build takes whose graph outgrows its memory; 1.6 was measured with the index in the page
+"""A build whose graph outgrows its memory takes this many times longer; 1.6 was measured with the index in the page
 cache."""
 PAGE_BYTES = 8192
 WORKER_BYTES = 32 * 1024 * 1024

@@ -31,7 +31,7 @@ class Kind(Protocol):
 
     @property
     def keys_from(self) -> KeysFrom:
-        """Where the keys come from, as the run's row records it and as resuming the run needs it."""
+        """The name of the listing of keys, as the run's row records it and as resuming the run needs it."""
         ...
 
     @property

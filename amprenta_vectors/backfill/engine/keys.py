@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Keys(Protocol):
-    """Where keys are listed: a source, or rows of the table."""
+    """A listing of keys: those of a source, or of rows of the table."""
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
         """Iterate over pages of keys, each with the token of the page after it."""

@@ -18,11 +18,11 @@ from amprenta_vectors.backfill.progress.states import RunState
 from amprenta_vectors.errors import LeaseLost, SourceError
 
 MOST_PENDING = 200
-"""How many batches may wait to be claimed before the planner stops listing ahead, so that neither the table nor a
+"""The planner stops listing ahead when so many batches wait to be claimed, so that neither the table nor a
 process grows with the source, and a size that batches turn out to need is soon used: at 1000 keys a batch and the
 20,000 that Pinecone lists in a second, work for 10 seconds."""
 MOST_REFUSALS = 5
-"""How many times a listing starts over in one process before its source is taken to be broken."""
+"""A source is taken to be broken when its listing has started over so many times in one process."""
 
 
 class Planner:
