@@ -17,8 +17,8 @@ from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.schema.held import check_namespace
 
 Mode = Literal["new", "resume", "join", "restart"]
-"""The ways to start beside an unfinished run: ``new`` refuses to, ``resume`` and ``join`` resume it, ``restart`` cancels
-it and starts another. If there is none, each starts a run; but ``resume`` returns a like run that has finished,
+"""The ways to start beside an unfinished run: ``new`` refuses to, ``resume`` and ``join`` resume it, ``restart``
+cancels it and starts another. If there is none, each starts a run; but ``resume`` returns a like run that has finished,
 if it left nothing to do."""
 
 
