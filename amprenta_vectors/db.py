@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, InvalidatePoolError, OperationalError
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable
 from amprenta_vectors.interrupts import INTERRUPTS
+from amprenta_vectors.pg.errors import to_line
 from amprenta_vectors.tls import hosts_of, may_be_unencrypted
 
 COMMAND_SESSION = "amprenta_command"
@@ -163,9 +164,8 @@ def check_connection(engine: sa.Engine) -> None:
             pass
     except OperationalError as error:
         where = f"database {engine.url.database!r} at {', '.join(hosts_of(engine.url)) or 'the local socket'}"
-        reason = str(error.orig).strip().replace("\n", " ")
         raise ConfigError(
-            f"cannot connect to {where}: {reason}",
+            f"cannot connect to {where}: {to_line(error.orig)}",
             hint="check that the server runs and that DATABASE_URL names its host, port, database, user and password",
         ) from None
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.ddl.model_index import index_if_built
 from amprenta_vectors.ddl.options import log
 from amprenta_vectors.ddl.render import render_vector_type
-from amprenta_vectors.pg.errors import TYPE_MISMATCH, UNDEFINED_COLUMN, UNDEFINED_OBJECT, sqlstate
+from amprenta_vectors.pg.errors import TYPE_MISMATCH, UNDEFINED_COLUMN, UNDEFINED_OBJECT, sqlstate, to_line
 from amprenta_vectors.pg.indexes import ANN_METHODS, index_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ComparingImpl(PostgresqlImpl):
         try:
             differences = found.differences(index_if_built(connection, metadata_index))
         except DBAPIError as error:
-            reason = str(error.orig).strip()
+            reason = to_line(error.orig)
             if sqlstate(error) in _IMPOSSIBLE:
                 return ComparisonResult.Different(reason)
             log.warning("index %s is not compared: %s", reflected_index.name, reason)

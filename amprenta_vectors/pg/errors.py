@@ -88,12 +88,17 @@ def is_row_refusal(error: BaseException) -> bool:
 def to_error(error: BaseException, doing: str) -> AmprentaError:
     """Return a driver's error as one of ours: transient if trying again may help, else final."""
     driver = error.orig if isinstance(error, DBAPIError) else error
-    reason = _primary(driver) or str(driver).strip().replace("\n", " ")
+    reason = _primary(driver) or to_line(driver)
     if sqlstate(error) == STATEMENT_CANCELLED:
         return TimedOut(f"{doing}: {reason}")
     if is_transient(error):
         return TransientError(f"{doing}: {reason}")
     return AmprentaError(f"{doing}: {reason}")
+
+
+def to_line(driver_error: object) -> str:
+    """Return what a driver says of a failure on one line: libpq writes several, and indents them by tabs."""
+    return " ".join(str(driver_error).split())
 
 
 def for_a_log(error: BaseException) -> str:
@@ -106,7 +111,7 @@ def for_a_log(error: BaseException) -> str:
         return printable(f"{kind}: {error.message}")
     if state is None:
         # Of a driver itself, as where the connection is lost; what others raise may hold anything.
-        return printable(f"{kind}: {str(driver).strip()}") if isinstance(error, DBAPIError) else kind
+        return printable(f"{kind}: {to_line(driver)}") if isinstance(error, DBAPIError) else kind
     # What PostgreSQL says of a value that it cannot take, quotes the value.
     reason = None if state.startswith(_DATA_CLASS) else _primary(driver)
     return printable(f"{kind} {state}" + (f": {reason}" if reason else ""))

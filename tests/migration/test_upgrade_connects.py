@@ -57,6 +57,7 @@ def test_a_refused_connection(alembic: Alembic) -> None:
     port = free_port()
     done = alembic("upgrade", "head", DATABASE_URL=f"postgresql://me:hunter2@127.0.0.1:{port}/db")
     refused(done, "cannot connect to database 'db' at 127.0.0.1", "Connection refused")
+    assert "Connection refused Is the server running" in done.stderr
 
 
 def test_a_database_that_does_not_exist(db: Database, alembic: Alembic) -> None:
