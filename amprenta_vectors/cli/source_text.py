@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from amprenta_vectors.backends.opening import kind_of
 from amprenta_vectors.backends.rows.source import text_columns_of
 from amprenta_vectors.config import Settings
@@ -34,7 +36,7 @@ def backup_command(settings: Settings, kind: SourceKind, day: str) -> list[str] 
     match kind:
         case "pinecone":
             index = settings.require("pinecone_index_name")
-            call = f"Pinecone().backups.create(index_name={index!r}, name='before-{day}')"
+            call = f'Pinecone().backups.create(index_name={json.dumps(index, ensure_ascii=False)}, name="before-{day}")'
             return ["python", "-c", f"from pinecone import Pinecone; {call}"]
         case "simple":
             folder = settings.simple_store_root

@@ -19,6 +19,7 @@ from alembic.script.revision import RevisionError
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import Foretold, Found, TableFact
+from amprenta_vectors.ddl.contexts import open_context
 from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, explain
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.names import qualified
@@ -51,8 +52,8 @@ def plan_upgrade(
 
     Raises what the upgrade itself would find wrong with tables and columns, and `ConfigError` for an unknown revision.
     """
-    context = MigrationContext.configure(
-        connection, opts={"version_table": version_table, "amprenta_options": options, "script": script}
+    context = open_context(
+        connection=connection, opts={"version_table": version_table, "amprenta_options": options, "script": script}
     )
     heads: Any = context.get_current_heads()
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from alembic.migration import MigrationContext
 from alembic.operations import MigrateOperation
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import Found
+from amprenta_vectors.ddl.contexts import open_context
 from amprenta_vectors.ddl.function import CreateFunctionOp, FunctionsFact
 from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp
 from amprenta_vectors.ddl.plan import recording
@@ -19,7 +19,7 @@ Program = CreateFunctionOp | CreateTriggerOp | CreateMaterializedViewOp
 
 def operations_of(script: ScriptDirectory) -> list[MigrateOperation]:
     """Return what the revisions do, in their order; the revisions are asked, and nothing is carried out."""
-    context = MigrationContext.configure(dialect_name="postgresql")
+    context = open_context(dialect_name="postgresql")
     found: list[MigrateOperation] = []
     for each in list(script.walk_revisions())[::-1]:
         with recording(context) as (_, recorded):

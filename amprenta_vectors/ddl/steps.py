@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.ddl.catalogue import Assumed, Catalogue, Fact, Foretold, Found, FoundForScript
+from amprenta_vectors.ddl.contexts import open_context
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.pg.blockers import naming_blockers
 from amprenta_vectors.pg.connections import beside
@@ -193,7 +194,7 @@ def _carry_out(operations: Operations, step: Step) -> None:
     elif step.place == "beside" and step.table is not None and not holds_lock(connection, *step.table):
         with beside(connection) as second, settings(second, statement_timeout="0"):
             before_commit(second)
-            step.do(Operations(MigrationContext.configure(second, opts=dict(context.opts))))
+            step.do(Operations(open_context(connection=second, opts=dict(context.opts))))
     elif step.lock:
         with_short_lock(connection, step.described, lambda: step.do(operations))
     else:

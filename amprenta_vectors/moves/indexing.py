@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import sqlalchemy as sa
-from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.backfill.database.index_plan import BuildSettings, Say, Shape, plan_build
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.config import Settings
+from amprenta_vectors.ddl.contexts import open_context
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp
 from amprenta_vectors.moves.events import IndexPlanned, IndexProgress
 from amprenta_vectors.pg.index_keys import index_key
@@ -55,7 +55,7 @@ def build_new(
         connection.execute(sa.select(sa.func.set_config("statement_timeout", "0", True)))
         telling_plans(observer)(plan_build(connection, table, name, Shape(method, options, key.storage)))
         connection.commit()
-        context = MigrationContext.configure(connection, opts={"transactional_ddl": True})
+        context = open_context(connection=connection, opts={"transactional_ddl": True})
         with context.begin_transaction(_per_migration=False):
             Operations(context).invoke(operation)
         # The session's settings would stay in the pool.
