@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from amprenta_vectors.backends.simple.contents import Contents, read_contents
 from amprenta_vectors.backends.simple.edit import Entry, ShapeUnchangeable
-from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, NEXT, locked
+from amprenta_vectors.backends.simple.folder import COMMITTED, FILES, NEXT, locked, naming_os_errors
 from amprenta_vectors.backends.simple.reading import LegacyRecord, LegacyStore, read_held_store
-from amprenta_vectors.errors import ConfigError, SourceError
+from amprenta_vectors.errors import ConfigError
 
 
 class SimpleFiles:
@@ -49,7 +48,7 @@ class SimpleFiles:
         ones. Raises `ConfigError` if the shape does not allow it, `SourceError` if the folder does not; then nothing
         has changed.
         """
-        with self._os_errors():
+        with naming_os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder, alone=True):
             self._finish()
@@ -102,22 +101,12 @@ class SimpleFiles:
         committed = self.folder / COMMITTED
         if not committed.exists():
             return
-        with self._os_errors():
+        with naming_os_errors(self.folder):
             for name in FILES:
                 if (committed / name).exists():
                     os.replace(committed / name, self.folder / name)
             _sync(self.folder)
             committed.rmdir()
-
-    @contextmanager
-    def _os_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise SourceError(
-                f"{error.filename or self.folder} cannot be read or written: {error.strerror}",
-                hint="let this user write to the folder, and let there be room on its disk",
-            ) from error
 
 
 def _is_same(one: LegacyRecord, other: LegacyRecord) -> bool:

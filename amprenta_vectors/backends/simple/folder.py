@@ -23,6 +23,18 @@ finishes the work of a process that died.
 
 
 @contextmanager
+def naming_os_errors(folder: Path) -> Iterator[None]:
+    """Raise `SourceError` for an `OSError`; it names the file at fault, or ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(
+            f"{error.filename or folder} cannot be read or written: {error.strerror}",
+            hint="let this user read and write there, and let there be room on its disk",
+        ) from error
+
+
+@contextmanager
 def locked(folder: Path, *, alone: bool) -> Iterator[None]:
     """Hold ``folder`` against writers, or ``alone``; a holder cannot take it again.
 
@@ -31,7 +43,7 @@ def locked(folder: Path, *, alone: bool) -> Iterator[None]:
     # Only POSIX has this module; an application on another backend need not.
     import fcntl
 
-    try:
+    with naming_os_errors(folder):
         try:
             held = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
@@ -41,11 +53,6 @@ def locked(folder: Path, *, alone: bool) -> Iterator[None]:
             yield
         finally:
             os.close(held)
-    except OSError as error:
-        raise SourceError(
-            f"{error.filename or folder} cannot be read or written: {error.strerror}",
-            hint="let this user read and write there, and let there be room on its disk",
-        ) from error
 
 
 def read_file(folder: Path, name: str) -> bytes:
