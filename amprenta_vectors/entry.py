@@ -10,8 +10,8 @@ from amprenta_vectors.interrupts import INTERRUPTS
 
 def run(*arguments: str, name: str = "amprenta-vectors") -> None:
     """Run the command on ``arguments`` and those of the process; exit 130 where it is interrupted."""
-    INTERRUPTS.watch()
     try:
+        INTERRUPTS.watch()
         from amprenta_vectors.cli import main
 
         main([*arguments, *sys.argv[1:]], prog_name=name)

@@ -164,3 +164,21 @@ def test_a_signal_in_the_first_moments_ends_the_process_with_130(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("before", ["threading.Thread.start", "click.Group.main"])
+def test_a_signal_before_the_command_begins_ends_the_process_with_130(number: signal.Signals, before: str) -> None:
+    """Each is a step between the first handler and the command; Python runs a handler between any two steps."""
+    script = f"""
+import os, threading, click
+from amprenta_vectors.entry import run
+step = {before}
+def interrupted(self, *args, **kwargs):
+    os.kill(os.getpid(), {int(number)})
+    return step(self, *args, **kwargs)
+{before} = interrupted
+run("doctor")
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "interrupted\n")
