@@ -31,7 +31,7 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill.database import index as index_module
 from amprenta_vectors.backfill.database.index import build_deferred, defer_indexes, rebuild_indexes
-from amprenta_vectors.backfill.database.index_plan import BuildSettings, with_lists
+from amprenta_vectors.backfill.database.index_plan import BuildSettings, Shape, with_lists
 from amprenta_vectors.backfill.engine.observer import IndexBuilding, MoveEvent
 from amprenta_vectors.backfill.engine.run import Backfill
 from amprenta_vectors.cli import main
@@ -449,6 +449,16 @@ def test_lists_that_a_person_chose_are_kept_while_they_suit_about() -> None:
     plain = "CREATE INDEX i ON t USING ivfflat ((embedding::halfvec(3)) halfvec_cosine_ops){} WHERE (a > 0)"
     for stated in ("", " WITH (lists='1')", " WITH (lists=1)"):
         assert with_lists(plain.format(stated), 9) == plain.format(" WITH (lists='9')")
+
+
+@pytest.mark.parametrize("name", ["i", '"USING hnsw (lists=7)"', '"a "" WITH (lists=7)"'])
+@pytest.mark.parametrize("where", ["", " WHERE (lists = 5)", " WHERE (note = ' WITH (lists=''5'')'::text)"])
+def test_lists_are_those_of_the_option_and_not_of_what_is_called_so(name: str, where: str) -> None:
+    bare = f"CREATE INDEX {name} ON public.t USING ivfflat (embedding vector_cosine_ops){{}}{where}"
+    assert (Shape.of(bare.format("")).method, Shape.of(bare.format("")).lists) == ("ivfflat", 100)
+    for stated, lists in (("", 100), (" WITH (lists='3')", 3)):
+        assert Shape.of(bare.format(stated)).lists == lists
+        assert with_lists(bare.format(stated), 9) == bare.format(" WITH (lists='9')")
 
 
 def test_the_rate_of_a_run_does_not_count_the_building_of_the_index(engine: sa.Engine) -> None:

@@ -37,6 +37,8 @@ planner.c)."""
 
 _OPCLASS = re.compile(r"\b(vector|halfvec|bit)_\w+_ops\b")
 _OPTION = re.compile(r"(m|ef_construction|lists)\s*=\s*'?(\d+)'?")
+_TOKEN = re.compile(r"""[()]|"(?:[^"]|"")*"|'(?:[^']|'')*'|[^()"']+""")
+"""A name or string in quotes may hold what looks like a clause."""
 _DEFAULTS = {"m": 16, "ef_construction": 64, "lists": 100}
 
 _SERVER = sa.text("""
@@ -119,10 +121,11 @@ class Shape:
     @classmethod
     def of(cls, definition: str) -> Shape:
         """Return the shape of the index that a CREATE INDEX statement defines."""
-        options = {option: int(value) for option, value in _OPTION.findall(definition)}
-        opclass = _OPCLASS.search(definition)
+        clauses = _Clauses.of(definition)
+        options = {option: int(value) for option, value in _OPTION.findall(clauses.options)}
+        opclass = _OPCLASS.search(clauses.columns)
         storage = cast(IndexStorage, opclass[1]) if opclass else "vector"
-        return cls("ivfflat" if "USING ivfflat" in definition else "hnsw", options, storage)
+        return cls("ivfflat" if clauses.head.endswith(" USING ivfflat ") else "hnsw", options, storage)
 
     @property
     def lists(self) -> int | None:
@@ -139,16 +142,36 @@ class Shape:
 
 
 def with_lists(definition: str, lists: int) -> str:
-    """Return the CREATE INDEX statement of an ivfflat index with so many lists."""
-    stated, found = re.subn(r"\blists\s*=\s*'?\d+'?", f"lists='{lists}'", definition, count=1)
-    if found:
-        return stated
-    end = depth = 0
-    for end in range(definition.index("(", definition.index("USING ivfflat")), len(definition)):
-        depth += {"(": 1, ")": -1}.get(definition[end], 0)
-        if depth == 0:
-            break
-    return f"{definition[: end + 1]} WITH (lists='{lists}'){definition[end + 1 :]}"
+    """Return the CREATE INDEX statement of an ivfflat index with so many lists, its only option."""
+    clauses = _Clauses.of(definition)
+    return f"{clauses.head}{clauses.columns} WITH (lists='{lists}'){clauses.rest}"
+
+
+@dataclass(frozen=True)
+class _Clauses:
+    """A CREATE INDEX statement as `pg_get_indexdef` writes it, cut in four; ``options`` is empty if it has none."""
+
+    head: str
+    columns: str
+    options: str
+    rest: str
+
+    @classmethod
+    def of(cls, definition: str) -> _Clauses:
+        begin = depth = 0
+        groups: list[slice] = []
+        for token in _TOKEN.finditer(definition):
+            if token[0] == "(":
+                begin, depth = (begin if depth else token.start()), depth + 1
+            elif token[0] == ")":
+                depth -= 1
+                if depth == 0:
+                    groups.append(slice(begin, token.end()))
+        columns = groups[0]
+        end = columns.stop
+        if len(groups) > 1 and definition[columns.stop : groups[1].start] == " WITH ":
+            end = groups[1].stop
+        return cls(definition[: columns.start], definition[columns], definition[columns.stop : end], definition[end:])
 
 
 def plan_build(connection: Connection, table: VectorTable, name: str, shape: Shape) -> BuildPlan:
