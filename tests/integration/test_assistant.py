@@ -304,6 +304,20 @@ def test_what_could_not_be_read_back_is_refused_and_what_is_there_spoils_its_own
     assert [hit.metadata for hit in found] == [{"encrypted": "no token", "page": 1}]
 
 
+@pytest.mark.parametrize("content", [b"some text", b"[1]", b"null", b"\xff", b"[" * 100_000])
+def test_a_token_of_the_key_that_holds_no_metadata_spoils_its_own_hit_only(
+    root: Path, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("VECTOR_STORE_ENCRYPTION_KEY", KEY)
+    store = PgVectorStore()
+    bad, good = store.add_texts(["Murr is a cat.", "Murr is a black cat."], [{"page": 1}, {"page": 2}])
+    token = json.dumps({"encrypted": Fernet(KEY).encrypt(content).decode(), "original_id": bad})
+    execute(engine, "UPDATE vector_documents SET metadata = :token WHERE text = 'Murr is a cat.'", token=token)
+    assert [document.id for document in store.similarity_search("cat")] == [good]
+    with pytest.raises(ConfigError, match="what is encrypted is no JSON object"):
+        store.store.fetch([bad])
+
+
 @pytest.mark.parametrize("plain", [[True] * 101, [str(n) for n in range(150)]])
 def test_encrypted_documents_behind_any_number_with_a_field_of_that_name_are_no_answer(
     root: Path, monkeypatch: pytest.MonkeyPatch, plain: list[Any]

@@ -49,15 +49,28 @@ class MetadataCipher:
         return {ENCRYPTED: base64.urlsafe_b64encode(body + hmac.digest(signing, body, "sha256")).decode()}
 
     def decrypt(self, token: str) -> dict[str, Any]:
-        """Decrypt a token. Raises `CredentialsRefused` if it was made with another key."""
+        """Decrypt a token.
+
+        Raises `CredentialsRefused` if it was made with another key, and `ConfigError` if it holds no metadata: whoever
+        else has the key may have encrypted anything.
+        """
         invalid = require_extra("cryptography.fernet", "documents").InvalidToken
         try:
-            found: dict[str, Any] = json.loads(self._fernet.decrypt(token.encode()))
+            plain: bytes = self._fernet.decrypt(token.encode())
         except invalid:
             raise CredentialsRefused(
                 f"metadata is encrypted with another key than {KEY_VARIABLE}, or is damaged",
                 hint=f"export {KEY_VARIABLE}=… as it was when the document was written",
             ) from None
+        try:
+            found = json.loads(plain)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ConfigError(
+                f"metadata is encrypted with {KEY_VARIABLE}, and what is encrypted is no JSON object",
+                hint="write the document again, or delete it",
+            )
         return found
 
 
