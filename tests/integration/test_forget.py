@@ -329,7 +329,15 @@ def test_whatever_a_key_is_it_is_only_that_key(engine: sa.Engine, variables: dic
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("--key", ZOE, "--user", ZOE), ("--key", ""), ("--user", ZOE, "--namespace", "n"), ("--user", "")]
+    "arguments",
+    [
+        (),
+        ("--key", ZOE, "--user", ZOE),
+        ("--key", ""),
+        ("--key", "\0"),
+        ("--user", ZOE, "--namespace", "n"),
+        ("--user", ""),
+    ],
 )
 def test_who_is_meant_has_to_be_said_once(variables: dict[str, str], arguments: tuple[str, ...]) -> None:
     assert "hint: " in forget(variables, *arguments, code=2).output
@@ -429,6 +437,11 @@ def test_files_and_backups_of_the_user_are_named(documents: sa.Engine, tmp_path:
     assert f"the files: {tmp_path / 'user_data' / ZOE}" in output
     assert f"a backup: {tmp_path / 'user_data_backup_20260101_000000' / ZOE}" in output
     assert BOB not in output
+
+
+def test_where_the_files_were_need_not_be_there_any_more(documents: sa.Engine, tmp_path: Path) -> None:
+    given = {**of_documents(documents, tmp_path), "SIMPLE_STORE_ROOT": str(tmp_path / "unmounted" / "user_data")}
+    assert "the files: " not in forget(given, "--user", ZOE).output
 
 
 def test_what_a_downgrade_retired_is_reached_too(documents: sa.Engine, documents_url: str, tmp_path: Path) -> None:

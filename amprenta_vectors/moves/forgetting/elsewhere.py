@@ -42,7 +42,8 @@ def _folders(root: Path, owner: str | None) -> Iterator[str]:
     """Yield the folders of simple stores that are the user's, and the copies of them."""
     if owner is None:
         return
-    for folder, what in ((root, "the files"), *((each, "a backup") for each in backup_roots(root))):
+    backups = backup_roots(root) if root.parent.is_dir() else []
+    for folder, what in ((root, "the files"), *((each, "a backup") for each in backups)):
         try:
             names = os.listdir(folder)
         except OSError:

@@ -85,7 +85,7 @@ def _check(person: Person) -> None:
             hint="give one of them",
         )
     for value in person.values:
-        if not value or (not value.isascii() and value != value.encode(errors="replace").decode()):
+        if not value or "\0" in value or (not value.isascii() and value != value.encode(errors="replace").decode()):
             raise ConfigError(f"{value!r} is no key and no user: expected a text", hint="--key KEY or --user USER")
 
 
