@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -49,11 +52,11 @@ def check_namespace(connection: Connection, table: VectorTable, namespace: str, 
         raise ConfigError(
             f"table {table.qualified_name} has no column for the namespace, and holds {held!r}, {why}; the namespace "
             f"asked for is {namespace!r}",
-            hint=f"export PINECONE_NAMESPACE='{held}', or --namespace '{held}'; if it holds the other one by now: "
-            f"holds = {_toml(namespace)} under [tables.{table.name}] in amprenta.toml",
+            hint=f"export PINECONE_NAMESPACE={shlex.quote(held)}, or --namespace {shlex.quote(held)}; if it holds the "
+            f"other one by now: holds = {_toml(namespace)} under [tables.{table.name}] in amprenta.toml",
         )
 
 
 def _toml(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    """Return a text as a string of TOML, which knows the escapes of JSON."""
+    return json.dumps(text, ensure_ascii=False)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +90,18 @@ def test_where_nothing_was_recorded_the_default_is_taken_and_any_other_is_refuse
     assert 'holds = "b" under [tables.rag_chunks]' in str(refused.value.hint)
 
 
+@pytest.mark.parametrize("other", ["line\nbreak", "tab\t", "bell\a", 'quo"te', "back\\slash"])
+def test_the_hint_can_be_typed_whatever_the_namespaces_are(single: sa.Engine, other: str) -> None:
+    held = "it's $HOME `id`"
+    run_job(single, to_job(single, source(held), limit=3))
+    with pytest.raises(ConfigError) as refused:
+        open_store(single, other).count()
+    variable, option, rest = re.split(r", or |; if it holds the other one by now: ", str(refused.value.hint))
+    shell = ["sh", "-c", f'{variable}; echo "$PINECONE_NAMESPACE"; printf "%s\\n" {option}']
+    assert subprocess.check_output(shell, text=True).splitlines() == [held, "--namespace", held]
+    assert tomllib.loads(rest.partition(" under ")[0]) == {"holds": other}
+
+
 def test_a_run_that_wrote_nothing_records_nothing_that_binds(single: sa.Engine) -> None:
     run_job(single, to_job(single, source("a"), keys_from="table"))
     assert stored(single) == {}
@@ -147,7 +162,7 @@ def test_every_command_takes_the_namespace_it_holds_and_no_other(
             assert done.exit_code == code, (arguments, done.output)
             if code:
                 assert "holds 'a'" in done.output
-                assert "export PINECONE_NAMESPACE='a'" in done.output
+                assert "export PINECONE_NAMESPACE=a, or" in done.output
         found = [each["found"] for each in json.loads(run(variables, "doctor", "--json").output)["findings"]]
         assert any("holds 'a'" in each for each in found) == bool(code)
     settings = Settings.load(database_url=upgraded_url, vector_backend="pgvector", namespace="b")
