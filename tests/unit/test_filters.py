@@ -186,6 +186,10 @@ def test_a_filter_that_grows_in_width_and_depth_is_refused_before_it_is_read_to_
         ({"$or": [{"f": {"$in": ["x"] * 9000}}] * 3}, "at most 20,000 values as a whole"),
         ({"f": {"$in": ["x" * 1000] * 5000}}, "at most 4,194,304 bytes of names and texts"),
         ({"x" * 5_000_000: 1}, "at most 4,194,304 bytes of names and texts"),
+        ({"f": "\N{GRINNING FACE}" * 1_100_000}, "at most 4,194,304 bytes of names and texts"),
+        ({"f": "\ud800" * 1_400_000}, "at most 4,194,304 bytes of names and texts"),
+        ({"$or": [{}] * 2001}, r"at most 2,000 filters in \$and and \$or as a whole"),
+        ({"$or": [{"$and": [{"f": {}}] * 100}] * 20}, r"at most 2,000 filters in \$and and \$or as a whole"),
     ],
 )
 def test_a_filter_too_large_as_a_whole_is_refused(filter: dict[str, Any], message: str) -> None:

@@ -38,7 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from amprenta_vectors.errors import FilterError
 
@@ -52,9 +52,11 @@ MAX_DEPTH = 100
 """Levels to which ``$and`` and ``$or`` may nest: our own limit, far below the one of PostgreSQL's parser."""
 MAX_COMPARISONS = 1000
 """Comparisons in one filter as a whole: our own limit. PostgreSQL plans so many in about a tenth of a second."""
+MAX_FILTERS = 2000
 MAX_TOTAL_VALUES = 20_000
 MAX_BYTES = 4 * 1024 * 1024
-"""Values, and bytes of names and texts, in one filter as a whole: our own limits, for filters from strangers."""
+"""Filters within ``$and`` and ``$or``, values, and bytes of names and texts (in UTF-8), in one filter as a whole: our
+own limits, for filters from strangers."""
 
 Operand = str | float | bool | tuple[str, ...] | tuple[float, ...]
 """The operand of a comparison: a number is always a float; ``$in`` and ``$nin`` take all strings or all numbers."""
@@ -114,31 +116,45 @@ Condition = Comparison | AllOf | AnyOf
 class _Size:
     """What a filter asks for as a whole, counted while it is parsed."""
 
+    LIMITS: ClassVar = {
+        "filters in $and and $or": MAX_FILTERS,
+        "comparisons": MAX_COMPARISONS,
+        "values": MAX_TOTAL_VALUES,
+        "bytes of names and texts": MAX_BYTES,
+    }
+
     def __init__(self) -> None:
-        self._counts = {"comparisons": 0, "values": 0, "bytes of names and texts": 0}
+        self._counts = dict.fromkeys(self.LIMITS, 0)
+
+    def add_filters(self, more: int) -> None:
+        """Count the filters of a group. Raises `FilterError` if the filter is too large."""
+        self._add("filters in $and and $or", more)
 
     def add(self, comparison: Comparison) -> Comparison:
         """Count one comparison and return it. Raises `FilterError` if the filter is too large."""
         operand = comparison.operand
         values = operand if isinstance(operand, tuple) else (operand,)
-        texts = sum(len(value) for value in values if isinstance(value, str))
-        limits = (MAX_COMPARISONS, MAX_TOTAL_VALUES, MAX_BYTES)
-        for (what, so_far), more, most in zip(
-            self._counts.items(), (1, len(values), len(comparison.field) + texts), limits, strict=True
-        ):
-            if so_far + more > most:
-                raise FilterError(
-                    f"a filter has at most {most:,} {what} as a whole; this one has more",
-                    hint="$in takes a list of values in place of as many $eq under $or; or ask several times",
-                )
-            self._counts[what] = so_far + more
+        self._add("comparisons", 1)
+        self._add("values", len(values))
+        for text in (comparison.field, *values):
+            if isinstance(text, str):
+                self._add("bytes of names and texts", len(text.encode(errors="surrogatepass")))
         return comparison
+
+    def _add(self, what: str, more: int) -> None:
+        self._counts[what] += more
+        if self._counts[what] > self.LIMITS[what]:
+            raise FilterError(
+                f"a filter has at most {self.LIMITS[what]:,} {what} as a whole; this one has more",
+                hint="$in takes a list of values in place of as many $eq under $or; or ask several times",
+            )
 
 
 def parse_filter(filter: Mapping[str, Any]) -> Condition:
     """Parse a filter. Raises `FilterError` naming the operator or operand that the language does not have.
 
-    So it does for a filter that is too large as a whole: more than 1,000 comparisons, 20,000 values or 4 MB of texts.
+    So it does for a filter that is too large as a whole: more than 2,000 filters in groups, 1,000 comparisons, 20,000
+    values or 4 MB of names and texts.
     """
     return _parse(filter, 0, _Size())
 
@@ -166,6 +182,7 @@ def _parse(filter: Any, depth: int, size: _Size) -> Condition:
 def _parse_group(operator: str, operand: Any, depth: int, size: _Size) -> Condition:
     if not isinstance(operand, list | tuple) or not operand:
         raise FilterError(f"{operator} takes a list of at least one filter; got {_kind(operand)}")
+    size.add_filters(len(operand))
     parts = tuple(_parse(item, depth + 1, size) for item in operand)
     return AllOf(parts) if operator == "$and" else AnyOf(parts)
 
