@@ -311,6 +311,37 @@ def test_a_copy_that_has_no_room_is_refused_and_its_size_and_time_are_said(
     assert "TMPDIR" in caught.value.hint
 
 
+def test_a_link_to_nothing_beside_the_files_is_left_out_of_the_copy(folder: Path) -> None:
+    fill(folder, ["a"], to_vectors(1))
+    (folder / "nothing").symlink_to(folder / "gone")
+    settings = Settings.load(chroma_path=folder, source="chroma")
+    assert notice_before_opening(settings, RAG_CHUNKS)
+    origin = open_chroma_origin(settings)
+    assert listed(origin.open(RAG_CHUNKS, "", with_metadata=True)) == ["a"]
+    origin.close()
+
+
+def test_a_file_that_goes_while_the_folder_is_copied_is_a_reason_to_copy_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder, ["a"], to_vectors(1))
+    journal = folder / "zz-journal"
+    journal.touch()
+    copies: list[str] = []
+    copy = shutil.copytree
+
+    def copy_late(source: str, *args: Any, **options: Any) -> Any:
+        # It calls itself for each folder within, with all arguments by place.
+        if not args[1:]:
+            copies.append(source)
+            options["copy_function"] = lambda path, to: (journal.unlink(missing_ok=True), shutil.copy2(path, to))
+        return copy(source, *args, **options)
+
+    monkeypatch.setattr(shutil, "copytree", copy_late)
+    open_chroma_origin(Settings.load(chroma_path=folder)).close()
+    assert len(copies) == 2
+
+
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(SourceNotFound, match=r"holds no Chroma: there is no chroma\.sqlite3") as caught:

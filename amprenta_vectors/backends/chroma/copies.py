@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from amprenta_vectors.config import Settings
@@ -32,21 +33,33 @@ def copy_folder(folder: Path) -> tempfile.TemporaryDirectory[str]:
             hint="export TMPDIR=FOLDER with more room, or CHROMA_HOST=HOST of a server on the folder (chroma run)",
         )
     copy = tempfile.TemporaryDirectory(prefix="amprenta-chroma-")
-    try:
+    with ExitStack() as undo:
+        undo.callback(copy.cleanup)
         for _ in range(MOST_COPIES):
-            before = _state(folder)
-            shutil.copytree(folder, os.path.join(copy.name, COPY))
-            if _state(folder) == before:
+            if _copied(folder, Path(copy.name, COPY)):
+                undo.pop_all()
                 return copy
-            shutil.rmtree(os.path.join(copy.name, COPY))
-    except (OSError, shutil.Error) as error:
-        copy.cleanup()
-        raise SourceError(f"{folder} cannot be copied: {error}", hint="let this user read it") from None
-    copy.cleanup()
     raise SourceError(
         f"{folder} is being written to: {MOST_COPIES} copies of it were out of date at once",
         hint="stop the application for the copy, or run a server on the folder (chroma run) and set CHROMA_HOST",
     )
+
+
+def _copied(folder: Path, copy: Path) -> bool:
+    """Return whether the folder was copied as it was from begin to end; nothing of the copy is there otherwise."""
+    before = _state(folder)
+    failed: OSError | None = None
+    try:
+        shutil.copytree(folder, copy, ignore_dangling_symlinks=True)
+    except OSError as error:
+        failed = error
+    if _state(folder) != before:
+        # What failed may be that a file was gone.
+        shutil.rmtree(copy, ignore_errors=True)
+        return False
+    if failed:
+        raise SourceError(f"{folder} cannot be copied: {failed}", hint="let this user read it")
+    return True
 
 
 def size_of(folder: Path) -> int:
@@ -71,6 +84,8 @@ def _state(folder: Path) -> State:
     for root, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(root, name)
-            about = os.stat(path)
-            found[path] = about.st_size, about.st_mtime_ns
+            # A link to nothing, a file that is gone by now, or one that copying will fail at.
+            with suppress(OSError):
+                about = os.stat(path)
+                found[path] = about.st_size, about.st_mtime_ns
     return found
