@@ -101,6 +101,13 @@ class DimensionMismatch(SchemaMismatch):
     """Two sides that must agree on the number of dimensions do not."""
 
 
+class FilterUnsupported(SchemaMismatch):
+    """A filter asks a field that this table has no column for, or one of a type that no operand equals.
+
+    Another store may have an answer, so it is a fault of the table and not of the question.
+    """
+
+
 class ServerUnsuitable(SchemaMismatch):
     """PostgreSQL is too old, lacks pgvector, or does not let this role do what is needed."""
 

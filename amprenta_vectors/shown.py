@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from urllib.parse import parse_qsl, urlencode
 
@@ -53,3 +54,8 @@ def show_urls(text: str) -> str:
 def printable(text: str) -> str:
     """Return ``text`` on one line, every character that does not print as Python would write it in a string."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def to_toml(text: str) -> str:
+    """Return a text as a string of TOML, which knows the escapes of JSON and takes no DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

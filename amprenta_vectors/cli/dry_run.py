@@ -50,9 +50,13 @@ def describe_plan(settings: Settings, plan: Plan) -> None:
         "disk": f"about {to_size(figures.disk_bytes)} for the vectors, as much again for an HNSW index",
         "memory": f"{to_size(figures.index_build_bytes)} of maintenance_work_mem for the fastest index build",
     }
+    if plan.unused.columns:
+        lines["not used"] = plan.unused.describe()
     if plan.metered:
         lines["read units"] = f"about {figures.read_units:,}, and {figures.comparison_read_units:,} for the comparison"
     print_pairs(lines)
+    for role in plan.unused.candidates:
+        say(f"  if one of those not used holds {role}, {plan.unused.to_add(table, role)}")
     if figures.other_models:
         say(
             f"warning: the column also holds vectors of model {', '.join(figures.other_models)}; "

@@ -58,6 +58,7 @@ def check(ctx: click.Context, name: str | None) -> None:
 
 def _check(connection: Connection, table: VectorTable) -> bool:
     from amprenta_vectors.schema.check import check_table
+    from amprenta_vectors.schema.unused import unused_columns
 
     findings = check_table(connection, table)
     blocking = [finding for finding in findings if finding.blocking]
@@ -66,6 +67,11 @@ def _check(connection: Connection, table: VectorTable) -> bool:
     say(f"{table.name}: {column}: {number}")
     for finding in findings:
         _print(finding)
+    unused = unused_columns(connection, table)
+    if unused.columns:
+        say(f"  note: not used: {unused.describe()}")
+        for role in unused.candidates:
+            say(f"    if one holds {role}, {unused.to_add(table, role)}")
     return not blocking
 
 

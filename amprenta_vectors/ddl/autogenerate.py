@@ -19,7 +19,7 @@ from sqlalchemy.exc import CompileError
 from amprenta_vectors.ddl.convert_index import commits, created_index, dropped_index, replaced_by
 from amprenta_vectors.ddl.dimension import ChangeVectorDimensionOp
 from amprenta_vectors.ddl.extension import CreateVectorExtensionOp
-from amprenta_vectors.ddl.marks import MADE, building_name, is_retired
+from amprenta_vectors.ddl.marks import MADE, building_name, is_ours
 from amprenta_vectors.ddl.options import log
 from amprenta_vectors.ddl.programs import missing
 from amprenta_vectors.ddl.sections import VERSION_TABLE
@@ -166,7 +166,7 @@ def _is_our_index(context: AutogenContext, op: MigrateOperation, created: Mappin
 
 
 def _is_marked(comment: str | None) -> bool:
-    return comment is not None and (comment == MADE or is_retired(comment))
+    return comment is not None and is_ours(comment)
 
 
 def _is_ann(op: ops.CreateIndexOp | ops.DropIndexOp) -> bool:

@@ -33,6 +33,11 @@ def is_retired(comment: str) -> bool:
     return comment.startswith(RETIRED)
 
 
+def is_ours(comment: str) -> bool:
+    """Return whether an operation of ours made, or a downgrade of ours kept, what bears ``comment``."""
+    return comment == MADE or is_retired(comment)
+
+
 @dataclass(frozen=True)
 class Retirement:
     """When a downgrade took something out of use, in a form by which changes since can be told.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from alembic.operations.ops import CreateTableOp
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import Catalogue, Fact, HasValue, IsUsed, TableFact, refuse_unless
-from amprenta_vectors.ddl.marks import MADE, RETIRED, comment_retired, is_retired, retired_name
+from amprenta_vectors.ddl.marks import MADE, RETIRED, comment_retired, is_ours, is_retired, retired_name
 from amprenta_vectors.ddl.options import is_adopted, log, purging
 from amprenta_vectors.ddl.privileges import require_create, require_ownership
 from amprenta_vectors.ddl.sections import OtherSections
@@ -23,9 +23,11 @@ from amprenta_vectors.pg.errors import IN_USE
 from amprenta_vectors.pg.indexes import unique_column_sets
 from amprenta_vectors.pg.names import compose, literal, qualified
 from amprenta_vectors.pg.tables import Column, Table, count_rows, has_value, schemas_with
-from amprenta_vectors.pg.types import spelt
+from amprenta_vectors.pg.types import DOCUMENTS, TEXTS, bare_type, spelt
 
-_TYPED = "SELECT pg_typeof(t.{column}) = {type}::regtype FROM (SELECT) one LEFT JOIN {table} t ON false"
+_TYPED = "SELECT {type}::regtype IN (found.oid, found.typbasetype) FROM (SELECT) one LEFT JOIN {table} t ON false "
+# What holds for a type holds for a domain on it.
+_TYPED += "JOIN pg_type found ON found.oid = pg_typeof(t.{column})"
 # PostgreSQL looks for the index that the conflict is about, and fails where there is none.
 _ARBITRATED = "INSERT INTO {table} ({keys}) SELECT {keys} FROM {table} WHERE false ON CONFLICT ({keys}) DO NOTHING"
 
@@ -88,7 +90,7 @@ class AdoptTableOp(SteppedOp):
             if catalogue.connection is None:
                 return Step(f"check that {name} has what is relied on", self._write_check, last=True)
             self._check(catalogue, table)
-            return Done(f"{name} exists: adopted as it is", name)
+            return Done(f"{name} exists: adopted as it is{''.join(self._not_used(table))}", name)
         retired = catalogue.ask(kept_fact, None)
         if retired is not None and is_retired(retired.comment):
             return Step(
@@ -136,9 +138,11 @@ class AdoptTableOp(SteppedOp):
                 hint=f"add them (ALTER TABLE {name} ADD COLUMN …), or rename the table out of the way",
             )
         for column, type_ in self.types.items():
-            if table.columns[column].type != type_:
+            found = table.columns[column]
+            # What holds for a type holds for a domain on it.
+            if type_ not in (found.type, found.base):
                 raise SchemaMismatch(
-                    f"column {name}.{qualified(column)} is of type {table.columns[column].type}; expected {type_}",
+                    f"column {name}.{qualified(column)} is of type {found.type}; expected {type_}",
                     hint=f"rename the table out of the way, or ALTER TABLE {name} ALTER COLUMN {qualified(column)} "
                     f"TYPE {type_} USING …, then run the upgrade again",
                 )
@@ -149,6 +153,19 @@ class AdoptTableOp(SteppedOp):
                 f"table {name} exists without a unique index on exactly ({listed})",
                 hint=f"CREATE UNIQUE INDEX CONCURRENTLY ON {name} ({listed})",
             )
+
+    def _not_used(self, table: Table) -> Iterator[str]:
+        """Yield what might stand in for each column that the table lacks: a column of its kind and of another name."""
+        made = {element.name: spelt(element.type) for element in self.elements if isinstance(element, sa.Column)}
+        for name, type_ in made.items():
+            kind = next((kind for kind in (TEXTS, DOCUMENTS) if bare_type(type_) in kind), ())
+            there = [
+                f"{other} {column.type}"
+                for other, column in table.columns.items()
+                if other not in made and bare_type(column.base) in kind and not is_ours(column.comment)
+            ]
+            if name not in table.columns and there:
+                yield f"; it has no {name}, and does not use {', '.join(there)}: amprenta-vectors doctor says how to"
 
     def _write_check(self, operations: Operations) -> None:
         """Write statements that fail, changing nothing, if the table lacks what is relied on."""

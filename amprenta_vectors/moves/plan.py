@@ -11,12 +11,16 @@ from amprenta_vectors.backfill.database.estimate import Estimate, estimate
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.progress.keys_from import KeysFrom
 from amprenta_vectors.db import server_versions
+from amprenta_vectors.schema.unused import Unused, unused_columns
 from amprenta_vectors.schema.vector_table import VectorTable
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a move. ``metered`` tells whether the source's requests cost read units."""
+    """The plan of a move.
+
+    ``metered`` tells whether the source's requests cost read units, ``unused`` which columns of the table have no use.
+    """
 
     table: VectorTable
     source: SourceDescription
@@ -26,6 +30,7 @@ class Plan:
     pgvector: str | None
     figures: Estimate
     metered: bool
+    unused: Unused
 
 
 def plan_job(engine: Engine, job: Job) -> Plan:
@@ -33,6 +38,7 @@ def plan_job(engine: Engine, job: Job) -> Plan:
     described = job.source.description
     with engine.connect() as connection:
         server, pgvector = server_versions(connection)
+        unused = unused_columns(connection, job.slice.table)
         figures = estimate(
             connection,
             job.slice,
@@ -41,4 +47,4 @@ def plan_job(engine: Engine, job: Job) -> Plan:
             model=job.model,
         )
     metered = isinstance(job.source, Metered)
-    return Plan(job.slice.table, described, job.kind.keys_from, job.model, server, pgvector, figures, metered)
+    return Plan(job.slice.table, described, job.kind.keys_from, job.model, server, pgvector, figures, metered, unused)

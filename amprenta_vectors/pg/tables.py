@@ -20,6 +20,17 @@ class Column:
     not_null: bool = False
     default: bool = field(default=False, compare=False)
     """Whether an INSERT may leave the column out although it is NOT NULL: it has a default, or is generated."""
+    base: str = field(default="", compare=False)
+    """The type that the values are of: that of the column, or what its domain is based on."""
+    enum: bool = field(default=False, compare=False)
+    """Whether that type is an enumeration."""
+    domain_not_null: bool = field(default=False, compare=False)
+    """Whether the column's domain refuses NULL."""
+
+    @property
+    def refuses_null(self) -> bool:
+        """Return whether the column or its domain is NOT NULL."""
+        return self.not_null or self.domain_not_null
 
 
 @dataclass(frozen=True)
@@ -42,11 +53,23 @@ class Table:
 _TABLE = sa.text("""
     SELECT c.oid::bigint AS oid, c.relkind::text AS kind, coalesce(own.description, '') AS comment,
            a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
-           a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> '' AS has_default,
+           a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> '' OR typed.has_default AS has_default,
+           typed.base, typed.enum, typed.not_null AS domain_not_null,
            coalesce(d.description, '') AS column_comment
     FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_description own ON own.objoid = c.oid AND own.classoid = 'pg_class'::regclass AND own.objsubid = 0
     LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = a.attnum
+    LEFT JOIN LATERAL (
+        WITH RECURSIVE chain (oid, modifier, step) AS (
+            SELECT a.atttypid, a.atttypmod, 0
+            UNION ALL SELECT t.typbasetype, t.typtypmod, chain.step + 1
+            FROM chain JOIN pg_type t ON t.oid = chain.oid AND t.typtype = 'd'
+        )
+        SELECT (array_agg(format_type(chain.oid, chain.modifier) ORDER BY chain.step DESC))[1] AS base,
+               bool_or(t.typtype = 'e') AS enum, bool_or(t.typtype = 'd' AND t.typnotnull) AS not_null,
+               bool_or(t.typtype = 'd' AND t.typdefault IS NOT NULL) AS has_default
+        FROM chain JOIN pg_type t ON t.oid = chain.oid
+    ) typed ON true
     WHERE c.oid = to_regclass(:name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
     ORDER BY a.attnum
 """)
@@ -85,7 +108,9 @@ def table_of(connection: Connection, name: str, schema: str | None = None) -> Ta
     if not rows:
         return None
     columns = {
-        row.column: Column(row.type, row.column_comment, row.not_null, row.has_default)
+        row.column: Column(
+            row.type, row.column_comment, row.not_null, row.has_default, row.base, row.enum, row.domain_not_null
+        )
         for row in rows
         if row.column is not None
     }

@@ -27,6 +27,10 @@ LONGEST_VECTOR = 16_000
 TEXTS = ("text", "character varying", "character", "bpchar", "citext", "name")
 """Types that hold text."""
 
+DOCUMENTS = ("jsonb", "json")
+"""Types that hold a JSON document."""
+
+_LENGTH = re.compile(r"\(\d+(,-?\d+)?\)")
 _SIZED = re.compile(r"(?:.+\.)?(vector|halfvec|sparsevec)\((\d+)\)", re.IGNORECASE)
 
 
@@ -65,9 +69,19 @@ def spelt(type_: TypeEngine[Any]) -> str:
     return re.sub(r"^varchar", "character varying", sql).replace(", ", ",")
 
 
+def without_length(type_name: str) -> str:
+    """Return a type, as ``format_type`` writes it, without its length: ``numeric`` for ``numeric(12,2)``."""
+    return _LENGTH.sub("", type_name)
+
+
+def bare_type(type_name: str) -> str:
+    """Return a type, as ``format_type`` writes it, without its length and schema."""
+    return without_length(type_name).rpartition(".")[2]
+
+
 def is_text(type_name: str) -> bool:
     """Return whether a type, as ``format_type`` writes it, holds text of any length."""
-    return type_name.partition("(")[0] in TEXTS
+    return bare_type(type_name) in TEXTS
 
 
 def _reflected(storage: Storage) -> Any:

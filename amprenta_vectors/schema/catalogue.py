@@ -109,11 +109,14 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         *resolved.unique_columns,
         *({UPDATED_AT} & set(columns)),
         *filter(None, [table.key_rule.lookup]),
-        *resolved.filter_columns.values(),
     ]
+    filtered = {name: columns[name] for name in resolved.filter_columns.values()}
     return resolved.with_columns(
-        column_types={name: columns[name].type for name in typed},
-        not_null=frozenset(name for name, each in columns.items() if each.not_null),
+        column_types={
+            **{name: "text" if each.enum else each.base for name, each in filtered.items()},
+            **{name: columns[name].base for name in typed},
+        },
+        not_null=frozenset(name for name, each in columns.items() if each.refuses_null),
         to_fill=tuple(_to_fill(resolved, columns)),
     )
 
@@ -152,7 +155,7 @@ def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:
 
 def _to_fill(table: VectorTable, columns: Mapping[str, Column]) -> list[str]:
     known = table.column_names
-    return [name for name, each in columns.items() if each.not_null and not each.default and name not in known]
+    return [name for name, each in columns.items() if each.refuses_null and not each.default and name not in known]
 
 
 def check_visible(connection: Connection, table: VectorTable) -> None:
@@ -186,7 +189,7 @@ def _hash_column(table: VectorTable, name: str | None, columns: Mapping[str, Col
 
     A table that ships may have a column of that name for something else. Raises `SchemaMismatch`.
     """
-    if name is None or name not in columns or columns[name].type == "bigint":
+    if name is None or name not in columns or columns[name].base == "bigint":
         return name if name in columns else None
     if not table.declared:
         return None

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.pg.index_keys import index_key
 from amprenta_vectors.pg.indexes import indexes_of
 from amprenta_vectors.pg.names import qualified
-from amprenta_vectors.pg.types import TEXTS, VectorType, parse_sized
+from amprenta_vectors.pg.types import DOCUMENTS, TEXTS, VectorType, bare_type, parse_sized
 from amprenta_vectors.schema.ann_indexes import ann_indexes
 from amprenta_vectors.schema.catalogue import (
     columns_of,
@@ -23,7 +23,6 @@ from amprenta_vectors.schema.catalogue import (
 )
 from amprenta_vectors.schema.vector_table import VectorTable
 
-_DOCUMENTS = ("jsonb", "json", "text")
 _INTEGERS = ("smallint", "integer", "bigint")
 
 _KIND = sa.text("""
@@ -95,7 +94,7 @@ def _wanted(table: VectorTable) -> Iterator[tuple[str, tuple[str, ...]]]:
     for kept in filter(None, (table.hash, table.text_hash)):
         yield kept, ("bigint",)
     if table.metadata is not None:
-        yield table.metadata, _DOCUMENTS
+        yield table.metadata, (*DOCUMENTS, "text")
 
 
 def _of_columns(table: VectorTable, columns: Mapping[str, Any]) -> Iterator[Finding]:
@@ -104,12 +103,12 @@ def _of_columns(table: VectorTable, columns: Mapping[str, Any]) -> Iterator[Find
         expected = f"column {column} {' or '.join(types[:3])}".rstrip()
         if name not in columns:
             yield Finding(expected, "none", _alter(table, f"ADD COLUMN {column} {to_make}"))
-        elif types and not _is_any(columns[name].type, types):
+        elif types and not _is_any(columns[name].base, types):
             # Not ALTER TYPE: it rewrites the table under a lock, and fails on values that cannot be cast.
             rename = _alter(table, f"RENAME COLUMN {column} TO {qualified(f'{name}_old')}")
             add = _alter(table, f"ADD COLUMN {column} {to_make}")
             yield Finding(expected, columns[name].type, f"{rename}; {add}")
-        elif name in table.unique_columns and not columns[name].not_null:
+        elif name in table.unique_columns and not columns[name].refuses_null:
             yield Finding(
                 f"column {column} NOT NULL", "NULL is allowed", _alter(table, f"ALTER COLUMN {column} SET NOT NULL")
             )
@@ -120,7 +119,7 @@ def _is_any(actual: str, types: tuple[str, ...]) -> bool:
     vector, wanted = parse_sized(actual), parse_sized(types[0])
     if vector is not None or wanted is not None:
         return vector == wanted
-    return actual.split("(")[0].split(".")[-1] in types
+    return bare_type(actual) in types
 
 
 def _of_key(connection: Connection, table: VectorTable, columns: Mapping[str, Any]) -> Iterator[Finding]:

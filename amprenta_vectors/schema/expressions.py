@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from amprenta_vectors.pg.types import without_length
 from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
-
-_LENGTH = re.compile(r"\(\d+(,-?\d+)?\)")
 
 
 def to_clause(table: VectorTable, *others: str) -> sa.TableClause:
@@ -26,7 +24,7 @@ def column_type(table: VectorTable, name: str) -> NamedType:
 
     An explicit cast to ``varchar(n)`` cuts a longer text short, and would find another row by what is left of its key.
     """
-    plain = _LENGTH.sub("", table.column_types[name])
+    plain = without_length(table.column_types[name])
     # ``character`` alone means one character; ``bpchar`` is the same type of any length.
     return NamedType("bpchar" if plain == "character" else plain)
 

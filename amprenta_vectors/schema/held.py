@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 
 import sqlalchemy as sa
@@ -11,6 +10,7 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.config import normalize_namespace
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.shown import to_toml
 
 _MAY_READ = sa.text("""
     SELECT coalesce(has_table_privilege(to_regclass('migration_run'), 'SELECT'), false)
@@ -45,18 +45,13 @@ def check_namespace(connection: Connection, table: VectorTable, namespace: str, 
         raise ConfigError(
             f"table {table.qualified_name} has no column for the namespace, and nothing says that it holds "
             f"{namespace!r}",
-            hint=f"holds = {_toml(namespace)} under [tables.{table.name}] in amprenta.toml, or run the backfill first; "
-            "a role that cannot read the record: GRANT SELECT ON migration_run, migration_progress",
+            hint=f"holds = {to_toml(namespace)} under [tables.{table.name}] in amprenta.toml, or run the backfill "
+            "first; a role that cannot read the record: GRANT SELECT ON migration_run, migration_progress",
         )
     if normalize_namespace(held) != namespace:
         raise ConfigError(
             f"table {table.qualified_name} has no column for the namespace, and holds {held!r}, {why}; the namespace "
             f"asked for is {namespace!r}",
             hint=f"export PINECONE_NAMESPACE={shlex.quote(held)}, or --namespace {shlex.quote(held)}; if it holds the "
-            f"other one by now: holds = {_toml(namespace)} under [tables.{table.name}] in amprenta.toml",
+            f"other one by now: holds = {to_toml(namespace)} under [tables.{table.name}] in amprenta.toml",
         )
-
-
-def _toml(text: str) -> str:
-    """Return a text as a string of TOML, which knows the escapes of JSON."""
-    return json.dumps(text, ensure_ascii=False)

@@ -19,7 +19,7 @@ from amprenta_vectors.db import create_engine
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.stores.filters import columns as filter_columns
 from amprenta_vectors.stores.filters import sql as filter_sql
-from amprenta_vectors.stores.filters.columns import to_filter_column
+from amprenta_vectors.stores.filters.columns import FilterColumn
 from amprenta_vectors.stores.filters.language import parse_filter
 from amprenta_vectors.stores.filters.sql import to_sql
 
@@ -64,6 +64,7 @@ filters = st.recursive(
 
 METADATA: sa.ColumnClause[Any] = sa.column("metadata", JSONB)
 BODY: sa.ColumnClause[Any] = sa.column("body", sa.Text)
+TEXT = FilterColumn(BODY, "text")
 TABLE = sa.table("documents", sa.column("id", sa.Integer), METADATA, BODY)
 
 
@@ -100,7 +101,7 @@ def store(connection: sa.Connection, documents: list[Any], bodies: list[str | No
     )
 
 
-def found(connection: sa.Connection, filter: dict[str, Any], **columns: sa.ColumnElement[Any]) -> list[int]:
+def found(connection: sa.Connection, filter: dict[str, Any], **columns: FilterColumn) -> list[int]:
     statement = sa.select(TABLE.c.id).where(to_sql(parse_filter(filter), METADATA, columns)).order_by(TABLE.c.id)
     return list(connection.scalars(statement))
 
@@ -176,7 +177,7 @@ def test_the_text_field_is_looked_for_in_the_text_column(
         for i, body in enumerate(bodies)
         if condition.matches({"year": 1} if body is None else {"year": 1, "genre": body})
     ]
-    assert found(connection, filter, genre=BODY) == expected
+    assert found(connection, filter, genre=TEXT) == expected
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_a_text_column_is_a_field_that_holds_a_string_or_is_missing(
     connection: sa.Connection, operand: Any, expected: list[int]
 ) -> None:
     store(connection, [{"text": "never looked at"}] * 3, ["a", "", None])
-    assert found(connection, {"text": operand}, text=BODY) == expected
+    assert found(connection, {"text": operand}, text=TEXT) == expected
 
 
 @pytest.mark.parametrize(
@@ -243,11 +244,11 @@ def test_ten_thousand_numbers_past_2_53_are_looked_up_too(connection: sa.Connect
     store(connection, [{"n": number} for number in numbers])
     # One by one they take minutes.
     connection.execute(sa.text("SET LOCAL statement_timeout = '20s'"))
-    columns: dict[str, sa.ColumnElement[Any]] = {}
+    columns: dict[str, FilterColumn] = {}
     if kind != "metadata":
         connection.execute(sa.text(f"ALTER TABLE documents ADD n {kind}"))
         connection.execute(sa.text("UPDATE documents SET n = CAST(metadata ->> 'n' AS numeric)"))
-        columns["n"] = to_filter_column(sa.column("n"), kind, "n")
+        columns["n"] = FilterColumn(sa.column("n"), kind)
     assert found(connection, {"n": {"$in": numbers[::2]}}, **columns) == list(range(0, 20_000, 2))
 
 
@@ -260,7 +261,7 @@ def test_a_long_list_on_a_column_agrees_with_a_short_one(
     store(connection, [{"n": number} for number in stored])
     connection.execute(sa.text(f"ALTER TABLE documents ADD n {kind}"))
     connection.execute(sa.text("UPDATE documents SET n = CAST(metadata ->> 'n' AS numeric)"))
-    column = to_filter_column(sa.column("n"), kind, "n")
+    column = FilterColumn(sa.column("n"), kind)
     for asked in ([1990.0, 2.0**53, 0.1], [float(number) for number in whole], [1e300, -(2.0**60), 0.5]):
         short = found(connection, {"n": {"$in": asked}}, n=column)
         with monkeypatch.context() as patch:

@@ -90,7 +90,7 @@ def test_where_nothing_was_recorded_the_default_is_taken_and_any_other_is_refuse
     assert 'holds = "b" under [tables.rag_chunks]' in str(refused.value.hint)
 
 
-@pytest.mark.parametrize("other", ["line\nbreak", "tab\t", "bell\a", 'quo"te', "back\\slash"])
+@pytest.mark.parametrize("other", ["line\nbreak", "tab\t", "bell\a", "del\x7f", 'quo"te', "back\\slash"])
 def test_the_hint_can_be_typed_whatever_the_namespaces_are(single: sa.Engine, other: str) -> None:
     held = "it's $HOME `id`"
     run_job(single, to_job(single, source(held), limit=3))

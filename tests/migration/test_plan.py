@@ -69,6 +69,16 @@ def test_an_adopted_table_is_told_with_its_size_and_who_will_wait(adopted: Datab
     assert fingerprint(adopted) == before
 
 
+def test_a_column_of_another_name_that_may_be_one_of_ours_is_named_at_adoption(adopted: Database, typed: Typed) -> None:
+    adopted.execute("ALTER TABLE rag_chunks ADD chunk_metadata json, ADD notes text[]")
+    adopted.execute("ALTER TABLE rag_chunks DROP COLUMN IF EXISTS metadata")
+    done = typed("amprenta_vectors", "db", "plan", VECTOR_DIMENSION="8")
+    assert (
+        "  - rag_chunks exists: adopted as it is; it has no metadata, and does not use chunk_metadata json: "
+        "amprenta-vectors doctor says how to" in done.stdout.splitlines()
+    )
+
+
 def test_what_a_subscriber_needs_before_is_said_for_each_publication(adopted: Database, typed: Typed) -> None:
     adopted.execute("CREATE TABLE other (id int PRIMARY KEY)")
     adopted.execute("CREATE PUBLICATION of_chunks FOR TABLE rag_chunks")

@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from catalogue import rows
+from click.testing import CliRunner
+from databases import janitor
 
+from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
+from amprenta_vectors.doctor.examine import examine
 from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
-from amprenta_vectors.errors import FilterError
+from amprenta_vectors.errors import FilterUnsupported
+from amprenta_vectors.migrate import upgrade
+from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.systems.products.search import ProductSearch, product_settings, to_filter
@@ -113,7 +120,7 @@ def test_a_search_logs_backend_hits_and_threshold_and_never_its_text(
 
 def test_a_filter_on_a_column_that_is_none_of_them_names_those_there_are(migrated_url: str) -> None:
     store = get_vector_store(Settings.load(table="products", vector_backend="pgvector", database_url=migrated_url))
-    with pytest.raises(FilterError, match=r"(?s)'colour'.*category, brand, price, stock, active"):
+    with pytest.raises(FilterUnsupported, match=r"(?s)'colour'.*category, brand, price, stock, active"):
         store.query([1.0] * 256, filter={"colour": "red"})
     store.close()
 
@@ -167,3 +174,76 @@ def test_chroma_answers_where_pgvector_fails(
     rows(migrated_engine, "ALTER TABLE products RENAME COLUMN embedding TO gone")
     assert [product.id for product in search.search(QUESTION, 3)] == expected_then
     assert "pgvector failed, chroma answers" in caplog.text
+
+
+AS_TYPED = [
+    "CREATE TYPE kind AS ENUM ('class', 'module', 'function', 'method')",
+    "CREATE DOMAIN named AS kind",
+    "CREATE DOMAIN maker AS varchar(80)",
+    "CREATE DOMAIN money_at_least AS numeric(12,2) CHECK (VALUE >= 0)",
+    "CREATE DOMAIN price AS money_at_least NOT NULL",
+    "CREATE DOMAIN flag AS boolean",
+    "CREATE DOMAIN identity AS uuid",
+    "UPDATE products SET category = NULL WHERE category NOT IN ('class', 'module', 'function', 'method')",
+]
+
+
+@pytest.fixture
+def change(
+    postgres_server: EmbeddedPostgres, old_template: str, system: dict[str, str]
+) -> Iterator[Callable[..., str]]:
+    """A function that alters the old application's table, then migrates it as the guide does; returns the URL."""
+    with janitor(postgres_server, "other_types", template=old_template) as database:
+        url = postgres_server.url(database.dbname)
+
+        def migrate(*statements: str) -> str:
+            engine = create_engine(Settings.load(database_url=url))
+            for statement in statements:
+                rows(engine, statement)
+            engine.dispose()
+            upgrade(Settings.load(database_url=url, vector_dimension=256), "products")
+            variables = {**system, "DATABASE_URL": url, "AMPRENTA_TABLE": "products", "VECTOR_BACKEND": "pgvector"}
+            for arguments in (["migrate"], ["coverage"]):
+                done = CliRunner().invoke(main, ["products", *arguments], env=variables, catch_exceptions=False)
+                # What the sample quarantines is embedded from its text.
+                assert done.exit_code == (3 if arguments == ["migrate"] else 0), done.output
+            return url
+
+        yield migrate
+
+
+@pytest.mark.parametrize("category", ["kind", "named"])
+def test_enumerations_and_domains_are_filtered_as_what_they_are_based_on(
+    change: Callable[..., str], open_search: Open, category: str
+) -> None:
+    url = change(
+        *AS_TYPED,
+        f"ALTER TABLE products ALTER category TYPE {category} USING category::{category}, ALTER brand TYPE maker, "
+        "ALTER price TYPE price, ALTER active DROP DEFAULT, ALTER active TYPE flag, ALTER id TYPE identity",
+    )
+    search = open_search(database_url=url)
+    engine = create_engine(Settings.load(database_url=url))
+    for filters, where in FILTERS:
+        found = search.search(QUESTION, 10, **filters)
+        assert [product.id for product in found] == expected(engine, where.replace("category ", "category::text "), 10)
+    engine.dispose()
+    assert search.search(QUESTION, 10, category="no such category") == []
+    assert search.search(QUESTION, 10, category=["class", "no such category"])
+
+
+def test_a_filter_column_that_no_filter_compares_is_the_fault_of_that_filter_only_and_another_store_answers_it(
+    change: Callable[..., str], open_search: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = change("ALTER TABLE products ALTER category TYPE text[] USING ARRAY[category]")
+    search = open_search(database_url=url)
+    assert search.search(QUESTION, 3, max_price=20)
+    with pytest.raises(FilterUnsupported, match=r"'category' asks a column of type text\[\]"):
+        search.search(QUESTION, 3, category="class")
+    backed = open_search(database_url=url, product_search_strategy="pgvector_primary", vector_timeout_seconds=60)
+    found = backed.search(QUESTION, 3, category="class")
+    assert [product.row["category"] for product in found] == [["class"]] * 3
+    assert "pgvector failed, chroma answers" in caplog.text
+    findings = examine(Settings.load(table="products", vector_backend="pgvector", database_url=url))
+    assert [(each.severity, each.found.split(" asks")[0]) for each in findings if each.check == "filter columns"] == [
+        ("serious", "products: a filter on 'category'")
+    ]

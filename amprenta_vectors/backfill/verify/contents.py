@@ -54,7 +54,7 @@ class ContentCheck:
         self._decrypt = decrypt
         self._to_key = to_key_maker(table, slice_.scope)
         updated = columns_of(connection, table).get(UPDATED_AT)
-        self._has_times = updated is not None and updated.type == "timestamp with time zone"
+        self._has_times = updated is not None and updated.base == "timestamp with time zone"
 
     def compare(self, source: Source) -> Contents:
         """Compare every key of ``source`` but those that it quarantines."""

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backfill.progress.inserted import still_as_inserted
 from amprenta_vectors.batch import Key
-from amprenta_vectors.ddl.marks import MADE, is_retired, retired_name
+from amprenta_vectors.ddl.marks import is_ours, is_retired, retired_name
 from amprenta_vectors.errors import SchemaMismatch
 from amprenta_vectors.pg.names import compose, literal, qualified
 from amprenta_vectors.pg.tables import Table, table_of
@@ -51,7 +51,7 @@ class KeptTable:
     @property
     def whole_rows(self) -> bool:
         """Return whether its rows are ours, and go whole; of an application's row only our columns are emptied."""
-        made_here = self.found.comment == MADE or is_retired(self.found.comment)
+        made_here = is_ours(self.found.comment)
         return made_here or self.table.rows == "ours"
 
     @property
@@ -63,8 +63,8 @@ class KeptTable:
             name
             for name, column in self.found.columns.items()
             if name not in table.unique_columns
-            and (name in named or column.comment == MADE or is_retired(column.comment))
-            and (name == table.embedding or not column.not_null)
+            and (name in named or is_ours(column.comment))
+            and (name == table.embedding or not column.refuses_null)
         ]
 
     def slice(self, engine: Engine, scope: Mapping[str, str]) -> Slice:
@@ -124,8 +124,8 @@ def find_kept(connection: Connection, declared: VectorTable) -> KeptTable | None
     table = declared.with_columns(
         table=found.name,
         scope=scope,
-        column_types={str(name): found.columns[str(name)].type for name in named},
-        not_null=frozenset(name for name, column in found.columns.items() if column.not_null),
+        column_types={str(name): found.columns[str(name)].base for name in named},
+        not_null=frozenset(name for name, column in found.columns.items() if column.refuses_null),
     )
     check_visible(connection, table)
     return KeptTable(table, declared.with_columns(scope=scope), found)
@@ -220,7 +220,7 @@ def _empty(connection: Connection, kept: KeptTable, slice_: Slice, keys: Sequenc
     if not keys or not names:
         return
     embedding = kept.found.columns.get(kept.table.embedding)
-    if embedding is not None and embedding.not_null:
+    if embedding is not None and embedding.refuses_null:
         raise SchemaMismatch(
             f"{len(keys):,} rows of {kept.name} are the application's, and {kept.target} is NOT NULL: it cannot be "
             "emptied",

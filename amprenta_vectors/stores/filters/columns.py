@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -11,18 +12,18 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from amprenta_vectors.errors import FilterError
+from amprenta_vectors.errors import FilterUnsupported
+from amprenta_vectors.pg.types import TEXTS, bare_type
 from amprenta_vectors.stores.filters.language import RANGES
 from amprenta_vectors.stores.filters.values import edge, is_storable, rounds_to_any
 
-_TEXTS = ("text", "character varying", "character", "bpchar", "citext", "name")
 _INTEGERS = ("smallint", "integer", "bigint")
 _LARGEST_INTEGER = 2**63 - 1
 MOST_INDEXED = 16
 """Values of one ``$in`` for which an index is asked one by one; in a longer list, rows are looked up."""
 
 _KINDS: dict[str, sa.types.TypeEngine[Any]] = {
-    **dict.fromkeys(_TEXTS, sa.Text()),
+    **dict.fromkeys(TEXTS, sa.Text()),
     **dict.fromkeys(_INTEGERS, sa.BigInteger()),
     "numeric": sa.Numeric(),
     "double precision": sa.Double(),
@@ -31,16 +32,24 @@ _KINDS: dict[str, sa.types.TypeEngine[Any]] = {
 }
 
 
-def to_filter_column(column: sa.ColumnElement[Any], type_name: str, field: str) -> sa.ColumnElement[Any]:
-    """Return ``column`` as `column_sql` takes it. Raises `FilterError` for a type that no operand can equal."""
-    kind = _KINDS.get(type_name.split("(")[0].split(".")[-1].rstrip())
-    if kind is None:
-        raise FilterError(
-            f"a filter on {field!r} asks a column of type {type_name}; expected text, a number or a boolean",
-            hint="filter on another field",
-        )
-    # Casting a text type to text loses no index; a number is compared in its own type.
-    return sa.cast(column, kind) if isinstance(kind, sa.Text) else sa.type_coerce(column, kind)
+@dataclass(frozen=True)
+class FilterColumn:
+    """A column of the table that a filter may ask; its type matters when one does."""
+
+    column: sa.ColumnElement[Any]
+    type_name: str
+    """The type as SQL writes it; that of a domain's base, and text for an enumeration."""
+
+    def typed(self, field: str) -> sa.ColumnElement[Any]:
+        """Return the column as it is compared. Raises `FilterUnsupported` for a type that no operand can equal."""
+        kind = _KINDS.get(bare_type(self.type_name))
+        if kind is None:
+            raise FilterUnsupported(
+                f"a filter on {field!r} asks a column of type {self.type_name}; expected text, a number or a boolean",
+                hint="filter on another field",
+            )
+        # Casting a text type to text loses no index; a number is compared in its own type.
+        return sa.cast(self.column, kind) if isinstance(kind, sa.Text) else sa.type_coerce(self.column, kind)
 
 
 def column_sql(operator: str, operand: Any, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:

@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from amprenta_vectors.errors import FilterError
-from amprenta_vectors.stores.filters.columns import MOST_INDEXED, column_sql, compare
+from amprenta_vectors.errors import FilterUnsupported
+from amprenta_vectors.stores.filters.columns import MOST_INDEXED, FilterColumn, column_sql, compare
 from amprenta_vectors.stores.filters.language import AllOf, AnyOf, Comparison, Condition
 from amprenta_vectors.stores.filters.values import edge, is_storable, rounds_to_any
 
@@ -18,15 +18,15 @@ from amprenta_vectors.stores.filters.values import edge, is_storable, rounds_to_
 def to_sql(
     condition: Condition,
     metadata: sa.ColumnElement[Any] | None,
-    columns: Mapping[str, sa.ColumnElement[Any]] | None = None,
+    columns: Mapping[str, FilterColumn] | None = None,
 ) -> sa.ColumnElement[bool]:
     """Return the condition over a jsonb column, for a WHERE clause: NULL stands for false if a field is missing.
 
     Every field name and operand is bound. Nothing is cast, so no metadata makes PostgreSQL raise. ``$eq``, and ``$in``
     of up to `MOST_INDEXED` values, are containment (``@>``), which a GIN index with ``jsonb_path_ops`` serves; it takes
     stored numbers to be written as float64 are, in at most 17 significant digits, or as integers. Conditions on a field
-    in ``columns`` go to that column of the table instead, typed as `columns.to_filter_column` gives it. Raises
-    `FilterError` for any other field if there is no ``metadata``.
+    in ``columns`` go to that column of the table instead. Raises `FilterUnsupported` for a column of a type that no
+    operand can equal, and for any other field if there is no ``metadata``.
     """
     match condition:
         case AllOf(parts) | AnyOf(parts):
@@ -35,7 +35,7 @@ def to_sql(
         case Comparison(field, operator, operand):
             positive = {"$ne": "$eq", "$nin": "$in"}.get(operator, operator)
             if columns is not None and field in columns:
-                expression = column_sql(positive, operand, columns[field])
+                expression = column_sql(positive, operand, columns[field].typed(field))
             elif metadata is not None:
                 expression = _field_sql(positive, operand, field, metadata)
             else:
@@ -44,10 +44,10 @@ def to_sql(
             return expression.is_not(sa.true()) if negated else expression
 
 
-def _no_such_field(field: str, columns: Mapping[str, Any]) -> FilterError:
-    return FilterError(
+def _no_such_field(field: str, columns: Mapping[str, Any]) -> FilterUnsupported:
+    return FilterUnsupported(
         f"the table has no metadata column to filter by, and no column for {field!r}",
-        hint=f"one of: {', '.join(columns)}" if columns else "add one, or query without a filter",
+        hint=f"one of: {', '.join(columns) or 'none'}; amprenta-vectors doctor names a column that may hold metadata",
     )
 
 

@@ -19,7 +19,7 @@ from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.row_marks import VERSION_COLUMNS
 from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import OPERATORS, UPDATED_AT, VectorTable
-from amprenta_vectors.stores.filters.columns import to_filter_column
+from amprenta_vectors.stores.filters.columns import FilterColumn
 from amprenta_vectors.stores.filters.language import Condition
 from amprenta_vectors.stores.filters.sql import to_sql
 
@@ -161,11 +161,11 @@ class Statements:
     def _matching(self, condition: Condition) -> sa.ColumnElement[bool]:
         table = self.table
         columns = {
-            field: to_filter_column(self._table.c[name], table.column_types[name], field)
+            field: FilterColumn(self._table.c[name], table.column_types[name])
             for field, name in table.filter_columns.items()
         }
         if table.text is not None:
-            columns[self._text_field] = sa.type_coerce(self._table.c[table.text], sa.Text)
+            columns[self._text_field] = FilterColumn(self._table.c[table.text], "text")
         return to_sql(condition, None if table.metadata is None else self.metadata(), columns)
 
     def _distance(self, vector: sa.ColumnElement[str], cast_to: HALFVEC | None = None) -> sa.ColumnElement[float]:

@@ -276,7 +276,7 @@ class Writing:
 
     def _check_can_empty(self, connection: Connection, keys: Sequence[str], may_mark: bool) -> None:
         table = self._table
-        if columns_of(connection, table)[table.embedding].not_null:
+        if columns_of(connection, table)[table.embedding].refuses_null:
             raise SchemaMismatch(
                 f"{table.target} is NOT NULL, so that {len(keys):,} rows of the application cannot be emptied; nothing "
                 "was deleted",

@@ -93,8 +93,8 @@ def active_rows(connection: Connection, table: VectorTable, ids: Sequence[str]) 
     names = [name for name, column in columns.items() if parse_sized(column.type) is None]
     target = to_clause(table, *names)
     key = table.key[0]
-    typed = table.with_columns(column_types={key: columns[key].type})
-    spelled = [value for given in ids if (value := canonical(given, columns[key].type)) is not None]
+    typed = table.with_columns(column_types={key: columns[key].base})
+    spelled = [value for given in ids if (value := canonical(given, columns[key].base)) is not None]
     wanted = sa.select(sa.cast(target.c[key], sa.Text).label("_key"), *(target.c[name] for name in names)).where(
         among(typed, target, key, spelled), target.c[ACTIVE]
     )
