@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -53,25 +54,28 @@ class Table:
 _TABLE = sa.text("""
     SELECT c.oid::bigint AS oid, c.relkind::text AS kind, coalesce(own.description, '') AS comment,
            a.attname AS column, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
-           a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> '' OR typed.has_default AS has_default,
-           typed.base, typed.enum, typed.not_null AS domain_not_null,
+           a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> '' AS has_default,
+           t.typtype::text AS kind_of_type, a.atttypid::bigint AS type_oid,
            coalesce(d.description, '') AS column_comment
     FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_description own ON own.objoid = c.oid AND own.classoid = 'pg_class'::regclass AND own.objsubid = 0
     LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = a.attnum
-    LEFT JOIN LATERAL (
-        WITH RECURSIVE chain (oid, modifier, step) AS (
-            SELECT a.atttypid, a.atttypmod, 0
-            UNION ALL SELECT t.typbasetype, t.typtypmod, chain.step + 1
-            FROM chain JOIN pg_type t ON t.oid = chain.oid AND t.typtype = 'd'
-        )
-        SELECT (array_agg(format_type(chain.oid, chain.modifier) ORDER BY chain.step DESC))[1] AS base,
-               bool_or(t.typtype = 'e') AS enum, bool_or(t.typtype = 'd' AND t.typnotnull) AS not_null,
-               bool_or(t.typtype = 'd' AND t.typdefault IS NOT NULL) AS has_default
-        FROM chain JOIN pg_type t ON t.oid = chain.oid
-    ) typed ON true
+    LEFT JOIN pg_type t ON t.oid = a.atttypid
     WHERE c.oid = to_regclass(:name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
     ORDER BY a.attnum
+""")
+
+_DOMAINS = sa.text("""
+    WITH RECURSIVE chain (domain, oid, modifier, step) AS (
+        SELECT oid, oid, -1, 0 FROM pg_type WHERE oid = ANY(CAST(:oids AS bigint[]))
+        UNION ALL SELECT chain.domain, t.typbasetype, t.typtypmod, chain.step + 1
+        FROM chain JOIN pg_type t ON t.oid = chain.oid AND t.typtype = 'd'
+    )
+    SELECT chain.domain::bigint,
+           (array_agg(format_type(chain.oid, chain.modifier) ORDER BY chain.step DESC))[1] AS base,
+           bool_or(t.typtype = 'e') AS enum, bool_or(t.typtype = 'd' AND t.typnotnull) AS not_null,
+           bool_or(t.typtype = 'd' AND t.typdefault IS NOT NULL) AS has_default
+    FROM chain JOIN pg_type t ON t.oid = chain.oid GROUP BY chain.domain
 """)
 
 _TREE = sa.text("""
@@ -107,14 +111,22 @@ def table_of(connection: Connection, name: str, schema: str | None = None) -> Ta
     rows = connection.execute(_TABLE, {"name": quoted(schema, name)}).all()
     if not rows:
         return None
-    columns = {
-        row.column: Column(
-            row.type, row.column_comment, row.not_null, row.has_default, row.base, row.enum, row.domain_not_null
-        )
-        for row in rows
-        if row.column is not None
-    }
+    domains = _domains(connection, [row.type_oid for row in rows if row.kind_of_type == "d"])
+    columns = {row.column: _column(row, domains.get(row.type_oid)) for row in rows if row.column is not None}
     return Table(name, schema, rows[0].kind, rows[0].comment, columns, rows[0].oid)
+
+
+def _domains(connection: Connection, oids: Sequence[int]) -> dict[int, sa.Row[Any]]:
+    """Return by oid what each domain is based on, and whether it refuses NULL and has a default."""
+    return {row.domain: row for row in connection.execute(_DOMAINS, {"oids": list(oids)})} if oids else {}
+
+
+def _column(row: sa.Row[Any], domain: sa.Row[Any] | None) -> Column:
+    default = row.has_default or (domain is not None and domain.has_default)
+    column = Column(row.type, row.column_comment, row.not_null, default, row.type, row.kind_of_type == "e")
+    if domain is None:
+        return column
+    return replace(column, base=domain.base, enum=domain.enum, domain_not_null=domain.not_null)
 
 
 def relations_of(connection: Connection, name: str, schema: str | None = None) -> list[int]:
