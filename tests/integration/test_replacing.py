@@ -66,6 +66,32 @@ def test_what_is_there_is_replaced_and_what_would_stay_the_same_is_not_written(e
     assert (counts.written, counts.replaced, counts.skipped) == (40, 40, 20)
 
 
+def test_a_row_whose_embedding_stays_gets_what_stands_beside_it_and_nothing_that_watches_the_embedding_hears_of_it(
+    engine: sa.Engine,
+) -> None:
+    execute(engine, "CREATE TABLE heard (key text)")
+    execute(
+        engine,
+        "CREATE FUNCTION hear() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN INSERT INTO heard VALUES (NEW.chunk_id); RETURN NEW; END $$",
+    )
+    execute(engine, "CREATE TRIGGER hear BEFORE UPDATE OF embedding ON rag_chunks FOR EACH ROW EXECUTE FUNCTION hear()")
+    before = execute(engine, "SELECT chunk_id, embedding_hash FROM rag_chunks ORDER BY 1")
+    execute(engine, "UPDATE rag_chunks SET embedding_hash = NULL WHERE chunk_id = ANY(:ids)", ids=IDS[:5])
+    execute(engine, "UPDATE rag_chunks SET embedding_text_hash = 3 WHERE chunk_id = ANY(:ids)", ids=IDS[:9])
+    mixed = np.where(np.arange(60)[:, None] < 50, OLD, NEW)
+    counts = run_job(engine, replacing(engine, mixed, model="m")).counts
+    assert (counts.written, counts.replaced, counts.skipped) == (60, 60, 0)
+    assert sorted(key for (key,) in execute(engine, "SELECT key FROM heard")) == sorted(IDS[50:])
+    assert stored(engine) == expected(IDS, mixed)
+    kept = execute(engine, "SELECT chunk_id, embedding_hash FROM rag_chunks ORDER BY 1")
+    assert [row for row in kept if row[0] in IDS[:50]] == [row for row in before if row[0] in IDS[:50]]
+    assert execute(engine, "SELECT DISTINCT embedding_model FROM rag_chunks") == [("m",)]
+    assert execute(engine, "SELECT count(*) FROM rag_chunks WHERE embedding_text_hash = 3") == [(9,)]
+    again = run_job(engine, replacing(engine, mixed, model="m")).counts
+    assert (again.written, again.skipped) == (0, 60)
+
+
 def test_without_being_told_to_a_run_replaces_nothing(engine: sa.Engine) -> None:
     run_job(engine, replacing(engine, replaces=False))
     assert stored(engine) == expected(IDS, OLD)

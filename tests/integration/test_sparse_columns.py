@@ -103,6 +103,19 @@ def test_sparse_values_that_the_application_wrote_meanwhile_stay(
     ]
 
 
+def test_with_force_the_sources_sparse_values_take_the_place_of_others_once(
+    environment: dict[str, str], engine: sa.Engine
+) -> None:
+    run(environment, "backfill", "--keys-from", "source", "--no-verify")
+    stored = execute(engine, "SELECT id, words::text FROM mixed ORDER BY id")
+    execute(engine, "UPDATE mixed SET words = '{9:9}/100' WHERE id = 'plain'")
+    execute(engine, "UPDATE mixed SET words = NULL WHERE id = 'zeros'")
+    forced = run(environment, "backfill", "--force", "--no-verify")
+    assert "2 rows written" in forced.output
+    assert execute(engine, "SELECT id, words::text FROM mixed ORDER BY id") == stored
+    assert "0 rows written" in run(environment, "backfill", "--force", "--no-verify").output
+
+
 def test_the_bytes_of_sparse_values_are_those_that_postgresql_sends(engine: sa.Engine) -> None:
     indices = np.array([700, 2, 999_999_999], np.int64)
     values = np.array([1.5, -2.25, 3e-38], np.float32)

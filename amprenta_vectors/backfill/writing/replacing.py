@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.backfill.writing.sink import (
     Sink,
     Written,
+    filled_values,
     is_among,
     make_stage,
     make_update,
@@ -26,7 +28,8 @@ from amprenta_vectors.stores.outbox import Outbox
 class ReplacingSink:
     """Fills as a `Sink` does, and replaces the embedding of a row that has another one, whoever wrote it.
 
-    A row that already is as it would become is not written. A row that exists keeps its own text and metadata.
+    A row that already is as it would become is not written, and one whose embedding is gets only what stands beside it:
+    triggers on the embedding have nothing to do. A row that exists keeps its own text and metadata.
     """
 
     keeps_seen = False
@@ -45,8 +48,12 @@ class ReplacingSink:
         self._outbox = outbox
         self._sink = Sink(slice_, model, insert=insert, computed=computed)
         stage = make_stage(slice_.table)
-        self._lock = _lock_differing(slice_, stage, model, computed=computed)
-        self._replace = make_update(slice_, stage, model, is_among("chosen", stage), computed=computed)
+        beside = _values_beside(slice_, stage, model, computed=computed)
+        chosen = is_among("chosen", stage)
+        self._lock = _lock_differing(slice_, stage, beside)
+        values = filled_values(slice_, stage, model, computed=computed) | beside
+        self._replace = make_update(slice_, stage, values, chosen)
+        self._replace_beside = make_update(slice_, stage, beside, chosen) if beside else None
 
     def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
         """Write a batch with keys, which was fetched after ``since``.
@@ -55,34 +62,44 @@ class ReplacingSink:
         """
         checksum = self._sink.load(connection, batch)
         filled, refused = self._sink.write(connection, batch)
-        places = list(connection.execute(self._lock).scalars())
+        places = {row[0]: row[1] for row in connection.execute(self._lock)}
         keys = store_keys(self._key_map, batch)
         newer = self._outbox.newer_than(connection, [keys[place] for place in places], since) if places else set()
-        chosen = [place for place in places if keys[place] not in newer]
-        replaced, refused_too = write_rows(connection, batch, self._replace, {"chosen": chosen}) if chosen else (0, [])
-        return Written(filled + replaced, replaced, [*refused, *refused_too], checksum)
+        wanted = {place: differs for place, differs in places.items() if keys[place] not in newer}
+        replaced = 0
+        for statement, differing in ((self._replace, True), (self._replace_beside, False)):
+            chosen = [place for place, differs in wanted.items() if differs == differing]
+            if chosen and statement is not None:
+                rows, more = write_rows(connection, batch, statement, {"chosen": chosen})
+                replaced, refused = replaced + rows, [*refused, *more]
+        return Written(filled + replaced, replaced, refused, checksum)
 
 
-def _lock_differing(slice_: Slice, stage: sa.Table, model: str | None, *, computed: bool) -> sa.Select[Any]:
-    """Return a query that locks the rows that have an embedding and would change, and gives their places.
-
-    It compares bit for bit, as verification does: to pgvector -0 equals 0.
-    """
-    table, target = slice_.table, slice_.rows
-    given = slice_.send(stored_embedding(table, stage))
-    differs: list[sa.ColumnElement[bool]] = [slice_.sent_embedding() != given]
+def _values_beside(slice_: Slice, stage: sa.Table, model: str | None, *, computed: bool) -> dict[str, Any]:
+    """Return by column what a row gets whose embedding stays; the hash of its text stays too unless computed."""
+    table = slice_.table
+    values = filled_values(slice_, stage, model, computed=computed)
+    del values[table.embedding]
+    if table.text_hash is not None and not computed:
+        del values[table.text_hash]
     if table.sparse is not None:
-        differs.append(sa.and_(stage.c.sparse.is_not(None), target.c[table.sparse].is_distinct_from(stage.c.sparse)))
-    if table.model is not None and model is not None:
-        differs.append(target.c[table.model].is_distinct_from(model))
-    if table.hash is not None:
-        differs.append(target.c[table.hash].is_distinct_from(stage.c.hash))
-    if table.text_hash is not None and computed:
-        differs.append(target.c[table.text_hash].is_distinct_from(stage.c.text_hash))
+        # One that comes takes the place of what is there.
+        values[table.sparse] = sa.func.coalesce(stage.c.sparse, slice_.rows.c[table.sparse])
+    return values
+
+
+def _lock_differing(slice_: Slice, stage: sa.Table, beside: Mapping[str, Any]) -> sa.Select[Any]:
+    """Return a query of ``(place, whether the embedding differs)`` that locks the rows with one that would change.
+
+    It compares embeddings bit for bit, as verification does: to pgvector -0 equals 0.
+    """
+    target = slice_.rows
+    embedding_differs = slice_.sent_embedding() != slice_.send(stored_embedding(slice_.table, stage))
+    others = (target.c[name].is_distinct_from(value) for name, value in beside.items())
     return (
-        sa.select(stage.c.ordinal)
+        sa.select(stage.c.ordinal, embedding_differs)
         .select_from(stage.join(target, sa.and_(*slice_.is_row_of(stage))))
-        .where(slice_.embedding().is_not(None), sa.or_(*differs))
+        .where(slice_.embedding().is_not(None), sa.or_(embedding_differs, *others))
         .order_by(stage.c.ordinal)
         .with_for_update(key_share=True, of=target)
     )

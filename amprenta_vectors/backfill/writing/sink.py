@@ -98,7 +98,8 @@ class Sink:
             self._upsert = inserted.recording(upsert, slice_, record_for)
         self._statement: sa.Executable = self._upsert
         if not insert or self._updates_first:
-            self._statement = make_update(slice_, self._stage, model, computed=computed)
+            filled = filled_values(slice_, self._stage, model, computed=computed)
+            self._statement = make_update(slice_, self._stage, filled, slice_.embedding().is_(None))
 
     def put(self, connection: Connection, batch: VectorBatch, since: datetime) -> Written:
         """Write a batch with keys, which was fetched after ``since``."""
@@ -243,18 +244,13 @@ def is_among(name: str, stage: sa.Table) -> sa.ColumnElement[bool]:
     return stage.c.ordinal == sa.func.any(sa.cast(sa.bindparam(name), postgresql.ARRAY(sa.Integer)))
 
 
-def make_update(
-    slice_: Slice,
-    stage: sa.Table,
-    model: str | None,
-    wanted: sa.ColumnElement[bool] | None = None,
-    *,
-    computed: bool,
-) -> sa.Update:
-    """Return the UPDATE that gives rows in the range what ``stage`` has.
+def make_update(slice_: Slice, stage: sa.Table, values: Mapping[str, Any], wanted: sa.ColumnElement[bool]) -> sa.Update:
+    """Return the UPDATE that gives the ``values`` to those rows of ``stage`` in the range that are ``wanted``."""
+    return sa.update(slice_.rows).values(values).where(in_range(stage), wanted, *slice_.is_row_of(stage))
 
-    It updates the rows that are ``wanted``; None means those without an embedding.
-    """
+
+def filled_values(slice_: Slice, stage: sa.Table, model: str | None, *, computed: bool) -> dict[str, Any]:
+    """Return by column what a row without an embedding gets from ``stage``."""
     table, target = slice_.table, slice_.rows
     values: dict[str, Any] = {table.embedding: stored_embedding(table, stage)}
     if table.sparse is not None:
@@ -265,9 +261,7 @@ def make_update(
         values[table.hash] = stage.c.hash
     if table.text_hash is not None:
         values[table.text_hash] = stage.c.text_hash if computed else _without_text_of_old(slice_)
-    if wanted is None:
-        wanted = slice_.embedding().is_(None)
-    return sa.update(target).values(values).where(in_range(stage), wanted, *slice_.is_row_of(stage))
+    return values
 
 
 def _without_text_of_old(slice_: Slice) -> sa.ColumnElement[Any]:
