@@ -6,6 +6,7 @@ AmprentaError                   exit 1
 ├── NotUpgraded                 exit 2: the schema is older than this command needs
 ├── SchemaMismatch              exit 2: a table is not what its description says
 │   ├── DimensionMismatch
+│   ├── FilterUnsupported       a filter that another store may answer
 │   └── ServerUnsuitable        PostgreSQL or pgvector too old, absent or not allowed
 ├── RunConflict                 exit 2: a run exists, has changed or belongs to somebody else
 ├── FilterError                 exit 2: a metadata filter that Pinecone would refuse

@@ -55,13 +55,12 @@ def to_query_vector(vector: ArrayLike, dimension: int, *, cosine: bool) -> NDArr
 
 
 def to_batch(records: Sequence[Record], dimension: int, *, cosine: bool) -> VectorBatch:
-    """Return the records as one batch in the order of their keys, the last of those that share one.
+    """Return records, as `latest_records` gives them, as one batch in the order of their keys.
 
     Raises `RowError` for the first that cannot be stored: wrong length, NaN, infinite, zero under cosine, NUL.
     """
-    latest = {record.key: record for record in records}
     # Two writers that lock rows in one order do not deadlock.
-    ordered = [latest[key] for key in sorted(latest)]
+    ordered = sorted(records, key=lambda record: record.key)
     vectors = np.empty((len(ordered), dimension), dtype=np.float32)
     for row, record in zip(vectors, ordered, strict=True):
         values = _to_float32(record.vector)
@@ -87,5 +86,5 @@ def _to_float32(vector: ArrayLike) -> NDArray[np.float32] | None:
     with np.errstate(over="ignore"):
         try:
             return np.asarray(vector, dtype=np.float32)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None

@@ -18,6 +18,7 @@ from amprenta_vectors.errors import (
     ConfigError,
     DimensionMismatch,
     FilterError,
+    FilterUnsupported,
     NotUpgraded,
     RowError,
     TransientError,
@@ -461,7 +462,7 @@ def test_an_adopted_table_without_the_optional_columns_is_one_scope(engine: sa.E
         store.upsert([Record("k", vector, "text")])
     with pytest.raises(RowError, match="no metadata column"):
         store.upsert([Record("k", vector, None, {"a": 1})])
-    with pytest.raises(FilterError, match="no metadata column"):
+    with pytest.raises(FilterUnsupported, match="no metadata column"):
         store.query(vector, filter={"a": 1})
     # varchar(5) must not make another row of a longer key.
     store.upsert([Record("abcde", vector)])

@@ -16,8 +16,9 @@ from amprenta_vectors.errors import RowError
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.stores.filters.language import Condition, parse_filter
+from amprenta_vectors.stores.given import latest_records, possible_keys
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.top_k import MAX_TOP_K, check_top_k
+from amprenta_vectors.stores.top_k import MAX_TOP_K, to_top_k
 from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
 
 OVERSAMPLING = 4
@@ -58,7 +59,7 @@ class ChromaStore:
         Chroma applies what it can of a filter as it searches; the rest is applied to its hits afterwards. If that
         leaves fewer than ``top_k``, every record that passes Chroma's part of the filter is compared, one by one.
         """
-        check_top_k(top_k)
+        top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
         dimension = self._known_dimension()
         if dimension is None:
@@ -80,7 +81,7 @@ class ChromaStore:
         """Return the records of ``keys`` by key; absent keys are absent."""
         return {
             key: Record(key, np.asarray(row.vector, dtype=np.float32), row.text, dict(row.metadata or {}))
-            for key, row in self._find(keys, _WHOLE).items()
+            for key, row in self._find(possible_keys(keys), _WHOLE).items()
         }
 
     def upsert(self, records: Sequence[Record]) -> int:
@@ -90,7 +91,7 @@ class ChromaStore:
         takes (1000) are sent in several, so an error may leave a part written. A document can only be removed with its
         record, which is then added again.
         """
-        latest = {record.key: record for record in records}
+        latest = {record.key: record for record in latest_records(records)}
         dimension = self._known_dimension() or len(np.atleast_1d(next(iter(latest.values())).vector)) if latest else 0
         batch = to_batch(list(latest.values()), dimension, cosine=self.distance == "cosine")
         for record in latest.values():
@@ -103,7 +104,7 @@ class ChromaStore:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete records; an absent key is no error."""
-        self._remove([row.record_id for row in self._find(keys, ["metadatas"]).values()])
+        self._remove([row.record_id for row in self._find(possible_keys(keys), ["metadatas"]).values()])
 
     def count(self) -> int:
         """Return the number of records; each has a vector."""

@@ -23,8 +23,9 @@ from amprenta_vectors.config import normalize_namespace
 from amprenta_vectors.errors import SchemaMismatch, SourceNotFound
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.filters.language import parse_filter
+from amprenta_vectors.stores.given import latest_records, possible_keys
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.top_k import check_top_k
+from amprenta_vectors.stores.top_k import to_top_k
 from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
 
 MAX_UPSERT_BYTES = 2 * 1024 * 1024
@@ -69,14 +70,14 @@ class PineconeStore:
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
         """Return the ``top_k`` nearest records that match ``filter``, nearest first."""
-        check_top_k(top_k)
+        top_k = to_top_k(top_k)
         if filter:
             parse_filter(filter)
         asked = to_query_vector(vector, self._dimension, cosine=self._cosine)
         with sdk_errors(f"querying index {self._index.name!r}"):
             answer = self._index.rest.query(
                 vector=asked.tolist(),
-                top_k=top_k,
+                top_k=int(top_k),
                 namespace=self._namespace,
                 filter=filter or None,
                 include_metadata=True,
@@ -97,7 +98,7 @@ class PineconeStore:
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
         """Return the records of ``keys`` by key; keys that are absent, or have sparse values only, are absent."""
         found: dict[str, Record] = {}
-        for part in split_requests(list(dict.fromkeys(keys)), MAX_QUERY_CHARACTERS, query_characters):
+        for part in split_requests(possible_keys(keys), MAX_QUERY_CHARACTERS, query_characters):
             with sdk_errors(f"fetching from index {self._index.name!r}"):
                 answer = self._index.rest.fetch(ids=part, namespace=self._namespace)
             for key, item in answer.vectors.items():
@@ -113,8 +114,8 @@ class PineconeStore:
         Raises `RowError` naming the first that cannot be stored, before anything is sent. More than one request takes
         (1000 records, 2 MB) is sent in several, so an error may leave a part written.
         """
-        batch = to_batch(records, self._dimension, cosine=self._cosine)
-        latest = {record.key: record for record in records}
+        latest = {record.key: record for record in latest_records(records)}
+        batch = to_batch(list(latest.values()), self._dimension, cosine=self._cosine)
         items = (self._to_item(latest[key], row) for key, row in zip(batch.source_keys, batch.vectors, strict=True))
         for part in split_requests(items, MAX_UPSERT_BYTES - _ENVELOPE_BYTES, _encoded_bytes):
             with sdk_errors(f"writing to index {self._index.name!r}"):
@@ -123,7 +124,7 @@ class PineconeStore:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete records; an absent key or namespace is no error."""
-        for part in split_requests(keys, MAX_QUERY_CHARACTERS * MAX_RECORDS, len):
+        for part in split_requests(possible_keys(keys), MAX_QUERY_CHARACTERS * MAX_RECORDS, len):
             self._delete(part)
 
     def _delete(self, keys: Sequence[str]) -> None:

@@ -25,8 +25,9 @@ from amprenta_vectors.schema.keymaps import to_key_maker
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.stores.filters.language import Condition, parse_filter
 from amprenta_vectors.stores.filters.values import is_storable
+from amprenta_vectors.stores.given import latest_records, possible_keys
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.top_k import check_top_k
+from amprenta_vectors.stores.top_k import to_top_k
 from amprenta_vectors.stores.vectors import first_with_direction, near_enough, to_batch, to_query_vector
 
 
@@ -79,7 +80,7 @@ class SimpleStore:
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
         """Return the ``top_k`` nearest documents that match ``filter``, nearest first; every document is compared."""
-        check_top_k(top_k)
+        top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
         loaded = self._load()
         if loaded.dimension is None:
@@ -99,7 +100,7 @@ class SimpleStore:
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
         """Return the documents of ``keys`` by key; absent keys are absent."""
         rows = self._load().rows
-        return {key: rows[key] for key in keys if key in rows}
+        return {key: rows[key] for key in possible_keys(keys) if key in rows}
 
     def upsert(self, records: Sequence[Record]) -> int:
         """Insert or replace documents, all or none; returns how many.
@@ -107,20 +108,20 @@ class SimpleStore:
         Of documents that share a key the last one counts. Raises `RowError` for a document that cannot be kept, before
         anything is written: one whose key, say, is not made of the `ORIGINAL_ID` in its metadata.
         """
-        if not records:
+        latest = latest_records(records)
+        if not latest:
             return 0
-        dimension = self._load().dimension or np.size(records[0].vector)
-        batch = to_batch(records, dimension, cosine=True)
+        dimension = self._load().dimension or np.size(latest[0].vector)
+        batch = to_batch(latest, dimension, cosine=True)
         vectors = dict(zip(batch.source_keys, batch.vectors, strict=True))
-        latest = {record.key: record for record in records}
-        entries = [self._to_entry(record, vectors[key]) for key, record in latest.items()]
+        entries = [self._to_entry(record, vectors[record.key]) for record in latest]
         self._files.change({identity for identity, _ in entries}, entries)
         return len(entries)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete documents; an absent key is no error."""
         ids = self._load().ids
-        gone = {ids[key] for key in keys if key in ids}
+        gone = {ids[key] for key in possible_keys(keys) if key in ids}
         if gone:
             self._files.change(gone, [])
 

@@ -21,6 +21,7 @@ from amprenta_vectors.errors import (
 )
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
+from amprenta_vectors.stores.given import latest_records, possible_keys
 from amprenta_vectors.stores.outbox import Intent, Outbox, errors_as_ours
 from amprenta_vectors.stores.pgvector.records import one_of
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
@@ -86,7 +87,7 @@ class DualStore:
 
         With ``connection`` it happens in the caller's transaction, and the other store follows after its commit.
         """
-        latest = list({record.key: record for record in records}.values())
+        latest = latest_records(records)
         keys = [record.key for record in latest]
         if connection is not None:
             with errors_as_ours():
@@ -106,13 +107,14 @@ class DualStore:
 
         With ``connection`` it happens in the caller's transaction, and the other store follows after its commit.
         """
+        unique = possible_keys(keys)
         if connection is not None:
             with errors_as_ours():
-                self._delete(connection, keys)
+                self._delete(connection, unique)
             return
         with self._outbox.transaction() as own:
-            self._delete(own, keys)
-        self._drain(keys)
+            self._delete(own, unique)
+        self._drain(unique)
 
     def close(self) -> None:
         """Close both stores. What is still pending stays in the database, where others may drain it at once."""
@@ -132,12 +134,11 @@ class DualStore:
         return refused
 
     def _delete(self, connection: Connection, keys: Sequence[str]) -> None:
-        unique = list(dict.fromkeys(keys))
-        if not unique:
+        if not keys:
             return
-        self._outbox.lock(connection, unique, "delete")
-        self._pgvector.delete(unique, connection=connection)
-        self._outbox.intend_deletion(connection, unique)
+        self._outbox.lock(connection, keys, "delete")
+        self._pgvector.delete(keys, connection=connection)
+        self._outbox.intend_deletion(connection, keys)
 
     def _drain(self, keys: Sequence[str]) -> None:
         """Drain to the other store what was just committed. Raises what the store refuses for good."""

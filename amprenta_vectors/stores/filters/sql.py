@@ -47,7 +47,8 @@ def to_sql(
 def _no_such_field(field: str, columns: Mapping[str, Any]) -> FilterUnsupported:
     return FilterUnsupported(
         f"the table has no metadata column to filter by, and no column for {field!r}",
-        hint=f"one of: {', '.join(columns) or 'none'}; amprenta-vectors doctor names a column that may hold metadata",
+        hint=(f"one of: {', '.join(columns)}; " if columns else "")
+        + "amprenta-vectors doctor names a column that may hold metadata",
     )
 
 

@@ -25,7 +25,7 @@ from amprenta_vectors.schema.search_settings import stored_settings
 from amprenta_vectors.schema.slice import open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.filters.language import parse_filter
-from amprenta_vectors.stores.filters.values import is_storable
+from amprenta_vectors.stores.given import latest_records, possible_keys
 from amprenta_vectors.stores.outbox import Outbox
 from amprenta_vectors.stores.pgvector.records import one_of
 from amprenta_vectors.stores.pgvector.search import Searcher, to_ms, with_distance
@@ -34,7 +34,7 @@ from amprenta_vectors.stores.pgvector.search_settings import MAX_EF_SEARCH, Sear
 from amprenta_vectors.stores.pgvector.sql import Statements, check_key, from_text
 from amprenta_vectors.stores.pgvector.writing import Writing
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
-from amprenta_vectors.stores.top_k import check_top_k
+from amprenta_vectors.stores.top_k import to_top_k
 from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
 
 LOOK_SECONDS = STORES_LOOK_SECONDS
@@ -139,7 +139,7 @@ class PgVectorStore:
         never uses the index. Rows without a vector, and zero vectors under cosine, are no hits. Raises `FilterError`,
         `DimensionMismatch` or `ConfigError` for what cannot be asked.
         """
-        check_top_k(top_k)
+        top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
         with self._our_errors("querying"):
             statements, searcher = self._open()
@@ -154,7 +154,7 @@ class PgVectorStore:
         self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
     ) -> SearchPlan:
         """Explain which way `query` goes with the same arguments, and why. Makes the query, and raises its errors."""
-        check_top_k(top_k)
+        top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
         with self._our_errors("explaining a query of"):
             statements, searcher = self._open()
@@ -169,7 +169,7 @@ class PgVectorStore:
         """Return the exact score of each of ``keys`` that has a row here."""
         with self._statements(self._snapshots, "scoring") as (connection, statements):
             asked = self._query_vector(vector, statements)
-            spelled = statements.spelled(_possible(keys))
+            spelled = statements.spelled(possible_keys(keys))
             rows = with_distance(connection.execute(statements.distances(asked, list(spelled.values()))))
         score = _SCORES[self._table.distance]
         return {key: score(row.distance) for key, row in _as_asked(spelled, rows).items()}
@@ -188,7 +188,7 @@ class PgVectorStore:
     def fetch(self, keys: Sequence[str], *, connection: Connection | None = None) -> dict[str, Record]:
         """Return the rows of ``keys`` by key; keys that are absent, or have no vector yet, are absent."""
         with self._statements(self._snapshots, "fetching", connection) as (joined, statements):
-            spelled = statements.spelled(_possible(keys))
+            spelled = statements.spelled(possible_keys(keys))
             rows = joined.execute(statements.fetch(list(spelled.values()))).all()
         return {
             key: Record(key, from_text(row.vector), row.text, row.metadata or {})
@@ -203,19 +203,21 @@ class PgVectorStore:
         or undone with it. Raises `RowError` naming the first record that cannot be stored, before anything is written,
         and what `upsert_possible` returns, once the others are written.
         """
-        refused = self.upsert_possible(records, connection=connection)
+        given = list(records)
+        refused = self.upsert_possible(given, connection=connection)
         if refused:
             raise one_of(refused)
-        return len({record.key for record in records})
+        return len({record.key for record in given})
 
     def upsert_possible(self, records: Sequence[Record], *, connection: Connection | None = None) -> list[RowError]:
         """Write rows, as `upsert` does, but for those that return: none is there, and none can be inserted.
 
         Either a NOT NULL column of the application has no value, or its rows are looked up by a column of its own.
         """
+        latest = latest_records(records)
         with self._statements(self._engine, "writing", connection) as (joined, statements):
             table = statements.table
-            batch = to_batch(records, table.dimension, cosine=table.distance == "cosine")
+            batch = to_batch(latest, table.dimension, cosine=table.distance == "cosine")
             return Writing(statements, self._model).upsert(joined, batch)
 
     def delete(self, keys: Sequence[str], *, connection: Connection | None = None) -> None:
@@ -225,7 +227,7 @@ class PgVectorStore:
         written it again. Raises `SchemaMismatch` where that column is NOT NULL.
         """
         with self._statements(self._engine, "deleting", connection) as (joined, statements):
-            Writing(statements, self._model).delete(joined, _possible(keys))
+            Writing(statements, self._model).delete(joined, possible_keys(keys))
 
     def count(self) -> int:
         """Return how many rows have a vector."""
@@ -304,11 +306,6 @@ class PgVectorStore:
     def _query_vector(self, vector: ArrayLike, statements: Statements) -> NDArray[np.float32]:
         table = statements.table
         return to_query_vector(vector, table.dimension, cosine=table.distance == "cosine")
-
-
-def _possible(keys: Sequence[str]) -> list[str]:
-    """Return the keys that PostgreSQL can be asked for; the others cannot exist."""
-    return [key for key in keys if is_storable(key)]
 
 
 def _as_asked(spelled: Mapping[str, str], rows: Sequence[Any]) -> dict[str, Any]:

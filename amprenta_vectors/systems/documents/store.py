@@ -14,6 +14,7 @@ from amprenta_vectors.errors import ConfigError, CredentialsRefused, FilterError
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.key_values import canonical
+from amprenta_vectors.stores.given import latest_records, possible_keys
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
 log = logging.getLogger(__name__)
@@ -70,22 +71,24 @@ class DocumentStore:
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
         """Return the documents with those ids or keys, by what was asked for."""
-        found = self._store.fetch(self._possible(keys))
-        rows = {asked: found.get(self._to_key(asked)) or found.get(asked) for asked in keys}
+        given = possible_keys(keys)
+        found = self._store.fetch(self._possible(given))
+        rows = {asked: found.get(self._to_key(asked)) or found.get(asked) for asked in given}
         return {asked: self._to_document(row) for asked, row in rows.items() if row is not None}
 
     def upsert(self, records: Sequence[Record]) -> int:
         """Insert or replace documents; return how many. Raises `RowError` naming the id of one that cannot be kept."""
-        rows = [self._to_row(record) for record in records]
+        latest = latest_records(records)
+        rows = [self._to_row(record) for record in latest]
         try:
             return self._store.upsert(rows)
         except RowError as error:
-            ids = {row.key: record.key for row, record in zip(rows, records, strict=True)}
+            ids = {row.key: record.key for row, record in zip(rows, latest, strict=True)}
             raise RowError(ids.get(error.key, error.key), error.reason, error.detail) from error
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete documents by id or by key; an absent one is no error."""
-        self._store.delete(self._possible(keys))
+        self._store.delete(self._possible(possible_keys(keys)))
 
     def count(self) -> int:
         """Return how many documents have a vector."""

@@ -17,7 +17,7 @@ from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.schema.registry import PRODUCTS
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.protocol import Filter, VectorStore
-from amprenta_vectors.stores.top_k import MAX_TOP_K, check_top_k
+from amprenta_vectors.stores.top_k import MAX_TOP_K, to_top_k
 from amprenta_vectors.systems.products.rows import active_rows
 from amprenta_vectors.systems.products.tracing import SearchTracer, open_tracer
 
@@ -82,7 +82,7 @@ class ProductSearch:
         Fewer come back only if no more pass and reach the store's similarity threshold. Raises `FilterError` and
         `ConfigError` for what cannot be asked, `TransientError` if no store answers.
         """
-        check_top_k(limit)
+        limit = to_top_k(limit)
         began = datetime.now(UTC)
         vector = self._embedder.embed([text])[0]
         wanted = to_filter(category, brand, min_price, max_price, min_stock)
