@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
@@ -19,17 +22,38 @@ from amprenta_vectors.pg.errors import for_a_log
 def write_report(engine: Engine, run_id: int, folder: Path) -> tuple[Path, Path]:
     """Write a run's report into ``folder``, which is created if it is absent; return the JSON's path and the page's.
 
-    Raises `ConfigError` if there is no such run, OSError if the folder cannot be written.
+    The files are those of an earlier report on the same run. A run of that number in another database has others: only
+    a report is ever overwritten, and only by one on its own run. Raises `ConfigError` if there is no such run, OSError
+    if the folder cannot be written.
     """
     with engine.connect() as connection:
         transactions.require_tables(connection)
-        collected = json.dumps(collect_report(connection, run_id), indent=1, ensure_ascii=False)
+        report = collect_report(connection, run_id)
+    collected = json.dumps(report, indent=1, ensure_ascii=False)
     page = render_page(json.loads(collected))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / f"run-{run_id}.json", folder / f"run-{run_id}.html"
+    names = (f"run-{run_id}" if number == 1 else f"run-{run_id}-{number}" for number in itertools.count(1))
+    name = next(name for name in names if _is_free(folder / f"{name}.json", report))
+    paths = folder / f"{name}.json", folder / f"{name}.html"
     for path, text in zip(paths, (collected, page), strict=True):
         path.write_text(text + "\n", encoding="utf-8")
     return paths
+
+
+def _is_free(path: Path, report: Mapping[str, Any]) -> bool:
+    """Return whether nothing is at ``path``, or an earlier report on the same run."""
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        return _identity(there) == _identity(report)
+    except FileNotFoundError:
+        return True
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _identity(report: Mapping[str, Any]) -> tuple[Any, ...]:
+    # A database may be reached by several hosts, so the moment tells its runs from another's.
+    return report["database"]["name"], report["run"]["id"], report["run"]["created_at"]
 
 
 def leave_report(engine: Engine, run_id: int, folder: Path, observer: Observer) -> None:

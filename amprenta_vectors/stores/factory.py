@@ -14,6 +14,7 @@ from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.stores.composites.dual import DualStore
 from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
+from amprenta_vectors.stores.composites.late import open_late
 from amprenta_vectors.stores.composites.shadow import THREADS, ShadowLog, ShadowStore
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import VectorStore
@@ -27,8 +28,9 @@ def get_vector_store(settings: Settings | None = None) -> VectorStore:
 
     Make one when the application starts and share it between threads: it holds a pool of connections, given back by
     ``close()``. The pgvector store connects on first use and needs no Pinecone setting; the Pinecone store requests the
-    index here. ``VECTOR_MODE`` joins it with the store for ``VECTOR_SECONDARY``. Raises `UnknownBackend`, or
-    `ConfigError` for a setting that is missing or contradicts another.
+    index here. ``VECTOR_MODE`` joins it with the store for ``VECTOR_SECONDARY``; the one of the two that is away does
+    not keep the other from opening. Raises `UnknownBackend`, or `ConfigError` for a setting that is missing or
+    contradicts another.
     """
     settings = settings or Settings.load()
     check_mode(settings)
@@ -38,7 +40,9 @@ def get_vector_store(settings: Settings | None = None) -> VectorStore:
     open_secondary = _opener("VECTOR_SECONDARY", str(settings.vector_secondary))
     if "pgvector" in (settings.vector_backend, settings.vector_secondary):
         _check_same_keys(settings)
-    return MODES[settings.vector_mode](open_primary(settings), open_secondary(settings), settings)
+    primary = open_late(settings.vector_backend, lambda: open_primary(settings))
+    secondary = open_late(str(settings.vector_secondary), lambda: open_secondary(settings))
+    return MODES[settings.vector_mode](primary, secondary, settings)
 
 
 def check_mode(settings: Settings) -> None:

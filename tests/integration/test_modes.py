@@ -7,6 +7,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +18,10 @@ import pytest
 import sqlalchemy as sa
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import ConfigError, FilterError, TimedOut, TransientError, UnknownBackend
+from amprenta_vectors.errors import ConfigError, FilterError, SourceNotFound, TimedOut, TransientError, UnknownBackend
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 from amprenta_vectors.schema.registry import RAG_CHUNKS
+from amprenta_vectors.stores.composites import late
 from amprenta_vectors.stores.composites.breaker import Breaker
 from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import CALLS_AT_ONCE, HybridStore
@@ -380,6 +382,74 @@ def test_the_settings_choose_the_mode(shared: dict[str, Any], sides: tuple[Vecto
     assert keys(hybrid, top_k=5) == nearest(RECORDS[10:30], 5)
     fallback.close()
     hybrid.close()
+
+
+@pytest.mark.parametrize("backend", ["pinecone", "pgvector"])
+@pytest.mark.parametrize("mode", ["fallback", "hybrid", "dual", "shadow"])
+def test_a_store_that_is_away_keeps_nobody_from_opening_the_other_and_is_opened_once_it_answers(
+    shared: dict[str, Any],
+    sides: tuple[VectorStore, PgVectorStore],
+    pinecone: PineconeEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    backend: str,
+) -> None:
+    monkeypatch.setattr(late, "RETRY_SECONDS", 0.0)
+    pinecone.faults.set("describe", Fault(status=503))
+    other = "pgvector" if backend == "pinecone" else "pinecone"
+    settings = Settings.load(
+        **shared, vector_backend=backend, vector_mode=mode, vector_secondary=other, vector_timeout_seconds=60
+    )
+    store = get_vector_store(settings)
+    if mode in ("fallback", "hybrid") or backend == "pgvector":
+        assert keys(store, top_k=5) == nearest(RECORDS[10:], 5)
+    else:
+        with pytest.raises(TransientError):
+            keys(store, top_k=5)
+    if mode == "dual":
+        store.upsert([Record("new", VECTORS[3])])
+    pinecone.faults.clear()
+    if mode == "dual":
+        until_there(lambda: "new" in sides[0].fetch(["new"]))
+    else:
+        held = RECORDS if mode == "hybrid" else RECORDS[10:] if backend == "pgvector" else RECORDS[:30]
+        assert keys(store, top_k=5) == nearest(held, 5)
+    store.close()
+
+
+def until_there(holds: Callable[[], bool]) -> None:
+    """Wait, at most a minute, for what another thread does."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_what_waiting_cannot_mend_is_raised_at_once_and_later_too(
+    shared: dict[str, Any], pinecone: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.load(**shared, vector_mode="fallback", vector_backend="pgvector", vector_secondary="pinecone")
+    with pytest.raises(SourceNotFound):
+        get_vector_store(settings.model_copy(update={"pinecone_index_name": "no-such-index"}))
+    pinecone.faults.set("describe", Fault(status=503))
+    monkeypatch.setattr(late, "RETRY_SECONDS", 3600.0)
+    opened: list[int] = []
+
+    def open_store() -> VectorStore:
+        opened.append(1)
+        return open_pinecone_store(settings)
+
+    store = late.open_late("pinecone", open_store)
+    for _ in range(3):
+        with pytest.raises(TransientError):
+            store.count()
+    assert len(opened) == 1
+    monkeypatch.setattr(late, "RETRY_SECONDS", 0.0)
+    with pytest.raises(TransientError):
+        store.count()
+    pinecone.faults.clear()
+    assert (store.count(), store.distance, len(opened)) == (0, "cosine", 3)
+    store.close()
 
 
 @pytest.mark.parametrize(

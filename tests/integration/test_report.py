@@ -37,6 +37,7 @@ from amprenta_vectors.backfill.report.facts import collect_report
 from amprenta_vectors.backfill.report.page import render_page
 from amprenta_vectors.cli import main
 from amprenta_vectors.errors import CredentialsRefused
+from amprenta_vectors.moves.reports import write_report
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 
 IDS, VECTORS = to_ids(200), to_vectors(200)
@@ -296,6 +297,24 @@ def test_a_report_of_a_run_that_has_not_ended_says_so_and_how_to_cancel_it(
     assert report["undo"][0]["command"] == "amprenta-vectors cancel 1"
     assert report["run"]["last_error"] == "no longer"
     assert TEXT not in text
+
+
+def test_runs_of_one_number_in_two_databases_have_files_of_their_own(
+    engine: sa.Engine, upgraded_url: str, tmp_path: Path
+) -> None:
+    end_early(engine)
+    folder = tmp_path / "here"
+    assert [path.name for path in write_report(engine, 1, folder)] == ["run-1.json", "run-1.html"]
+    before = (folder / "run-1.html").read_text()
+    # As if the first were of another database.
+    execute(engine, "UPDATE migration_run SET created_at = created_at + interval '1 microsecond'")
+    assert [path.name for path in write_report(engine, 1, folder)] == ["run-1-2.json", "run-1-2.html"]
+    assert [path.name for path in write_report(engine, 1, folder)] == ["run-1-2.json", "run-1-2.html"]
+    assert (folder / "run-1.html").read_text() == before
+    for content in ("no report", "[]", '{"database": null}'):
+        (folder / "run-1-2.json").write_text(content)
+        assert [path.name for path in write_report(engine, 1, folder)] == ["run-1-3.json", "run-1-3.html"]
+        assert (folder / "run-1-2.json").read_text() == content
 
 
 def test_a_cancelled_run_leaves_a_report_and_one_that_was_never_begun_leaves_none(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 from catalogue import rows
+from chroma_tools import ChromaServer
 from click.testing import CliRunner
 from databases import janitor
 
@@ -19,9 +23,10 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.doctor.examine import examine
 from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
-from amprenta_vectors.errors import FilterUnsupported
+from amprenta_vectors.errors import FilterUnsupported, TransientError
 from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+from amprenta_vectors.stores.composites import late
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.systems.products.search import ProductSearch, product_settings, to_filter
@@ -247,3 +252,30 @@ def test_a_filter_column_that_no_filter_compares_is_the_fault_of_that_filter_onl
     assert [(each.severity, each.found.split(" asks")[0]) for each in findings if each.check == "filter columns"] == [
         ("serious", "products: a filter on 'category'")
     ]
+
+
+def test_a_chroma_server_that_is_down_keeps_no_search_from_opening_and_helps_once_it_is_there(
+    migrated_engine: sa.Engine, migrated_url: str, chroma_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "RETRY_SECONDS", 0.0)
+    shutil.copytree(chroma_folder, tmp_path / "chroma")
+    server = ChromaServer(tmp_path / "chroma")
+    settings = product_settings(
+        database_url=migrated_url,
+        chroma_host="127.0.0.1",
+        chroma_port=server.port,
+        embedder="wordllama",
+        product_search_strategy="pgvector_primary",
+        vector_timeout_seconds=60,
+        pgvector_similarity_threshold=-1,
+        chroma_similarity_threshold=-1,
+    )
+    with closing(ProductSearch.open(settings)) as search:
+        assert len(search.search(QUESTION, 3)) == 3
+        expected_then = in_chroma(migrated_engine, "true", 3)
+        rows(migrated_engine, "ALTER TABLE products RENAME COLUMN embedding TO gone")
+        with pytest.raises(TransientError):
+            search.search(QUESTION, 3)
+        server.start()
+        assert [product.id for product in search.search(QUESTION, 3)] == expected_then
+    server.kill()

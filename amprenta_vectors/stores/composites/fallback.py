@@ -13,6 +13,7 @@ from amprenta_vectors.errors import ConfigError, DimensionMismatch, FilterError
 from amprenta_vectors.pg.errors import for_a_log
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
+from amprenta_vectors.stores.composites.late import distance_of
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
@@ -49,8 +50,8 @@ class FallbackStore:
 
     @property
     def distance(self) -> Distance:
-        """The primary's distance."""
-        return self._primary.distance
+        """The primary's distance; while it was never there, the secondary's."""
+        return distance_of(self._primary, self._secondary)
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
         """Return the ``top_k`` nearest rows that match ``filter``, nearest first, from the store that answers."""

@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeVar
 
 from numpy.typing import ArrayLike
 
-from amprenta_vectors.errors import ConfigError, TimedOut
+from amprenta_vectors.errors import ConfigError, TimedOut, TransientError
 from amprenta_vectors.pg.errors import for_a_log
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.fallback import CALLERS_FAULT
+from amprenta_vectors.stores.composites.late import distance_of
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 from amprenta_vectors.stores.top_k import MAX_TOP_K
@@ -54,7 +55,7 @@ class HybridStore:
     @property
     def distance(self) -> Distance:
         """The distance both stores share."""
-        return self._primary.distance
+        return distance_of(self._primary, self._secondary)
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
         """Return the ``top_k`` nearest rows that match ``filter``, nearest first."""
@@ -93,7 +94,11 @@ class HybridStore:
         self._secondary.close()
 
     def _check_comparable(self) -> None:
-        one, other = self._primary.distance, self._secondary.distance
+        try:
+            one, other = self._primary.distance, self._secondary.distance
+        except TransientError:
+            # A side that was never there has no score to compare, and fails by itself.
+            return
         if one != other:
             raise ConfigError(
                 f"{self._primary.name} measures {one} and {self._secondary.name} {other}: their scores do not compare",
