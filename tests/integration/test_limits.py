@@ -181,7 +181,7 @@ def test_every_single_request_is_asked_for_and_every_refusal_told(pinecone: Pine
 
     pinecone.faults.set("*", Fault(status=429, retry_after=2))
     for step in (lambda: source.fetch(IDS[:11]), lambda: next(iter(source.iter_keys()))):
-        pinecone.calls.clear()
+        before = pinecone.calls["fetch"]
         meter.asked.clear()
         with pytest.raises(RateLimited):
             step()
@@ -281,13 +281,20 @@ def test_the_comparison_at_the_end_of_a_run_is_counted_and_limited_too(
 
 
 def test_a_lower_limit_of_the_source_is_found_with_few_refusals(engine: sa.Engine, pinecone: PineconeEmulator) -> None:
-    pinecone.faults.set("fetch", Fault(rate=25))
-    job = to_job(engine, open_pinecone(pinecone), batch_size=13, workers=4)
-    run_job(engine, job)
-    batches = execute(engine, "SELECT count(*) FROM migration_progress")[0][0]
-    refused = pinecone.calls["fetch"] - batches
-    assert stored(engine) == expected(IDS, VECTORS)
-    assert 0 < refused <= 0.2 * batches
+    refused = 0
+    # A busy machine may not be fast enough to be refused by the first.
+    for limit in (25, 10, 4):
+        execute(engine, "TRUNCATE rag_chunks, migration_run CASCADE")
+        before = pinecone.calls["fetch"]
+        pinecone.faults.set("fetch", Fault(rate=limit))
+        run_job(engine, to_job(engine, open_pinecone(pinecone), batch_size=13, workers=4))
+        assert stored(engine) == expected(IDS, VECTORS)
+        batches = execute(engine, "SELECT count(*) FROM migration_progress")[0][0]
+        refused = pinecone.calls["fetch"] - before - batches
+        assert refused <= 0.2 * batches
+        if refused:
+            break
+    assert refused
     assert rate_of(engine, "fetch") < FETCH_PER_SECOND
 
 
