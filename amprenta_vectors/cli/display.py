@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from amprenta_vectors.backfill.engine.observer import BatchDone, MoveEvent, RunAdvanced, RunStarted, Waiting, ignore
 from amprenta_vectors.backfill.progress.figures import Counts
 from amprenta_vectors.backfill.progress.runs import Run
-from amprenta_vectors.backfill.report.timeline import MOST_RATES, keys_expected, time_left
+from amprenta_vectors.backfill.report.timeline import MOST_RATES, Remaining, keys_expected, time_left
 from amprenta_vectors.cli.move_text import MoveText
 from amprenta_vectors.cli.printer import say, say_json
 from amprenta_vectors.cli.run_text import held_by, to_remaining
@@ -108,6 +109,23 @@ class BarDisplay:
             self._bar = None
 
 
+class Pace:
+    """The rates at which a run that is watched advances, one every five seconds in which nothing holds it."""
+
+    def __init__(self) -> None:
+        self._before: tuple[float, int] | None = None
+        self._rates: deque[float] = deque(maxlen=MOST_RATES)
+
+    def time_left(self, run: Run, counts: Counts) -> Remaining | None:
+        """Return how long is left; None if that cannot be told yet."""
+        now, before = time.monotonic(), self._before
+        if before is None or now >= before[0] + LINE_SECONDS:
+            if before is not None and held_by(run) is None:
+                self._rates.append((counts.keys_done - before[1]) / (now - before[0]))
+            self._before = (now, counts.keys_done)
+        return time_left(run, counts.keys_done, self._rates)
+
+
 class LineDisplay:
     """A plain line every five seconds, for logs."""
 
@@ -118,8 +136,7 @@ class LineDisplay:
     def _forget(self) -> None:
         self._next = 0.0
         self._reason: str | None = None
-        self._before: tuple[float, int] | None = None
-        self._rates: deque[float] = deque(maxlen=MOST_RATES)
+        self._pace = Pace()
 
     def __call__(self, event: MoveEvent) -> None:
         """Print what is new: the progress every five seconds at most, and a reason to wait once."""
@@ -145,10 +162,7 @@ class LineDisplay:
         self._next = now + LINE_SECONDS
         aside = counts.missing + counts.quarantined
         held = held_by(run)
-        if self._before is not None and held is None:
-            self._rates.append((counts.keys_done - self._before[1]) / (now - self._before[0]))
-        self._before = (now, counts.keys_done)
-        left = to_remaining(time_left(run, counts.keys_done, self._rates))
+        left = to_remaining(self._pace.time_left(run, counts))
         say(
             f"run {run.id}: {counts.keys_done:,} of {keys_expected(run):,} keys done, {counts.written:,} written, "
             f"{aside} quarantined, {left}, {held or _at_work(counts)}",
@@ -164,10 +178,18 @@ class JsonDisplay:
 
     def __init__(self, text: MoveText) -> None:
         self._reason: str | None = None
+        self._pace = Pace()
         self._text = text
 
     def __call__(self, event: MoveEvent) -> None:
         """Print an event for the log or a result as JSON, any other text as it is; a reason to wait once."""
+        if isinstance(event, RunStarted):
+            self._pace = Pace()
+        if isinstance(event, RunAdvanced):
+            left = self._pace.time_left(event.run, event.counts)
+            outlook = {"expected": keys_expected(event.run), "remaining_seconds": left and asdict(left)}
+            say_json({**event.to_json(), **outlook}, err=True)
+            return
         if isinstance(event, Waiting):
             repeated, self._reason = event.reason in (None, self._reason), event.reason
             if repeated:

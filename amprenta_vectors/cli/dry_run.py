@@ -34,10 +34,11 @@ def describe_plan(settings: Settings, plan: Plan) -> None:
     """Print what was found at both ends and estimated, and the backup commands filled in."""
     source, table, figures = plan.source, plan.table, plan.figures
     fast, slow = figures.seconds
-    time = f"{to_duration(fast)} to {to_duration(slow)}, then the index"
+    index = f", then {_to_range(*figures.index_seconds)} for the index" if any(figures.index_seconds) else ""
+    time = f"{_to_range(fast, slow)}{index}"
     records = "vectors"
     if source.computed:
-        time = "as long as the embedder takes, then the index; --limit 1000 tells"
+        time = f"as long as the embedder takes (--limit 1000 tells){index}"
         records = "texts"
     lines = {
         "source": f"{source.kind} {source.identity}: {source.count or 0:,} {records}, {source.dimension} dimensions",
@@ -50,11 +51,20 @@ def describe_plan(settings: Settings, plan: Plan) -> None:
         "disk": f"about {to_size(figures.disk_bytes)} for the vectors, as much again for an HNSW index",
         "memory": f"{to_size(figures.index_build_bytes)} of maintenance_work_mem for the fastest index build",
     }
+    if plan.keys_from == "source" and not source.computed:
+        lines["text"] = _text_of(settings, table)
     if plan.unused.columns:
         lines["not used"] = plan.unused.describe()
     if plan.metered:
         lines["read units"] = f"about {figures.read_units:,}, and {figures.comparison_read_units:,} for the comparison"
     print_pairs(lines)
+    if figures.absent_here:
+        say(
+            f"  at least {figures.absent_here:,} records of the source have no row here: they stay where they are, and "
+            "the comparison counts them as missing (exit 1); --keys-from source inserts them"
+        )
+    if figures.absent_there:
+        say(f"  at least {figures.absent_there:,} rows have no record at the source, and are quarantined")
     for role in plan.unused.candidates:
         say(f"  if one of those not used holds {role}, {plan.unused.to_add(table, role)}")
     if figures.other_models:
@@ -65,6 +75,24 @@ def describe_plan(settings: Settings, plan: Plan) -> None:
         )
     _print_backup(settings, table)
     say("Nothing was changed.")
+
+
+def _to_range(fast: float, slow: float) -> str:
+    least, most = to_duration(fast), to_duration(slow)
+    if slow < 1:
+        return "less than 1 s"
+    return most if least == most else f"{least} to {most}"
+
+
+def _text_of(settings: Settings, table: VectorTable) -> str:
+    """Return which part of a record is taken as its text, and where it goes."""
+    field = repr(table.metadata_text_field or settings.text_field)
+    taken = {"pinecone": f"metadata field {field}", "chroma": "the document"}.get(kind_of(settings, table), "its text")
+    if table.text is not None:
+        return f"{taken} becomes {table.text}"
+    if table.metadata is not None:
+        return f"{taken} stays in {table.metadata}: the table has no column for text"
+    return f"{taken} stays at the source: the table has no column for text or metadata"
 
 
 def _print_backup(settings: Settings, table: VectorTable) -> None:

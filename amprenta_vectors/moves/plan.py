@@ -45,6 +45,7 @@ def plan_job(engine: Engine, job: Job) -> Plan:
             described.count or 0,
             from_source=job.kind.keys_from == "source",
             model=job.model,
+            limit=job.limit,
         )
     metered = isinstance(job.source, Metered)
     return Plan(job.slice.table, described, job.kind.keys_from, job.model, server, pgvector, figures, metered, unused)

@@ -99,6 +99,7 @@ def test_dry_run_counts_and_changes_nothing(environment: dict[str, str], engine:
     result = run(environment, "backfill", "--dry-run", "--keys-from", "source")
     assert result.exit_code == 0, result.output
     assert "30 vectors" in result.output
+    assert "text: metadata field 'text' becomes content" in result.output
     assert "pg_dump --format=custom" in result.output
     assert "Nothing was changed" in result.output
     assert snapshot(engine) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from amprenta_vectors.backfill.engine.observer import RunAdvanced
 from amprenta_vectors.backfill.progress.figures import Counts
 from amprenta_vectors.backfill.progress.runs import Run
-from amprenta_vectors.cli.display import LineDisplay, _at_work
+from amprenta_vectors.cli.display import JsonDisplay, LineDisplay, _at_work
 from amprenta_vectors.cli.move_text import MoveText
 
 
@@ -45,8 +46,25 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def test_a_line_says_how_long_is_left_once_there_are_rates_to_go_by(lines: Any) -> None:
     assert "time left not known yet" in lines(0)
     shown = [lines(keys) for keys in (100, 200, 300, 400)]
-    assert "not known" in shown[2]
-    assert ", 1 min left, " in shown[3]
+    assert all(f", {left} left, " in line for left, line in zip(("1 min 30 s", "1 min 20 s", "1 min 10 s", "1 min"), shown, strict=True))
+
+
+def test_progress_in_json_has_what_is_expected_and_how_long_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("amprenta_vectors.cli.display.time", clock)
+    display = JsonDisplay(MoveText())
+    for keys_done in (0, 100, 300):
+        clock.now += 10.0
+        display(RunAdvanced(a_run(), some_counts(keys_done)))
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["expected"] for event in events] == [1000] * 3
+    assert [event["remaining_seconds"] for event in events] == [
+        None,
+        {"least": 90.0, "most": 90.0},
+        {"least": 35.0, "most": 70.0},
+    ]
 
 
 def test_time_in_which_the_run_was_throttled_does_not_count_towards_its_rate(lines: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 import struct
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,27 @@ def test_an_extension_that_the_process_has_registered_and_used_is_refused(tmp_pa
     finally:
         copyreg.remove_extension("os", "system", 77)
         copyreg.clear_extension_cache()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_uuids_come_back_as_their_texts(protocol: int) -> None:
+    value = {uuid.UUID(int=5): [uuid.UUID(int=2**128 - 1)]}
+    ((key, (other,)),) = read_pickle(pickle.dumps(value, protocol), "vectors.pkl").items()
+    assert (str(key), str(other)) == (str(uuid.UUID(int=5)), str(uuid.UUID(int=2**128 - 1)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        b"c__builtin__\nobject\nc__builtin__\nobject\nN",
+        b"cuuid\nUUID\ncuuid\nUUID\nN",
+        b"cuuid\nUUID\nc__builtin__\nobject\nI1\n",
+        b"cuuid\nUUID\nc__builtin__\nbytes\nN",
+    ],
+)
+def test_nothing_but_a_uuid_is_made_by_the_way_of_the_oldest_protocols(arguments: bytes) -> None:
+    with pytest.raises(PickleRefused, match=r"it tries a call of copy_reg\._reconstructor"):
+        read_pickle(b"ccopy_reg\n_reconstructor\n(" + arguments + b"tR.", "vectors.pkl")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

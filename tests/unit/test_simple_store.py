@@ -63,6 +63,14 @@ DOCUMENTS: dict[str, tuple[Any, str]] = {
         "dicts of texts and metadata by id",
     ),
 }
+TEXT_OF = {
+    **dict.fromkeys(("list with ids", "dict by id", "dict under a name"), "text"),
+    **dict.fromkeys(("list without ids", "list under a name"), "page_content"),
+    **dict.fromkeys(("columns", "dicts of columns"), "texts"),
+    "flat": "content",
+    "text within the metadata": "metadata.text",
+    "columns without ids": "documents",
+}
 HAS_IDS = {"dict of lists", "dict of arrays", "dict of dicts", "pairs", "list of dicts", "ids apart"}
 HAVE_IDS = set(DOCUMENTS) - {"list without ids", "columns without ids"}
 
@@ -91,9 +99,16 @@ def test_every_pair_of_shapes_gives_the_same_documents_and_says_what_was_found(
     store = read_store(write(tmp_path, VECTORS[vectors][0], DOCUMENTS[documents][0]), None)
     ids = IDS if vectors in HAS_IDS or documents in HAVE_IDS else BY_PLACE
     assert content_of(store) == list(zip(ids, ROWS, TEXTS, FIELDS, strict=True))
-    assert store.shape == f"vectors: {VECTORS[vectors][1]}; metadata: {DOCUMENTS[documents][1]}, not encrypted"
+    said = f"vectors: {VECTORS[vectors][1]}; metadata: {DOCUMENTS[documents][1]}, not encrypted"
+    assert store.shape == f"{said}; text: {TEXT_OF[documents]}"
     assert not store.unpaired
     assert all(record.vector.dtype == np.float32 for record in store.records.values())
+
+
+def test_documents_that_keep_their_texts_in_several_ways_are_said_with_each(tmp_path: Path) -> None:
+    documents = {"a": {"text": "x", "content": "y"}, "b": {"metadata": {"chunk": "z"}}, "c": "w", "d": {"page": 1}}
+    store = read_store(write(tmp_path, {key: [1.0] for key in "abcd"}, documents), None)
+    assert store.shape.endswith("; text: text or metadata.chunk or the entry itself")
 
 
 @pytest.mark.parametrize("vectors", [{}, [], np.empty((0, 2)), np.array([])], ids=str)
@@ -121,7 +136,7 @@ def test_metadata_encrypted_as_a_whole_or_value_by_value_is_decrypted_and_said(t
     ):
         store = read_store(write(tmp_path, vectors, content), key.decode())
         assert content_of(store) == expected
-        assert store.shape.endswith(said)
+        assert store.shape.endswith(f"{said}; text: text")
 
 
 def test_what_has_no_partner_is_named_with_its_file_and_the_rest_is_read(tmp_path: Path) -> None:

@@ -50,8 +50,14 @@ def test_where_a_quarter_of_the_stretches_stood_still_there_is_no_upper_end() ->
     assert remaining(100, [10, 10, 0, 0, 10]) == Remaining(10, None)
 
 
-@pytest.mark.parametrize("rates", [[], [10, 10, 10], [0, 0, 0, 0, 0]])
-def test_too_few_rates_or_none_that_moves_tell_nothing(rates: list[float]) -> None:
+def test_few_rates_give_the_range_from_the_highest_to_the_lowest() -> None:
+    assert remaining(100, [10]) == Remaining(10, 10)
+    assert remaining(100, [10, 50, 20]) == Remaining(2, 10)
+    assert remaining(100, [10, 0]) == Remaining(10, None)
+
+
+@pytest.mark.parametrize("rates", [[], [0], [0, 0, 0, 0, 0]])
+def test_no_rate_or_none_that_moves_tells_nothing(rates: list[float]) -> None:
     assert remaining(100, rates) is None
 
 

@@ -28,6 +28,8 @@ class Document:
 
     text: str | None
     layers: tuple[Layer, ...] = ()
+    text_field: str = ""
+    """The field that the text was found in; empty if the entry itself is the text."""
 
     def with_layers(self, layers: Iterable[Layer]) -> Document:
         """Return the document with further layers after its own."""
@@ -97,13 +99,13 @@ def to_document(entry: Any) -> Document:
     inner: dict[str, Any] = {} if inner_name is None else dict(entry[inner_name])
     text_name = next((name for name in TEXT if isinstance(entry.get(name), str)), None)
     beside = {name: held for name, held in entry.items() if name not in (inner_name, text_name)}
-    text = None
+    layers = ((inner_name or METADATA[0], inner), ("beside", beside))
     if text_name is not None:
-        text = entry[text_name]
-    else:
-        inside = next((name for name in TEXT if isinstance(inner.get(name), str)), None)
-        text = None if inside is None else inner.pop(inside)
-    return Document(text, ((inner_name or METADATA[0], inner), ("beside", beside)))
+        return Document(entry[text_name], layers, text_name)
+    inside = next((name for name in TEXT if isinstance(inner.get(name), str)), None)
+    if inside is None:
+        return Document(None, layers)
+    return Document(inner.pop(inside), layers, f"{inner_name}.{inside}")
 
 
 def layers_beside(

@@ -145,6 +145,13 @@ class PickledUuid:
         return getattr(self, "_text", "")
 
 
+def _reconstructor(kind: object, base: object, state: object) -> PickledUuid:
+    """Return the UUID, yet without its number, that protocols 0 and 1 make in this way."""
+    if kind is not PickledUuid or not (isinstance(base, _StandIn) and base.name.endswith(".object")) or state:
+        raise TypeError
+    return PickledUuid()
+
+
 def _no_bytes() -> bytes:
     return b""
 
@@ -159,6 +166,10 @@ _GLOBALS: dict[tuple[str, str], Callable[..., object] | None] = {
     ("_codecs", "encode"): None,
     ("collections", "OrderedDict"): _ordered,
     ("uuid", "UUID"): None,
+    ("copyreg", "_reconstructor"): _reconstructor,
+    ("copy_reg", "_reconstructor"): _reconstructor,
+    ("builtins", "object"): None,
+    ("__builtin__", "object"): None,
     ("builtins", "bytes"): _no_bytes,
     ("__builtin__", "bytes"): _no_bytes,
     **{

@@ -90,7 +90,8 @@ def read_held_store(folder: Path, key: str | None) -> LegacyStore:
     values = PlainValues(vectors_path, vectors_path.stat().st_size)
     records, unpaired = _pair(folder, vectors, documents, values)
     _set_apart(folder, records, unpaired)
-    shape = f"vectors: {vectors.shape}; metadata: {documents.shape}, {encryption}"
+    taken = dict.fromkeys(each.text_field or "the entry itself" for each in documents.rows if each.text is not None)
+    shape = f"vectors: {vectors.shape}; metadata: {documents.shape}, {encryption}; text: {' or '.join(taken) or 'none'}"
     return LegacyStore(folder, records, unpaired, shape)
 
 

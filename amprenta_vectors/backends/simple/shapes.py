@@ -108,7 +108,8 @@ def _columnar(value: Mapping[str, Any]) -> Columns | None:
             raise ShapeUnknown(f"{len(texts)} texts with {len(value[other])} entries of metadata")
     ids, ids_name = _ids_of(value)
     shape = f"lists of texts and metadata{_and_ids(ids, None)}"
-    return _with_beside(Columns(shape, ids, [Document(text) for text in texts]), value, (name, ids_name))
+    rows = [Document(text, text_field=name) for text in texts]
+    return _with_beside(Columns(shape, ids, rows), value, (name, ids_name))
 
 
 def _keyed(value: Mapping[str, Any]) -> Columns | None:
@@ -119,7 +120,7 @@ def _keyed(value: Mapping[str, Any]) -> Columns | None:
     # What has metadata and no text is a document all the same.
     fields = [value[other] for other in METADATA if isinstance(value.get(other), Mapping)]
     ids = dict.fromkeys(chain(value[name], *fields))
-    rows = [Document(value[name].get(identity)) for identity in ids]
+    rows = [Document(value[name].get(identity), text_field=name) for identity in ids]
     found = Columns("dicts of texts and metadata by id", [_said_once(identity, ids) for identity in ids], rows)
     return _with_beside(found, value, (name,), list(ids))
 

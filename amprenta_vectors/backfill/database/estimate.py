@@ -8,8 +8,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backends.pinecone.limits import PAGE, read_units
-from amprenta_vectors.backfill.database.index_plan import graph_bytes
+from amprenta_vectors.backfill.database.index_plan import Shape, graph_bytes, plan_build
+from amprenta_vectors.backfill.progress.indexes import deferred_indexes
+from amprenta_vectors.schema.ann_indexes import ann_indexes
 from amprenta_vectors.schema.slice import Slice
+from amprenta_vectors.schema.vector_table import VectorTable
 
 LISTED_PER_SECOND = 20_000
 """Pinecone lists 100 ids a page at 200 pages a second and index (its published limits)."""
@@ -35,6 +38,11 @@ class Estimate:
     comparison_read_units: int
     disk_bytes: int
     index_build_bytes: int
+    index_seconds: tuple[float, float]
+    absent_here: int
+    """The records of the source for which the table has no row, at least: a run by the table's keys leaves them out."""
+    absent_there: int
+    """The rows to be filled for which the source has no record, at least: they are quarantined."""
 
 
 def estimate(
@@ -44,8 +52,9 @@ def estimate(
     *,
     from_source: bool,
     model: str | None,
+    limit: int | None = None,
 ) -> Estimate:
-    """Estimate a run over the ``count`` records that the source has.
+    """Estimate a run over the ``count`` records that the source has, of at most ``limit`` of them.
 
     The comparison reads the whole source once more. An HNSW build needs about 4·dimension + 700 bytes of memory a row.
     """
@@ -58,11 +67,16 @@ def estimate(
         column = target.c[table.model]
         statement = sa.select(column).select_from(target).where(filled_where, column != model).distinct().limit(5)
         others = tuple(connection.execute(statement).scalars())
-    rows = count if from_source else min(count, empty)
+    rows = min(count if from_source else min(count, empty), count if limit is None else limit)
     read = (LISTED_IN_TURN_PER_SECOND, LISTED_PER_SECOND) if from_source else (FETCHED_PER_SECOND, FETCHED_PER_SECOND)
     scale = 1536 / table.dimension
     slow, fast = (rows / min(most, rate * scale) for most, rate in zip(read, WRITTEN_PER_SECOND, strict=True))
     vector_bytes = table.dimension * (4 if table.storage == "vector" else 2)
+    new = max(0, rows - filled) if from_source else rows
+    builds = [
+        plan_build(connection, table, name, Shape.of(definition), new)
+        for name, definition in _indexes(connection, table)
+    ]
     return Estimate(
         rows=rows,
         empty_rows=empty,
@@ -73,7 +87,16 @@ def estimate(
         comparison_read_units=read_units_of(count, listed=True),
         disk_bytes=rows * (vector_bytes + ROW_OVERHEAD_BYTES),
         index_build_bytes=graph_bytes(rows + filled, vector_bytes),
+        index_seconds=(sum(each.seconds[0] for each in builds), sum(each.seconds[1] for each in builds)),
+        absent_here=0 if from_source else max(0, count - empty - filled),
+        absent_there=0 if from_source else max(0, empty - count),
     )
+
+
+def _indexes(connection: Connection, table: VectorTable) -> list[tuple[str, str]]:
+    """Return name and definition of each index on the column, there or deferred."""
+    there = [(index.name, index.definition) for index in ann_indexes(connection, table)]
+    return there or [(index.index_name, index.definition) for index in deferred_indexes(connection, table.target)]
 
 
 def read_units_of(rows: int, *, listed: bool) -> int:

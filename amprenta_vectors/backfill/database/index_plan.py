@@ -174,15 +174,19 @@ class _Clauses:
         return cls(definition[: columns.start], definition[columns], definition[columns.stop : end], definition[end:])
 
 
-def plan_build(connection: Connection, table: VectorTable, name: str, shape: Shape) -> BuildPlan:
-    """Plan the build of index ``name`` under the settings in force on ``connection``; counts the table's vectors."""
+def plan_build(connection: Connection, table: VectorTable, name: str, shape: Shape, to_come: int = 0) -> BuildPlan:
+    """Plan the build of index ``name`` under the settings in force on ``connection``.
+
+    It counts the table's vectors, and ``to_come`` more that are not in it yet.
+    """
     server = connection.execute(_SERVER, {"relation": relation(table)}).one()
     target = to_clause(table)
-    rows = connection.execute(sa.select(sa.func.count(target.c[table.embedding])).select_from(target)).scalar_one()
+    found = connection.execute(sa.select(sa.func.count(target.c[table.embedding])).select_from(target)).scalar_one()
+    rows = found + to_come
     method, options = shape.method, {**_DEFAULTS, **shape.options}
     options["lists"] = options["lists"] or suitable_lists(rows)
     vector_bytes = shape.vector_bytes(table.dimension)
-    workers, limit = _workers(server)
+    workers, limit = _workers(server, server.table_bytes + to_come * vector_bytes)
     needed = _memory(method, rows, vector_bytes, table.dimension, options)
     return BuildPlan(
         index=name,
@@ -240,14 +244,14 @@ def _disk(method: str, rows: int, vector_bytes: int, m: int) -> int:
     return -(-rows // max(1, (PAGE_BYTES - 40) // element)) * PAGE_BYTES
 
 
-def _workers(server: sa.Row[tuple[int, int, int, str, str, int, int, int | None]]) -> tuple[int, str]:
-    """Return how many workers PostgreSQL will start, and what limits them.
+def _workers(server: sa.Row[tuple[int, int, int, str, str, int, int, int | None]], table_bytes: int) -> tuple[int, str]:
+    """Return how many workers PostgreSQL will start on a table of that size, and what limits them.
 
     PostgreSQL goes by the table's size unless its parallel_workers is set, then by every limit.
     """
     by_table, reason = server.table_workers, "the table's parallel_workers"
     if by_table is None:
-        share = server.table_bytes / max(server.parallel_from, 1)
+        share = table_bytes / max(server.parallel_from, 1)
         by_table, reason = (1 + int(math.log(share, 3)) if share >= 1 else 0), "the table's size"
     limits = {
         reason: by_table,

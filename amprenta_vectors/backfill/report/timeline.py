@@ -143,13 +143,16 @@ def rates(recorded: _Recorded, spans: Sequence[Span]) -> list[float]:
 def remaining(left: int, rates: Sequence[float]) -> Remaining | None:
     """Return how long ``left`` keys take at the 75th percentile of ``rates``, and at the 25th.
 
-    Returns None if there are fewer than four rates, or nothing moved.
+    Of fewer than four rates it is the highest and the lowest. Returns None if there is none, or nothing moved.
     """
     if left <= 0:
         return Remaining(0.0, 0.0)
-    if len(rates) < FEWEST_RATES:
+    if not rates:
         return None
-    slow, _, fast = statistics.quantiles(rates, n=4, method="inclusive")
+    if len(rates) < FEWEST_RATES:
+        slow, fast = min(rates), max(rates)
+    else:
+        slow, _, fast = statistics.quantiles(rates, n=4, method="inclusive")
     if not fast:
         return None
     return Remaining(left / fast, left / slow if slow else None)
