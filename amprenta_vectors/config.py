@@ -125,6 +125,7 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = None
     migration_database_url: SecretStr | None = None
+    read_database_url: SecretStr | None = None
     postgres_host: str | None = None
     postgres_port: int = 5432
     postgres_db: str = "postgres"
@@ -187,6 +188,7 @@ class Settings(BaseSettings):
     workers: int = _ours("workers", 5, ge=1, le=256)
     pool_size: int = _ours("pool_size", 5, ge=1)
     query_timeout_seconds: float | None = _ours("query_timeout_seconds", None, gt=0)
+    read_max_lag_seconds: float = _ours("read_max_lag_seconds", 10.0, ge=2)
     ef_search: int | None = _ours("ef_search", None, ge=1, le=1000)
     probes: int | None = _ours("probes", None, ge=1, le=32768)
     oversampling: int | None = _ours("oversampling", None, ge=1, le=10_000)

@@ -34,15 +34,17 @@ class UnencryptedConnection(UserWarning):
     """A remote PostgreSQL is reached without TLS."""
 
 
-def engine_url(settings: Settings, *, migrations: bool = False) -> URL:
+def engine_url(settings: Settings, *, migrations: bool = False, reads: bool = False) -> URL:
     """Return the URL to connect by, TLS parameters included: ``DATABASE_URL``, else composed from ``POSTGRES_*``.
 
-    With ``migrations``, ``MIGRATION_DATABASE_URL`` comes first. Raises `ConfigError` if none of them is set, or for a
-    malformed URL. Contains the password: never log it.
+    With ``migrations``, ``MIGRATION_DATABASE_URL`` comes first, with ``reads`` ``READ_DATABASE_URL``. Raises
+    `ConfigError` if none of them is set, or for a malformed URL. Contains the password: never log it.
     """
     secret, variable = settings.database_url, "DATABASE_URL"
     if migrations and settings.migration_database_url is not None:
         secret, variable = settings.migration_database_url, "MIGRATION_DATABASE_URL"
+    if reads and settings.read_database_url is not None:
+        secret, variable = settings.read_database_url, "READ_DATABASE_URL"
     url = _composed_url(settings) if secret is None else _parsed_url(secret.get_secret_value(), variable)
     return url.update_query_dict({name: value for name, value in settings.tls.items() if name not in url.query})
 
@@ -95,6 +97,7 @@ def create_engine(
     settings: Settings,
     *,
     migrations: bool = False,
+    reads: bool = False,
     application_name: str = "amprenta_vectors",
     ping_after_seconds: float = 0.0,
     **options: Any,
@@ -104,7 +107,7 @@ def create_engine(
     Prepared statements and session settings are not relied on, so the engine works behind PgBouncer. A connection that
     has waited for ``ping_after_seconds`` is tried before it is used again, and replaced if it is lost.
     """
-    url = engine_url(settings, migrations=migrations)
+    url = engine_url(settings, migrations=migrations, reads=reads)
     _warn_if_unencrypted(url, settings.postgres_sslmode)
     engine = sa.create_engine(
         url,

@@ -41,7 +41,7 @@ if binaries := os.environ.get("AMPRENTA_TEST_POSTGRES"):
     # PostgreSQL 16 and older have none built in.
     postgres.LOCALE = ("--locale=C.UTF-8",)
 
-OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "EMBEDDING_MODEL")
+OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "READ_DATABASE_URL", "EMBEDDING_MODEL")
 POLL_SECONDS = 0.02
 """How often a backfill looks for work and orders, so that no test waits for it."""
 OUR_PREFIXES = ("POSTGRES_", "PINECONE_", "VECTOR_", "AMPRENTA_", "CHROMA_", "OLLAMA_", "GOOGLE_", "GEMINI_", "SIMPLE_")

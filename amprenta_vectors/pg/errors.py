@@ -22,6 +22,8 @@ NO_ROOM = "53100"
 """The disk, or the shared memory that parallel workers use, is full."""
 NOT_ALLOWED = "42501"
 NOT_NULL = "23502"
+READ_ONLY = "25006"
+"""A write on a standby, or in a transaction that may only read."""
 STATEMENT_CANCELLED = "57014"
 """A statement_timeout, or a cancellation by somebody; asking for less at once is right in both cases."""
 UNDEFINED_COLUMN = "42703"
@@ -93,6 +95,9 @@ def to_error(error: BaseException, doing: str) -> AmprentaError:
         return TimedOut(f"{doing}: {reason}")
     if is_transient(error):
         return TransientError(f"{doing}: {reason}")
+    if sqlstate(error) == READ_ONLY:
+        hint = "DATABASE_URL leads to the primary; READ_DATABASE_URL may lead to a standby (docs/read-replica.md)"
+        return AmprentaError(f"{doing}: {reason}", hint=hint)
     return AmprentaError(f"{doing}: {reason}")
 
 

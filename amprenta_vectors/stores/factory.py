@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy.engine import Engine
 
@@ -16,6 +17,7 @@ from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
 from amprenta_vectors.stores.composites.late import open_late
 from amprenta_vectors.stores.composites.shadow import THREADS, ShadowLog, ShadowStore
+from amprenta_vectors.stores.pgvector.replica import ReplicatedStore, ReplicaWatch
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import VectorStore
 
@@ -81,22 +83,37 @@ def _opener(variable: str, backend: str) -> Callable[[Settings], VectorStore]:
 
 
 def open_pgvector_store(settings: Settings, engine: Engine | None = None) -> PgVectorStore:
-    """Open the store on ``AMPRENTA_TABLE``, with an engine of its own if none is given."""
+    """Open the store on ``AMPRENTA_TABLE``, with engines of its own if none is given.
+
+    Without an ``engine``, what is read is read on ``READ_DATABASE_URL`` if that is set.
+    """
     table = get_table(settings.table, settings.config)
-    return PgVectorStore(
-        create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS) if engine is None else engine,
+    scope = table.scope_for(settings.namespace)
+    options: dict[str, Any] = {
+        "ef_search": settings.ef_search,
+        "probes": settings.probes,
+        "oversampling": settings.oversampling,
+        "dimension": settings.vector_dimension,
+        "model": settings.embedding_model,
+        "text_field": text_field_of(settings),
+        "threshold": settings.pgvector_similarity_threshold,
+        "query_timeout_seconds": settings.query_timeout_seconds,
+        "namespace": settings.namespace,
+        "owns_engine": engine is None,
+    }
+    if engine is not None:
+        return PgVectorStore(engine, table, scope, **options)
+    primary = create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS)
+    if settings.read_database_url is None:
+        return PgVectorStore(primary, table, scope, **options)
+    reading = create_engine(settings, reads=True, ping_after_seconds=PING_AFTER_SECONDS)
+    return ReplicatedStore(
+        primary,
         table,
-        table.scope_for(settings.namespace),
-        ef_search=settings.ef_search,
-        probes=settings.probes,
-        oversampling=settings.oversampling,
-        dimension=settings.vector_dimension,
-        model=settings.embedding_model,
-        text_field=text_field_of(settings),
-        threshold=settings.pgvector_similarity_threshold,
-        query_timeout_seconds=settings.query_timeout_seconds,
-        namespace=settings.namespace,
-        owns_engine=engine is None,
+        scope,
+        standby=PgVectorStore(reading, table, scope, **options),
+        watch=ReplicaWatch(primary, reading, settings.read_max_lag_seconds),
+        **options,
     )
 
 

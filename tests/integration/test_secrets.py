@@ -86,6 +86,7 @@ def environment(upgraded_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
         yield {
             "DATABASE_URL": with_secrets(upgraded_url),
             "MIGRATION_DATABASE_URL": with_secrets(upgraded_url),
+            "READ_DATABASE_URL": with_secrets(upgraded_url),
             "PINECONE_API_KEY": KEY,
             "PINECONE_INDEX_NAME": "test-index",
             "PINECONE_CONTROLLER_HOST": index.host.replace("://", f"://me:{PLANTED}@"),

@@ -27,6 +27,7 @@ from backfill_tools import (
     to_vectors,
 )
 from click.testing import CliRunner
+from servers import make_standby, serving
 
 from amprenta_vectors.backfill.database import throttle as throttle_module
 from amprenta_vectors.backfill.database.server_load import Replica, ServerLoad, unarchived
@@ -391,16 +392,6 @@ def test_the_lag_of_a_replica_is_what_the_server_says_or_what_was_watched_if_tha
     assert furthest_replica(replace(load, wal_position=None), history) is None
 
 
-@contextmanager
-def serving(folder: Path, **settings: str) -> Iterator[EmbeddedPostgres]:
-    server = EmbeddedPostgres(folder, {"fsync": "off", **settings})
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop("immediate")
-
-
 def with_table(server: EmbeddedPostgres) -> sa.Engine:
     engine = create_engine(Settings.load(database_url=server.url()), application_name=COMMAND_SESSION)
     execute(engine, "CREATE TABLE rag_chunks (chunk_id text PRIMARY KEY)")
@@ -413,22 +404,12 @@ def closing_engine(engine: sa.Engine) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-def make_replica(primary: EmbeddedPostgres, folder: Path) -> None:
-    """A copy of ``primary`` that will stream from it once it is started."""
-    source = ["-h", str(primary.socket_folder), "-p", str(primary.port), "-U", "postgres"]
-    # The server's own way of running a binary of its wheel, as the user it runs as.
-    primary._run("pg_basebackup", *source, "-D", str(folder), "-R", "-X", "stream", "-c", "fast")
-    for lock in folder.glob(".s.PGSQL.*.lock"):
-        lock.unlink()
-
-
 def test_a_replica_that_does_not_replay_is_waited_for(server_folder: Path) -> None:
     with serving(server_folder) as primary, ExitStack() as stack:
         engine = with_table(primary)
         stack.callback(engine.dispose)
         folder = server_folder.with_name("replica")
-        primary._own(folder)
-        make_replica(primary, folder)
+        make_standby(primary, folder)
         replica = stack.enter_context(serving(folder, hot_standby="on", cluster_name="reader"))
         throttle = to_throttle(engine, max_replica_lag_seconds=1)
         assert throttle.reason() is None

@@ -1,0 +1,201 @@
+"""Reads on a standby (``READ_DATABASE_URL``), and on the primary while the standby lags, is away or was promoted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import ArrayLike, NDArray
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from amprenta_vectors.errors import (
+    DimensionMismatch,
+    FilterUnsupported,
+    NotUpgraded,
+    SchemaMismatch,
+    TimedOut,
+    TransientError,
+)
+from amprenta_vectors.pg.errors import for_a_log, is_transient
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.pgvector.search_plan import SearchPlan
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
+from amprenta_vectors.stores.protocol import Filter, Hit, Record
+
+log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 1.0
+"""Seconds between two looks at how far the standby is."""
+AWAY_SECONDS = 10.0
+"""Seconds before a server that did not answer is asked again."""
+
+Answer = TypeVar("Answer")
+
+_REPLAYED = sa.text("SELECT pg_is_in_recovery(), pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint")
+_WRITTEN = sa.text("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint")
+_MAY_ASK = sa.text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+_IDENTITY = sa.text("SELECT system_identifier, current_database() FROM pg_control_system()")
+
+
+class ReplicaWatch:
+    """Tells whether a standby may be read from: it has replayed what the primary wrote up to ``max_lag_seconds`` ago.
+
+    What the primary has written is noted at each look with the time, so that no clock of another machine is asked, and
+    a primary that rests makes nothing old. A standby that has not been seen to be as far is not read from. While the
+    primary does not answer, the standby is read from however far it is; one that was promoted only then.
+    """
+
+    def __init__(self, primary: sa.Engine, standby: sa.Engine, max_lag_seconds: float) -> None:
+        self._primary = primary
+        # A connection that has read on a standby would begin the next transaction as one that may write.
+        self._standby = standby.execution_options(postgresql_readonly=True)
+        self._max_lag = max_lag_seconds
+        self._looking = threading.Lock()
+        self._next = 0.0
+        self._written: deque[tuple[float, int]] = deque()
+        self._why_not: str | None = "it was never looked at"
+
+    def is_fit(self) -> bool:
+        """Return whether the next read may go to the standby; look, if the last look is a second ago."""
+        if time.monotonic() >= self._next and self._looking.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._looking.release()
+        return self._why_not is None
+
+    @property
+    def why_not(self) -> str | None:
+        """Return why the standby was not fit at the last look; None if it was."""
+        return self._why_not
+
+    def failed(self, error: Exception) -> None:
+        """Record that a read of the standby failed: it is left alone for a while."""
+        self._conclude(for_a_log(error), AWAY_SECONDS)
+
+    def _look(self) -> None:
+        try:
+            with self._standby.connect() as connection:
+                standby, replayed = connection.execute(_REPLAYED).one()
+                identity = self._identity(connection)
+        except DBAPIError as error:
+            self._conclude(f"it does not answer: {for_a_log(error)}", AWAY_SECONDS)
+            return
+        try:
+            with self._primary.connect() as connection:
+                written = connection.execute(_WRITTEN).scalar_one()
+                same = identity == self._identity(connection)
+        except DBAPIError as error:
+            if not is_transient(error):
+                raise
+            self._conclude(None, AWAY_SECONDS)
+            return
+        now = time.monotonic()
+        self._written.append((now, written))
+        if not same:
+            self._conclude("READ_DATABASE_URL leads to another database, no standby of this one")
+            return
+        if not standby:
+            self._conclude("it is no standby: it was promoted, or is the primary")
+            return
+        while len(self._written) > 1 and self._written[1][1] <= replayed:
+            self._written.popleft()
+        at, place = self._written[0]
+        if place > replayed or now - at > self._max_lag:
+            self._conclude(f"it lags: what the primary wrote {self._max_lag:g} s ago was not seen to be there")
+            # What is older than that tells nothing any more.
+            while len(self._written) > 1 and now - self._written[1][0] > self._max_lag:
+                self._written.popleft()
+        else:
+            self._conclude(None)
+
+    def _identity(self, connection: Connection) -> tuple[Any, ...]:
+        """Return what tells cluster and database; nothing while the standby is known to be one, or by such a role."""
+        if self._why_not is None or not connection.execute(_MAY_ASK).scalar_one():
+            return ()
+        return tuple(connection.execute(_IDENTITY).one())
+
+    def _conclude(self, why_not: str | None, seconds: float | None = None) -> None:
+        if why_not != self._why_not:
+            log.warning("queries go to the %s%s", "primary: " if why_not else "standby", why_not or "")
+        self._why_not = why_not
+        self._next = time.monotonic() + (CHECK_SECONDS if seconds is None else seconds)
+
+
+class ReplicatedStore(PgVectorStore):
+    """A `PgVectorStore` that reads by ``standby``, a store on the same table and scope, as long as ``watch`` lets it.
+
+    What is written goes to the primary, and is found by a read as soon as the standby has it; with ``connection``,
+    `fetch` sees it at once.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        table: VectorTable,
+        scope: Mapping[str, str],
+        *,
+        standby: PgVectorStore,
+        watch: ReplicaWatch,
+        **options: Any,
+    ) -> None:
+        super().__init__(engine, table, scope, **options)
+        self._standby = standby
+        self._watch = watch
+
+    def query(
+        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+    ) -> list[Hit]:
+        """Return the ``top_k`` nearest rows that match ``filter``, as `PgVectorStore.query` does."""
+        return self._read(lambda read: read.query(vector, top_k=top_k, filter=filter, exact=exact))
+
+    def explain(
+        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+    ) -> SearchPlan:
+        """Explain which way `query` goes with the same arguments."""
+        return self._read(lambda read: read.explain(vector, top_k=top_k, filter=filter, exact=exact))
+
+    def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
+        """Return the exact score of each of ``keys`` that has a row."""
+        return self._read(lambda read: read.scores(vector, keys))
+
+    def sample(self, rows: int, *, seed: int = 0) -> NDArray[np.float32]:
+        """Return at most ``rows`` stored vectors, the same for the same seed and rows."""
+        return self._read(lambda read: read.sample(rows, seed=seed))
+
+    def stored_vector(self) -> NDArray[np.float32] | None:
+        """Return some vector of the scope to query with."""
+        return self._read(lambda read: read.stored_vector())
+
+    def fetch(self, keys: Sequence[str], *, connection: Connection | None = None) -> dict[str, Record]:
+        """Return the rows of ``keys`` by key; with ``connection``, in the caller's transaction."""
+        if connection is not None:
+            return super().fetch(keys, connection=connection)
+        return self._read(lambda read: read.fetch(keys))
+
+    def count(self) -> int:
+        """Return how many rows have a vector."""
+        return self._read(lambda read: read.count())
+
+    def close(self) -> None:
+        """Close both engines' connections, if they are the store's own."""
+        self._standby.close()
+        super().close()
+
+    def _read(self, call: Callable[[PgVectorStore], Answer]) -> Answer:
+        if self._watch.is_fit():
+            try:
+                return call(self._standby)
+            except (TimedOut, DimensionMismatch, FilterUnsupported):
+                # So would the primary's answer be.
+                raise
+            except (TransientError, NotUpgraded, SchemaMismatch) as error:
+                self._watch.failed(error)
+        return call(super())  # type: ignore[arg-type]
