@@ -30,10 +30,9 @@ def alembic_config(settings: Settings, section: str = "alembic") -> Config:
     """Return Alembic's configuration for ``section``. Raises `ConfigError` if there is no such section."""
     if section not in SECTIONS:
         raise ConfigError(f"there is no section {section!r}", hint=f"one of: {', '.join(SECTIONS)}")
-    folder = migrations_folder()
     config = Config(ini_section=section)
     # Config interpolates: a percent sign in a path must be doubled.
-    path = str(folder).replace("%", "%%")
+    path = str(migrations_folder()).replace("%", "%%")
     config.set_main_option("script_location", path)
     config.set_main_option("path_separator", "newline")
     locations = [f"{path}/versions/{name}" for name in SECTIONS[section].folders]

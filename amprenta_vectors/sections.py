@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqlalchemy.engine import Connection
+
 
 @dataclass(frozen=True)
 class Section:
@@ -23,3 +25,22 @@ SECTIONS = {
         Section("products", ("core", "products"), "amprenta_version_products", "products"),
     )
 }
+
+
+def upgrade_command(connection: Connection, section: str | None = None) -> str:
+    """Return what to type so that the section's revisions make something that is missing.
+
+    Where the database is at the last of them already, somebody dropped it by hand, and an upgrade alone does nothing.
+    """
+    # Only where something is amiss: an application that queries need not load Alembic.
+    from alembic.script import ScriptDirectory
+
+    from amprenta_vectors.ddl.script import heads_of
+    from amprenta_vectors.migrate import migrations_folder
+
+    typed, known = (f"alembic -n {section}" if section else "alembic"), SECTIONS[section or "alembic"]
+    folders = [str(migrations_folder() / "versions" / each) for each in known.folders]
+    heads = ScriptDirectory(str(migrations_folder()), version_locations=folders).get_heads()
+    if heads_of(connection, known.version_table) != sorted(heads):
+        return f"{typed} upgrade head"
+    return f"{typed} stamp base && {typed} upgrade head makes anew what was dropped by hand"

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from amprenta_vectors.db import name_database
 from amprenta_vectors.errors import ConfigError, NotUpgraded
+from amprenta_vectors.sections import upgrade_command
 
 SCHEMA = 1
 """The report's version, raised when a field changes its meaning or goes; new fields may come at any time."""
@@ -49,7 +50,7 @@ def collect_shadow_report(connection: Connection, since: datetime | None = None)
     `ConfigError` if no query was kept.
     """
     if connection.scalar(sa.text("SELECT to_regclass('shadow_query')")) is None:
-        raise NotUpgraded("the database has no table shadow_query", hint="alembic upgrade head")
+        raise NotUpgraded("the database has no table shadow_query", hint=upgrade_command(connection))
     recent = sa.true() if since is None else _KEPT.at >= since
     pairs = connection.execute(_summary(recent)).mappings().all()
     if not pairs:

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import COMMAND_SESSION, check_server, create_engine, parse_version, server_versions
 from amprenta_vectors.doctor.finding import Finding, ServerCheck, Severity
+from amprenta_vectors.sections import upgrade_command
 from amprenta_vectors.stores.pgvector.replica import ReplicaWatch
 
 PGVECTOR_FAULTS: tuple[tuple[str, Severity, str], ...] = (
@@ -53,7 +54,7 @@ def server_faults(version: int) -> Iterator[Finding]:
 def _pgvector_faults(connection: Connection) -> Iterator[Finding]:
     extension = connection.execute(_EXTENSION).first()
     if extension is None:
-        yield Finding("serious", "extension vector is not in this database", "alembic upgrade head")
+        yield Finding("serious", "extension vector is not in this database", upgrade_command(connection))
         return
     installed = parse_version(extension.installed)
     faults = [fault for fault in PGVECTOR_FAULTS if installed < parse_version(fault[0])]

@@ -15,6 +15,7 @@ from amprenta_vectors.pg.names import qualified, quoted
 from amprenta_vectors.pg.tables import Column
 from amprenta_vectors.pg.types import parse_sized
 from amprenta_vectors.schema.vector_table import UPDATED_AT, VectorTable
+from amprenta_vectors.sections import upgrade_command
 
 
 def relation(table: VectorTable) -> str:
@@ -60,22 +61,24 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
     """
     table = located(connection, table)
     columns = columns_of(connection, table)
-    upgrade = f"amprenta-vectors tables check {table.name}" if table.declared else _upgrade_command(table)
     if not columns:
-        raise NotUpgraded(f"table {table.qualified_name} does not exist", hint=upgrade)
+        raise NotUpgraded(f"table {table.qualified_name} does not exist", hint=_to_make(connection, table))
     named = (*table.column_names, *table.text_columns)
     needed = [name for name in named if name != table.embedding] if table.declared else table.key
     missing = [name for name in needed if name not in columns]
     if missing:
         raise SchemaMismatch(
             f"table {table.qualified_name} has no column {', '.join(missing)}; expected key {', '.join(table.key)}",
-            hint=upgrade if table.declared else "describe the table's own key, or rename the column",
+            hint=_to_make(connection, table)
+            if table.declared
+            else "describe the table's own key, or rename the column",
         )
     _check_overridden(table, columns)
     check_scope(table, columns)
     if table.embedding not in columns:
-        raise NotUpgraded(f"table {table.qualified_name} has no column {table.embedding}", hint=upgrade)
-    storage, actual = _embedding_type(table, columns[table.embedding].type)
+        hint = _to_make(connection, table)
+        raise NotUpgraded(f"table {table.qualified_name} has no column {table.embedding}", hint=hint)
+    storage, actual = _embedding_type(connection, table, columns[table.embedding].type)
     if dimension is not None and dimension != actual:
         raise DimensionMismatch(
             f"VECTOR_DIMENSION is {dimension}, but {table.target} is {storage}({actual})",
@@ -98,7 +101,8 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
     if table.declared and (storage, actual) != (table.storage, table.dimension):
         raise DimensionMismatch(
             f"amprenta.toml says {table.target} is {table.storage}({table.dimension}); it is {storage}({actual})",
-            hint=f'under [tables.{table.name}]: dimension = {actual}, storage = "{storage}"; or {upgrade}',
+            hint=f'under [tables.{table.name}]: dimension = {actual}, storage = "{storage}"; or '
+            f"{_to_make(connection, table)}",
         )
     if sorted(resolved.unique_columns) not in unique_sets(connection, table):
         listed = ", ".join(resolved.unique_columns)
@@ -144,8 +148,11 @@ def check_scope(table: VectorTable, columns: Mapping[str, Column]) -> None:
         )
 
 
-def _upgrade_command(table: VectorTable) -> str:
-    return f"alembic -n {table.section} upgrade head" if table.section else "alembic upgrade head"
+def _to_make(connection: Connection, table: VectorTable) -> str:
+    """Return what to type where a table lacks something."""
+    if table.declared:
+        return f"amprenta-vectors tables check {table.name}"
+    return upgrade_command(connection, table.section)
 
 
 def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:
@@ -172,14 +179,14 @@ def check_visible(connection: Connection, table: VectorTable) -> None:
         )
 
 
-def _embedding_type(table: VectorTable, type_name: str) -> tuple[str, int]:
+def _embedding_type(connection: Connection, table: VectorTable, type_name: str) -> tuple[str, int]:
     found = parse_sized(type_name)
     if found is None or found[0] == "sparsevec":
         raise SchemaMismatch(
             f"column {table.target} is of type {type_name}; expected vector(n) or halfvec(n)",
             hint=f"rename it out of the way (ALTER TABLE {qualified(table.table, table.schema)} RENAME COLUMN "
             f"{qualified(table.embedding)} TO {qualified(f'{table.embedding}_old')}) and run: "
-            f"{_upgrade_command(table)}",
+            f"{_to_make(connection, table)}",
         )
     return found
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.errors import NotUpgraded
+from amprenta_vectors.sections import upgrade_command
 
 _SHORT = sa.text("""
     SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '1min', true),
@@ -30,7 +31,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 def require_tables(connection: Connection) -> None:
     """Raise `NotUpgraded` if the progress tables do not exist."""
     if connection.execute(sa.text("SELECT to_regclass('migration_run')")).scalar() is None:
-        raise NotUpgraded("the database has no table migration_run", hint="alembic upgrade head")
+        raise NotUpgraded("the database has no table migration_run", hint=upgrade_command(connection))
 
 
 def serialize_starts(connection: Connection, target: str) -> None:

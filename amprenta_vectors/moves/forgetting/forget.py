@@ -29,6 +29,7 @@ from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.keymaps import OwnKeys
 from amprenta_vectors.schema.registry import SHIPPED, get_table, read_config
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.sections import upgrade_command
 
 USER_COLUMN = "user_id"
 """The scope column that says whose a row is."""
@@ -93,7 +94,7 @@ def _open_record(connection: Connection) -> sa.TableClause:
     columns = (sa.column("asked_for", sa.Text), sa.column("removed", JSONB))
     record = kept_clause(connection, "vector_forgotten", *columns)
     if record is None:
-        raise NotUpgraded("the database has no table vector_forgotten for the record", hint="alembic upgrade head")
+        raise NotUpgraded("the database has no table vector_forgotten for the record", hint=upgrade_command(connection))
     return record
 
 
