@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -21,10 +22,12 @@ from amprenta_vectors.cli.options import (
     stop_on_signal,
 )
 from amprenta_vectors.cli.printer import say
+from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.reasons import Reason
 
 if TYPE_CHECKING:
-    from amprenta_vectors.backfill.progress.quarantine import QuarantinedRow
+    from amprenta_vectors.backfill.progress.quarantine import QuarantinedRow, WayToRetry
+    from amprenta_vectors.config import Settings
     from amprenta_vectors.moves.ends import Ends
     from amprenta_vectors.schema.kinds import SourceKind
 
@@ -49,12 +52,14 @@ def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> No
     from amprenta_vectors.config import Settings
     from amprenta_vectors.moves.orders import choose_run
 
-    engine = open_database(Settings.load(), 1)
+    settings = Settings.load()
+    engine = open_database(settings, 1)
     with engine.connect() as connection:
         transactions.require_tables(connection)
         if run is not None:
             choose_run(connection, run)
         counts, rows = quarantine.list_quarantined(connection, run, reason, limit)
+        ways = quarantine.ways_to_retry(connection, run, reason)
     if as_json:
         say(json.dumps({"counts": counts, "errors": [_to_json(row) for row in rows]}))
         return
@@ -68,7 +73,30 @@ def errors(run: int | None, reason: str | None, limit: int, as_json: bool) -> No
     left = sum(counts.values()) - len(rows)
     if left and rows:
         say(f"{left:,} more; --limit {sum(counts.values())} lists them all")
-    say("take them again with: amprenta-vectors retry-failed" + (f" --reason {reason}" if reason else ""))
+    for way in ways:
+        say(f"take them again with: {_command(settings, way, reason)}")
+
+
+def _command(settings: Settings, way: WayToRetry, reason: str | None) -> str:
+    """Return the command that takes quarantined rows again, for a shell that has the settings of this one."""
+    from amprenta_vectors.backends.opening import kind_of
+    from amprenta_vectors.config import normalize_namespace
+    from amprenta_vectors.schema.registry import get_table
+
+    words = ["amprenta-vectors", "reconcile" if way.reconciles else "retry-failed"]
+    usual = None
+    with suppress(ConfigError):
+        # A table that is declared no more has none.
+        usual = kind_of(settings, get_table(way.table, settings.config))
+    if way.source_kind not in (None, usual):
+        words += ["--source", str(way.source_kind)]
+    if len(way.namespaces) > 1:
+        words.append("--all-namespaces")
+    elif normalize_namespace(way.namespaces[0]) != normalize_namespace(settings.namespace):
+        words += ["--namespace", way.namespaces[0]]
+    if reason is not None and not way.reconciles:
+        words += ["--reason", reason]
+    return shlex.join(words) if way.table == settings.table else f"AMPRENTA_TABLE={way.table} {shlex.join(words)}"
 
 
 def _to_json(row: QuarantinedRow) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -234,3 +235,29 @@ def test_what_another_namespace_has_quarantined_is_left_alone(
     pinecone.load("other", IDS, VECTORS)
     assert "is quarantined" in run(variables, "retry-failed", "--namespace", "other").output
     assert "3 rows written" in run(variables, "retry-failed", "--all-namespaces", code=3).output
+
+
+@pytest.mark.usefixtures("quarantined")
+def test_the_command_that_is_named_takes_them_again_whatever_table_and_namespace_they_are_of(
+    engine: sa.Engine, variables: dict[str, str], pinecone: PineconeEmulator
+) -> None:
+    pinecone.load("it's other", IDS, VECTORS)
+    run(variables, "backfill", "--keys-from", "source", "--namespace", "it's other", "--no-verify", code=3)
+    accept(engine)
+    for elsewhere in (variables, {**variables, "AMPRENTA_TABLE": "products"}):
+        (line,) = [line for line in run(elsewhere, "errors").output.splitlines() if line.startswith("take them")]
+        assert "--all-namespaces" in line
+    (line,) = [line for line in run(elsewhere, "errors", "2").output.splitlines() if line.startswith("take them")]
+    assert line == (
+        "take them again with: AMPRENTA_TABLE=rag_chunks amprenta-vectors retry-failed --namespace 'it'\"'\"'s other'"
+    )
+    table, _, *words = shlex.split(line.removeprefix("take them again with: "))
+    name, _, value = table.partition("=")
+    assert "3 rows written" in run({**elsewhere, name: value}, *words).output
+
+
+def test_where_all_is_good_as_it_is_no_command_is_named(engine: sa.Engine, variables: dict[str, str]) -> None:
+    add_rows(engine, IDS)
+    run(variables, "backfill", "--no-verify", code=3)
+    execute(engine, "UPDATE migration_quarantine SET reason = 'gone_at_source'")
+    assert "retry-failed" not in run(variables, "errors").output

@@ -259,6 +259,8 @@ def test_what_a_pass_quarantined_is_for_the_next_pass_and_no_retry(
     # It would find the row filled, and call it settled.
     retried = CliRunner().invoke(main, ["retry-failed"], env=environment(upgraded_url, pinecone))
     assert "amprenta-vectors reconcile, whose next pass takes it again" in retried.output
+    listed = CliRunner().invoke(main, ["errors"], env=environment(upgraded_url, pinecone))
+    assert listed.output.splitlines()[-1] == "take them again with: amprenta-vectors reconcile"
     refreshed: list[str] = []
 
     def refresh(_: sa.Engine, table: VectorTable) -> str:

@@ -152,6 +152,30 @@ _COUNTED = sa.text(
 )
 
 
+# Rows of these reasons are good as they are.
+_WAYS = sa.text(
+    "SELECT r.vector_table AS table, r.source_kind, coalesce(r.keys_from = 'reconcile', false) AS reconciles, "  # noqa: S608
+    "array_agg(DISTINCT coalesce(r.namespace, '')) AS namespaces FROM (" + _STANDING + ") standing "
+    "JOIN migration_run r ON r.id = standing.run WHERE standing.reason NOT IN ('changed_here', 'gone_at_source') "
+    "GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+)
+
+
+@dataclass(frozen=True)
+class WayToRetry:
+    """Which command takes quarantined rows again: of which table, from which kind of source, in which namespaces."""
+
+    table: str
+    source_kind: str | None
+    reconciles: bool
+    namespaces: list[str]
+
+
+def ways_to_retry(connection: Connection, run_id: int | None, reason: str | None) -> list[WayToRetry]:
+    """Return how the rows that `list_quarantined` lists are taken again."""
+    return [WayToRetry(**row._mapping) for row in connection.execute(_WAYS, {"run": run_id, "reason": reason})]
+
+
 def list_quarantined(
     connection: Connection, run_id: int | None, reason: str | None, limit: int
 ) -> tuple[dict[str, int], list[QuarantinedRow]]:
