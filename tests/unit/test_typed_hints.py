@@ -20,6 +20,10 @@ _COMMAND = re.compile(
     r"(?:amprenta-vectors|python -m amprenta_vectors|(?:python )?scripts/(?P<script>\w+)\.py) "
     r"(?P<rest>(?:(?!amprenta-vectors |scripts/).)*)"
 )
+GROUPS = (SourceLimits, Thresholds)
+OTHERS = {"CHROMA_CLIENT_AUTH_PROVIDER", "CHROMA_CLIENT_AUTH_CREDENTIALS", "AMPRENTA_NAME"}
+"""What Chroma's own client reads, and what stands for the name of any setting."""
+
 _OPTION = re.compile(r"--[a-z][a-z-]*")
 _VARIABLE = re.compile(r"\b(?:AMPRENTA|PINECONE|VECTOR|CHROMA|POSTGRES|PGVECTOR|SIMPLE|PRODUCT)_[A-Z][A-Z_]*\b")
 
