@@ -44,12 +44,14 @@ def open_display(log_format: Literal["text", "json"], more: Callable[[MoveEvent]
     return BarDisplay(text) if sys.stderr.isatty() else LineDisplay(text)
 
 
-def _at_work(counts: Counts) -> str:
+def _at_work(run: Run, counts: Counts) -> str:
     if counts.owners:
         return f"{counts.owners} process(es) at work"
     if counts.batches_running:
         return "waiting for the lease of a process that died to run out"
-    return "nobody at work yet" if counts.batches > counts.batches_done else "waiting for keys to be listed"
+    if counts.batches > counts.batches_done:
+        return "nobody at work yet"
+    return "every batch is done" if run.planned_at is not None else "waiting for keys to be listed"
 
 
 def _say_begun(run: Run, deferred: list[str]) -> None:
@@ -97,7 +99,7 @@ class BarDisplay:
         if held is not None:
             notes.append(held)
         elif not counts.owners and counts.keys_done < bar.total:
-            notes.append(_at_work(counts))
+            notes.append(_at_work(run, counts))
         bar.set_postfix_str(printable(", ".join(notes)), refresh=False)
         bar.update(counts.keys_done - bar.n)
         bar.refresh()
@@ -165,7 +167,7 @@ class LineDisplay:
         left = to_remaining(self._pace.time_left(run, counts))
         say(
             f"run {run.id}: {counts.keys_done:,} of {keys_expected(run):,} keys done, {counts.written:,} written, "
-            f"{aside} quarantined, {left}, {held or _at_work(counts)}",
+            f"{aside} quarantined, {left}, {held or _at_work(run, counts)}",
             err=True,
         )
 

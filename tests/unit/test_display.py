@@ -101,4 +101,9 @@ def test_a_line_says_who_holds_the_run(lines: Any, values: dict[str, str], said:
     ],
 )
 def test_what_a_run_waits_for_is_said_as_it_is(figures: dict[str, int], said: str) -> None:
-    assert _at_work(replace(some_counts(0), **{"owners": 0, **figures})) == said
+    assert _at_work(a_run(planned_at=None), replace(some_counts(0), **{"owners": 0, **figures})) == said
+
+
+def test_once_all_is_listed_and_done_nothing_is_waited_for() -> None:
+    counts = replace(some_counts(0), owners=0, batches=2, batches_done=2)
+    assert _at_work(a_run(), counts) == "every batch is done"
