@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from catalogue import ABSENT, PRODUCTS, UNMATCHED, rows
+from chroma_tools import fill
 from click.testing import CliRunner, Result
 from databases import janitor
 
@@ -330,6 +331,35 @@ def test_two_records_of_one_product_are_one_product_though_they_stand_on_two_pag
     assert (state.records, state.in_chroma, state.to_move, state.absent) == (11, 3, 3, PRODUCTS - 3)
     # Of those that are no product's only the first are kept.
     assert (state.unmatched, len(state.shown)) == (7, 5)
+
+
+@pytest.mark.parametrize("batch_size", ["500", "1"])
+def test_two_records_of_one_product_are_told_apart_by_name_whether_one_batch_has_both_or_not(
+    products_url: str, engine: sa.Engine, tmp_path: Path, batch_size: str
+) -> None:
+    ids = [row.id for row in rows(engine, "SELECT id::text FROM products ORDER BY id LIMIT 3")]
+    records = [ids[0], f"product_{ids[0]}", ids[1], ids[2]]
+    fill(tmp_path / "chroma", records, np.random.default_rng(1).standard_normal((4, 256), dtype=np.float32))
+    variables = {
+        "DATABASE_URL": products_url,
+        "CHROMA_PATH": str(tmp_path / "chroma"),
+        "AMPRENTA_TABLE": "products",
+        "AMPRENTA_BATCH_SIZE": batch_size,
+        "AMPRENTA_WORKERS": "1",
+        "AMPRENTA_REPORT": str(tmp_path / "reports"),
+    }
+    done = CliRunner().invoke(main, ["backfill", "--keys-from", "source"], env=variables)
+    first, second = sorted(records[:2])
+    if batch_size == "1":
+        assert done.exit_code == 1
+        assert "0 missing, 0 extra, 1 different" in done.output
+        (line,) = [line for line in done.output.splitlines() if line.startswith("  different: ")]
+        told = re.fullmatch(r"  different: '(.+)': row (.+) has the vector of '(.+)', another record for .*", line)
+        assert told is not None, line
+        assert (sorted((told[1], told[3])), told[2]) == ([first, second], ids[0])
+    else:
+        assert done.exit_code == 3
+        assert "is another spelling of the same key (quarantined)" in done.output
 
 
 @pytest.mark.parametrize(

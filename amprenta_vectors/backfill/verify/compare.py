@@ -19,13 +19,18 @@ from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.fetching import fetch_all
 from amprenta_vectors.backfill.engine.keys import Keys
 from amprenta_vectors.backfill.engine.reading import Reading
-from amprenta_vectors.backfill.verify.sides import compare_sides, source_side
+from amprenta_vectors.backfill.verify.sides import compare_sides, find_twins, source_side
 from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER, sparse_bytes
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.reasons import STILL_WRITTEN, Reason
 from amprenta_vectors.schema.keymaps import look_up
 from amprenta_vectors.schema.row_keys import AllRows
 from amprenta_vectors.schema.slice import Slice
+
+AT_ONCE = 1000
+"""Differences that are read and explained together."""
+MOST_EXPLAINED = 10_000
+"""Differences that are explained, each thousand by a reading of all digests."""
 
 _LENGTH = struct.Struct(">i")
 
@@ -174,12 +179,15 @@ class Verifier:
         cursor.copy_expert("COPY amprenta_source FROM STDIN (FORMAT binary)", file)
         connection.execute(sa.text("ANALYZE amprenta_source"))
         compared = compare_sides(connection, self._slice, there)
-        rows = connection.execution_options(yield_per=1000).execute(compared)
-        for here, _, quarantined, source, *key in rows:
-            kind: Kind = "extra" if source is None else "missing" if here is None else "different"
-            row = "/".join(part for part in key if part is not None)
-            detail = quarantined or (f"row {row}" if source is not None and row != source else "")
-            yield Difference(kind, row if source is None else source, detail)
+        for number, rows in enumerate(connection.execution_options(yield_per=AT_ONCE).execute(compared).partitions()):
+            twins = find_twins(connection, there, rows) if number < MOST_EXPLAINED // AT_ONCE else {}
+            for here, _, quarantined, source, *key in rows:
+                kind: Kind = "extra" if source is None else "missing" if here is None else "different"
+                row = "/".join(part for part in key if part is not None)
+                detail = quarantined or (f"row {row}" if source is not None and row != source else "")
+                if kind == "different" and (twin := twins.get(tuple(key))):
+                    detail = f"row {row} has the vector of {twin!r}, another record for the row: delete one of the two"
+                yield Difference(kind, row if source is None else source, detail)
 
 
 def _field(raw: bytes) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.schema.expressions import text_array
 from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -50,6 +52,27 @@ def compare_sides(connection: Connection, slice_: Slice, there: sa.Table) -> sa.
         )
         .order_by(sa.func.coalesce(there.c.source, shown[0]), *shown)
     )
+
+
+def find_twins(connection: Connection, there: sa.Table, rows: Sequence[Any]) -> dict[tuple[str | None, ...], str]:
+    """Return, by the key of a row that differs from a record, another record that stands for the row and is equal.
+
+    ``rows`` are of `compare_sides`. Which of two such records came first is chance: the row keeps what it has.
+    """
+    different = [row for row in rows if row[0] is not None and row[3] is not None]
+    if not different:
+        return {}
+    names = [column.name for column in there.c if column.name.startswith("key_")]
+    keys = zip(*(row[4:] for row in different), strict=True)
+    digests = [bytes(row[0]).hex() for row in different]
+    arrays = sa.func.unnest(*map(text_array, keys), text_array(digests))
+    asked = arrays.table_valued(*names, "digest", name="asked").render_derived()
+    same = [there.c[name] == asked.c[name] for name in names]
+    shown = [there.c[name] for name in names]
+    found = sa.select(sa.func.min(there.c.source), *shown).select_from(
+        there.join(asked, sa.and_(*same, sa.func.encode(there.c.digest, "hex") == asked.c.digest))
+    )
+    return {tuple(key): source for source, *key in connection.execute(found.group_by(*shown))}
 
 
 def _emptied(connection: Connection, slice_: Slice, there: sa.Table) -> sa.ColumnElement[bool]:
