@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sqlalchemy.engine import Connection
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,18 @@ def upgrade_command(connection: Connection, section: str | None = None) -> str:
 
     Where the database is at the last of them already, somebody dropped it by hand, and an upgrade alone does nothing.
     """
-    # Only where something is amiss: an application that queries need not load Alembic.
+    # Only where something is amiss: an application that queries need not load Alembic, nor a help text SQLAlchemy.
+    import sqlalchemy as sa
     from alembic.script import ScriptDirectory
 
     from amprenta_vectors.ddl.script import heads_of
     from amprenta_vectors.migrate import migrations_folder
 
     typed, known = (f"alembic -n {section}" if section else "alembic"), SECTIONS[section or "alembic"]
+    # A role of an application need not be allowed to read it.
+    may_read = sa.select(sa.func.has_table_privilege(sa.func.to_regclass(known.version_table), "SELECT"))
+    if not connection.execute(may_read).scalar():
+        return f"{typed} upgrade head"
     folders = [str(migrations_folder() / "versions" / each) for each in known.folders]
     heads = ScriptDirectory(str(migrations_folder()), version_locations=folders).get_heads()
     if heads_of(connection, known.version_table) != sorted(heads):

@@ -96,7 +96,8 @@ def _command(settings: Settings, way: WayToRetry, reason: str | None) -> str:
         words += ["--namespace", way.namespaces[0]]
     if reason is not None and not way.reconciles:
         words += ["--reason", reason]
-    return shlex.join(words) if way.table == settings.table else f"AMPRENTA_TABLE={way.table} {shlex.join(words)}"
+    variable = "" if way.table == settings.table else f"AMPRENTA_TABLE={shlex.quote(way.table)} "
+    return variable + shlex.join(words)
 
 
 def _to_json(row: QuarantinedRow) -> dict[str, object]:

@@ -25,9 +25,11 @@ from amprenta_vectors.pg.names import compose, literal, qualified
 from amprenta_vectors.pg.tables import Column, Table, count_rows, has_value, schemas_with
 from amprenta_vectors.pg.types import DOCUMENTS, TEXTS, bare_type, spelt
 
-_TYPED = "SELECT {type}::regtype IN (found.oid, found.typbasetype) FROM (SELECT) one LEFT JOIN {table} t ON false "
 # What holds for a type holds for a domain on it.
-_TYPED += "JOIN pg_type found ON found.oid = pg_typeof(t.{column})"
+_TYPED = """WITH RECURSIVE chain (oid) AS (
+    SELECT pg_typeof(t.{column})::oid FROM (SELECT) one LEFT JOIN {table} t ON false
+    UNION ALL SELECT typbasetype FROM chain JOIN pg_type USING (oid) WHERE typtype = 'd'
+) SELECT {type}::regtype = ANY(SELECT oid FROM chain)"""
 # PostgreSQL looks for the index that the conflict is about, and fails where there is none.
 _ARBITRATED = "INSERT INTO {table} ({keys}) SELECT {keys} FROM {table} WHERE false ON CONFLICT ({keys}) DO NOTHING"
 

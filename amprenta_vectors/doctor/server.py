@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import COMMAND_SESSION, check_server, create_engine, parse_version, server_versions
+from amprenta_vectors.db import check_server, parse_version, server_versions
 from amprenta_vectors.doctor.finding import Finding, ServerCheck, Severity
 from amprenta_vectors.sections import upgrade_command
-from amprenta_vectors.stores.pgvector.replica import ReplicaWatch
+from amprenta_vectors.stores.pgvector.replica import open_watch
 
 PGVECTOR_FAULTS: tuple[tuple[str, Severity, str], ...] = (
     ("0.8.2", "serious", "a buffer overflow in parallel HNSW builds (CVE-2026-3172)"),
@@ -87,15 +88,10 @@ def read_replica(connection: Connection, settings: Settings) -> Iterator[Finding
     """Report a standby that queries do not go to although they should."""
     if settings.read_database_url is None:
         return
-    primary, standby = (
-        create_engine(settings, reads=reads, pool_size=1, application_name=COMMAND_SESSION) for reads in (False, True)
-    )
-    watch = ReplicaWatch(primary, standby, settings.read_max_lag_seconds)
-    end = time.monotonic() + settings.read_max_lag_seconds
-    while not watch.is_fit() and time.monotonic() < end:
-        time.sleep(0.1)
-    primary.dispose()
-    standby.dispose()
+    with closing(open_watch(settings)) as watch:
+        end = time.monotonic() + settings.read_max_lag_seconds
+        while not watch.is_fit() and time.monotonic() < end:
+            time.sleep(0.1)
     if watch.why_not is not None:
         yield Finding(
             "serious",

@@ -46,6 +46,8 @@ def plan_job(engine: Engine, job: Job) -> Plan:
             from_source=job.kind.keys_from == "source",
             model=job.model,
             limit=job.limit,
+            builds_index=job.builds_index,
+            defers_index=job.defer_index,
         )
     metered = isinstance(job.source, Metered)
     return Plan(job.slice.table, described, job.kind.keys_from, job.model, server, pgvector, figures, metered, unused)

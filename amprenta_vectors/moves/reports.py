@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from amprenta_vectors.pg.errors import for_a_log
 def write_report(engine: Engine, run_id: int, folder: Path) -> tuple[Path, Path]:
     """Write a run's report into ``folder``, which is created if it is absent; return the JSON's path and the page's.
 
-    The files are those of an earlier report on the same run. A run of that number in another database has others: only
-    a report is ever overwritten, and only by one on its own run. Raises `ConfigError` if there is no such run, OSError
+    The files are those of an earlier report on the same run. A run of that number in another database has others: a
+    report in JSON, with its page, is overwritten only by one on its own run. Raises `ConfigError` if there is no such run, OSError
     if the folder cannot be written.
     """
     with engine.connect() as connection:
@@ -53,7 +54,8 @@ def _is_free(path: Path, report: Mapping[str, Any]) -> bool:
 
 def _identity(report: Mapping[str, Any]) -> tuple[Any, ...]:
     # A database may be reached by several hosts, so the moment tells its runs from another's.
-    return report["database"]["name"], report["run"]["id"], report["run"]["created_at"]
+    created = datetime.fromisoformat(report["run"]["created_at"])
+    return report["database"]["name"], report["run"]["id"], created
 
 
 def leave_report(engine: Engine, run_id: int, folder: Path, observer: Observer) -> None:

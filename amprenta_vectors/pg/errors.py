@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.errors import AmprentaError, FilterError, RowError, TimedOut, TransientError
+from amprenta_vectors.errors import AmprentaError, FilterError, FilterUnsupported, RowError, TimedOut, TransientError
 from amprenta_vectors.shown import printable
 
 DEADLOCK = "40P01"
@@ -110,7 +110,7 @@ def for_a_log(error: BaseException) -> str:
     """Return an error on one line that quotes no row, and nothing that a query asked for."""
     driver = error.orig if isinstance(error, DBAPIError) else error
     kind, state = type(driver).__name__, sqlstate(error)
-    if isinstance(error, FilterError | RowError):
+    if isinstance(error, FilterError | FilterUnsupported | RowError):
         return kind
     if isinstance(error, AmprentaError):
         return printable(f"{kind}: {error.message}")

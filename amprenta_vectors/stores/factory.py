@@ -17,7 +17,7 @@ from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
 from amprenta_vectors.stores.composites.late import open_late
 from amprenta_vectors.stores.composites.shadow import THREADS, ShadowLog, ShadowStore
-from amprenta_vectors.stores.pgvector.replica import ReplicatedStore, ReplicaWatch
+from amprenta_vectors.stores.pgvector.replica import ReplicatedStore, open_watch
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import VectorStore
 
@@ -112,7 +112,7 @@ def open_pgvector_store(settings: Settings, engine: Engine | None = None) -> PgV
         table,
         scope,
         standby=PgVectorStore(reading, table, scope, **options),
-        watch=ReplicaWatch(primary, reading, settings.read_max_lag_seconds),
+        watch=open_watch(settings),
         **options,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +15,14 @@ MAX_NESTING = 100
 """Levels to which the values of a metadata field may nest: our own limit, within which no library runs out of stack."""
 
 
-def possible_keys(keys: Sequence[str]) -> list[str]:
+def possible_keys(keys: Iterable[str]) -> list[str]:
     """Return the keys, each once, without those that no store can hold and that so cannot exist.
 
     Raises `ConfigError` for one text in place of several, and for a key that is none.
     """
     if isinstance(keys, str | bytes):
         raise ConfigError(f"keys are {keys!r}; expected several", hint=f"[{keys!r}]")
+    keys = list(keys)
     for key in keys:
         if not isinstance(key, str):
             raise ConfigError(f"a key is {key!r}, of type {type(key).__name__}; expected str", hint=f"{str(key)!r}")

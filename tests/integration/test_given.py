@@ -106,6 +106,11 @@ def test_keys_that_are_none_are_refused_and_such_as_no_store_can_hold_are_absent
             assert refused.value.hint
         assert not call(["a\0", "a\ud800"])  # type: ignore[operator]
     assert list(store.fetch(("there", "there"))) == ["there"]
+    # Whatever gives the keys one by one.
+    assert list(store.fetch(key for key in ("there", "k"))) == ["there"]  # type: ignore[arg-type]
+    store.upsert([Record("k", VECTOR, "text", {"page": 1})])
+    store.delete(key for key in ("k",))  # type: ignore[arg-type]
+    assert store.count() == 1
 
 
 def test_metadata_that_is_none_is_empty_and_numbers_of_numpy_are_numbers(store: VectorStore) -> None:

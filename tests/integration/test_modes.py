@@ -417,6 +417,52 @@ def test_a_store_that_is_away_keeps_nobody_from_opening_the_other_and_is_opened_
     store.close()
 
 
+def test_a_side_that_takes_long_to_open_holds_up_no_query_and_no_end(
+    shared: dict[str, Any], sides: tuple[VectorStore, PgVectorStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "RETRY_SECONDS", 0.0)
+    answers, opening = threading.Event(), threading.Event()
+    closed: list[str] = []
+
+    class Opened:
+        name, distance = "pinecone", "cosine"
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    def open_store() -> VectorStore:
+        if not opening.is_set():
+            opening.set()
+            raise TransientError("away")
+        answers.wait(60)
+        return Opened()  # type: ignore[return-value]
+
+    side = late.open_late("pinecone", open_store)
+    store = HybridStore(side, sides[1], join="union", timeout_seconds=0.5)
+    began = time.monotonic()
+    assert keys(store, top_k=5) == nearest(RECORDS[10:], 5)
+    store.close()
+    assert time.monotonic() - began < 30
+    answers.set()
+    until_there(lambda: closed == ["pinecone"])
+
+
+def test_what_stands_in_the_way_of_one_that_was_away_leaves_the_answer_to_the_other(
+    shared: dict[str, Any], sides: tuple[VectorStore, PgVectorStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "RETRY_SECONDS", 0.0)
+    failures: list[Exception] = [TransientError("away"), ConfigError("the index has another metric")]
+
+    def open_store() -> VectorStore:
+        raise failures.pop(0) if len(failures) > 1 else failures[0]
+
+    store = FallbackStore(late.open_late("pinecone", open_store), sides[1], timeout_seconds=60)
+    for _ in range(2):
+        assert keys(store, top_k=5) == nearest(RECORDS[10:], 5)
+    assert store.distance == "cosine"
+    store.close()
+
+
 def until_there(holds: Callable[[], bool]) -> None:
     """Wait, at most a minute, for what another thread does."""
     end = time.monotonic() + 60

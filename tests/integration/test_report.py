@@ -311,6 +311,11 @@ def test_runs_of_one_number_in_two_databases_have_files_of_their_own(
     assert [path.name for path in write_report(engine, 1, folder)] == ["run-1-2.json", "run-1-2.html"]
     assert [path.name for path in write_report(engine, 1, folder)] == ["run-1-2.json", "run-1-2.html"]
     assert (folder / "run-1.html").read_text() == before
+    with engine.connect() as connection:
+        database = connection.scalar(sa.text("SELECT quote_ident(current_database())"))
+    execute(engine, f"ALTER DATABASE {database} SET TimeZone = 'Asia/Kolkata'")
+    engine.dispose()
+    assert [path.name for path in write_report(engine, 1, folder)] == ["run-1-2.json", "run-1-2.html"]
     for content in ("no report", "[]", '{"database": null}'):
         (folder / "run-1-2.json").write_text(content)
         assert [path.name for path in write_report(engine, 1, folder)] == ["run-1-3.json", "run-1-3.html"]

@@ -58,6 +58,16 @@ def test_typing_the_hint_makes_anew_what_was_dropped_and_touches_nothing_else(
     assert db.execute("SELECT count(*) FROM migration_run")[0][0] >= runs[0][0]
 
 
+def test_a_role_that_may_not_read_the_version_is_told_of_the_upgrade(
+    db: Database, as_role: Callable[[str], Database]
+) -> None:
+    db.upgrade(section="products")
+    db.execute("ALTER TABLE products DROP COLUMN embedding CASCADE")
+    with as_role("app").engine.connect() as connection, pytest.raises(NotUpgraded) as refused:
+        resolve_table(connection, PRODUCTS)
+    assert refused.value.hint == "alembic -n products upgrade head"
+
+
 def test_before_the_upgrade_it_is_the_upgrade_that_is_named(db: Database) -> None:
     with db.engine.connect() as connection, pytest.raises(NotUpgraded) as refused:
         resolve_table(connection, PRODUCTS)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from amprenta_vectors.errors import FilterUnsupported, TransientError
 from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.stores.composites import late
+from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.systems.products.search import ProductSearch, product_settings, to_filter
@@ -247,7 +248,11 @@ def test_a_filter_column_that_no_filter_compares_is_the_fault_of_that_filter_onl
     backed = open_search(database_url=url, product_search_strategy="pgvector_primary", vector_timeout_seconds=60)
     found = backed.search(QUESTION, 3, category="class")
     assert [product.row["category"] for product in found] == [["class"]] * 3
-    assert "pgvector failed, chroma answers" in caplog.text
+    assert "pgvector cannot be asked, chroma answers: FilterUnsupported\n" in caplog.text
+    assert "category" not in caplog.text
+    for _ in range(5):
+        backed.search(QUESTION, 3, category="class")
+    assert cast(FallbackStore, backed.store).breaker.state == "closed"
     findings = examine(Settings.load(table="products", vector_backend="pgvector", database_url=url))
     assert [(each.severity, each.found.split(" asks")[0]) for each in findings if each.check == "filter columns"] == [
         ("serious", "products: a filter on 'category'")

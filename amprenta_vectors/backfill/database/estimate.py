@@ -8,8 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backends.pinecone.limits import PAGE, read_units
+from amprenta_vectors.backfill.database.index import column_is_empty
 from amprenta_vectors.backfill.database.index_plan import Shape, graph_bytes, plan_build
 from amprenta_vectors.backfill.progress.indexes import deferred_indexes
+from amprenta_vectors.pg.tables import table_of
 from amprenta_vectors.schema.ann_indexes import ann_indexes
 from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -53,6 +55,8 @@ def estimate(
     from_source: bool,
     model: str | None,
     limit: int | None = None,
+    builds_index: bool = True,
+    defers_index: bool = False,
 ) -> Estimate:
     """Estimate a run over the ``count`` records that the source has, of at most ``limit`` of them.
 
@@ -72,11 +76,10 @@ def estimate(
     scale = 1536 / table.dimension
     slow, fast = (rows / min(most, rate * scale) for most, rate in zip(read, WRITTEN_PER_SECOND, strict=True))
     vector_bytes = table.dimension * (4 if table.storage == "vector" else 2)
-    new = max(0, rows - filled) if from_source else rows
-    builds = [
-        plan_build(connection, table, name, Shape.of(definition), new)
-        for name, definition in _indexes(connection, table)
-    ]
+    here = connection.execute(sa.select(sa.func.count()).select_from(target).where(filled_where, *slice_.in_scope()))
+    new = max(0, rows - here.scalar_one()) if from_source else rows
+    indexes = _to_build(connection, table, every=defers_index) if builds_index else []
+    builds = [plan_build(connection, table, name, Shape.of(definition), new) for name, definition in indexes]
     return Estimate(
         rows=rows,
         empty_rows=empty,
@@ -93,10 +96,16 @@ def estimate(
     )
 
 
-def _indexes(connection: Connection, table: VectorTable) -> list[tuple[str, str]]:
-    """Return name and definition of each index on the column, there or deferred."""
-    there = [(index.name, index.definition) for index in ann_indexes(connection, table)]
-    return there or [(index.index_name, index.definition) for index in deferred_indexes(connection, table.target)]
+def _to_build(connection: Connection, table: VectorTable, *, every: bool) -> list[tuple[str, str]]:
+    """Return name and definition of each index that the run builds: deferred by now, or by the run itself.
+
+    A run defers the indexes of a column without a value, and of any if it is told to; none of a partitioned table.
+    """
+    found = table_of(connection, table.table, table.schema)
+    deferred = [(index.index_name, index.definition) for index in deferred_indexes(connection, table.target)]
+    if found is None or found.partitioned or not (every or column_is_empty(connection, table)):
+        return deferred
+    return [*deferred, *((index.name, index.definition) for index in ann_indexes(connection, table))]
 
 
 def read_units_of(rows: int, *, listed: bool) -> int:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from numpy.typing import ArrayLike
 
-from amprenta_vectors.errors import ConfigError, DimensionMismatch, FilterError
+from amprenta_vectors.errors import ConfigError, DimensionMismatch, FilterError, FilterUnsupported
 from amprenta_vectors.pg.errors import for_a_log
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.composites.breaker import Breaker
@@ -87,6 +87,12 @@ class FallbackStore:
         except CALLERS_FAULT:
             self.breaker.succeeded()
             raise
+        except FilterUnsupported as error:
+            # The primary is well: only what was asked is not for it.
+            self.breaker.succeeded()
+            why = for_a_log(error)
+            log.warning("%s cannot be asked, %s answers: %s", self._primary.name, self._secondary.name, why)
+            return call(self._secondary)
         except Exception as error:
             # Any failure of the primary is what the secondary is there for.
             reason = f"no answer in {self._timeout_seconds} s" if isinstance(error, TookTooLong) else for_a_log(error)

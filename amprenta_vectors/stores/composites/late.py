@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from numpy.typing import ArrayLike
 
-from amprenta_vectors.errors import TransientError
+from amprenta_vectors.errors import AmprentaError, TransientError
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 
@@ -42,7 +42,7 @@ class LateStore:
     def __init__(self, name: str, open_store: Callable[[], VectorStore], error: TransientError) -> None:
         self.name = name
         self._open_store = open_store
-        self._error: Exception = error
+        self._why, self._hint = error.message, error.hint
         self._tried_at = time.monotonic()
         self._opening = threading.Lock()
         self._opened: VectorStore | None = None
@@ -50,8 +50,10 @@ class LateStore:
 
     @property
     def distance(self) -> Distance:
-        """The store's distance. Raises `TransientError` while it is away."""
-        return self._store().distance
+        """The store's distance. Raises `TransientError` while it was never there; only a call opens it."""
+        if self._opened is None:
+            raise self._away()
+        return self._opened.distance
 
     def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
         """Return the store's answer."""
@@ -75,17 +77,21 @@ class LateStore:
 
     def close(self) -> None:
         """Close the store, if it was ever opened."""
-        with self._opening:
-            self._closed = True
-            if self._opened is not None:
-                self._opened.close()
+        self._closed = True
+        # One that is being opened is closed by whoever opens it.
+        if self._opened is not None:
+            self._opened.close()
+
+    def _away(self) -> TransientError:
+        # Anew each time: one that is raised again holds the frames of whoever got it before.
+        return TransientError(f"{self.name} is not open: {self._why}", hint=self._hint)
 
     def _store(self) -> VectorStore:
         if self._opened is not None:
             return self._opened
         # While one thread opens it, others do not wait.
         if not self._opening.acquire(blocking=False):
-            raise self._error
+            raise self._away()
         try:
             return self._opened or self._try_to_open()
         finally:
@@ -93,13 +99,17 @@ class LateStore:
 
     def _try_to_open(self) -> VectorStore:
         if self._closed or time.monotonic() < self._tried_at + RETRY_SECONDS:
-            raise self._error
+            raise self._away()
         try:
-            opened = self._opened = self._open_store()
-        except Exception as error:
-            self._error = error
-            raise
+            opened = self._open_store()
+        except AmprentaError as error:
+            # The other store answers for this one, whatever it lacks.
+            self._why, self._hint = error.message, error.hint
+            raise self._away() from error
         finally:
             self._tried_at = time.monotonic()
+        self._opened = opened
+        if self._closed:
+            opened.close()
         log.warning("%s answers, and is open", self.name)
         return opened

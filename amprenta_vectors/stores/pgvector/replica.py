@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from amprenta_vectors.config import Settings
+from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import (
     DimensionMismatch,
     FilterUnsupported,
@@ -25,6 +27,7 @@ from amprenta_vectors.errors import (
 )
 from amprenta_vectors.pg.errors import for_a_log, is_transient
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.given import possible_keys
 from amprenta_vectors.stores.pgvector.search_plan import SearchPlan
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
@@ -50,6 +53,8 @@ class ReplicaWatch:
     What the primary has written is noted at each look with the time, so that no clock of another machine is asked, and
     a primary that rests makes nothing old. A standby that has not been seen to be as far is not read from. While the
     primary does not answer, the standby is read from however far it is; one that was promoted only then.
+
+    The engines are for the watch alone, a connection each: a look waits for no query.
     """
 
     def __init__(self, primary: sa.Engine, standby: sa.Engine, max_lag_seconds: float) -> None:
@@ -61,6 +66,7 @@ class ReplicaWatch:
         self._next = 0.0
         self._written: deque[tuple[float, int]] = deque()
         self._why_not: str | None = "it was never looked at"
+        self._identified = False
 
     def is_fit(self) -> bool:
         """Return whether the next read may go to the standby; look, if the last look is a second ago."""
@@ -80,46 +86,59 @@ class ReplicaWatch:
         """Record that a read of the standby failed: it is left alone for a while."""
         self._conclude(for_a_log(error), AWAY_SECONDS)
 
+    def close(self) -> None:
+        """Close the connections that are looked by."""
+        self._primary.dispose()
+        self._standby.dispose()
+
     def _look(self) -> None:
+        written, theirs = None, None
         try:
+            with self._primary.connect() as connection:
+                written = connection.execute(_WRITTEN).scalar_one()
+                theirs = self._identity(connection)
+        except DBAPIError as error:
+            if not is_transient(error):
+                # As where it is a standby itself.
+                self._conclude(f"the primary cannot be asked: {for_a_log(error)}", AWAY_SECONDS)
+                return
+        now = time.monotonic()
+        try:
+            # After the primary: a standby that keeps up has what was just noted.
             with self._standby.connect() as connection:
                 standby, replayed = connection.execute(_REPLAYED).one()
                 identity = self._identity(connection)
         except DBAPIError as error:
             self._conclude(f"it does not answer: {for_a_log(error)}", AWAY_SECONDS)
             return
-        try:
-            with self._primary.connect() as connection:
-                written = connection.execute(_WRITTEN).scalar_one()
-                same = identity == self._identity(connection)
-        except DBAPIError as error:
-            if not is_transient(error):
-                raise
+        if written is None:
             self._conclude(None, AWAY_SECONDS)
             return
-        now = time.monotonic()
         self._written.append((now, written))
-        if not same:
+        if None not in (identity, theirs) and identity != theirs:
             self._conclude("READ_DATABASE_URL leads to another database, no standby of this one")
             return
+        self._identified = True
         if not standby:
             self._conclude("it is no standby: it was promoted, or is the primary")
             return
+        self._conclude(self._why_late(now, replayed))
+
+    def _why_late(self, now: float, replayed: int) -> str | None:
         while len(self._written) > 1 and self._written[1][1] <= replayed:
             self._written.popleft()
         at, place = self._written[0]
-        if place > replayed or now - at > self._max_lag:
-            self._conclude(f"it lags: what the primary wrote {self._max_lag:g} s ago was not seen to be there")
-            # What is older than that tells nothing any more.
-            while len(self._written) > 1 and now - self._written[1][0] > self._max_lag:
-                self._written.popleft()
-        else:
-            self._conclude(None)
+        if place <= replayed and now - at <= self._max_lag:
+            return None
+        # What is older than that tells nothing any more.
+        while len(self._written) > 1 and now - self._written[1][0] > self._max_lag:
+            self._written.popleft()
+        return f"it was not seen to have what the primary wrote {self._max_lag:g} s ago"
 
-    def _identity(self, connection: Connection) -> tuple[Any, ...]:
-        """Return what tells cluster and database; nothing while the standby is known to be one, or by such a role."""
-        if self._why_not is None or not connection.execute(_MAY_ASK).scalar_one():
-            return ()
+    def _identity(self, connection: Connection) -> tuple[Any, ...] | None:
+        """Return what tells cluster and database; None once the two were found to be the same, or by such a role."""
+        if self._identified or not connection.execute(_MAY_ASK).scalar_one():
+            return None
         return tuple(connection.execute(_IDENTITY).one())
 
     def _conclude(self, why_not: str | None, seconds: float | None = None) -> None:
@@ -127,6 +146,12 @@ class ReplicaWatch:
             log.warning("queries go to the %s%s", "primary: " if why_not else "standby", why_not or "")
         self._why_not = why_not
         self._next = time.monotonic() + (CHECK_SECONDS if seconds is None else seconds)
+
+
+def open_watch(settings: Settings) -> ReplicaWatch:
+    """Open the watch on the two servers that the settings name."""
+    primary, standby = (create_engine(settings, reads=reads, pool_size=1, max_overflow=0) for reads in (False, True))
+    return ReplicaWatch(primary, standby, settings.read_max_lag_seconds)
 
 
 class ReplicatedStore(PgVectorStore):
@@ -164,7 +189,8 @@ class ReplicatedStore(PgVectorStore):
 
     def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
         """Return the exact score of each of ``keys`` that has a row."""
-        return self._read(lambda read: read.scores(vector, keys))
+        asked = possible_keys(keys)
+        return self._read(lambda read: read.scores(vector, asked))
 
     def sample(self, rows: int, *, seed: int = 0) -> NDArray[np.float32]:
         """Return at most ``rows`` stored vectors, the same for the same seed and rows."""
@@ -178,7 +204,8 @@ class ReplicatedStore(PgVectorStore):
         """Return the rows of ``keys`` by key; with ``connection``, in the caller's transaction."""
         if connection is not None:
             return super().fetch(keys, connection=connection)
-        return self._read(lambda read: read.fetch(keys))
+        asked = possible_keys(keys)
+        return self._read(lambda read: read.fetch(asked))
 
     def count(self) -> int:
         """Return how many rows have a vector."""
@@ -186,6 +213,7 @@ class ReplicatedStore(PgVectorStore):
 
     def close(self) -> None:
         """Close both engines' connections, if they are the store's own."""
+        self._watch.close()
         self._standby.close()
         super().close()
 

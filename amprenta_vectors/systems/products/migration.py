@@ -90,7 +90,8 @@ class Migration:
         try:
             self._ends = open_ends(self._settings, self._observer)
         except NotUpgraded as error:
-            raise NotUpgraded(error.message, hint="alembic -n products upgrade head") from None
+            hint = error.hint if " -n " in error.hint else "alembic -n products upgrade head"
+            raise NotUpgraded(error.message, hint=hint) from None
         self._observer(events.EndsReady(self._settings.chroma_collection))
         self._ids = self._known_ids()
 
