@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 
-
 @dataclass(frozen=True)
 class Section:
     """A named part of ``alembic.ini``: the folders of its revisions, the table that records them, and its own table."""

@@ -24,8 +24,9 @@ def write_report(engine: Engine, run_id: int, folder: Path) -> tuple[Path, Path]
     """Write a run's report into ``folder``, which is created if it is absent; return the JSON's path and the page's.
 
     The files are those of an earlier report on the same run. A run of that number in another database has others: a
-    report in JSON, with its page, is overwritten only by one on its own run. Raises `ConfigError` if there is no such run,
-    OSError if the folder cannot be written.
+    report in JSON, with its page, is overwritten only by one on its own run.
+
+    Raises `ConfigError` if there is no such run, OSError if the folder cannot be written.
     """
     with engine.connect() as connection:
         transactions.require_tables(connection)
