@@ -25,7 +25,9 @@ from amprenta_vectors import migrate
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import parse_version
+from amprenta_vectors.ddl.table import _TYPED
 from amprenta_vectors.errors import AmprentaError
+from amprenta_vectors.pg.names import compose, literal
 from amprenta_vectors.sandbox import postgres
 
 SQUAWK = str(Path(sys.executable).parent / "squawk")
@@ -289,3 +291,11 @@ def test_the_script_for_a_database_uses_what_an_application_has(db: Database, tw
     run_script(db, printed_for(db, "upgrade", "--section", "products"))
     PRODUCTS.upgrade(twin)
     assert state(db) == state(twin)
+
+
+@pytest.mark.parametrize(("type_", "serves"), [("uuid", True), ("identity", True), ("text", False)])
+def test_a_script_takes_a_domain_for_what_it_is_based_on(db: Database, type_: str, serves: bool) -> None:
+    db.execute("CREATE DOMAIN unique_id AS uuid")
+    db.execute("CREATE DOMAIN identity AS unique_id NOT NULL")
+    db.execute("CREATE TABLE t (id identity)")
+    assert db.scalar(compose(_TYPED, column="id", table="t", type=literal(type_))) is serves
