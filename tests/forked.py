@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,6 +59,13 @@ class ForkedProcess:
         """Send a signal, unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def stop(self) -> None:
+        """Stop it, and wait until each of its threads stands still: the signal reaches them one after another."""
+        self.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.pid}/task")
+        while not all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in threads.glob("*/stat")):
+            time.sleep(0.005)
 
     def kill(self) -> None:
         """Send SIGKILL, unless the process has ended."""

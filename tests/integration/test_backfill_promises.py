@@ -266,7 +266,7 @@ def test_a_process_stopped_inside_its_write_holds_nobody_up_and_overwrites_nothi
     with gate(engine, gated) as open_gate:
         first = launch("--workers", "1", AMPRENTA_LEASE_SECONDS="0.5")
         wait_until(engine, WAITING, 1)
-        first.send_signal(signal.SIGSTOP)
+        first.stop()
         open_gate()
         # What it locked stays locked, and it does not move.
         wait_until(engine, IDLE, 1)
