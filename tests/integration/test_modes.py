@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from waiting import until
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError, FilterError, SourceNotFound, TimedOut, TransientError, UnknownBackend
@@ -410,7 +411,7 @@ def test_a_store_that_is_away_keeps_nobody_from_opening_the_other_and_is_opened_
         store.upsert([Record("new", VECTORS[3])])
     pinecone.faults.clear()
     if mode == "dual":
-        until_there(lambda: "new" in sides[0].fetch(["new"]))
+        until(lambda: "new" in sides[0].fetch(["new"]))
     else:
         held = RECORDS if mode == "hybrid" else RECORDS[10:] if backend == "pgvector" else RECORDS[:30]
         assert keys(store, top_k=5) == nearest(held, 5)
@@ -444,7 +445,32 @@ def test_a_side_that_takes_long_to_open_holds_up_no_query_and_no_end(
     store.close()
     assert time.monotonic() - began < 30
     answers.set()
-    until_there(lambda: closed == ["pinecone"])
+    until(lambda: closed == ["pinecone"])
+
+
+def test_scores_of_a_side_that_comes_late_with_another_distance_are_never_joined(
+    sides: tuple[VectorStore, PgVectorStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late, "RETRY_SECONDS", 0.0)
+    failures = [TransientError("away")]
+
+    class Far:
+        name, distance = "pinecone", "l2"
+
+        def query(self, *_: Any, **__: Any) -> list[Hit]:
+            return [Hit("far", 1000.0)]
+
+        def close(self) -> None: ...
+
+    def open_store() -> VectorStore:
+        if failures:
+            raise failures.pop()
+        return Far()  # type: ignore[return-value]
+
+    store = HybridStore(late.open_late("pinecone", open_store), sides[1], join="union", timeout_seconds=60)
+    with pytest.raises(ConfigError, match="their scores do not compare"):
+        store.query(QUERY)
+    store.close()
 
 
 def test_what_stands_in_the_way_of_one_that_was_away_leaves_the_answer_to_the_other(
@@ -461,14 +487,6 @@ def test_what_stands_in_the_way_of_one_that_was_away_leaves_the_answer_to_the_ot
         assert keys(store, top_k=5) == nearest(RECORDS[10:], 5)
     assert store.distance == "cosine"
     store.close()
-
-
-def until_there(holds: Callable[[], bool]) -> None:
-    """Wait, at most a minute, for what another thread does."""
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_what_waiting_cannot_mend_is_raised_at_once_and_later_too(

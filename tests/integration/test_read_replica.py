@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from backfill_tools import execute, to_ids, to_vectors
 from servers import make_standby, serving
+from waiting import until
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -66,15 +67,8 @@ def world(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worl
             world.close()
 
 
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def goes_to(world: World) -> str:
-    """Where a query is answered: on the side whose table its answer is told from."""
+    """Return the side to which the watch lets the next query go."""
     return "standby" if world.store._watch.is_fit() else "primary"  # type: ignore[attr-defined]
 
 

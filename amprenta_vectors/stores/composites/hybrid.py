@@ -64,6 +64,8 @@ class HybridStore:
         first, second = self._both(
             lambda store: store.query(vector, top_k=asked, filter=filter), either=self._join == "union"
         )
+        # Once more: a side that was away until now may have been opened by this very query.
+        self._check_comparable()
         return self._joined(first or [], second or [])[:top_k]
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
