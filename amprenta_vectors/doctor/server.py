@@ -90,7 +90,7 @@ def read_replica(connection: Connection, settings: Settings) -> Iterator[Finding
         return
     with closing(open_watch(settings)) as watch:
         end = time.monotonic() + settings.read_max_lag_seconds
-        while not watch.is_fit() and time.monotonic() < end:
+        while not watch.is_fit() and watch.late and time.monotonic() < end:
             time.sleep(0.1)
     if watch.why_not is not None:
         yield Finding(

@@ -66,6 +66,7 @@ class ReplicaWatch:
         self._next = 0.0
         self._written: deque[tuple[float, int]] = deque()
         self._why_not: str | None = "it was never looked at"
+        self._late = False
         self._identified = False
 
     def is_fit(self) -> bool:
@@ -81,6 +82,11 @@ class ReplicaWatch:
     def why_not(self) -> str | None:
         """Return why the standby was not fit at the last look; None if it was."""
         return self._why_not
+
+    @property
+    def late(self) -> bool:
+        """Return whether the last look found a standby that is behind, which passes; nothing else passes by waiting."""
+        return self._late
 
     def failed(self, error: Exception) -> None:
         """Record that a read of the standby failed: it is left alone for a while."""
@@ -122,7 +128,7 @@ class ReplicaWatch:
         if not standby:
             self._conclude("it is no standby: it was promoted, or is the primary")
             return
-        self._conclude(self._why_late(now, replayed))
+        self._conclude(self._why_late(now, replayed), late=True)
 
     def _why_late(self, now: float, replayed: int) -> str | None:
         while len(self._written) > 1 and self._written[1][1] <= replayed:
@@ -141,10 +147,11 @@ class ReplicaWatch:
             return None
         return tuple(connection.execute(_IDENTITY).one())
 
-    def _conclude(self, why_not: str | None, seconds: float | None = None) -> None:
+    def _conclude(self, why_not: str | None, seconds: float | None = None, *, late: bool = False) -> None:
         if why_not != self._why_not:
             log.warning("queries go to the %s%s", "primary: " if why_not else "standby", why_not or "")
         self._why_not = why_not
+        self._late = late and why_not is not None
         self._next = time.monotonic() + (CHECK_SECONDS if seconds is None else seconds)
 
 
