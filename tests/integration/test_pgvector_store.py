@@ -6,12 +6,14 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 from databases import janitor
+from waiting import until
 
 from amprenta_vectors.errors import (
     AmprentaError,
@@ -28,6 +30,7 @@ from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
+from amprenta_vectors.stores.pgvector.writing import Writing
 from amprenta_vectors.stores.protocol import Hit, Record
 
 DIMENSION = 8
@@ -427,6 +430,40 @@ def test_threads_that_write_the_same_keys_in_any_order_do_not_deadlock(engine: s
         thread.join()
     assert not errors
     assert store.count() == 500
+
+
+def waiting_for_a_lock(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
+        counted = sa.text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return int(connection.execute(counted).scalar_one())
+
+
+def test_a_row_that_came_in_between_is_not_locked_out_of_order(
+    engine: sa.Engine, random: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = open_store(engine), open_store(engine)
+    low, high = [Record(key, vector) for key, vector in zip("az", unit(random, 2), strict=True)]
+    first.upsert([high])
+    pool, others = ThreadPoolExecutor(1), list[Future[int]]()
+    insert_absent = Writing._insert_absent
+
+    def slow(self: Writing, *arguments: Any, **options: Any) -> Any:
+        """Another store inserts the lower key, and then a third writer has locked it and waits for the higher one."""
+        if not others:
+            with engine.begin() as connection:
+                connection.execute(sa.text("INSERT INTO rag_chunks (namespace, chunk_id) VALUES ('a', 'a')"))
+            others.append(pool.submit(second.upsert, [low, high]))
+            until(lambda: waiting_for_a_lock(engine) == 1)
+        return insert_absent(self, *arguments, **options)
+
+    monkeypatch.setattr(Writing, "_insert_absent", slow)
+    assert first.upsert([low, high]) == 2
+    assert others[0].result() == 2
+    pool.shutdown()
+    assert set(first.fetch(["a", "z"])) == {"a", "z"}
+    assert first.count() == 2
 
 
 def test_a_time_out_is_an_error_not_a_short_answer(many: sa.Engine, random: Random) -> None:

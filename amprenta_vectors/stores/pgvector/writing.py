@@ -32,6 +32,7 @@ from amprenta_vectors.stores.pgvector.records import KEYS_NAMED, Given, to_recor
 from amprenta_vectors.stores.pgvector.sql import Statements
 
 ROWS_PER_STATEMENT = 1000
+MOST_STARTS = 10
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class _Row:
     key: str
     columns: Key
     own: bool
+
+
+class _Came(Exception):
+    """A row came in between that was not there when the others were locked."""
 
 
 class Writing:
@@ -61,15 +66,39 @@ class Writing:
 
         Raises `RowError` for the first that PostgreSQL cannot hold, before anything is written.
         """
-        records = to_records(batch, self._table)
+        # Rows are locked and inserted in one order by every writer, so that none waits for another in a circle.
+        records = sorted(to_records(batch, self._table), key=lambda record: record.key)
         spelled = self._statements.spelled(batch.source_keys)
         for record in records:
             if record.key not in spelled:
                 raise RowError(record.key, Reason.REFUSED, f"no key of {', '.join(self._table.key)}")
         refused: list[RowError] = []
         for start in range(0, len(records), ROWS_PER_STATEMENT):
-            refused += self._upsert(connection, records[start : start + ROWS_PER_STATEMENT], spelled)
+            refused += self._in_order(connection, records[start : start + ROWS_PER_STATEMENT], spelled)
         return refused
+
+    def _in_order(self, connection: Connection, records: list[Given], spelled: Mapping[str, str]) -> list[RowError]:
+        """Update what is there and insert what is not, starting over where a row came in between.
+
+        To lock that one while later ones are held would be out of order.
+        """
+        if len(records) == 1 or self._replaces(records):
+            return self._upsert(connection, records, spelled)
+        for _ in range(MOST_STARTS):
+            try:
+                with connection.begin_nested():
+                    return self._upsert(connection, records, spelled, whole=True)
+            except _Came:
+                continue
+        return self._upsert(connection, records, spelled)
+
+    def _replaces(self, records: Sequence[Given]) -> bool:
+        """Return whether one upsert writes every row whole, whatever is there."""
+        return (
+            self._ours
+            and not self._table.to_fill
+            and not (self._needs_text and any(each.text is None for each in records))
+        )
 
     def delete(self, connection: Connection, keys: Sequence[str]) -> None:
         """Delete the rows of ``keys`` that are ours, empty those of the application, and mark them as emptied.
@@ -101,14 +130,19 @@ class Writing:
             self._marks.remove(connection, [*own, *self._row_keys(set(spelled) - {row.key for row in found})])
 
     def _upsert(
-        self, connection: Connection, records: list[Given], spelled: Mapping[str, str], *, again: bool = False
+        self,
+        connection: Connection,
+        records: list[Given],
+        spelled: Mapping[str, str],
+        *,
+        whole: bool = False,
+        again: bool = False,
     ) -> list[RowError]:
-        """Update what is there, insert what is not; what came in between is written ``again``."""
-        if (
-            self._ours
-            and not self._table.to_fill
-            and not (self._needs_text and any(each.text is None for each in records))
-        ):
+        """Update what is there, insert what is not; what came in between is written ``again``.
+
+        With ``whole``, raises `_Came` for that.
+        """
+        if self._replaces(records):
             self._insert(connection, [replace(record, own=True) for record in records])
             return []
         may_mark = not self._ours and self._marks.may_mark(connection)
@@ -125,6 +159,8 @@ class Writing:
         inserted, refused = self._insert_absent(connection, absent, update=again) if absent else ([], [])
         left = {error.key for error in refused}
         came = [each for each in absent if each.key not in left and self._row_key(spelled[each.key]) not in inserted]
+        if came and whole:
+            raise _Came
         if may_mark:
             own = [*inserted, *(row.columns for row in found if row.own)]
             self._marks.remove(connection, [row.columns for row in found if not row.own])
@@ -159,7 +195,7 @@ class Writing:
         )
         # A statement of its own: one that waits for a row sees its new version, and of the marks what was before.
         locking = sa.select(sa.literal(1)).select_from(rows).where(self._statements.is_among(spelled))
-        locking = locking.order_by(self._statements.key).with_for_update(key_share=not deleting, of=rows)
+        locking = locking.order_by(self._statements.key.collate("C")).with_for_update(key_share=not deleting, of=rows)
         if not connection.execute(locking).all():
             return []
         width = len(table.key)
