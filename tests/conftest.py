@@ -44,7 +44,20 @@ if binaries := os.environ.get("AMPRENTA_TEST_POSTGRES"):
 OUR_VARIABLES = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "READ_DATABASE_URL", "EMBEDDING_MODEL")
 POLL_SECONDS = 0.02
 """How often a backfill looks for work and orders, so that no test waits for it."""
-OUR_PREFIXES = ("POSTGRES_", "PINECONE_", "VECTOR_", "AMPRENTA_", "CHROMA_", "OLLAMA_", "GOOGLE_", "GEMINI_", "SIMPLE_")
+OUR_PREFIXES = (
+    "POSTGRES_",
+    "PINECONE_",
+    "VECTOR_",
+    "AMPRENTA_",
+    "CHROMA_",
+    "OLLAMA_",
+    "OPENAI_",
+    "GOOGLE_",
+    "GEMINI_",
+    "SIMPLE_",
+)
+LONGEST = ("test_steps.py", "test_killed.py", "test_command_lines.py", "test_sections.py", "test_pytest_alembic.py")
+"""Files whose tests take a quarter of a minute and more: they begin first, so that none runs alone at the end."""
 KINDS = ("torture", "journey")
 """Folders whose tests are marked with the folder's name, and run only when asked for by it."""
 
@@ -58,12 +71,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by folder, so that no file there can be forgotten."""
+    """Mark by folder, so that no file there can be forgotten; and begin with what takes longest."""
     for item in items:
         for kind in KINDS:
             if Path(__file__).with_name(kind) in item.path.parents:
                 item.add_marker(kind)
                 item.add_marker(pytest.mark.timeout(FORM.test_seconds))
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 # Each client of Pinecone reads the certificates of all authorities twice, which takes longer than many a test.

@@ -66,9 +66,17 @@ PROJECTS = [
     *((name, way) for name in SECTIONS for way in DRIVERS),
     *(("application", driver) for driver in ("psycopg2", "psycopg", "asyncpg")),
 ]
+MOUNTED_TOO = "alembic"
+"""The section that is mounted here too: the others have the same operations, and are mounted in `make torture`."""
 
 
-@pytest.fixture(params=PROJECTS, ids="-".join)
+def runs(name: str, way: str) -> object:
+    """A project, in `make torture` where it is mounted and is not that one section."""
+    marks = pytest.mark.torture if way == "mounted" and name != MOUNTED_TOO else ()
+    return pytest.param((name, way), id=f"{name}-{way}", marks=marks)
+
+
+@pytest.fixture(params=[runs(*project) for project in PROJECTS])
 def project(request: pytest.FixtureRequest) -> tuple[str, str]:
     """A section and how it is used; or an application and its driver."""
     name, way = request.param

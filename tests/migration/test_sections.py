@@ -44,7 +44,12 @@ def table(request: pytest.FixtureRequest, clone: Callable[..., Database], system
     return clone(fill_adopted if request.param == "adopted" else fill_made, system)
 
 
-@pytest.mark.parametrize(("up", "down"), MOVES, ids=lambda order: " ".join(order))
+@pytest.mark.parametrize(
+    ("up", "down"),
+    # A quarter of a minute each: here the first, the others in `make torture`.
+    [pytest.param(*move, marks=pytest.mark.torture if move != MOVES[0] else ()) for move in MOVES],
+    ids=lambda order: " ".join(order),
+)
 def test_sections_come_in_any_order_and_go_one_by_one(db: Database, up: tuple[str, ...], down: tuple[str, ...]) -> None:
     for name in up:
         SYSTEMS[name].upgrade(db)

@@ -9,22 +9,28 @@ import pytest
 from amprenta_vectors.embedders.wordllama import MODEL, WordLlamaEmbedder
 from amprenta_vectors.sandbox.corpus import CHUNK_CHARACTERS, Chunk, _iter_chunks, embed_corpus, read_corpus
 
+WHOLE = pytest.mark.journey
+"""Marks what reads the whole standard library, which takes a third of a minute."""
+
 
 @pytest.fixture(scope="module")
 def chunks() -> list[Chunk]:
     return read_corpus()
 
 
+@WHOLE
 def test_every_machine_has_twenty_thousand_chunks(chunks: list[Chunk]) -> None:
     assert len(chunks) >= 20_000
 
 
+@WHOLE
 def test_ids_are_unique_and_fit_pinecone(chunks: list[Chunk]) -> None:
     ids = [chunk.id for chunk in chunks]
     assert len(set(ids)) == len(ids)
     assert all(id_.isascii() and len(id_) <= 512 for id_ in ids)
 
 
+@WHOLE
 def test_an_id_can_be_read(chunks: list[Chunk]) -> None:
     by_id = {chunk.id: chunk for chunk in chunks}
     assert by_id["json#docstring#0"].text.startswith("JSON (JavaScript Object Notation)")
@@ -37,6 +43,7 @@ def test_an_id_can_be_read(chunks: list[Chunk]) -> None:
     assert decode.metadata["is_public"] is True
 
 
+@WHOLE
 def test_a_name_defined_again_has_an_id_of_its_own(chunks: list[Chunk]) -> None:
     by_id = {chunk.id: chunk.text for chunk in chunks}
     assert by_id["threading#Thread.name#source#0"].startswith("def name(self):")
@@ -82,12 +89,14 @@ match thing:
     ]
 
 
+@WHOLE
 def test_texts_are_what_postgresql_and_cosine_can_hold(chunks: list[Chunk]) -> None:
     assert all(chunk.text.strip() and "\0" not in chunk.text for chunk in chunks)
     assert max(len(chunk.text) for chunk in chunks) <= CHUNK_CHARACTERS
     assert all(chunk.metadata["length"] == len(chunk.text) for chunk in chunks)
 
 
+@WHOLE
 def test_metadata_is_flat_and_filters_well(chunks: list[Chunk]) -> None:
     for chunk in chunks:
         assert {name: type(value) for name, value in chunk.metadata.items()} == {
@@ -109,15 +118,18 @@ def test_metadata_is_flat_and_filters_well(chunks: list[Chunk]) -> None:
         assert 0.005 < share < 0.95
 
 
+@WHOLE
 def test_no_test_suite_and_no_installed_package_is_read(chunks: list[Chunk]) -> None:
     parts = {part for chunk in chunks for part in chunk.metadata["module"].split(".")}
     assert not parts & {"test", "tests", "idle_test", "site-packages", "pytest", "numpy"}
 
 
+@WHOLE
 def test_reading_twice_gives_the_same_and_a_limit_its_beginning(chunks: list[Chunk]) -> None:
     assert read_corpus(500) == chunks[:500]
 
 
+@WHOLE
 def test_a_chunk_ends_at_a_line(chunks: list[Chunk]) -> None:
     by_id = {chunk.id: chunk.text for chunk in chunks}
     first, second = (

@@ -12,7 +12,8 @@ FOLDERS = ("alembic", "amprenta_vectors", "benchmarks", "docs", "scripts", "test
 GIVEN_UP = {
     "quarantine": r"\bset[ _-]aside\b|\bsets aside\b|\breject(s|ed|ion)?\b|\bbad[ _-]rows?\b|\berror rows?\b",
     "defer": r"\bput(s|ting)?[ _-](\w+[ _-])?off\b",
-    "limit": r"\bceilings?\b|\bquotas?\b",
+    # OpenAI calls an account without credit so.
+    "limit": r"\bceilings?\b|(?<!insufficient\s)\bquotas?\b",
     "resume": r"\bgone on with\b|\bgoes on with (it|the run)\b|\bgo on with (it|the run|what)\b",
 }
 
