@@ -1,7 +1,7 @@
 # Everything that a newcomer or CI types. `make demo` and `make test` set up what they need in .venv.
 
 PYTHON ?= python3
-# rag_chunks, documents or products
+# rag_chunks, documents, products or column
 SYSTEM ?= rag_chunks
 BIN := .venv/bin
 READY := .venv/.ready

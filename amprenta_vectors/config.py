@@ -49,6 +49,9 @@ Limit = Annotated[float | None, BeforeValidator(_to_limit)]
 """A number above 0; ``off`` and 0 are None."""
 
 
+LongTexts = Literal["refuse", "cut", "chunk"]
+EmbedderName = Literal["wordllama", "wordllama-128", "wordllama-64", "gemini", "ollama", "openai"]
+
 LIST_PER_SECOND = 200.0
 FETCH_PER_SECOND = 100.0
 """Requests that Pinecone takes of one index (https://docs.pinecone.io/reference/api/database-limits/rate-limits)."""
@@ -161,6 +164,9 @@ class Settings(BaseSettings):
     google_api_key: SecretStr | None = None
     gemini_api_key: SecretStr | None = None
     google_gemini_base_url: str | None = None
+    openai_api_key: SecretStr | None = None
+    openai_base_url: str | None = None
+    openai_embedding_model: str = "text-embedding-3-small"
     ollama_host: str | None = None
     ollama_api_model_embedding: str = "nomic-embed-text"
 
@@ -181,7 +187,8 @@ class Settings(BaseSettings):
 
     table: str = _ours("table", "rag_chunks")
     config: Path | None = _ours("config", None)
-    source: Literal["pinecone", "simple", "chroma", "rows"] | None = _ours("source", None)
+    source: Literal["pinecone", "simple", "chroma", "rows", "column"] | None = _ours("source", None)
+    dimension: int | None = _ours("dimension", None, ge=1, le=16000)
     text_field: str = _ours("text_field", "text")
     batch_size: int = _ours("batch_size", 1000, ge=1, le=100_000)
     batch_seconds: Limit = _ours("batch_seconds", 2.0)
@@ -194,7 +201,9 @@ class Settings(BaseSettings):
     oversampling: int | None = _ours("oversampling", None, ge=1, le=10_000)
     max_bad_share: float = _ours("max_bad_share", 0.05, ge=0, le=1)
     nul: Literal["quarantine", "strip"] = _ours("nul", "quarantine")
-    embedder: Literal["wordllama", "gemini", "ollama"] | None = _ours("embedder", None)
+    embedder: EmbedderName | None = _ours("embedder", None)
+    text_characters: int | None = _ours("text_characters", None, ge=1)
+    long_texts: LongTexts = _ours("long_texts", "refuse")
     lease_seconds: float = _ours("lease_seconds", 15.0, gt=0)
     retry_seconds: float = _ours("retry_seconds", 600.0, ge=0)
     drain_seconds: float = _ours("drain_seconds", 10.0, ge=0)
@@ -215,7 +224,12 @@ class Settings(BaseSettings):
         return host
 
     @field_validator(
-        "pinecone_controller_host", "pinecone_grpc_host", "google_gemini_base_url", "ollama_host", "chroma_host"
+        "pinecone_controller_host",
+        "pinecone_grpc_host",
+        "google_gemini_base_url",
+        "openai_base_url",
+        "ollama_host",
+        "chroma_host",
     )
     @classmethod
     def _check_address(cls, address: str | None) -> str | None:

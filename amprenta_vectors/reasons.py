@@ -25,6 +25,8 @@ class Reason(StrEnum):
     UNPAIRED = "unpaired"
     NOT_ISOLATED = "not_isolated"
     NO_TEXT = "no_text"
+    NO_WORDS = "no_words"
+    TOO_LONG = "text_too_long"
     CHANGED_HERE = "changed_here"
     GONE = "gone_at_source"
 

@@ -25,14 +25,14 @@ from typing import Any
 import click
 import numpy as np
 import psycopg2
-from amprenta_vectors.ddl.index_key import IndexStorage, index_key
 from query import SHARES, TIE, TOP_K, to_queries
 from tools import Stage, Vectors, execute, open_stage, print_machine, query, to_payload
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
+from amprenta_vectors.pg.index_keys import index_key
 from amprenta_vectors.pg.ivfflat import suitable_lists
-from amprenta_vectors.pg.types import Storage, VectorType
+from amprenta_vectors.pg.types import IndexStorage, Storage, VectorType
 from amprenta_vectors.sandbox.corpus import embed_corpus
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.factory import PING_AFTER_SECONDS

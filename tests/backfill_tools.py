@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import sqlalchemy as sa
@@ -36,9 +37,11 @@ from amprenta_vectors.backfill.engine.planner import Planner
 from amprenta_vectors.backfill.engine.run import Backfill, Summary
 from amprenta_vectors.backfill.engine.starting import Mode
 from amprenta_vectors.backfill.engine.worker import Worker
+from amprenta_vectors.backfill.progress.batches import Batch, Outcome
 from amprenta_vectors.backfill.progress.figures import Counts
 from amprenta_vectors.backfill.progress.keys_from import KeysFrom
 from amprenta_vectors.backfill.progress.runs import Run
+from amprenta_vectors.backfill.writing.sink import Writer
 from amprenta_vectors.batch import VectorBatch, Vectors
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import RowError
@@ -69,6 +72,12 @@ def to_ids(count: int) -> list[str]:
 def on_the_wire(vector: Vectors) -> bytes:
     """A vector as ``vector_send`` gives it."""
     return struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes()
+
+
+def write_fetched(worker: Worker, batch: Batch, fetched: VectorBatch) -> Outcome:
+    """Write what was fetched of a batch, as the worker does that has it in hand."""
+    prepared = worker._prepare(batch, fetched)
+    return worker._write(batch, partial(worker._put, batch, prepared, cast("Writer", worker._writer)))
 
 
 class StubSource:

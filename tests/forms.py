@@ -36,7 +36,18 @@ class Form:
 FORMS = {
     form.name: form
     for form in (
-        Form("short", 40, 2, 25, 5, 4, 3.0, False, {"rag_chunks": 2800, "documents": 160, "products": 150}, 1_800),
+        Form(
+            "short",
+            40,
+            2,
+            25,
+            5,
+            4,
+            3.0,
+            False,
+            {"rag_chunks": 2800, "documents": 160, "products": 150, "column": 2000},
+            1_800,
+        ),
         Form("long", 100, 50, 50, 20, 10, 30.0, True, {}, 6 * 3_600),
     )
 }

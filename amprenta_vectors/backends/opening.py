@@ -24,11 +24,20 @@ def notice_before_opening(settings: Settings, table: VectorTable) -> str | None:
     return notice_of_copy(settings)
 
 
+def notices_of(origin: Origin) -> list[str]:
+    """Return what a person should know of an origin that was opened: what it has and a move will not carry over."""
+    if origin.kind != "column":
+        return []
+    from amprenta_vectors.backends.column.source import ColumnOrigin
+
+    return origin.notices() if isinstance(origin, ColumnOrigin) else []
+
+
 def open_origin(settings: Settings, table: VectorTable, engine: Engine | None) -> Origin:
     """Open the origin of the kind that `kind_of` gives.
 
-    For rows, ``table`` is from the catalogue and read through ``engine``. Raises `ConfigError` for a setting that the
-    kind needs and lacks, `SourceNotFound`, `CredentialsRefused`, `MissingExtra`, `TransientError`.
+    For rows and columns, ``table`` is from the catalogue and read through ``engine``. Raises `ConfigError` for a
+    setting that the kind needs and lacks, `SourceNotFound`, `CredentialsRefused`, `MissingExtra`, `TransientError`.
     """
     match kind_of(settings, table):
         case "pinecone":
@@ -49,3 +58,9 @@ def open_origin(settings: Settings, table: VectorTable, engine: Engine | None) -
             from amprenta_vectors.backends.rows.source import open_rows_origin
 
             return open_rows_origin(settings, table, engine)
+        case "column":
+            if engine is None:
+                raise ValueError("a column is read through an engine")
+            from amprenta_vectors.backends.column.source import open_column_origin
+
+            return open_column_origin(settings, table, engine)

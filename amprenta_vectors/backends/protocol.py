@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from amprenta_vectors.batch import VectorBatch
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.batch import Key, VectorBatch
+from amprenta_vectors.errors import RowError
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
 
@@ -101,6 +106,35 @@ class TextSource(Source, Protocol):
 
     def texts(self, keys: Sequence[str]) -> Mapping[str, str]:
         """Return the text of each record that exists, ``""`` if it has none. Raises as `fetch` does."""
+        ...
+
+
+@runtime_checkable
+class CastSource(Source, Protocol):
+    """A source in the vector table's own database. If it ``casts``, PostgreSQL makes the vectors, and none flows.
+
+    Its keys are the rows' own. A row is a record if it `has_value`; `joined` and `vector` reach that value in SQL.
+    """
+
+    @property
+    def casts(self) -> bool:
+        """Whether PostgreSQL makes the vectors, so that a batch is one statement."""
+        ...
+
+    def has_value(self, slice_: Slice) -> sa.ColumnElement[bool]:
+        """Return the condition that a row of ``slice_`` is a record of this source."""
+        ...
+
+    def joined(self, slice_: Slice) -> list[sa.ColumnElement[bool]]:
+        """Return the conditions by which a row of ``slice_`` meets its record, which `vector` reads."""
+        ...
+
+    def vector(self, slice_: Slice) -> sa.ColumnElement[Any]:
+        """Return the record of a row of ``slice_`` as a vector; raises, in the database, for one that is none."""
+        ...
+
+    def doubled(self, connection: Connection, keys: Sequence[Key]) -> Mapping[Key, RowError]:
+        """Return why those of ``keys`` cannot be read which are not of one record alone."""
         ...
 
 

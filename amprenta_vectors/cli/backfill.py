@@ -12,6 +12,7 @@ import click
 from amprenta_vectors.cli.limit_options import limit_options, orders_of
 from amprenta_vectors.cli.options import (
     BATCHES_IN_HAND,
+    dimension_option,
     namespace_options,
     nul_option,
     run_options,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=int, help="Keys a batch, at first.  [env var: AMPRENTA_BATCH_SIZE; default: 1000]")
 @click.option("--workers", type=int, help="Threads that fetch and write.  [env var: AMPRENTA_WORKERS; default: 5]")
 @source_option
+@dimension_option
 @namespace_options
 @click.option(
     "--keys-from",
@@ -77,6 +79,7 @@ def backfill(
     batch_size: int | None,
     workers: int | None,
     source: SourceKind | None,
+    dimension: int | None,
     namespace: str | None,
     all_namespaces: bool,
     keys_from: KeysFrom | None,
@@ -107,6 +110,7 @@ def backfill(
         batch_size=batch_size,
         workers=workers,
         source=source,
+        dimension=dimension,
         drain_seconds=drain_seconds,
         max_bad_share=max_bad_share,
         nul=nul,

@@ -52,8 +52,19 @@ def source_option(command: Command) -> Command:
     return click.option(
         "--source",
         type=click.Choice(get_args(SourceKind)),
-        help="What the vectors come from; rows: the texts of the table's own rows, embedded.  "
+        help="What the vectors come from; rows: the texts of the table's own rows, embedded; column: the old "
+        "column that amprenta.toml names.  "
         "[env var: AMPRENTA_SOURCE; default: what usually fills AMPRENTA_TABLE, for most pinecone]",
+    )(command)
+
+
+def dimension_option(command: Command) -> Command:
+    """Add ``--dimension``."""
+    return click.option(
+        "--dimension",
+        type=int,
+        help="Of a column that holds lists of several lengths, take those of this one, and leave the others out.  "
+        "[env var: AMPRENTA_DIMENSION]",
     )(command)
 
 

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from amprenta_vectors.cli.limit_options import limit_options, orders_of
-from amprenta_vectors.cli.options import BATCHES_IN_HAND, namespace_options, run_options, source_option, stop_on_signal
+from amprenta_vectors.cli.options import (
+    BATCHES_IN_HAND,
+    dimension_option,
+    namespace_options,
+    run_options,
+    source_option,
+    stop_on_signal,
+)
 from amprenta_vectors.cli.printer import say
 from amprenta_vectors.errors import ExitCode
 
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=int, help="Keys a batch, at first.  [env var: AMPRENTA_BATCH_SIZE; default: 1000]")
 @click.option("--workers", type=int, help="Threads that fetch and write.  [env var: AMPRENTA_WORKERS; default: 5]")
 @source_option
+@dimension_option
 @namespace_options
 @limit_options
 @run_options
@@ -35,6 +43,7 @@ def reconcile(
     batch_size: int | None,
     workers: int | None,
     source: SourceKind | None,
+    dimension: int | None,
     namespace: str | None,
     all_namespaces: bool,
     rates: dict[str, str | None],
@@ -57,6 +66,7 @@ def reconcile(
         batch_size=batch_size,
         workers=workers,
         source=source,
+        dimension=dimension,
         embedding_model=model,
         report=report,
         log_format=log_format,

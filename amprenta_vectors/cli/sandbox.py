@@ -16,6 +16,7 @@ DEMOS = {
     "rag_chunks": "amprenta_vectors.sandbox.demo:Demo",
     "documents": "amprenta_vectors.sandbox.demo_documents:DocumentsDemo",
     "products": "amprenta_vectors.sandbox.demo_products:ProductsDemo",
+    "column": "amprenta_vectors.sandbox.demo_column:ColumnDemo",
 }
 
 _folder = click.option(
@@ -103,7 +104,7 @@ def add(text: str) -> None:
     type=click.Choice(list(DEMOS)),
     default="rag_chunks",
     show_default=True,
-    help="What is moved: chunks from Pinecone, documents from pickle files, or products from Chroma.",
+    help="What is moved: chunks from Pinecone, documents from pickle files, products from Chroma, or old columns.",
 )
 @click.option("--rows", type=click.IntRange(min=100), help="Use so many vectors.  [default: all there are]")
 def demo(system: str, rows: int | None) -> None:

@@ -29,6 +29,10 @@ def to_place(settings: Settings, table: VectorTable) -> str:
         case "rows":
             embedder = settings.require("embedder")
             return f"its own {', '.join(text_columns_of(table))}, embedded by {embedder}"
+        case "column" if table.old is not None:
+            return f"{table.old.table or 'its own'} {table.old.column}"
+        case "column":
+            return "a column that amprenta.toml does not name"
 
 
 def backup_command(settings: Settings, kind: SourceKind, day: str) -> list[str] | None:

@@ -29,7 +29,8 @@ def sources() -> None:
 def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> None:
     """Show what the source holds, and the VECTOR_DIMENSION to set; reads about 100 records and embeds nothing.
 
-    Every simple store is read. For rows the database is asked, and the table must be there.
+    Every simple store is read. For rows the database is asked, and the table must be there; of a column, every value is
+    counted.
     """
     from amprenta_vectors.backends.inspection import inspect_index
     from amprenta_vectors.backends.opening import kind_of
@@ -47,6 +48,9 @@ def inspect(source: SourceKind | None, namespace: str | None, as_json: bool) -> 
             say(json.dumps(index_to_json(index)))
         else:
             show_index(index, settings)
+        return
+    if kind_of(settings, table) == "column":
+        _show_column(settings, table, as_json=as_json)
         return
     found = _inspect(settings, table, namespace)
     exports = _exports(found, table)
@@ -69,6 +73,20 @@ def _inspect(settings: Settings, table: VectorTable, namespace: str | None) -> O
     elif settings.vector_dimension is not None:
         table = table.with_columns(dimension=settings.vector_dimension)
     return inspect_origin(open_origin(settings, table, engine), table, namespace)
+
+
+def _show_column(settings: Settings, table: VectorTable, *, as_json: bool) -> None:
+    from amprenta_vectors.backends.column.inspection import inspect_column
+    from amprenta_vectors.cli.column_text import column_to_json, show_column
+    from amprenta_vectors.schema.catalogue import located
+
+    with open_database(settings, 1).connect() as connection:
+        table = located(connection, table)
+        found = inspect_column(connection, table)
+    if as_json:
+        say(json.dumps(column_to_json(found)))
+    else:
+        show_column(found, table)
 
 
 def _exports(found: OriginInspection, table: VectorTable) -> dict[str, str]:

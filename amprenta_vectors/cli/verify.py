@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from amprenta_vectors.cli.options import namespace_options, source_option
+from amprenta_vectors.cli.options import dimension_option, namespace_options, source_option
 from amprenta_vectors.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @source_option
+@dimension_option
 @namespace_options
 @click.option("--workers", type=int, help="Threads that fetch.  [env var: AMPRENTA_WORKERS; default: 5]")
 @click.option("--output", type=click.File("w"), help="Write every differing key there, one JSON object a line.")
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def verify(
     ctx: click.Context,
     source: SourceKind | None,
+    dimension: int | None,
     namespace: str | None,
     all_namespaces: bool,
     workers: int | None,
@@ -41,7 +43,7 @@ def verify(
     from amprenta_vectors.moves.events import Differed
     from amprenta_vectors.moves.move import Move
 
-    settings = Settings.load(workers=workers, source=source)
+    settings = Settings.load(workers=workers, source=source, dimension=dimension)
     with closing(open_display(settings.log_format)) as show:
 
         def observe(event: MoveEvent) -> None:

@@ -13,9 +13,10 @@ from amprenta_vectors.stores.factory import check_mode
 from amprenta_vectors.tls import hosts_of
 
 EMBEDDER_PACKAGES = {
-    "wordllama": ("wordllama", "sandbox"),
+    **dict.fromkeys(("wordllama", "wordllama-128", "wordllama-64"), ("wordllama", "sandbox")),
     "gemini": ("google.genai", "gemini"),
     "ollama": ("ollama", "ollama"),
+    "openai": ("openai", "openai"),
 }
 """The module that an embedder is made with, and the extra that brings it."""
 

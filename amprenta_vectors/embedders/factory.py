@@ -17,10 +17,11 @@ def open_embedder(settings: Settings) -> Embedder:
     """
     # Each is imported only when it is named: an application need not have the packages of the others.
     match settings.embedder:
-        case "wordllama":
+        case "wordllama" | "wordllama-128" | "wordllama-64":
             from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
 
-            return WordLlamaEmbedder()
+            smaller = settings.embedder.partition("-")[2]
+            return WordLlamaEmbedder(int(smaller)) if smaller else WordLlamaEmbedder()
         case "gemini":
             from amprenta_vectors.embedders.gemini import GeminiEmbedder
 
@@ -32,5 +33,17 @@ def open_embedder(settings: Settings) -> Embedder:
             from amprenta_vectors.embedders.ollama import OllamaEmbedder
 
             return OllamaEmbedder(settings.ollama_host, settings.ollama_api_model_embedding)
+        case "openai":
+            from amprenta_vectors.embedders.openai import OpenAIEmbedder
+
+            return OpenAIEmbedder(
+                settings.require("openai_api_key"),
+                settings.openai_embedding_model,
+                settings.vector_dimension,
+                settings.openai_base_url,
+            )
         case None:
-            raise ConfigError("AMPRENTA_EMBEDDER is not set", hint="one of: wordllama, gemini, ollama")
+            raise ConfigError(
+                "AMPRENTA_EMBEDDER is not set",
+                hint="one of: wordllama, wordllama-128, wordllama-64, gemini, ollama, openai",
+            )

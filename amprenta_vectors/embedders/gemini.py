@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.embedders.answers import to_matrix
-from amprenta_vectors.embedders.protocol import Model
+from amprenta_vectors.embedders.protocol import Limits, Model
+from amprenta_vectors.embedders.requests import iter_requests
 from amprenta_vectors.errors import (
     AmprentaError,
     CredentialsRefused,
@@ -28,8 +29,8 @@ FULL_DIMENSION = 3072
 
 Source: https://ai.google.dev/gemini-api/docs/embeddings#quality-for-smaller-dimensions
 """
-TEXTS_A_REQUEST = 100
-"""Texts in a request, at most (the service's own limit)."""
+LIMITS = Limits(texts=100)
+"""The most texts that the service takes in a request."""
 TIMEOUT_SECONDS = 60.0
 
 
@@ -53,9 +54,8 @@ class GeminiEmbedder:
         `SourceNotFound` if the key has no such model, `KeysRefused` for texts that the service does not take (an empty
         one, say), `SourceError` for an answer of another length.
         """
-        starts = range(0, len(texts), TEXTS_A_REQUEST)
-        parts = [self._ask(texts[start : start + TEXTS_A_REQUEST]) for start in starts]
-        return np.concatenate(parts) if parts else np.empty((0, self.model.dimension), dtype=np.float32)
+        parts = [self._ask(asked) for asked in iter_requests(texts, LIMITS)]
+        return np.concatenate([np.empty((0, self.model.dimension), np.float32), *parts])
 
     def _ask(self, texts: Sequence[str]) -> NDArray[np.float32]:
         dimension = self.model.dimension

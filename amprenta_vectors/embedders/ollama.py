@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.embedders.answers import to_matrix
-from amprenta_vectors.embedders.protocol import Model
+from amprenta_vectors.embedders.protocol import Limits, Model
+from amprenta_vectors.embedders.requests import iter_requests
 from amprenta_vectors.errors import (
     AmprentaError,
     CredentialsRefused,
@@ -23,8 +24,8 @@ from amprenta_vectors.extras import network_errors, require_extra
 from amprenta_vectors.shown import show_url
 
 DEFAULT_HOST = "http://127.0.0.1:11434"
-TEXTS_A_REQUEST = 64
-"""Texts in a request: few enough that a server without a graphics card answers in time."""
+LIMITS = Limits(texts=64)
+"""The texts in a request: few enough that a server without a graphics card answers in time."""
 TIMEOUT_SECONDS = 120.0
 """Seconds that a request may take: a model that is not in memory is loaded first."""
 PROBE = "dimension"
@@ -53,11 +54,10 @@ class OllamaEmbedder:
         another length.
         """
         dimension = self.model.dimension
-        parts = [np.empty((0, dimension), dtype=np.float32)]
-        for start in range(0, len(texts), TEXTS_A_REQUEST):
-            asked = texts[start : start + TEXTS_A_REQUEST]
-            parts.append(to_matrix(self._vectors(asked), len(asked), dimension, "ollama"))
-        return np.concatenate(parts)
+        parts = [
+            to_matrix(self._vectors(asked), len(asked), dimension, "ollama") for asked in iter_requests(texts, LIMITS)
+        ]
+        return np.concatenate([np.empty((0, dimension), np.float32), *parts])
 
     def _vectors(self, texts: Sequence[str]) -> list[list[float]]:
         try:

@@ -23,6 +23,14 @@ class Model:
         return name.removeprefix("models/").removesuffix(":latest") == self.name
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The limits of an embedder's requests: so many texts, and so many UTF-8 bytes in all; None is no limit."""
+
+    texts: int
+    bytes_: int | None = None
+
+
 class Embedder(Protocol):
     """One embedding model, ready for use."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.backends.opening import notice_before_opening, open_origin
+from amprenta_vectors.backends.opening import notice_before_opening, notices_of, open_origin
 from amprenta_vectors.backends.protocol import Origin
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.progress import transactions
@@ -24,6 +24,8 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 PING_AFTER_SECONDS = 1.0
 """How long a connection has waited that is tried before it is used again: a round trip less for each step."""
+OWN_KEYS = ("rows", "column")
+"""The kinds of sources whose records go by the rows' own keys."""
 SPARE_CONNECTIONS = 6
 """The connections beside those of the workers: planner, leases, figures, orders, read units, and one to spare."""
 
@@ -44,6 +46,8 @@ def open_ends(settings: Settings, observer: Observer = ignore) -> Ends:
     if notice is not None:
         observer(Noticed(notice))
     origin = open_origin(settings, table, engine)
+    for text in notices_of(origin):
+        observer(Noticed(text))
     _check_dimensions(origin, table)
     if origin.distance not in (None, table.distance):
         text = (
@@ -123,7 +127,7 @@ def slice_of(ends: Ends, namespace: str = "") -> Slice:
     if namespace or ends.origin.kind == "pinecone":
         with ends.engine.connect() as connection:
             check_namespace(connection, table, namespace, starting=True)
-    if ends.origin.kind == "rows":
+    if ends.origin.kind in OWN_KEYS:
         return Slice(table, scope, OwnKeys([table.column_types[name] for name in table.key]))
     return open_slice(ends.engine, table, scope)
 

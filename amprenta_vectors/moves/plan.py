@@ -43,6 +43,7 @@ def plan_job(engine: Engine, job: Job) -> Plan:
             connection,
             job.slice,
             described.count or 0,
+            *job.wanted,
             from_source=job.kind.keys_from == "source",
             model=job.model,
             limit=job.limit,

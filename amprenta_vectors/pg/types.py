@@ -24,6 +24,9 @@ INDEX_LIMITS: dict[IndexStorage, int] = {"vector": 2000, "halfvec": 4000, "bit":
 LONGEST_VECTOR = 16_000
 """The most dimensions that a column can have (pgvector's README)."""
 
+SEND_HEAD = 4
+"""The bytes that ``vector_send`` and ``halfvec_send`` give before the values: the dimension and a zero, int16 each."""
+
 TEXTS = ("text", "character varying", "character", "bpchar", "citext", "name")
 """Types that hold text."""
 

@@ -105,7 +105,3 @@ class ProductsDemo(Stage):
         statement = "SELECT md5(string_agg(id::text || embedding::text, ',' ORDER BY id)) FROM products"
         with self._engine.connect() as connection:
             return str(connection.scalar(sa.text(statement)))
-
-    def _number(self, statement: str) -> int:
-        with self._engine.connect() as connection:
-            return int(connection.execute(sa.text(statement)).scalar_one())

@@ -1,4 +1,4 @@
-"""Embedding services on 127.0.0.1 for tests and demonstrations: Gemini's and Ollama's routes over wordllama's vectors.
+"""Embedding services on 127.0.0.1 for tests and demonstrations: the routes of three over wordllama's vectors.
 
 The vectors mean something: wordllama's, turned into the dimension that is asked for by one fixed matrix. From 256
 dimensions on its columns are orthonormal, so that every cosine stays what it was; below, it is a random projection.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -30,6 +30,7 @@ class Answer:
 
     status: int
     body: Any = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def embed_as(texts: Sequence[str], dimension: int) -> NDArray[np.float32]:
@@ -52,7 +53,7 @@ def _turn(dimension: int) -> NDArray[np.float64]:
 
 
 class EmbeddingServer:
-    """The common part of both services.
+    """The common part of the services: Gemini's, Ollama's and OpenAI's.
 
     ``requests`` are the bodies that came; ``faults`` are answered first, one a request.
     """
@@ -100,7 +101,7 @@ class GeminiServer(EmbeddingServer):
         self._api_key = api_key
 
     def _served(self, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Answer:
-        if {name.lower(): value for name, value in headers.items()}.get("x-goog-api-key") != self._api_key:
+        if _header(headers, "x-goog-api-key") != self._api_key:
             return gemini_refusal(400, "INVALID_ARGUMENT", {"reason": "API_KEY_INVALID"})
         if not path.endswith("models/gemini-embedding-001:batchEmbedContents"):
             return gemini_refusal(404, "NOT_FOUND")
@@ -110,6 +111,10 @@ class GeminiServer(EmbeddingServer):
             return gemini_refusal(400, "INVALID_ARGUMENT")
         vectors = embed_as(texts, asked[0].get("outputDimensionality", 3072))
         return Answer(200, {"embeddings": [{"values": vector.tolist()} for vector in vectors]})
+
+
+def _header(headers: Mapping[str, str], name: str) -> str | None:
+    return next((value for each, value in headers.items() if each.lower() == name), None)
 
 
 def gemini_refusal(code: int, status: str, *details: Mapping[str, Any]) -> Answer:
@@ -136,6 +141,45 @@ class OllamaServer(EmbeddingServer):
         return Answer(200, {"model": name, "embeddings": (vectors / np.where(lengths == 0, 1, lengths)).tolist()})
 
 
+class OpenAIServer(EmbeddingServer):
+    """``/v1/embeddings`` for ``api_key``; ``billed`` counts the texts that were answered with a vector, by text.
+
+    It takes 2048 texts a request and `MOST_CHARACTERS` a text, as the service takes so many tokens.
+    """
+
+    def __init__(self, api_key: str = "sandbox-key", port: int = 0) -> None:
+        super().__init__(port)
+        self._api_key = api_key
+        self.billed: Counter[str] = Counter()
+
+    def _served(self, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Answer:
+        key = _header(headers, "authorization")
+        if key != f"Bearer {self._api_key}":
+            return openai_refusal(401, "invalid_api_key", f"Incorrect API key provided: {key}")
+        usual = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "local-model": 256}.get(body["model"])
+        if path != "/v1/embeddings" or usual is None:
+            return openai_refusal(404, "model_not_found", f"The model {body['model']} does not exist")
+        texts = body["input"]
+        if not all(texts) or len(texts) > MOST_TEXTS or max(map(len, texts)) > MOST_CHARACTERS:
+            return openai_refusal(400, "invalid_request_error", f"'$.input' is invalid: {texts[0][:20]}")
+        vectors = embed_as(texts, body.get("dimensions", usual))
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        data = [{"object": "embedding", "index": at, "embedding": row.tolist()} for at, row in enumerate(vectors)]
+        with self._lock:
+            self.billed.update(texts)
+        tokens = sum(map(len, texts)) // 4
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return Answer(200, {"object": "list", "data": data, "model": body["model"], "usage": usage})
+
+
+MOST_TEXTS, MOST_CHARACTERS = 2048, 30_000
+
+
+def openai_refusal(status: int, code: str, message: str = "") -> Answer:
+    """Return a refusal in OpenAI's form."""
+    return Answer(status, {"error": {"code": code, "type": code, "message": message, "param": None}})
+
+
 def _handler_for(server: EmbeddingServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -150,6 +194,8 @@ def _handler_for(server: EmbeddingServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(answer.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(raw)))
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(raw)
 

@@ -45,13 +45,17 @@ class Stage:
             for act in self._acts():
                 act()
         finally:
-            if hasattr(self, "_engine"):
-                self._engine.dispose()
+            self._close()
             control.stop(self._folder, remove=True)
         self._summarise(time.monotonic() - began)
 
     def _acts(self) -> list[Callable[[], None]]:
         raise NotImplementedError
+
+    def _close(self) -> None:
+        """End what an act has left open; called before the sandbox is removed."""
+        if hasattr(self, "_engine"):
+            self._engine.dispose()
 
     def _start_sandbox(self, options: str = "") -> None:
         """Start a sandbox without anything of an earlier one; point the environment and `_engine` at it."""
@@ -114,9 +118,11 @@ class Stage:
             raise AmprentaError("the backfill ended before it could be interrupted")
 
     def _written(self) -> int:
+        return self._number("SELECT coalesce(sum(rows_written), 0) FROM migration_progress")
+
+    def _number(self, statement: str) -> int:
         with self._engine.connect() as connection:
-            statement = sa.text("SELECT coalesce(sum(rows_written), 0) FROM migration_progress")
-            return int(connection.execute(statement).scalar_one())
+            return int(connection.execute(sa.text(statement)).scalar_one())
 
     def _title(self, text: str) -> None:
         click.secho(f"\n{text}\n", fg="cyan", bold=True)

@@ -43,7 +43,7 @@ _FIELDS = (*(field.name for field in fields(VectorTable) if field.name not in _N
 
 
 ROLES = frozenset({"text", "metadata", "model", "hash", "text_hash"})
-OVERRIDABLE = (*sorted(ROLES), "holds", "metadata_text_field", "rows", "schema", "text_columns")
+OVERRIDABLE = (*sorted(ROLES), "holds", "metadata_text_field", "old", "rows", "schema", "source", "text_columns")
 """The fields of a shipped table that a file may say otherwise."""
 
 
@@ -123,6 +123,8 @@ def _to_text(item: ErrorDetails) -> str:
     field, *inner = map(str, item["loc"])
     if field == "key_rule":
         field = next(declared for declared, part in _KEY_RULE.items() if part == inner[0])
+    if field == "old":
+        field = ".".join((field, *inner))
     if item["type"] == "missing":
         return f"{field}: expected a value, found none"
     message = item["msg"].removeprefix("Value error, ")
@@ -133,7 +135,7 @@ def _to_text(item: ErrorDetails) -> str:
 
 def _contradictions(table: VectorTable) -> Iterator[str]:
     """Yield what does not fit together in a declaration."""
-    for problem in (_of_columns(table), _of_scope(table), _of_sparse(table), _of_key_rule(table)):
+    for problem in (_of_columns(table), _of_scope(table), _of_sparse(table), _of_key_rule(table), _of_old(table)):
         if problem:
             yield problem
 
@@ -163,6 +165,23 @@ def _of_sparse(table: VectorTable) -> str | None:
         return None
     given, other = ("sparse", "sparse_dimension") if table.sparse else ("sparse_dimension", "sparse")
     return f"{given}: expected {other} beside it, found none"
+
+
+def _of_old(table: VectorTable) -> str | None:
+    old = table.old
+    if old is None:
+        if table.source != "column":
+            return None
+        return 'old: expected old = { column = "…" } beside source = "column", found none'
+    if old.table is None:
+        beside = [name for name in ("schema", "key") if getattr(old, name)]
+        if beside:
+            return f"old.{beside[0]}: expected old.table with it, found none"
+        if old.column in table.column_names:
+            return f"old.column: expected a column that nothing else here names, found {old.column!r}"
+    if old.key and len(old.key) != len(table.key):
+        return f"old.key: expected a column for each of {', '.join(table.key)}, found {', '.join(old.key)}"
+    return None
 
 
 def _of_key_rule(table: VectorTable) -> str | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
+import sqlalchemy as sa
 import xxhash
+from sqlalchemy.dialects.postgresql import BIT
+
+from amprenta_vectors.pg.types import SEND_HEAD
 
 HASH_BYTES = 8
 
@@ -24,6 +29,21 @@ def hash_embedding(*stored: bytes | memoryview) -> bytes:
     for part in stored:
         hasher.update(part)
     return hasher.digest()
+
+
+def hash_cast(stored: bytes | memoryview) -> bytes:
+    """Return the hash that PostgreSQL itself makes of an embedding that it cast: the first bytes of a SHA-256.
+
+    It has no xxh3. The values are those that `hash_embedding` takes; `cast_hash` is the same in SQL.
+    """
+    return hashlib.sha256(stored).digest()[:HASH_BYTES]
+
+
+def cast_hash(sent: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    """Return `hash_cast`, as a bigint, of what ``vector_send`` or ``halfvec_send`` gives."""
+    digest = sa.func.sha256(sa.func.substr(sent, SEND_HEAD + 1))
+    bits = sa.literal("x").op("||")(sa.func.encode(sa.func.substr(digest, 1, HASH_BYTES), "hex"))
+    return sa.cast(sa.cast(bits, BIT(64)), sa.BigInteger)
 
 
 def hash_content(text: str | None, metadata: Mapping[str, Any] | None) -> bytes:

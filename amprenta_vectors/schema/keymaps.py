@@ -326,6 +326,13 @@ def store_keys(key_map: KeyMap, batch: VectorBatch) -> Sequence[str]:
     return batch.source_keys
 
 
+def to_own_keys(key_map: KeyMap, source_keys: Sequence[str]) -> dict[Key, str]:
+    """Return the source key of each row that is meant, by the row's key, where rows go by their own keys."""
+    if not isinstance(key_map, OwnKeys):
+        raise TypeError(f"the key map is {key_map.name}")
+    return {own: key for key in source_keys if (own := key_map.to_key(key)) is not None}
+
+
 def check_invertible(key_map: KeyMap) -> None:
     """Raise `ConfigError` if the rows of a table do not tell their source keys."""
     if isinstance(key_map, Uuid5):

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-SourceKind = Literal["pinecone", "simple", "chroma", "rows"]
+SourceKind = Literal["pinecone", "simple", "chroma", "rows", "column"]
 RowOwner = Literal["ours", "application"]
 KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]

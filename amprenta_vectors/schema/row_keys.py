@@ -19,12 +19,14 @@ KEYSET_PAGE = 10_000
 class EmptyRows:
     """The source keys of rows that are to be filled, in the order of the table's own unique index.
 
-    The token is the last row's key as JSON: a keyset, so that rows filled meanwhile shift nothing.
+    Rows that do not meet the conditions ``also`` are left out. The token is the last row's key as JSON: a keyset, so
+    that rows filled meanwhile shift nothing.
     """
 
-    def __init__(self, engine: Engine, slice_: Slice) -> None:
+    def __init__(self, engine: Engine, slice_: Slice, *also: sa.ColumnElement[bool]) -> None:
         self._engine = engine
         self._slice = slice_
+        self._also = also
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
         """Yield pages of at most 10,000 keys; each is one short statement, so that no snapshot grows old."""
@@ -56,6 +58,7 @@ class EmptyRows:
             sa.select(*columns)
             .where(
                 self._wanted(),
+                *self._also,
                 *(target.c[name].is_not(None) for name in named),
                 *self._slice.in_scope(),
             )

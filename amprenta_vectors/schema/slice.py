@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.batch import Key, VectorBatch, Vectors
+from amprenta_vectors.pg.types import SEND_HEAD
 from amprenta_vectors.schema.expressions import column_type, in_scope, text_array, to_clause, to_column_value
 from amprenta_vectors.schema.key_values import canonical, is_checked
 from amprenta_vectors.schema.keymaps import KeyMap, open_key_map
@@ -21,8 +22,6 @@ from amprenta_vectors.storable import HINT
 
 _CAN_ASK_OF_INPUT = (16,)
 """The release of PostgreSQL that introduced ``pg_input_is_valid``."""
-_SEND_HEAD = 4
-"""Bytes before the values in what ``vector_send`` and ``halfvec_send`` give."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Slice:
     @cached_property
     def rows(self) -> sa.TableClause:
         """The table with every column that its description names, and what tells a version of a row."""
-        return to_clause(self.table, *VERSION_COLUMNS)
+        return to_clause(self.table, *VERSION_COLUMNS, *self.table.old_names)
 
     @property
     def marks(self) -> RowMarks:
@@ -81,7 +80,7 @@ class Slice:
     def received(self, sent: Sequence[bytes | memoryview]) -> Vectors:
         """Return what `sent_embedding` gave, as vectors, ``(n, dimension)`` float32."""
         type_ = ">f4" if self.table.storage == "vector" else ">f2"
-        vectors = [np.frombuffer(bytes(raw)[_SEND_HEAD:], type_).astype(np.float32) for raw in sent]
+        vectors = [np.frombuffer(bytes(raw)[SEND_HEAD:], type_).astype(np.float32) for raw in sent]
         return np.array(vectors, np.float32).reshape(len(vectors), self.table.dimension)
 
     def embedded_here(self, rows: Any = None) -> sa.ColumnElement[bool]:
@@ -147,14 +146,14 @@ class Slice:
         valid = batch.validated(cosine=table.distance == "cosine", storage=table.storage, hint=HINT)
         return valid if table.sparse_dimension is None else valid.with_sparse(table.sparse_dimension)
 
-    def count_empty(self, connection: Connection) -> int:
-        """Return how many rows are to be filled."""
+    def count_empty(self, connection: Connection, *wanted: sa.ColumnElement[bool]) -> int:
+        """Return how many rows are to be filled, of those that are ``wanted``."""
         statement = sa.select(sa.func.count()).select_from(self.rows)
-        return connection.execute(statement.where(self.lacks_embedding(), *self.in_scope())).scalar_one()
+        return connection.execute(statement.where(self.lacks_embedding(), *wanted, *self.in_scope())).scalar_one()
 
-    def has_empty(self, connection: Connection) -> bool:
-        """Return whether any row is to be filled."""
-        return self._has(connection, self.lacks_embedding())
+    def has_empty(self, connection: Connection, *wanted: sa.ColumnElement[bool]) -> bool:
+        """Return whether any row is to be filled, of those that are ``wanted``."""
+        return self._has(connection, self.lacks_embedding(), *wanted)
 
     def is_unfilled(self, connection: Connection) -> bool:
         """Return whether no row has an embedding."""
@@ -177,8 +176,8 @@ class Slice:
         rows = connection.execute(found.where(self.is_emptied(), *self.in_scope()))
         return {tuple(row) for row in rows}
 
-    def _has(self, connection: Connection, condition: sa.ColumnElement[bool]) -> bool:
-        found = sa.select(sa.literal(1)).select_from(self.rows).where(condition, *self.in_scope())
+    def _has(self, connection: Connection, *conditions: sa.ColumnElement[bool]) -> bool:
+        found = sa.select(sa.literal(1)).select_from(self.rows).where(*conditions, *self.in_scope())
         return connection.execute(found.limit(1)).first() is not None
 
     def _or_own(self, rows: Any) -> Any:

@@ -40,7 +40,7 @@ class Unused:
 
 def unused_columns(connection: Connection, table: VectorTable) -> Unused:
     """Return the columns that a table has beside those that its description names; those of our own are left out."""
-    known = {*table.column_names, *table.text_columns, *table.filter_columns.values(), *_TIMES}
+    known = {*table.column_names, *table.text_columns, *table.old_names, *table.filter_columns.values(), *_TIMES}
     columns = {
         name: column
         for name, column in columns_of(connection, table).items()

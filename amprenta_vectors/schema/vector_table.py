@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import Field
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.types import Distance, Storage
 from amprenta_vectors.schema.kinds import KeyKind, RowOwner, SourceKind
+from amprenta_vectors.schema.names import Columns, Identifier
+from amprenta_vectors.schema.old_column import OldColumn
 
 _MAX_DIMENSION = 16_000
 _MAX_SPARSE_DIMENSION = 1_000_000_000
@@ -21,23 +23,6 @@ UPDATED_AT = "updated_at"
 """A column of this name moves with every write, and so says nothing of what was written."""
 
 OPERATORS: dict[Distance, str] = {"cosine": "<=>", "l2": "<->", "ip": "<#>"}
-
-
-def _check_identifier(name: str) -> str:
-    if not 0 < len(name.encode()) <= 63:
-        raise ValueError("expected a name of 1 to 63 bytes")
-    return name
-
-
-def _to_columns(value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, str | list | tuple):
-        raise ValueError("expected a name or a list of names")  # noqa: TRY004 - pydantic gathers ValueErrors
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-# Only declarations are checked for these; the package's own tables are not.
-Identifier = Annotated[str, AfterValidator(_check_identifier)]
-Columns = Annotated[tuple[Identifier, ...], BeforeValidator(_to_columns)]
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,8 @@ class VectorTable:
     ``sparsevec(sparse_dimension)`` beside the embedding. ``hash`` and ``text_hash`` are bigint columns in which the
     engine keeps what it wrote, as `amprenta_vectors.schema.hashes` makes them; NULL in rows that it did not write.
     ``source`` is the kind of source that fills the table if the settings name none. ``text_columns`` are the columns
-    whose text is embedded if the rows themselves are the source; empty means the ``text`` column. ``filter_columns``
+    whose text is embedded if the rows themselves are the source; empty means the ``text`` column. ``old`` is the column
+    that embeddings already lie in, if that is the source. ``filter_columns``
     maps the fields of a filter that are columns of the table to these columns; for a table from the catalogue, only the
     columns that it has, with their types in ``column_types``. ``rows`` says whose they are: of an application's row
     only our columns are written, and what the caller of a store gave. ``holds`` is the
@@ -106,6 +92,7 @@ class VectorTable:
     rows: RowOwner = "application"
     holds: str | None = None
     text_columns: Columns = ()
+    old: OldColumn | None = None
     scope_values: Mapping[str, str] = field(default_factory=dict)
     filter_columns: Mapping[str, str] = field(default_factory=dict)
     stats_view: str | None = None
@@ -135,6 +122,11 @@ class VectorTable:
     def namespace_columns(self) -> tuple[str, ...]:
         """The scope columns that hold the source's namespace; empty if the table holds one namespace."""
         return tuple(name for name in self.scope if name not in self.scope_values)
+
+    @property
+    def old_names(self) -> tuple[str, ...]:
+        """The column that embeddings already lie in, if it is one of this table."""
+        return () if self.old is None or self.old.table is not None else (self.old.column,)
 
     @property
     def column_names(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from backfill_tools import (
     to_ids,
     to_job,
     to_vectors,
+    write_fetched,
     writes_per_key,
 )
 from forked import ForkedProcess
@@ -381,11 +382,11 @@ def test_a_worker_that_comes_back_after_its_lease_leaves_the_rows_alone(engine: 
     assert taken is not None
     assert (taken.number, taken.attempt) == (batch.number, 2)
     with pytest.raises(LeaseLost):
-        late._write(batch, late._prepare(batch, fetched))
+        write_fetched(late, batch, fetched)
     assert stored(engine) == {}
-    assert current._write(taken, current._prepare(taken, fetched)).written == 20
+    assert write_fetched(current, taken, fetched).written == 20
     with pytest.raises(LeaseLost):
-        late._write(batch, late._prepare(batch, fetched))
+        write_fetched(late, batch, fetched)
 
 
 # Starting, resuming, starting anew.
@@ -454,7 +455,7 @@ def test_a_cancelled_run_waits_for_the_write_under_way_and_lets_no_other_commit(
         connection.commit()
         cancelling.result()
     with pytest.raises(LeaseLost):
-        worker._write(second, worker._prepare(second, job.source.fetch(second.keys)))
+        write_fetched(worker, second, job.source.fetch(second.keys))
 
 
 def test_a_plain_start_on_an_unfinished_run_says_how_far_it_is_and_what_to_type(engine: sa.Engine) -> None:
@@ -550,9 +551,11 @@ def test_a_limit_ends_a_run_after_so_many_keys(engine: sa.Engine, keys_from: str
 
 
 def plan(engine: sa.Engine, run: Run, job: Job) -> None:
-    """Plan a run without working at it."""
-    open_planner(engine, job, run).run()
-    execute(engine, "UPDATE migration_run SET plan_owner = NULL")
+    """Plan a run without working at it; whoever plans next need not wait for this one's lease to run out."""
+    try:
+        open_planner(engine, job, run).run()
+    finally:
+        execute(engine, "UPDATE migration_run SET plan_owner = NULL")
 
 
 def planned(engine: sa.Engine) -> list[str]:
@@ -588,8 +591,6 @@ def test_a_plan_that_was_cut_off_anywhere_goes_on_without_losing_or_doubling_a_k
             steps = iter([store, cut_off])
             patch.setattr(Planner, "_store", lambda self, *args: next(steps)(self, *args))  # noqa: B023
             plan(engine, run, job)
-        # Another process, once the lease of the one that is gone has run out.
-        execute(engine, "UPDATE migration_run SET plan_owner = NULL")
     plan(engine, run, job)
     assert planned(engine) == IDS
     assert execute(engine, "SELECT planned_keys, planned_at IS NULL FROM migration_run") == [(200, False)]

@@ -173,7 +173,7 @@ def test_rows_that_were_not_isolated_are_isolated_when_taken_again(
     add_rows(engine, IDS[:-1])
     refuse(engine, BAD)
     with monkeypatch.context() as scarce:
-        scarce.setattr("amprenta_vectors.backfill.writing.bisect.budget", lambda rows: 3)
+        scarce.setattr("amprenta_vectors.bisect.budget", lambda rows: 3)
         run(variables, "backfill", "--no-verify", code=3)
     assert document(run(variables, "errors", "--json"))["counts"].keys() == {"not_isolated"}
     run(variables, "retry-failed", code=3)

@@ -25,11 +25,11 @@ from backfill_tools import (
     to_vectors,
 )
 
+from amprenta_vectors import bisect
 from amprenta_vectors.backends.pinecone import source as pinecone_source
 from amprenta_vectors.backends.pinecone import wire as wire
-from amprenta_vectors.backfill.writing import bisect
-from amprenta_vectors.backfill.writing.bisect import budget, most_tries
 from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.bisect import budget, most_tries
 from amprenta_vectors.errors import KeysRefused, SourceError, TooManyQuarantined
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator

@@ -23,6 +23,7 @@ from backfill_tools import (
     to_ids,
     to_job,
     to_vectors,
+    write_fetched,
     writes_per_key,
 )
 
@@ -110,11 +111,11 @@ def test_a_worker_that_comes_back_after_its_lease_replaces_nothing(engine: sa.En
     taken = current._claim()
     assert taken is not None
     with pytest.raises(LeaseLost):
-        late._write(batch, late._prepare(batch, fetched))
+        write_fetched(late, batch, fetched)
     assert stored(engine) == expected(IDS, OLD)
-    assert current._write(taken, current._prepare(taken, fetched)).replaced == 20
+    assert write_fetched(current, taken, fetched).replaced == 20
     with pytest.raises(LeaseLost):
-        late._write(batch, late._prepare(batch, fetched))
+        write_fetched(late, batch, fetched)
 
 
 def stop_early(engine: sa.Engine, job: Job) -> None:

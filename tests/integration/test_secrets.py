@@ -99,6 +99,8 @@ def environment(upgraded_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
             "GOOGLE_API_KEY": f"AI-{PLANTED}",
             "GEMINI_API_KEY": f"AI-{PLANTED}",
             "GOOGLE_GEMINI_BASE_URL": f"http://me:{PLANTED}@127.0.0.1:1",
+            "OPENAI_API_KEY": f"sk-{PLANTED}",
+            "OPENAI_BASE_URL": f"http://me:{PLANTED}@127.0.0.1:1",
             "AMPRENTA_REPORT": str(tmp_path / "reports"),
             "AMPRENTA_RETRY_SECONDS": "0",
         }
@@ -169,10 +171,11 @@ def test_what_a_server_quotes_is_not_repeated(
             "PINECONE_CONTROLLER_HOST": address,
             "OLLAMA_HOST": address,
             "GOOGLE_GEMINI_BASE_URL": address,
+            "OPENAI_BASE_URL": address,
         }
         for command in ("backfill", "sources inspect", "canary", "verify", "doctor"):
             assert not told(run(refused, command)), command
-        for embedder in ("ollama", "gemini"):
+        for embedder in ("ollama", "gemini", "openai"):
             rows = refused | {"AMPRENTA_EMBEDDER": embedder, "VECTOR_DIMENSION": "8"}
             assert not told(run(rows, "backfill", "--source", "rows")), embedder
 

@@ -82,7 +82,7 @@ def test_killed_before_its_comparison_a_run_is_compared_by_whoever_resumes(
 
 
 @pytest.mark.parametrize(
-    ("target", "name"), [(Verifier, "_compare"), (index_module, "_build")], ids=["comparison", "build of the index"]
+    ("target", "name"), [(Verifier, "_differences"), (index_module, "_build")], ids=["comparison", "build of the index"]
 )
 def test_killed_before_the_proof_a_run_gets_its_index_and_its_proof_by_resume(
     settings: Settings, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
@@ -155,16 +155,16 @@ def test_a_comparison_beside_which_a_run_writes_proves_nothing(
     settings: Settings, engine: sa.Engine, pinecone: PineconeEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     complete(settings)
-    compare = Verifier._compare
+    compare = Verifier._differences
 
     def write_after(self: Verifier, *arguments: Any) -> Any:
         yield from compare(self, *arguments)
-        monkeypatch.setattr(Verifier, "_compare", compare)
+        monkeypatch.setattr(Verifier, "_differences", compare)
         pinecone.load("", IDS[:1], OTHER[:1], [{"text": "new"}])
         with Move(settings, keys_from="reconcile") as move:
             move.run()
 
-    monkeypatch.setattr(Verifier, "_compare", write_after)
+    monkeypatch.setattr(Verifier, "_differences", write_after)
     with Move(settings) as move:
         assert move.verify().unexpected == 0
     assert not passes(engine)

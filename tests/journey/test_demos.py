@@ -31,9 +31,17 @@ PRODUCTS = (
     "every embedding is what it was",
 )
 
+COLUMN = (
+    "--dimension 256 (or AMPRENTA_DIMENSION=256) takes those of 256 and leaves the others out",
+    "a row that got its old value since has its embedding",
+    "the downgrade kept every embedding",
+    "none failed",
+)
+
 
 @pytest.mark.parametrize(
-    ("system", "lines"), [("rag_chunks", RAG_CHUNKS), ("documents", DOCUMENTS), ("products", PRODUCTS)]
+    ("system", "lines"),
+    [("rag_chunks", RAG_CHUNKS), ("documents", DOCUMENTS), ("products", PRODUCTS), ("column", COLUMN)],
 )
 def test_a_demo_moves_switches_and_goes_back(
     server_folder: Path,

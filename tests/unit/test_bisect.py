@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amprenta_vectors.backfill.writing.bisect import ALWAYS_ISOLATED, Isolated, budget, isolate, most_tries
+from amprenta_vectors.bisect import ALWAYS_ISOLATED, Isolated, budget, isolate, most_tries
 
 
 def halve(rows: int, bad: set[int], most: int | None = None) -> tuple[Isolated[str], list[int], int]:

@@ -51,19 +51,19 @@ def estimate(
     connection: Connection,
     slice_: Slice,
     count: int,
-    *,
+    *wanted: sa.ColumnElement[bool],
     from_source: bool,
     model: str | None,
     limit: int | None = None,
     builds_index: bool = True,
     defers_index: bool = False,
 ) -> Estimate:
-    """Estimate a run over the ``count`` records that the source has, of at most ``limit`` of them.
+    """Estimate a run over the ``count`` records that the source has, at most ``limit`` of them, into rows ``wanted``.
 
     The comparison reads the whole source once more. An HNSW build needs about 4·dimension + 700 bytes of memory a row.
     """
     table, target = slice_.table, slice_.rows
-    empty = slice_.count_empty(connection)
+    empty = slice_.count_empty(connection, *wanted)
     filled_where = slice_.embedding().is_not(None)
     filled = connection.execute(sa.select(sa.func.count()).select_from(target).where(filled_where)).scalar_one()
     others: tuple[str, ...] = ()

@@ -9,8 +9,8 @@ import numpy as np
 
 from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backfill.engine.backoff import Backoff
-from amprenta_vectors.backfill.writing.bisect import ALWAYS_ISOLATED, isolate
 from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.bisect import ALWAYS_ISOLATED, isolate
 from amprenta_vectors.errors import KeysRefused, RowError
 from amprenta_vectors.reasons import Reason
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backends.protocol import CastSource, Source
 from amprenta_vectors.backfill.engine.backoff import LONGEST_WAIT_SECONDS
 from amprenta_vectors.backfill.engine.keys import Keys
 from amprenta_vectors.backfill.progress.keys_from import KeysFrom, side_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from amprenta_vectors.backfill.engine.context import RunContext
     from amprenta_vectors.backfill.progress.seen import Gone
+    from amprenta_vectors.backfill.writing.casting import CastSink
     from amprenta_vectors.backfill.writing.sink import Writer
 
 
@@ -48,7 +50,7 @@ class Kind(Protocol):
         """Return the listing of the run's keys."""
         ...
 
-    def open_writer(self, context: RunContext) -> Writer:
+    def open_writer(self, context: RunContext) -> Writer | CastSink:
         """Return the writer of a batch's rows."""
         ...
 
@@ -104,6 +106,11 @@ class Job:
     def inserts(self) -> bool:
         """Whether rows that are absent from the table are inserted."""
         return side_of(self.kind.keys_from) == "source" and self.slice.key_map.makes_keys
+
+    @property
+    def wanted(self) -> list[sa.ColumnElement[bool]]:
+        """The conditions that a row has a record at the source, as far as the database knows."""
+        return [self.source.has_value(self.slice)] if isinstance(self.source, CastSource) else []
 
     @property
     def records_inserts(self) -> bool:

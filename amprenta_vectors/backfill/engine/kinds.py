@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Connection
 
+from amprenta_vectors.backends.protocol import CastSource
 from amprenta_vectors.backfill.engine.hold import WorkLeft
 from amprenta_vectors.backfill.engine.keys import Keys
 from amprenta_vectors.backfill.limits.meter import metered
@@ -18,6 +19,7 @@ from amprenta_vectors.backfill.progress.seen import Gone
 from amprenta_vectors.backfill.reconcile.dry_run import keys_to_reconcile
 from amprenta_vectors.backfill.reconcile.gone import GoneRows
 from amprenta_vectors.backfill.reconcile.reconciler import Reconciler
+from amprenta_vectors.backfill.writing.casting import CastSink
 from amprenta_vectors.backfill.writing.replacing import ReplacingSink
 from amprenta_vectors.backfill.writing.sink import Sink, Writer
 from amprenta_vectors.schema.row_keys import EmptyRows
@@ -39,13 +41,14 @@ class Fill:
 
     def open_keys(self, context: RunContext) -> Keys:
         """Return the listing of the rows without an embedding, or the source's list."""
-        if self.keys_from == "table":
-            return EmptyRows(context.engine, context.job.slice)
-        return context.job.source
+        job = context.job
+        return EmptyRows(context.engine, job.slice, *job.wanted) if self.keys_from == "table" else job.source
 
-    def open_writer(self, context: RunContext) -> Writer:
+    def open_writer(self, context: RunContext) -> Writer | CastSink:
         """Return the writer that never touches an existing value."""
         job = context.job
+        if isinstance(job.source, CastSource) and job.source.casts:
+            return CastSink(job.slice, job.source, job.model)
         return Sink(
             job.slice,
             job.model,
@@ -64,13 +67,13 @@ class Fill:
     def finds_nothing(self, connection: Connection, job: Job, ended: Run) -> bool:
         """Return whether no row is empty; a run over the source's list assumes that nothing came since."""
         if self.keys_from == "table":
-            return not job.slice.has_empty(connection)
+            return not job.slice.has_empty(connection, *job.wanted)
         return self.keys_from == "source" and ended.keys_from == "source" and ended.row_limit is None
 
     def expected_keys(self, connection: Connection, job: Job) -> int | None:
         """Return how many rows are empty, or how many the source says that it has."""
         if self.keys_from == "table":
-            return job.slice.count_empty(connection)
+            return job.slice.count_empty(connection, *job.wanted)
         return job.source.description.count if self.keys_from == "source" else None
 
     def conclude(self, context: RunContext, until_free: Callable[[], None]) -> Gone | None:
@@ -103,7 +106,7 @@ class Retry(Fill):
     replaces: bool = False
     most_quarantined = 1.0
 
-    def open_writer(self, context: RunContext) -> Writer:
+    def open_writer(self, context: RunContext) -> Writer | CastSink:
         """Return the writer that the earlier runs wrote with."""
         return Replace.open_writer(self, context) if self.replaces else super().open_writer(context)  # type: ignore[arg-type]
 

@@ -51,14 +51,15 @@ class Reading:
         """
         with ThreadPoolExecutor(self.workers, thread_name_prefix=self.name) as pool:
             waiting: deque[Future[Item]] = deque()
-            for keys in self._batches():
+            for keys in self.batches():
                 waiting.append(pool.submit(step, keys))
                 if len(waiting) >= 2 * self.workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
-    def _batches(self) -> Iterator[Sequence[str]]:
+    def batches(self) -> Iterator[Sequence[str]]:
+        """Iterate over all keys, a batch at a time. Raises `TransientError` if the retry was told to stop."""
         keys: list[str] = []
         with closing(Pages(self.keys, None)) as pages:
             token: str | None = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from amprenta_vectors.backfill.engine.hold import Held
 from amprenta_vectors.backfill.engine.sizing import SMALLEST
 from amprenta_vectors.backfill.progress import batches, sizes
 from amprenta_vectors.backfill.progress.batches import Batch, Outcome
+from amprenta_vectors.backfill.writing.casting import CastSink
 from amprenta_vectors.backfill.writing.sink import Writer
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import LeaseLost, RowError, SourceError, TimedOut
@@ -36,6 +37,15 @@ _TRANSACTION = sa.text("""
 """)
 
 _GIVE_WAY = sa.text("SELECT set_config('lock_timeout', '800ms', true)")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was done of a batch: the ``outcome``, what stands against rows, and the target keys that were ``seen``."""
+
+    outcome: Outcome
+    errors: Sequence[RowError]
+    seen: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Worker:
     def __init__(
         self,
         context: RunContext,
-        writer: Writer,
+        writer: Writer | CastSink,
         gate: Gate,
         on_done: Callable[[Batch, Outcome], None],
     ) -> None:
@@ -150,9 +160,12 @@ class Worker:
             # A batch that times out is cut in two, here and in the plan; only the smallest are tried again.
             retry, write_retry = retry.passing_on(TimedOut), write_retry.passing_on(TimedOut)
         try:
-            prepared = self._prepare(batch, fetch_all(retry, self._context.job.source, batch.keys))
-            write = partial(self._write, batch, prepared)
-            outcome = write_retry.database(f"writing batch {batch.number}", write)
+            if isinstance(self._writer, CastSink):
+                put = partial(self._cast, batch, self._writer)
+            else:
+                prepared = self._prepare(batch, fetch_all(retry, self._context.job.source, batch.keys))
+                put = partial(self._put, batch, prepared, self._writer)
+            outcome = write_retry.database(f"writing batch {batch.number}", partial(self._write, batch, put))
         except BaseException as error:
             if isinstance(error, TimedOut) and len(batch.keys) > SMALLEST:
                 try:
@@ -161,6 +174,10 @@ class Worker:
                     self._give_back(batch, error.message)
                     raise
                 return
+            if isinstance(error, SourceError):
+                error.message = (
+                    f"batch {batch.number} ({len(batch.keys):,} keys from {batch.keys[0]!r}): {error.message}"
+                )
             # If it is another worker's by now, this leaves it alone; if its run was cancelled, this frees it.
             self._give_back(batch, None if isinstance(error, Held) else str(error))
             if isinstance(error, LeaseLost):
@@ -187,32 +204,44 @@ class Worker:
         found = self._context.retry.database("looking up keys", partial(look_up, self._slice.key_map, asked))
         return [part for key in chain(keyed.keys or (), *found.values()) for part in key]
 
-    def _write(self, batch: Batch, prepared: Prepared) -> Outcome:
-        """Write rows and ``done`` in one transaction; the bytes are with PostgreSQL before any row is locked."""
+    def _write(self, batch: Batch, put: Callable[[Connection], Done]) -> Outcome:
+        """Write rows and ``done`` in one transaction."""
         if self._in_hand.get(batch.number) is not batch:
             raise LeaseLost(f"batch {batch.number} was given back while it was fetched")
-        fetched, aside = prepared.rows, prepared.aside
-        missing = sum(error.reason == Reason.MISSING for error in aside)
         with self._context.engine.begin() as connection:
             connection.execute(_TRANSACTION, {"tag": batches.session_tag(self._context.owner, batch.number)})
-            rows = self._without_deleted(connection, batch, fetched) if self._writer.inserts else fetched
-            rows = self._without_emptied(connection, rows)
-            written = self._writer.put(connection, rows, batch.claimed_at)
+            done = put(connection)
             before = batches.lock_batch(connection, self._context.run.id, self._context.owner, batch)
             if before is not None:
                 return before
-            errors = [*aside, *written.refused]
-            no_fault = STILL_WRITTEN | LEFT_ALONE
-            outcome = Outcome(
-                written=written.rows,
-                replaced=written.replaced,
-                skipped=len(fetched) - written.rows - len(written.refused),
-                missing=missing,
-                quarantined=len({error.key for error in errors if error.reason not in no_fault}) - missing,
-                checksum=written.checksum,
-            )
-            batches.complete(connection, self._context.run, batch, outcome, errors, prepared.seen)
-        return outcome
+            batches.complete(connection, self._context.run, batch, done.outcome, done.errors, done.seen)
+        return done.outcome
+
+    def _put(self, batch: Batch, prepared: Prepared, writer: Writer, connection: Connection) -> Done:
+        """Write what was fetched; the bytes are with PostgreSQL before any row is locked."""
+        fetched, aside = prepared.rows, prepared.aside
+        missing = sum(error.reason == Reason.MISSING for error in aside)
+        rows = self._without_deleted(connection, batch, fetched) if writer.inserts else fetched
+        rows = self._without_emptied(connection, rows)
+        written = writer.put(connection, rows, batch.claimed_at)
+        errors = [*aside, *written.refused]
+        no_fault = STILL_WRITTEN | LEFT_ALONE
+        outcome = Outcome(
+            written=written.rows,
+            replaced=written.replaced,
+            skipped=len(fetched) - written.rows - len(written.refused),
+            missing=missing,
+            quarantined=len({error.key for error in errors if error.reason not in no_fault}) - missing,
+            checksum=written.checksum,
+        )
+        return Done(outcome, errors, prepared.seen)
+
+    def _cast(self, batch: Batch, writer: CastSink, connection: Connection) -> Done:
+        """Write what PostgreSQL casts; nothing is fetched."""
+        written = writer.put_keys(connection, batch.keys)
+        refused = len(written.refused)
+        outcome = Outcome(written.rows, skipped=len(batch.keys) - written.rows - refused, quarantined=refused)
+        return Done(outcome, written.refused)
 
     def _without_deleted(self, connection: Connection, batch: Batch, rows: VectorBatch) -> VectorBatch:
         """Return the rows whose source keys the application has not deleted, on both sides, since they were fetched."""

@@ -23,8 +23,8 @@ from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.progress.seen import Gone, gone_after, list_gone, seen_keys, settle_gone
 from amprenta_vectors.backfill.progress.states import RunState
 from amprenta_vectors.backfill.reconcile.row_state import Kept, RowStates
-from amprenta_vectors.backfill.writing.bisect import isolate
 from amprenta_vectors.batch import Key
+from amprenta_vectors.bisect import isolate
 from amprenta_vectors.pg.errors import is_row_refusal
 from amprenta_vectors.schema.keymaps import Uuid5
 from amprenta_vectors.schema.slice import Slice

@@ -136,7 +136,7 @@ class Reconciler:
         contents = [place for place in chosen if verdicts[place].content]
         keys = rows.keys or ()
         records = inserted.still_as_inserted(connection, self._slice, [keys[place] for place in chosen])
-        result = write_rows(connection, rows, self._replace, {"chosen": chosen, "contents": contents})
+        result = write_rows(connection, rows.source_keys, self._replace, {"chosen": chosen, "contents": contents})
         inserted.record_again(connection, self._slice, records)
         return result
 
@@ -152,7 +152,7 @@ def _changed_here(rows: VectorBatch, verdicts: Mapping[int, Verdict]) -> list[Ro
 def _replace(slice_: Slice, stage: sa.Table, model: str | None, *, computed: bool) -> sa.Update:
     """Return the UPDATE of the embedding in rows ``chosen``, which are locked, and of the content in ``contents``."""
     table, target = slice_.table, slice_.rows
-    values: dict[str, Any] = {table.embedding: stored_embedding(table, stage)}
+    values: dict[str, Any] = {table.embedding: stored_embedding(table, stage.c.embedding)}
     if table.sparse is not None:
         values[table.sparse] = stage.c.sparse
     if table.model is not None and model is not None:

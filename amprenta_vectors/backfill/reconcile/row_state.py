@@ -14,11 +14,9 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.backfill.verify.compare import digests
 from amprenta_vectors.backfill.writing.encoding import sparse_bytes
 from amprenta_vectors.batch import Key, VectorBatch
-from amprenta_vectors.schema.hashes import hash_content, hash_embedding, hash_text, is_of_text, to_bigint
+from amprenta_vectors.pg.types import SEND_HEAD
+from amprenta_vectors.schema.hashes import hash_cast, hash_content, hash_embedding, hash_text, is_of_text, to_bigint
 from amprenta_vectors.schema.slice import Slice, given_keys
-
-VECTOR_HEAD = 4
-"""The bytes that ``vector_send`` and ``halfvec_send`` give before the values."""
 
 
 class Fate(Enum):
@@ -40,9 +38,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Kept:
-    """A row as it is now: the hashes of its embedding and content, and those that the engine kept, None without one."""
+    """A row as it is now: the hashes of its embedding and content, and those that the engine kept, None without one.
+
+    ``cast`` is the hash that PostgreSQL keeps of an embedding that it cast itself.
+    """
 
     embedding: bytes
+    cast: bytes
     hash: int | None
     text_hash: int | None
     content: bytes
@@ -50,7 +52,7 @@ class Kept:
     @property
     def embedding_is_ours(self) -> bool:
         """Whether the embedding is what the engine wrote."""
-        return self.hash is not None and to_bigint(self.embedding) == self.hash
+        return self.hash is not None and self.hash in (to_bigint(self.embedding), to_bigint(self.cast))
 
     @property
     def is_embedded_here(self) -> bool:
@@ -133,11 +135,11 @@ class RowStates:
         if lock:
             statement = statement.with_for_update(of=kept)
         for row in connection.execute(statement).all():
-            parts = [bytes(row.embedding)[VECTOR_HEAD:]]
+            parts = [bytes(row.embedding)[SEND_HEAD:]]
             if table.sparse is not None:
                 parts.append(bytes(row.sparse or b""))
             content = hash_content(row.text, row.metadata)
-            yield row.place, Kept(hash_embedding(*parts), row.hash, row.text_hash, content)
+            yield row.place, Kept(hash_embedding(*parts), hash_cast(parts[0]), row.hash, row.text_hash, content)
 
     def _verdict(self, batch: VectorBatch, place: int, kept: Kept) -> Verdict:
         theirs = self._hash_of(batch, place)

@@ -29,7 +29,13 @@ def undo_steps(run: Run) -> list[UndoStep]:
 def _steps(run: Run) -> Iterator[UndoStep]:
     if run.state in UNFINISHED:
         yield UndoStep("the run, which has not ended", f"amprenta-vectors cancel {run.id}", "every row it wrote")
-    if run.source_kind is not None and run.source_kind != "rows":
+    if run.source_kind == "column":
+        yield UndoStep(
+            "the application's switch",
+            f"the application reads {(run.source or '').rpartition('/')[0]} again",
+            "everything: the run only read the old column, which has all it had",
+        )
+    elif run.source_kind is not None and run.source_kind != "rows":
         yield UndoStep(
             "the application's switch",
             f"export VECTOR_BACKEND={run.source_kind}, and restart the application",

@@ -14,11 +14,12 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from amprenta_vectors.backends.protocol import Source
+from amprenta_vectors.backends.protocol import CastSource, Source
 from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.engine.fetching import fetch_all
 from amprenta_vectors.backfill.engine.keys import Keys
 from amprenta_vectors.backfill.engine.reading import Reading
+from amprenta_vectors.backfill.verify.cast_side import CastSide
 from amprenta_vectors.backfill.verify.sides import compare_sides, find_twins, source_side
 from amprenta_vectors.backfill.writing.encoding import COPY_HEADER, COPY_TRAILER, sparse_bytes
 from amprenta_vectors.batch import VectorBatch
@@ -111,17 +112,38 @@ class Verifier:
     ) -> Verification:
         """Read the whole source into digests on disk, then let PostgreSQL join them with the table's own.
 
+        If the source lies in the same database, PostgreSQL makes its digests too, all in that transaction.
         The source is read outside any transaction; the comparison is one transaction and so one snapshot. Raises
         `TransientError` if the retry was told to stop.
         """
+        if isinstance(self._source, CastSource) and self._source.casts:
+            side = CastSide(self._slice, self._source, self._reading)
+            return self._compare_with(partial(side.fill, on_progress=on_progress), on_difference)
         with tempfile.TemporaryFile() as file:
             compared = self._reading.whole(partial(self._read_source, file, on_progress))
-            file.seek(0)
-            counts: dict[str, int] = dict.fromkeys(KINDS, 0)
-            with self._engine.begin() as connection:
-                for difference in self._compare(connection, file):
-                    counts[difference.kind] += 1
-                    on_difference(difference)
+
+            def copy(connection: Connection, there: sa.Table) -> int:
+                file.seek(0)
+                cursor: Any = connection.connection.cursor()
+                cursor.copy_expert(f"COPY {there.name} FROM STDIN (FORMAT binary)", file)
+                return compared
+
+            return self._compare_with(copy, on_difference)
+
+    def _compare_with(
+        self, fill: Callable[[Connection, sa.Table], int], on_difference: Callable[[Difference], None]
+    ) -> Verification:
+        """Compare with what ``fill`` writes of the source into a temporary table; it returns how many vectors."""
+        counts: dict[str, int] = dict.fromkeys(KINDS, 0)
+        with self._engine.begin() as connection:
+            connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+            there = source_side(self._table)
+            there.create(connection)
+            compared = fill(connection, there)
+            connection.execute(sa.text("ANALYZE amprenta_source"))
+            for difference in self._differences(connection, there):
+                counts[difference.kind] += 1
+                on_difference(difference)
         return Verification(compared, counts)
 
     def _read_source(self, file: IO[bytes], on_progress: Callable[[int], None]) -> int:
@@ -171,13 +193,7 @@ class Verifier:
     def _mapped(self, batch: VectorBatch) -> VectorBatch:
         return self._retry.database("looking up keys", partial(self._slice.key_map.apply, batch))
 
-    def _compare(self, connection: Connection, file: IO[bytes]) -> Iterator[Difference]:
-        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
-        there = source_side(self._table)
-        there.create(connection)
-        cursor: Any = connection.connection.cursor()
-        cursor.copy_expert("COPY amprenta_source FROM STDIN (FORMAT binary)", file)
-        connection.execute(sa.text("ANALYZE amprenta_source"))
+    def _differences(self, connection: Connection, there: sa.Table) -> Iterator[Difference]:
         compared = compare_sides(connection, self._slice, there)
         for number, rows in enumerate(connection.execution_options(yield_per=AT_ONCE).execute(compared).partitions()):
             twins = find_twins(connection, there, rows) if number < MOST_EXPLAINED // AT_ONCE else {}

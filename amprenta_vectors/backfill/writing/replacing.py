@@ -70,7 +70,7 @@ class ReplacingSink:
         for statement, differing in ((self._replace, True), (self._replace_beside, False)):
             chosen = [place for place, differs in wanted.items() if differs == differing]
             if chosen and statement is not None:
-                rows, more = write_rows(connection, batch, statement, {"chosen": chosen})
+                rows, more = write_rows(connection, batch.source_keys, statement, {"chosen": chosen})
                 replaced, refused = replaced + rows, [*refused, *more]
         return Written(filled + replaced, replaced, refused, checksum)
 
@@ -94,7 +94,7 @@ def _lock_differing(slice_: Slice, stage: sa.Table, beside: Mapping[str, Any]) -
     It compares embeddings bit for bit, as verification does: to pgvector -0 equals 0.
     """
     target = slice_.rows
-    embedding_differs = slice_.sent_embedding() != slice_.send(stored_embedding(slice_.table, stage))
+    embedding_differs = slice_.sent_embedding() != slice_.send(stored_embedding(slice_.table, stage.c.embedding))
     others = (target.c[name].is_distinct_from(value) for name, value in beside.items())
     return (
         sa.select(stage.c.ordinal, embedding_differs)

@@ -15,9 +15,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
 from amprenta_vectors.backfill.progress import inserted
-from amprenta_vectors.backfill.writing.bisect import isolate
 from amprenta_vectors.backfill.writing.encoding import BatchStream
 from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.bisect import isolate
 from amprenta_vectors.errors import RowError
 from amprenta_vectors.pg.errors import NOT_NULL, is_row_refusal, sqlstate
 from amprenta_vectors.reasons import Reason
@@ -27,6 +27,8 @@ from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
 
+LONGEST_REFUSAL = 300
+"""Characters of PostgreSQL's own words that are kept of a row: it quotes a value whole, however long that is."""
 _INLINE_BYTES = 7000
 """The size up to which vectors stay out of TOAST in the temporary table: a row must fit a page of 8192 bytes."""
 
@@ -130,7 +132,7 @@ class Sink:
         If PostgreSQL refuses, the batch is halved inside the transaction until the refused rows stand alone: at most
         `bisect.most_tries` statements, and `bisect.budget` whatever happens. The source is not asked again.
         """
-        written, refused = write_rows(connection, batch, self._statement)
+        written, refused = write_rows(connection, batch.source_keys, self._statement)
         if self._updates_first:
             absent = list(connection.execute(self._absent).scalars())
             inserted_rows, refused_too = self._insert(connection, batch, absent) if absent else (0, [])
@@ -152,7 +154,7 @@ class Sink:
                     return 0, [cannot_insert(self._table, batch.source_keys[row]) for row in absent]
                 if not is_row_refusal(error):
                     raise
-        return write_rows(connection, batch, self._upsert, {"absent": absent})
+        return write_rows(connection, batch.source_keys, self._upsert, {"absent": absent})
 
 
 def cannot_insert(table: VectorTable, source_key: str) -> RowError:
@@ -171,9 +173,12 @@ def stored_content(batch: VectorBatch, table: VectorTable) -> VectorBatch:
 
 
 def write_rows(
-    connection: Connection, batch: VectorBatch, statement: sa.Executable, values: Mapping[str, Any] | None = None
+    connection: Connection,
+    source_keys: Sequence[str],
+    statement: sa.Executable,
+    values: Mapping[str, Any] | None = None,
 ) -> tuple[int, list[RowError]]:
-    """Execute ``statement`` with ``values`` for ranges of the batch's rows; halve and return as `Sink.write` does."""
+    """Execute ``statement`` with ``values`` for ranges of a batch's rows; halve and return as `Sink.write` does."""
     written = 0
 
     def attempt(start: int, end: int) -> str | None:
@@ -184,13 +189,13 @@ def write_rows(
         except DBAPIError as error:
             if not is_row_refusal(error):
                 raise
-            return _refusal(error)
+            return refusal_of(error)
         return None
 
-    found = isolate(len(batch), attempt)
-    refused = [RowError(batch.source_keys[row], Reason.REFUSED, refusal) for row, refusal in found.alone]
+    found = isolate(len(source_keys), attempt)
+    refused = [RowError(source_keys[row], Reason.REFUSED, refusal) for row, refusal in found.alone]
     refused += [
-        RowError(batch.source_keys[row], Reason.NOT_ISOLATED, f"one of several refused together: {refusal}")
+        RowError(source_keys[row], Reason.NOT_ISOLATED, f"one of several refused together: {refusal}")
         for start, end, refusal in found.unsettled
         for row in range(start, end)
     ]
@@ -228,10 +233,9 @@ def _prepare_stage(table: VectorTable, stage: sa.Table) -> sa.TextClause:
     return sa.text("; ".join([*statements, "SET CONSTRAINTS ALL IMMEDIATE"]))
 
 
-def stored_embedding(table: VectorTable, stage: sa.Table) -> sa.ColumnElement[Any]:
-    """Return the staged embedding as the table's column holds it."""
-    column: sa.ColumnElement[Any] = stage.c.embedding
-    return column if table.storage == "vector" else sa.cast(column, NamedType(f"halfvec({table.dimension})"))
+def stored_embedding(table: VectorTable, vector: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """Return a vector as the table's column holds it."""
+    return vector if table.storage == "vector" else sa.cast(vector, NamedType(f"halfvec({table.dimension})"))
 
 
 def in_range(stage: sa.Table) -> sa.ColumnElement[bool]:
@@ -252,15 +256,27 @@ def make_update(slice_: Slice, stage: sa.Table, values: Mapping[str, Any], wante
 def filled_values(slice_: Slice, stage: sa.Table, model: str | None, *, computed: bool) -> dict[str, Any]:
     """Return by column what a row without an embedding gets from ``stage``."""
     table, target = slice_.table, slice_.rows
-    values: dict[str, Any] = {table.embedding: stored_embedding(table, stage)}
+    hashed = None if table.hash is None else stage.c.hash
+    values = embedding_values(slice_, stored_embedding(table, stage.c.embedding), model, hashed)
     if table.sparse is not None:
         values[table.sparse] = sa.func.coalesce(target.c[table.sparse], stage.c.sparse)
+    if table.text_hash is not None and computed:
+        values[table.text_hash] = stage.c.text_hash
+    return values
+
+
+def embedding_values(
+    slice_: Slice, embedding: sa.ColumnElement[Any], model: str | None, hashed: sa.ColumnElement[Any] | None
+) -> dict[str, Any]:
+    """Return by column what a row gets with an ``embedding`` as its column holds it, and the hash of that."""
+    table = slice_.table
+    values: dict[str, Any] = {table.embedding: embedding}
     if table.model is not None and model is not None:
         values[table.model] = model
     if table.hash is not None:
-        values[table.hash] = stage.c.hash
+        values[table.hash] = hashed
     if table.text_hash is not None:
-        values[table.text_hash] = stage.c.text_hash if computed else _without_text_of_old(slice_)
+        values[table.text_hash] = _without_text_of_old(slice_)
     return values
 
 
@@ -285,7 +301,7 @@ def _upsert(
     table, target = slice_.table, slice_.rows
     values: dict[str, Any] = {name: to_column_value(table, name, slice_.scope[name]) for name in table.scope}
     values |= slice_.key_values(stage)
-    values[table.embedding] = stored_embedding(table, stage)
+    values[table.embedding] = stored_embedding(table, stage.c.embedding)
     if table.sparse is not None:
         values[table.sparse] = stage.c.sparse
     if table.text is not None:
@@ -313,7 +329,7 @@ def _upsert(
     )
 
 
-def _refusal(error: DBAPIError) -> str:
-    """Return PostgreSQL's message without its DETAIL, which may quote the whole row."""
-    message: str | None = getattr(getattr(error.orig, "diag", None), "message_primary", None)
-    return message or type(error.orig).__name__
+def refusal_of(error: DBAPIError) -> str:
+    """Return the start of PostgreSQL's message, without its DETAIL: either may quote the whole row."""
+    message: str = getattr(getattr(error.orig, "diag", None), "message_primary", None) or type(error.orig).__name__
+    return message if len(message) <= LONGEST_REFUSAL else message[:LONGEST_REFUSAL] + "…"

@@ -1,0 +1,74 @@
+"""Filling a batch by one UPDATE where the vectors lie in the same database and PostgreSQL casts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.backends.protocol import CastSource
+from amprenta_vectors.backfill.writing.sink import Written, embedding_values, stored_embedding, write_rows
+from amprenta_vectors.batch import Key
+from amprenta_vectors.schema.catalogue import check_visible
+from amprenta_vectors.schema.hashes import cast_hash
+from amprenta_vectors.schema.keymaps import to_own_keys
+from amprenta_vectors.schema.slice import Slice
+
+# Only the unique index keeps the write from reading the whole table. A deferred constraint would refuse the batch as a
+# whole, at its commit.
+_SETTINGS = sa.text("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET CONSTRAINTS ALL IMMEDIATE")
+
+
+class CastSink:
+    """Fills the embedding column of a slice from a source in the same database; never touches an existing value.
+
+    A row whose source value is no vector is refused, and found by halving the batch in savepoints. What was written can
+    be recognised by its hash, as `cast_hash` makes it.
+    """
+
+    inserts = False
+    keeps_seen = False
+
+    def __init__(self, slice_: Slice, source: CastSource, model: str | None) -> None:
+        self._slice = slice_
+        self._source = source
+        table = slice_.table
+        embedding = stored_embedding(table, source.vector(slice_))
+        hashed = None if table.hash is None else cast_hash(slice_.send(embedding))
+        given = _given(len(table.key))
+        self._statement = (
+            sa.update(slice_.rows)
+            .values(embedding_values(slice_, embedding, model, hashed))
+            .where(
+                given.c.ordinal > sa.bindparam("start"),
+                given.c.ordinal <= sa.bindparam("end"),
+                slice_.embedding().is_(None),
+                *slice_.is_row_of(given),
+                *source.joined(slice_),
+            )
+        )
+
+    def put_keys(self, connection: Connection, source_keys: Sequence[str]) -> Written:
+        """Fill the rows of a batch; a row that has a value by now, or no longer a record, is left alone."""
+        connection.execute(_SETTINGS)
+        keys = to_own_keys(self._slice.key_map, source_keys)
+        doubled = self._source.doubled(connection, list(keys))
+        emptied = self._slice.emptied_among(connection, list(keys))
+        rows: list[Key] = [key for key in keys if key not in doubled and key not in emptied]
+        values = {f"key_{position}": [key[position] for key in rows] for position in range(len(self._slice.table.key))}
+        written, refused = write_rows(connection, [keys[key] for key in rows], self._statement, values)
+        if written + len(refused) < len(rows):
+            # Rows were filled meanwhile, or are gone; or were hidden since the run started, which looks like either.
+            check_visible(connection, self._slice.table)
+        return Written(rows=written, refused=[*doubled.values(), *refused])
+
+
+def _given(width: int) -> Any:
+    """Return the keys ``key_0`` …, which are bound at execution, as rows that are numbered from 1."""
+    names = [f"key_{position}" for position in range(width)]
+    arrays = [sa.cast(sa.bindparam(name, type_=ARRAY(sa.Text)), ARRAY(sa.Text)) for name in names]
+    numbered = sa.func.unnest(*arrays).table_valued(*names, with_ordinality="ordinal", name="given")
+    return numbered.render_derived()

@@ -1,0 +1,22 @@
+"""Texts shared out among requests that an embedder's service takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from amprenta_vectors.embedders.protocol import Limits
+
+
+def iter_requests(texts: Sequence[str], limits: Limits) -> Iterator[Sequence[str]]:
+    """Yield ``texts`` in order, as many a request as its ``limits`` allow; a text alone may pass their bytes."""
+    start = size = 0
+    most = math.inf if limits.bytes_ is None else limits.bytes_
+    for place, text in enumerate(texts):
+        length = len(text.encode())
+        if place > start and (place - start >= limits.texts or size + length > most):
+            yield texts[start:place]
+            start, size = place, 0
+        size += length
+    if start < len(texts):
+        yield texts[start:]
