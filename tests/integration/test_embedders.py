@@ -29,8 +29,10 @@ from amprenta_vectors.sandbox.embedding_servers import (
     EmbeddingServer,
     GeminiServer,
     OllamaServer,
+    OpenAIServer,
     embed_as,
     gemini_refusal,
+    openai_refusal,
 )
 
 KEY = "a-secret-key"
@@ -47,6 +49,17 @@ def gemini() -> Iterator[GeminiServer]:
 def ollama() -> Iterator[OllamaServer]:
     with OllamaServer() as server:
         yield server
+
+
+@pytest.fixture
+def openai() -> Iterator[OpenAIServer]:
+    with OpenAIServer(KEY) as server:
+        yield server
+
+
+def of_openai(server: OpenAIServer, **settings: Any) -> Embedder:
+    settings = {"openai_api_key": KEY, **settings}
+    return open_embedder(Settings.load(embedder="openai", openai_base_url=f"{server.host}/v1", **settings))
 
 
 def of_gemini(server: GeminiServer, **settings: Any) -> Embedder:
@@ -263,10 +276,10 @@ def test_a_model_answers_to_the_names_that_its_provider_has_for_it(model: str, n
 
 
 def test_no_embedder_is_an_error_that_lists_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)AMPRENTA_EMBEDDER is not set.*wordllama, gemini, ollama"):
+    with pytest.raises(ConfigError, match=r"(?s)AMPRENTA_EMBEDDER is not set.*wordllama, .*gemini, ollama, openai"):
         open_embedder(Settings.load())
     with pytest.raises(ConfigError, match="AMPRENTA_EMBEDDER"):
-        Settings.load(embedder="openai")
+        Settings.load(embedder="voyage")
     assert isinstance(open_embedder(Settings.load(embedder="wordllama")), WordLlamaEmbedder)
 
 
@@ -275,3 +288,90 @@ def test_the_sandboxs_vectors_mean_what_wordllamas_do() -> None:
     for dimension in (768, 3072):
         assert cosines(embed_as(TEXTS, dimension)) == pytest.approx(expected, abs=1e-5)
     assert expected[0, 1] > expected[0, 2]
+
+
+# OpenAI, and services with its interface.
+
+
+def test_openai_gives_its_models_dimension_and_a_shorter_one_when_asked(openai: OpenAIServer) -> None:
+    embedder = of_openai(openai)
+    vectors = embedder.embed(TEXTS)
+    assert (vectors.shape, vectors.dtype) == ((3, 1536), np.float32)
+    assert (embedder.model.name, embedder.model.provider) == ("text-embedding-3-small", "openai")
+    assert "dimensions" not in openai.requests[0]
+    assert cosines(vectors) == pytest.approx(cosines(embed_as(TEXTS, 1536)), abs=1e-6)
+    assert of_openai(openai, vector_dimension=512).embed(TEXTS).shape == (3, 512)
+    large = of_openai(openai, openai_embedding_model="text-embedding-3-large")
+    assert large.embed(TEXTS).shape == (3, 3072)
+
+
+def test_a_model_of_another_service_is_asked_for_its_dimension(openai: OpenAIServer) -> None:
+    assert of_openai(openai, openai_embedding_model="local-model").embed(TEXTS).shape == (3, 256)
+
+
+def test_openai_is_sent_what_a_request_takes_and_answers_in_order(openai: OpenAIServer) -> None:
+    texts = [f"text {number} " + "x" * 20_000 for number in range(40)]
+    embedder = of_openai(openai)
+    vectors = embedder.embed(texts)
+    assert [len(request["input"]) for request in openai.requests] == [14, 14, 12]
+    assert (vectors[[0, 39]] == embedder.embed([texts[0], texts[39]])).all()
+    many = of_openai(openai, vector_dimension=8)
+    assert many.embed(["one text"] * 2100).shape == (2100, 8)
+    assert [len(request["input"]) for request in openai.requests[-2:]] == [2048, 52]
+
+
+def test_openai_without_a_key_says_what_to_export_and_a_wrong_one_is_not_shown(openai: OpenAIServer) -> None:
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
+        open_embedder(Settings.load(embedder="openai"))
+    with pytest.raises(CredentialsRefused, match="OPENAI_API_KEY") as caught:
+        of_openai(openai, openai_api_key="wrong-key").embed(TEXTS)
+    assert "wrong-key" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (openai_refusal(429, "insufficient_quota"), CredentialsRefused),
+        (openai_refusal(404, "model_not_found"), SourceNotFound),
+        (openai_refusal(400, "invalid_request_error", "a secret text"), KeysRefused),
+        (openai_refusal(500, "server_error"), TransientError),
+        (openai_refusal(418, "teapot"), SourceError),
+        (Answer(0), TransientError),
+        (Answer(200, b"not json"), TransientError),
+        (Answer(200, {"object": "list", "model": "m", "data": []}), SourceError),
+    ],
+)
+def test_what_openai_answers_decides_what_happens_and_quotes_no_text(
+    openai: OpenAIServer, answer: Answer, expected: type[AmprentaError]
+) -> None:
+    openai.faults.append(answer)
+    with pytest.raises(AmprentaError) as caught:
+        of_openai(openai).embed(TEXTS)
+    assert type(caught.value) is expected, caught.value
+    assert "secret" not in str(caught.value)
+    assert len(openai.requests) == 1
+
+
+def test_openai_says_how_long_to_wait(openai: OpenAIServer) -> None:
+    for headers, seconds in (({"Retry-After": "7"}, 7.0), ({"retry-after-ms": "250"}, 0.25), ({}, None)):
+        refusal = openai_refusal(429, "rate_limit_exceeded")
+        openai.faults.append(Answer(refusal.status, refusal.body, headers))
+        with pytest.raises(RateLimited) as caught:
+            of_openai(openai).embed(TEXTS)
+        assert caught.value.retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [{"index": 0, "embedding": [0.5] * 1536}],
+        [{"index": at, "embedding": [0.5] * 1535} for at in range(3)],
+        [{"index": 0, "embedding": [0.5] * 1536}] * 3,
+        [{"index": at, "embedding": ["x"] * 1536} for at in range(3)],
+    ],
+    ids=["fewer", "shorter", "one index thrice", "no numbers"],
+)
+def test_an_answer_of_other_vectors_than_were_asked_for_is_named(openai: OpenAIServer, wrong: Any) -> None:
+    openai.faults.append(Answer(200, {"object": "list", "model": "m", "data": wrong}))
+    with pytest.raises(SourceError, match="openai gave"):
+        of_openai(openai).embed(TEXTS)

@@ -28,12 +28,14 @@ from backfill_tools import (
 from click.testing import CliRunner, Result
 
 from amprenta_vectors.backends.rows.source import RowsOrigin
+from amprenta_vectors.backends.rows.texts import TextRule
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.cli import main
 from amprenta_vectors.embedders.protocol import Model
 from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
 from amprenta_vectors.errors import TransientError
 from amprenta_vectors.moves.verification import verify_job
+from amprenta_vectors.sandbox.embedding_servers import Answer, OpenAIServer
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.keymaps import OwnKeys, open_key_map
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
@@ -277,7 +279,7 @@ def notes(engine: sa.Engine) -> Iterator[VectorTable]:
 
 
 def note_job(engine: sa.Engine, table: VectorTable, embedder: Any, **changes: Any) -> Any:
-    source = RowsOrigin(engine, table, embedder).open(table, "a", with_metadata=False)
+    source = RowsOrigin(engine, table, embedder, TextRule()).open(table, "a", with_metadata=False)
     key_map = OwnKeys([table.column_types[name] for name in table.key])
     values = {"keys_from": "table", "key_map": key_map, "scope": {"tenant": "a"}, "batch_size": 10, **changes}
     return to_job(engine, source, table=table, **values)
@@ -295,7 +297,7 @@ def test_an_embedder_that_is_away_is_waited_for(
 def test_only_the_rows_of_one_scope_are_read_and_written(
     notes: VectorTable, engine: sa.Engine, embedder: WordLlamaEmbedder
 ) -> None:
-    origin = RowsOrigin(engine, notes, embedder)
+    origin = RowsOrigin(engine, notes, embedder, TextRule())
     assert origin.namespaces() == {"a": 40, "b": 40}
     run_job(engine, note_job(engine, notes, embedder, keys_from="source"))
     filled = execute(engine, "SELECT tenant, count(embedding) FROM notes GROUP BY tenant ORDER BY tenant")
@@ -335,7 +337,7 @@ def test_rows_of_another_source_and_rows_embedded_here_share_a_column_and_both_v
     there = StubSource({str(number): [vector] for number, vector in enumerate(old, 1)}, dimension=256)
     moved = to_job(engine, there, table=table, key_map=open_key_map(table, {}, engine))
     run_job(engine, moved)
-    rows = RowsOrigin(engine, table, embedder).open(table, "", with_metadata=False)
+    rows = RowsOrigin(engine, table, embedder, TextRule()).open(table, "", with_metadata=False)
     own = to_job(engine, rows, table=table, key_map=OwnKeys(["integer"]), keys_from="table")
     assert run_job(engine, own).counts.written == 10
     assert not verify_job(engine, moved).unexpected
@@ -367,3 +369,87 @@ def test_without_replacing_a_given_row_keeps_its_vector(
     execute(engine, "UPDATE notes SET body = 'rewritten'")
     job = note_job(engine, notes, embedder, keys_from="given", given=['["2026-01-02", "1"]'])
     assert run_job(engine, job).counts.written == 0
+
+
+@pytest.fixture
+def openai(articles: dict[str, str]) -> Iterator[OpenAIServer]:
+    """The stub of a service that bills, and the environment that leads to it."""
+    with OpenAIServer("a-key") as server:
+        articles |= {
+            "AMPRENTA_EMBEDDER": "openai",
+            "OPENAI_API_KEY": "a-key",
+            "OPENAI_BASE_URL": f"{server.host}/v1",
+            "VECTOR_DIMENSION": "256",
+        }
+        yield server
+
+
+def test_a_text_that_many_rows_of_a_batch_have_is_billed_once(
+    articles: dict[str, str], engine: sa.Engine, openai: OpenAIServer
+) -> None:
+    execute(engine, "UPDATE articles SET title = 'The same', body = 'for all of them' WHERE id > 100")
+    result = run(articles, "backfill", "--workers", "1", "--no-verify")
+    assert result.exit_code == 3, result.output
+    assert len(vectors_of(engine)) == 298
+    assert len({vector.tobytes() for number, vector in vectors_of(engine).items() if number > 100}) == 1
+    assert set(openai.billed.values()) == {1}
+    assert len(openai.billed) == 99
+
+
+def test_a_service_that_gives_fewer_vectors_fails_the_batch_by_name_and_the_run_is_resumed(
+    articles: dict[str, str], engine: sa.Engine, openai: OpenAIServer
+) -> None:
+    openai.faults.append(
+        Answer(200, {"object": "list", "model": "m", "data": [{"index": 0, "embedding": [0.5] * 256}]})
+    )
+    failed = run(articles, "backfill", "--workers", "1", "--no-verify")
+    assert failed.exit_code == 1, failed.output
+    assert "batch 1 (300 keys from '1'): openai gave 1 vectors for 298 texts" in failed.output
+    assert vectors_of(engine) == {}
+    assert run(articles, "backfill", "--resume", "--no-verify").exit_code == 3
+    assert len(vectors_of(engine)) == 298
+
+
+def test_a_text_that_the_service_does_not_take_is_found_by_halving_and_the_others_arrive(
+    articles: dict[str, str], engine: sa.Engine, openai: OpenAIServer
+) -> None:
+    execute(engine, "UPDATE articles SET body = repeat('too long ', 4000) WHERE id IN (30, 31)")
+    assert run(articles, "backfill", "--workers", "1", "--no-verify").exit_code == 3
+    assert set(range(1, 301)) - set(vectors_of(engine)) == WITHOUT_TEXT | {30, 31}
+    assert "id_refused" in run(articles, "errors").output
+
+
+@pytest.mark.parametrize(("rule", "billed"), [("cut", 1), ("chunk", 4)])
+def test_a_long_text_is_refused_cut_or_embedded_in_chunks(
+    articles: dict[str, str], engine: sa.Engine, openai: OpenAIServer, rule: str, billed: int
+) -> None:
+    words = " ".join(f"word{number}" for number in range(45))
+    execute(
+        engine, "DELETE FROM articles WHERE id > 2; UPDATE articles SET title = NULL, body = :b WHERE id = 1", b=words
+    )
+    articles["AMPRENTA_TEXT_CHARACTERS"] = "100"
+    refused = run(articles, "backfill", "--no-verify")
+    assert refused.exit_code == 3, refused.output
+    assert set(vectors_of(engine)) == {2}
+    listed = run(articles, "errors").output
+    assert "text_too_long" in listed
+    assert f"{len(words)} characters; AMPRENTA_TEXT_CHARACTERS is 100" in listed
+    openai.billed.clear()
+    articles["AMPRENTA_LONG_TEXTS"] = rule
+    assert run(articles, "retry-failed").exit_code == 0
+    assert set(vectors_of(engine)) == {1, 2}
+    pieces = [text for text in openai.billed if text.startswith("word")]
+    assert len(pieces) == billed
+    assert max(map(len, pieces)) <= 100
+    if rule == "chunk":
+        assert " ".join(sorted(pieces, key=words.index)) == words
+
+
+def test_a_text_without_words_is_counted_apart_and_nothing_is_paid_for_it(
+    articles: dict[str, str], engine: sa.Engine, openai: OpenAIServer
+) -> None:
+    execute(engine, "UPDATE articles SET title = '— … !', body = '***' WHERE id = 9")
+    result = run(articles, "backfill", "--no-verify")
+    assert result.exit_code == 3
+    assert "1 no_words" in run(articles, "errors").output
+    assert not any("***" in text for text in openai.billed)
