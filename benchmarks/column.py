@@ -45,7 +45,7 @@ def new_table(stage: Stage, form: str, rows: int, dimension: int) -> str:
     execute(stage.server.url(), "DROP DATABASE IF EXISTS benchmark WITH (FORCE)")
     stage.server.create_database("benchmark")
     url = stage.server.url("benchmark")
-    upgrade(Settings.load(database_url=url), "core_0001")
+    upgrade(Settings.load(database_url=url), revision="core_0001")
     type_, _ = FORMS[form]
     numbers = f"(SELECT array_agg((random() - 0.5)::real) FROM generate_series(1, {dimension}) WHERE id IS NOT NULL)"
     value = {"real[]": numbers, "jsonb": f"to_jsonb({numbers})", "text": f"to_jsonb({numbers})::text"}[form]
