@@ -171,10 +171,14 @@ def check_visible(connection: Connection, table: VectorTable) -> None:
     The answer also holds for earlier statements of the same transaction: row security cannot be enabled on a table that
     the transaction has used.
     """
-    hidden = sa.select(sa.func.row_security_active(relation(table)))
-    if connection.execute(hidden).scalar_one():
+    check_relation_visible(connection, relation(table), table.qualified_name)
+
+
+def check_relation_visible(connection: Connection, quoted_name: str, name: str) -> None:
+    """Raise `ServerUnsuitable`, which says ``name``, if row security applies to this role on that relation."""
+    if connection.execute(sa.select(sa.func.row_security_active(quoted_name))).scalar_one():
         raise ServerUnsuitable(
-            f"row security hides rows of {table.qualified_name} from this role",
+            f"row security hides rows of {name} from this role",
             hint="connect as a role with BYPASSRLS, or as the table's owner where it is not forced upon that one",
         )
 

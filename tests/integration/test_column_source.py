@@ -98,10 +98,10 @@ FORMS: dict[str, tuple[str, Callable[[Vectors], Any], str]] = {
 def run(upgraded_url: str, tmp_path: Path) -> Run:
     """Run a command on a table ``articles`` that the test has made."""
 
-    def run(*arguments: str, old: str = 'column = "old"', more: str = "") -> Result:
+    def run(*arguments: str, old: str = 'column = "old"', more: str = "", url: str = upgraded_url) -> Result:
         (tmp_path / "amprenta.toml").write_text(DECLARED.format(old=old, more=more))
         environment = {
-            "DATABASE_URL": upgraded_url,
+            "DATABASE_URL": url,
             "AMPRENTA_CONFIG": str(tmp_path / "amprenta.toml"),
             "AMPRENTA_TABLE": "articles",
             "AMPRENTA_BATCH_SIZE": "40",
@@ -455,3 +455,21 @@ def test_what_has_a_dimension_can_be_cast_to_it_or_has_a_number_out_of_range(eng
         except sa.exc.DBAPIError as error:
             state = sqlstate(error)
     assert state in (None, OUT_OF_RANGE)
+
+
+def test_a_role_that_row_security_blinds_on_the_other_table_is_refused(
+    engine: sa.Engine, run: Run, upgraded_url: str
+) -> None:
+    elsewhere(engine, more=", PRIMARY KEY (article)")
+    execute(engine, "CREATE ROLE blinded LOGIN")
+    execute(engine, "GRANT ALL ON ALL TABLES IN SCHEMA public TO blinded; GRANT USAGE ON SCHEMA kept TO blinded")
+    execute(engine, "GRANT SELECT ON kept.vectors TO blinded; ALTER TABLE kept.vectors ENABLE ROW LEVEL SECURITY")
+    url = sa.make_url(upgraded_url).set(username="blinded").render_as_string(hide_password=False)
+    try:
+        for command in (["backfill"], ["sources", "inspect"]):
+            result = run(*command, old=ELSEWHERE, url=url)
+            assert result.exit_code == 2, result.output
+            assert "row security hides rows of kept.vectors from this role" in result.output
+        assert stored(engine) == {}
+    finally:
+        execute(engine, "DROP OWNED BY blinded; DROP ROLE blinded")

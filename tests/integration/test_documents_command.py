@@ -349,7 +349,7 @@ def test_a_run_that_stopped_midway_is_cancelled_and_taken_back(
     monkeypatch.setattr(SimpleSource, "fetch", fetch_until)
     stopped = run(root, "--user", "alice", "--batch-size", "5", "--workers", "1")
     assert stopped.exit_code == 1
-    assert "alice/personal_assistant: failed: the disk is broken" in stopped.output
+    assert "alice/personal_assistant: failed: batch 6 (5 keys from 'doc-25'): the disk is broken" in stopped.output
     written = len(rows_of(engine))
     assert written > 0
     assert execute(engine, "SELECT count(*) FROM migration_insert")[0][0] == written

@@ -28,7 +28,6 @@ from backfill_tools import (
 from click.testing import CliRunner, Result
 
 from amprenta_vectors.backends.rows.source import RowsOrigin
-from amprenta_vectors.backends.rows.texts import TextRule
 from amprenta_vectors.batch import Vectors
 from amprenta_vectors.cli import main
 from amprenta_vectors.embedders.protocol import Model
@@ -279,7 +278,7 @@ def notes(engine: sa.Engine) -> Iterator[VectorTable]:
 
 
 def note_job(engine: sa.Engine, table: VectorTable, embedder: Any, **changes: Any) -> Any:
-    source = RowsOrigin(engine, table, embedder, TextRule()).open(table, "a", with_metadata=False)
+    source = RowsOrigin(engine, table, embedder).open(table, "a", with_metadata=False)
     key_map = OwnKeys([table.column_types[name] for name in table.key])
     values = {"keys_from": "table", "key_map": key_map, "scope": {"tenant": "a"}, "batch_size": 10, **changes}
     return to_job(engine, source, table=table, **values)
@@ -297,7 +296,7 @@ def test_an_embedder_that_is_away_is_waited_for(
 def test_only_the_rows_of_one_scope_are_read_and_written(
     notes: VectorTable, engine: sa.Engine, embedder: WordLlamaEmbedder
 ) -> None:
-    origin = RowsOrigin(engine, notes, embedder, TextRule())
+    origin = RowsOrigin(engine, notes, embedder)
     assert origin.namespaces() == {"a": 40, "b": 40}
     run_job(engine, note_job(engine, notes, embedder, keys_from="source"))
     filled = execute(engine, "SELECT tenant, count(embedding) FROM notes GROUP BY tenant ORDER BY tenant")
@@ -337,7 +336,7 @@ def test_rows_of_another_source_and_rows_embedded_here_share_a_column_and_both_v
     there = StubSource({str(number): [vector] for number, vector in enumerate(old, 1)}, dimension=256)
     moved = to_job(engine, there, table=table, key_map=open_key_map(table, {}, engine))
     run_job(engine, moved)
-    rows = RowsOrigin(engine, table, embedder, TextRule()).open(table, "", with_metadata=False)
+    rows = RowsOrigin(engine, table, embedder).open(table, "", with_metadata=False)
     own = to_job(engine, rows, table=table, key_map=OwnKeys(["integer"]), keys_from="table")
     assert run_job(engine, own).counts.written == 10
     assert not verify_job(engine, moved).unexpected

@@ -14,9 +14,10 @@ from amprenta_vectors.backends.column.formats import Format, format_of
 from amprenta_vectors.errors import ConfigError, SchemaMismatch
 from amprenta_vectors.pg import tables
 from amprenta_vectors.pg.indexes import unique_column_sets
+from amprenta_vectors.pg.names import quoted
 from amprenta_vectors.pg.tables import Column
 from amprenta_vectors.pg.types import bare_type, is_text
-from amprenta_vectors.schema.catalogue import columns_of
+from amprenta_vectors.schema.catalogue import check_relation_visible, columns_of
 from amprenta_vectors.schema.old_column import OldColumn
 from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -100,7 +101,7 @@ def find_old(connection: Connection, table: VectorTable) -> OldValues:
     """Return the old column that ``table`` declares, as the catalogue has it; the new one need not be there.
 
     Raises `ConfigError` if none is declared, `SchemaMismatch` for a table or column that does not exist or cannot be
-    joined.
+    joined, `ServerUnsuitable` where row security hides rows of the other table.
     """
     old = table.old
     if old is None:
@@ -128,15 +129,20 @@ def find_old(connection: Connection, table: VectorTable) -> OldValues:
 
 
 def columns_beside(connection: Connection, table: VectorTable, old: OldColumn) -> Mapping[str, Column]:
-    """Return the columns of the table that has the old one. Raises `SchemaMismatch` if there is no such table."""
-    if old.table is None:
-        return columns_of(connection, table)
-    found = tables.table_of(connection, old.table, old.schema)
+    """Return the columns of the table that has the old one.
+
+    Raises `SchemaMismatch` if there is no such table, `ServerUnsuitable` where row security hides some of its rows.
+    """
+    name, schema = (table.table, table.schema) if old.table is None else (old.table, old.schema)
+    found = tables.table_of(connection, name, schema)
+    shown = f"{schema}.{name}" if schema else name
     if found is None:
+        field = "table" if old.table is None else "old.table"
         raise SchemaMismatch(
-            f"there is no table {_named(old)}, which old.table of [tables.{table.name}] names",
-            hint="correct old.table, and old.schema, in amprenta.toml",
+            f"there is no table {shown}, which {field} of [tables.{table.name}] names",
+            hint=f"correct {field}, and its schema, in amprenta.toml",
         )
+    check_relation_visible(connection, quoted(schema, name), shown)
     return found.columns
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backends.own_rows import OwnRows, OwnScopes
 from amprenta_vectors.backends.protocol import SourceDescription
-from amprenta_vectors.backends.rows.texts import TextRule, join_pieces
+from amprenta_vectors.backends.rows.texts import EVERY_TEXT_WHOLE, TextRule, join_pieces
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
@@ -37,7 +37,7 @@ class RowsSource:
         scope: Mapping[str, str],
         embedder: Embedder,
         count: int,
-        rule: TextRule,
+        rule: TextRule = EVERY_TEXT_WHOLE,
     ) -> None:
         self._engine = engine
         self._rule = rule
@@ -111,7 +111,9 @@ class RowsOrigin:
     distance = None
     lists = True
 
-    def __init__(self, engine: Engine, table: VectorTable, embedder: Embedder, rule: TextRule) -> None:
+    def __init__(
+        self, engine: Engine, table: VectorTable, embedder: Embedder, rule: TextRule = EVERY_TEXT_WHOLE
+    ) -> None:
         self._engine = engine
         self._rule = rule
         self._scopes = OwnScopes(engine, table)

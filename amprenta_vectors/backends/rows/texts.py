@@ -52,6 +52,9 @@ class TextRule:
         return self.longest is not None and len(text) > self.longest
 
 
+EVERY_TEXT_WHOLE = TextRule()
+
+
 def join_pieces(pieces: Sequence[Sequence[str]], vectors: dict[str, Any], dimension: int) -> Vectors:
     """Return a vector for each text: that of its only piece, or the mean of its pieces'; ``(n, dimension)`` float32."""
     means = [
