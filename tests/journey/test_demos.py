@@ -32,7 +32,7 @@ PRODUCTS = (
 )
 
 COLUMN = (
-    "--dimension 256 (or AMPRENTA_DIMENSION=256) takes those of 256 and leaves the others out",
+    "amprenta-vectors backfill --dimension 256 takes those of 256 and leaves the others out",
     "a row that got its old value since has its embedding",
     "the downgrade kept every embedding",
     "none failed",
