@@ -33,6 +33,7 @@ from amprenta_vectors.stores.pgvector.sql import Statements
 
 ROWS_PER_STATEMENT = 1000
 MOST_STARTS = 10
+"""How often a write starts over because a row came in between; each time one row more is there beforehand."""
 
 
 @dataclass(frozen=True)
