@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from amprenta_vectors.errors import RowError
+from amprenta_vectors.reasons import Reason
 
 ALWAYS_ISOLATED = 64
 """The number of refused rows, however large a share of a batch, up to which each is found."""
@@ -71,3 +74,13 @@ def isolate(rows: int, attempt: Callable[[int, int], Refusal | None], most: int 
             middle = (start + end) // 2
             waiting += [(start, middle, refusal), (middle, end, refusal)]
     return found
+
+
+def errors_of(found: Isolated[str], keys: Sequence[str], reason: Reason) -> list[RowError]:
+    """Return an error for each row that was refused: for ``reason`` where it stands alone."""
+    refused = [RowError(keys[row], reason, refusal) for row, refusal in found.alone]
+    return refused + [
+        RowError(keys[row], Reason.NOT_ISOLATED, f"one of several refused together: {refusal}")
+        for start, end, refusal in found.unsettled
+        for row in range(start, end)
+    ]

@@ -1,4 +1,4 @@
-"""What the old column of a table holds, for a person and as JSON."""
+"""Prints what the old column of a table holds, for a person and as JSON."""
 
 from __future__ import annotations
 

@@ -87,6 +87,16 @@ def is_row_refusal(error: BaseException) -> bool:
     return state is not None and state[:2] in _ROW_CLASSES
 
 
+LONGEST_REFUSAL = 300
+"""Characters of PostgreSQL's own words that are kept of a row: it quotes a value whole, however long that is."""
+
+
+def refusal_of(error: DBAPIError) -> str:
+    """Return the start of what PostgreSQL says of a row, without its DETAIL: either may quote the whole row."""
+    message = _primary(error.orig) or type(error.orig).__name__
+    return message if len(message) <= LONGEST_REFUSAL else message[:LONGEST_REFUSAL] + "…"
+
+
 def to_error(error: BaseException, doing: str) -> AmprentaError:
     """Return a driver's error as one of ours: transient if trying again may help, else final."""
     driver = error.orig if isinstance(error, DBAPIError) else error

@@ -172,8 +172,8 @@ class Json:
 
 
 @dataclass(frozen=True)
-class Arrays(_NotNull):
-    """An array of numbers of one dimension, without NULL; ``real`` and ``integer`` as they are, others to nearest."""
+class _Numbers(_NotNull):
+    """A type that PostgreSQL casts to a vector as it stands."""
 
     type: str
     casts: ClassVar[bool] = True
@@ -182,11 +182,6 @@ class Arrays(_NotNull):
     def name(self) -> str:
         """The column's type."""
         return self.type
-
-    def dimension(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-        """Return how many numbers a value has; NULL if it is nested or empty, or if one of them is NULL."""
-        whole = sa.and_(sa.func.array_ndims(value) == 1, sa.func.array_position(value, sa.null()).is_(None))
-        return sa.case((whole, sa.func.cardinality(value)))
 
     def spelling(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
         """Return the column's type."""
@@ -197,31 +192,23 @@ class Arrays(_NotNull):
         return sa.cast(value, NamedType(f"vector({dimension})"))
 
 
-@dataclass(frozen=True)
-class Embeddings(_NotNull):
+class Arrays(_Numbers):
+    """An array of numbers of one dimension, without NULL; ``real`` and ``integer`` as they are, others to nearest."""
+
+    def dimension(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        """Return how many numbers a value has; NULL if it is nested or empty, or if one of them is NULL."""
+        whole = sa.and_(sa.func.array_ndims(value) == 1, sa.func.array_position(value, sa.null()).is_(None))
+        return sa.case((whole, sa.func.cardinality(value)))
+
+
+class Embeddings(_Numbers):
     """An embedding in one of pgvector's own types, which a vector holds as it is."""
-
-    type: str
-    casts: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The column's type."""
-        return self.type
 
     def dimension(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
         """Return the dimension of a value."""
         if self.type == "sparsevec":
             return sa.cast(sa.func.split_part(sa.cast(value, sa.Text), "/", 2), sa.Integer)
         return sa.func.vector_dims(value)
-
-    def spelling(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
-        """Return the column's type."""
-        return sa.cast(self.type, sa.Text)
-
-    def vector(self, value: sa.ColumnElement[Any], dimension: int) -> sa.ColumnElement[Any]:
-        """Return the same numbers as a vector."""
-        return sa.cast(value, NamedType(f"vector({dimension})"))
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from amprenta_vectors.backends.column.values import OldValues, find_old
 from amprenta_vectors.backends.own_rows import OwnRows, OwnScopes
 from amprenta_vectors.backends.protocol import SourceDescription
 from amprenta_vectors.batch import Key, VectorBatch
-from amprenta_vectors.bisect import isolate
+from amprenta_vectors.bisect import errors_of, isolate
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import RowError
-from amprenta_vectors.pg.errors import is_row_refusal, to_error, to_line
+from amprenta_vectors.pg.errors import is_row_refusal, refusal_of, to_error
 from amprenta_vectors.pg.types import SEND_HEAD
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.kinds import SourceKind
@@ -110,7 +110,7 @@ class ColumnSource:
         counted = (
             sa.select(*given.c, sa.func.count().label("count"))
             .select_from(given, rows, old.other)
-            .where(*self._rows.slice.is_row_of(given, rows), *old.joined(rows))
+            .where(*self._rows.slice.is_row_of(given, rows), *old.joined(rows, self._dimension))
             .group_by(*given.c)
             .having(sa.func.count() > 1)
         )
@@ -138,18 +138,11 @@ class ColumnSource:
             except DBAPIError as error:
                 if not is_row_refusal(error):
                     raise
-                return to_line(error.orig).partition(" LINE 1:")[0]
+                return refusal_of(error)
             return None
 
         bad = isolate(len(keys), attempt)
-        to_source = self._rows.slice.key_map.to_source
-        refused = [RowError(to_source(keys[row]), Reason.UNREADABLE, why) for row, why in bad.alone]
-        refused += [
-            RowError(to_source(keys[row]), Reason.NOT_ISOLATED, f"one of several refused together: {why}")
-            for start, end, why in bad.unsettled
-            for row in range(start, end)
-        ]
-        return found, refused
+        return found, errors_of(bad, list(map(self._rows.slice.key_map.to_source, keys)), Reason.UNREADABLE)
 
     def _decoded(self, connection: Connection, keys: Sequence[Key]) -> tuple[dict[Key, Any], list[RowError]]:
         """Return the vectors that the bytes are, and why the others are none."""

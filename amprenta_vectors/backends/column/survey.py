@@ -1,4 +1,4 @@
-"""What the old column of a table holds, counted by the database in one reading."""
+"""Counts what the old column of a table holds, by one reading in the database."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Survey:
-    """What a column holds: rows by the dimension of their value, and by how it is spelt.
+    """The contents of a column: rows by the dimension of their value, and by how it is spelt.
 
     ``without`` counts rows that have no value, ``unreadable`` values that are no list of numbers, of which ``examples``
     gives some keys with the start of the value. ``doubled`` counts keys that several rows of the other table have, and
@@ -73,7 +73,8 @@ class Survey:
 
 
 def survey(connection: Connection, old: OldValues) -> Survey:
-    """Read the whole column, and say what it holds."""
+    """Read the whole column, however long that takes, and say what it holds."""
+    connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
     rows = to_clause(old.table, *old.table.old_names)
     source = rows if old.other is None else old.other
     value = old.raw(rows)

@@ -19,7 +19,7 @@ _WORD = re.compile(r"\w")
 
 @dataclass(frozen=True)
 class TextRule:
-    """What becomes of a text of more than ``longest`` characters: it is refused, cut, or embedded in chunks.
+    """Says what becomes of a text of more than ``longest`` characters: it is refused, cut, or embedded in chunks.
 
     The vector of a text in chunks is the mean of theirs. Without ``longest``, every text is embedded whole.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from amprenta_vectors.backends.protocol import Source
 from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.batch import VectorBatch
-from amprenta_vectors.bisect import ALWAYS_ISOLATED, isolate
+from amprenta_vectors.bisect import ALWAYS_ISOLATED, Isolated, errors_of, isolate
 from amprenta_vectors.errors import KeysRefused, RowError
 from amprenta_vectors.reasons import Reason
 
@@ -39,12 +39,11 @@ def fetch_all(retry: Backoff, source: Source, keys: Sequence[str]) -> VectorBatc
         raise refusals[0]
     if not refusals and answers:
         return answers[0]
-    refused = [RowError(keys[row], Reason.ID_REFUSED, error.message) for row, error in found.alone]
-    refused += [
-        RowError(keys[row], Reason.NOT_ISOLATED, f"one of several refused together: {error.message}")
-        for start, end, error in found.unsettled
-        for row in range(start, end)
-    ]
+    told = Isolated(
+        [(row, error.message) for row, error in found.alone],
+        [(start, end, error.message) for start, end, error in found.unsettled],
+    )
+    refused = errors_of(told, keys, Reason.ID_REFUSED)
     return _joined(answers, refused, source.description.dimension)
 
 

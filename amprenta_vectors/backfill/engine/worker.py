@@ -41,7 +41,7 @@ _GIVE_WAY = sa.text("SELECT set_config('lock_timeout', '800ms', true)")
 
 @dataclass(frozen=True)
 class Done:
-    """What was done of a batch: the ``outcome``, what stands against rows, and the target keys that were ``seen``."""
+    """A batch that is written: its ``outcome``, what stands against rows, and the target keys that were ``seen``."""
 
     outcome: Outcome
     errors: Sequence[RowError]

@@ -10,10 +10,10 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backends.protocol import CastSource
 from amprenta_vectors.backfill.engine.reading import Reading
-from amprenta_vectors.backfill.writing.sink import refusal_of, stored_embedding
+from amprenta_vectors.backfill.writing.sink import stored_embedding
 from amprenta_vectors.batch import Key
 from amprenta_vectors.bisect import isolate
-from amprenta_vectors.pg.errors import is_row_refusal
+from amprenta_vectors.pg.errors import is_row_refusal, refusal_of
 from amprenta_vectors.schema.keymaps import to_own_keys
 from amprenta_vectors.schema.slice import Slice, given_keys
 

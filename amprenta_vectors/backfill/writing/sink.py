@@ -17,9 +17,9 @@ from sqlalchemy.schema import CreateTable
 from amprenta_vectors.backfill.progress import inserted
 from amprenta_vectors.backfill.writing.encoding import BatchStream
 from amprenta_vectors.batch import VectorBatch
-from amprenta_vectors.bisect import isolate
+from amprenta_vectors.bisect import errors_of, isolate
 from amprenta_vectors.errors import RowError
-from amprenta_vectors.pg.errors import NOT_NULL, is_row_refusal, sqlstate
+from amprenta_vectors.pg.errors import NOT_NULL, is_row_refusal, refusal_of, sqlstate
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import to_column_value
@@ -27,8 +27,6 @@ from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.types import NamedType
 from amprenta_vectors.schema.vector_table import VectorTable
 
-LONGEST_REFUSAL = 300
-"""Characters of PostgreSQL's own words that are kept of a row: it quotes a value whole, however long that is."""
 _INLINE_BYTES = 7000
 """The size up to which vectors stay out of TOAST in the temporary table: a row must fit a page of 8192 bytes."""
 
@@ -193,13 +191,7 @@ def write_rows(
         return None
 
     found = isolate(len(source_keys), attempt)
-    refused = [RowError(source_keys[row], Reason.REFUSED, refusal) for row, refusal in found.alone]
-    refused += [
-        RowError(source_keys[row], Reason.NOT_ISOLATED, f"one of several refused together: {refusal}")
-        for start, end, refusal in found.unsettled
-        for row in range(start, end)
-    ]
-    return written, refused
+    return written, errors_of(found, source_keys, Reason.REFUSED)
 
 
 def make_stage(table: VectorTable) -> sa.Table:
@@ -327,9 +319,3 @@ def _upsert(
         set_=changes,
         where=slice_.embedding().is_(None),
     )
-
-
-def refusal_of(error: DBAPIError) -> str:
-    """Return the start of PostgreSQL's message, without its DETAIL: either may quote the whole row."""
-    message: str = getattr(getattr(error.orig, "diag", None), "message_primary", None) or type(error.orig).__name__
-    return message if len(message) <= LONGEST_REFUSAL else message[:LONGEST_REFUSAL] + "…"
