@@ -30,7 +30,7 @@ def to_place(settings: Settings, table: VectorTable) -> str:
             embedder = settings.require("embedder")
             return f"its own {', '.join(text_columns_of(table))}, embedded by {embedder}"
         case "column" if table.old is not None:
-            return f"{table.old.table or 'its own'} {table.old.column}"
+            return f"column {table.old.column} of {table.old.table or 'the table itself'}"
         case "column":
             return "a column that amprenta.toml does not name"
 

@@ -22,6 +22,8 @@ QUARANTINED = 3
 """The exit code of a run that has named the values that are no vectors."""
 REFUSED = 2
 BATCH_SIZE = 100
+ROWS = 6000
+"""The passages that are moved unless a person asks for another number: each is embedded by three models first."""
 TABLES = {"by_json": ("as_json", 256, ""), "by_csv": ("as_csv", 128, ""), "by_bytes": ("as_bytes", 64, "float32-le")}
 """The vector tables: the old column, its dimension, and what its bytes are."""
 TOML = """
@@ -118,8 +120,7 @@ class ColumnDemo(Stage):
     def _old_system(self) -> None:
         self._title("An application as it is today: embeddings as JSON, as text between commas, and as bytes")
         self._start_sandbox(" --rows 1")
-        rows = f" --rows {self._rows}" if self._rows else ""
-        self._do(f"python -m amprenta_vectors.sandbox.legacy_columns{rows}")
+        self._do(f"python -m amprenta_vectors.sandbox.legacy_columns --rows {self._rows or ROWS}")
         self._client_output = self._folder.resolve() / "client.json"
         self._client = self._begin(
             f"python -m amprenta_vectors.sandbox.async_client --output {shlex.quote(str(self._client_output))}"
