@@ -18,14 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 import amprenta_vectors.ddl  # noqa: F401 - registers the operations
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import (
-    check_direct,
-    check_may_migrate,
-    check_server,
-    create_engine,
-    migration_lock,
-    server_versions,
-)
+from amprenta_vectors.db import check_direct, check_may_migrate, create_engine, migration_lock
 from amprenta_vectors.ddl.options import check_index
 from amprenta_vectors.ddl.own_model import comparison
 from amprenta_vectors.ddl.programs import operations_of
@@ -36,6 +29,7 @@ from amprenta_vectors.migrate import search_adopted
 from amprenta_vectors.pg.connections import extended_path, like
 from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.sections import SECTIONS, Section
+from amprenta_vectors.server import check_server, server_versions
 
 config = context.config
 log = logging.getLogger("amprenta_vectors.migrate")

@@ -9,19 +9,33 @@ if TYPE_CHECKING:
     from amprenta_vectors.config import Settings
     from amprenta_vectors.errors import AmprentaError, ExitCode
     from amprenta_vectors.moves.move import Move
-    from amprenta_vectors.stores.factory import get_vector_store
+    from amprenta_vectors.stores.factory import get_async_vector_store, get_vector_store
+    from amprenta_vectors.stores.pgvector.async_store import AsyncPgVectorStore
     from amprenta_vectors.stores.protocol import Hit, Record, VectorStore
 
-__all__ = ["AmprentaError", "ExitCode", "Hit", "Move", "Record", "Settings", "VectorStore", "get_vector_store"]
+__all__ = [
+    "AmprentaError",
+    "AsyncPgVectorStore",
+    "ExitCode",
+    "Hit",
+    "Move",
+    "Record",
+    "Settings",
+    "VectorStore",
+    "get_async_vector_store",
+    "get_vector_store",
+]
 
 _HOMES = {
     "AmprentaError": "errors",
+    "AsyncPgVectorStore": "stores.pgvector.async_store",
     "ExitCode": "errors",
     "Hit": "stores.protocol",
     "Move": "moves.move",
     "Record": "stores.protocol",
     "Settings": "config",
     "VectorStore": "stores.protocol",
+    "get_async_vector_store": "stores.factory",
     "get_vector_store": "stores.factory",
 }
 

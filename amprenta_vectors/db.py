@@ -8,26 +8,27 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError, OperationalError
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable
+from amprenta_vectors.extras import require_extra
 from amprenta_vectors.interrupts import INTERRUPTS
 from amprenta_vectors.pg.errors import to_line
+from amprenta_vectors.pg.poolers import is_pooled
 from amprenta_vectors.tls import hosts_of, may_be_unencrypted
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+Driver = Literal["psycopg2", "psycopg", "asyncpg"]
 
 COMMAND_SESSION = "amprenta_command"
 """The application_name of this package's commands; an application that uses its stores is ``amprenta_vectors``."""
-MINIMUM_SERVER = 140000
-MINIMUM_PGVECTOR = (0, 8, 0)
-"""Every search sets ``hnsw.iterative_scan``, which came with 0.8.0."""
-SOUND_PGVECTOR = (0, 8, 4)
-"""0.8.2 mended an overflow in parallel index builds, 0.8.4 faults in vacuum (pgvector's CHANGELOG)."""
 
 
 class UnencryptedConnection(UserWarning):
@@ -75,7 +76,7 @@ def _parsed_url(text: str, variable: str) -> URL:
         url.port  # noqa: B018 - a port that is no number is only noticed when read
     except (ArgumentError, ValueError):
         raise ConfigError(f"{variable} is not a database URL", hint=example) from None
-    if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg2"}:
+    if url.drivername not in _DRIVERS:
         raise ConfigError(f"{variable} is of kind {url.drivername!r}; expected postgresql", hint=example)
     database = url.database or ""
     if (
@@ -86,9 +87,35 @@ def _parsed_url(text: str, variable: str) -> URL:
         # What stands before the last @ belongs to the password; it would be printed as part of a host's or database's
         # name.
         raise ConfigError(f"{variable} has an @ in its password or in a name", hint="write it as %40")
+    return _as_libpq_reads_it(url)
+
+
+_DRIVERS: dict[str, Driver | None] = {
+    **dict.fromkeys(("postgres", "postgresql"), None),
+    "postgresql+psycopg2": "psycopg2",
+    **dict.fromkeys(("postgresql+psycopg", "postgresql+psycopg_async"), "psycopg"),
+    "postgresql+asyncpg": "asyncpg",
+}
+"""The driver that each kind of URL names."""
+_OF_ASYNCPG = ("prepared_statement_cache_size", "prepared_statement_name_func", "statement_cache_size")
+"""Parameters that tune asyncpg's prepared statements, of which none is kept here."""
+
+
+def _as_libpq_reads_it(url: URL) -> URL:
+    """Return an application's URL with libpq's parameters alone: asyncpg has some of its own, and SSL by its name."""
+    if _DRIVERS[url.drivername] == "asyncpg":
+        ssl = {"sslmode": url.query["ssl"]} if "ssl" in url.query else {}
+        url = url.difference_update_query([*_OF_ASYNCPG, "ssl"]).update_query_dict(ssl)
     return url.set(drivername="postgresql+psycopg2")
 
 
+def named_driver(settings: Settings, *, reads: bool = False) -> Driver | None:
+    """Return the driver that the URL to connect by names; None if it names none, or there is no URL."""
+    secret = settings.read_database_url if reads and settings.read_database_url is not None else settings.database_url
+    return None if secret is None else _DRIVERS.get(make_url(secret.get_secret_value()).drivername)
+
+
+CONNECT_SECONDS = 10
 _KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """A host that vanishes without a word is noticed in a minute, not in the hours that TCP takes by itself."""
 
@@ -100,6 +127,7 @@ def create_engine(
     reads: bool = False,
     application_name: str = "amprenta_vectors",
     ping_after_seconds: float = 0.0,
+    driver: Literal["psycopg2", "psycopg"] = "psycopg2",
     **options: Any,
 ) -> sa.Engine:
     """Return an engine for ``settings``; nothing is connected yet.
@@ -109,22 +137,80 @@ def create_engine(
     """
     url = engine_url(settings, migrations=migrations, reads=reads)
     _warn_if_unencrypted(url, settings.postgres_sslmode)
+    if driver == "psycopg":
+        require_extra("psycopg", "async")
     engine = sa.create_engine(
-        url,
-        connect_args={**_KEEPALIVES, "connect_timeout": 10, "application_name": application_name},
-        pool_size=options.pop("pool_size", settings.pool_size),
-        max_overflow=options.pop("max_overflow", 2),
-        pool_pre_ping=not ping_after_seconds,
-        # No error's text has vectors, texts or the operands of a filter.
-        hide_parameters=True,
-        # The connection used last is used first: a few server processes stay warm, instead of all of them half so.
-        pool_use_lifo=True,
-        **options,
+        url.set(drivername=f"postgresql+{driver}"),
+        connect_args=_libpq_arguments(driver, application_name),
+        **_pool_options(settings, ping_after_seconds, options),
     )
     sa.event.listen(engine, "connect", lambda driver, _: INTERRUPTS.connections.add(driver))
     if ping_after_seconds:
         _ping_after(engine, ping_after_seconds)
     return engine
+
+
+def create_async_engine(
+    settings: Settings,
+    *,
+    reads: bool = False,
+    application_name: str = "amprenta_vectors",
+    ping_after_seconds: float = 0.0,
+    **options: Any,
+) -> AsyncEngine:
+    """Return an asynchronous engine for ``settings``, on psycopg 3 if the URL names it, else on asyncpg.
+
+    It is as `create_engine` makes one: it works behind PgBouncer, and names no statement. Raises `MissingExtra`.
+    """
+    url = engine_url(settings, reads=reads)
+    _warn_if_unencrypted(url, settings.postgres_sslmode)
+    driver: Driver = "psycopg" if named_driver(settings, reads=reads) == "psycopg" else "asyncpg"
+    require_extra(driver, "async")
+    make: Any = require_extra("sqlalchemy.ext.asyncio", "async").create_async_engine
+    if driver == "psycopg":
+        arguments = _libpq_arguments(driver, application_name)
+    else:
+        url, arguments = _asyncpg_arguments(url, application_name)
+    engine: AsyncEngine = make(
+        url.set(drivername=f"postgresql+{driver}"),
+        connect_args=arguments,
+        **_pool_options(settings, ping_after_seconds, options),
+    )
+    if ping_after_seconds:
+        _ping_after(engine.sync_engine, ping_after_seconds)
+    return engine
+
+
+def _libpq_arguments(driver: Driver, application_name: str) -> dict[str, Any]:
+    # psycopg 3 would name a statement that it has sent five times.
+    unnamed = {"prepare_threshold": None} if driver == "psycopg" else {}
+    return {**_KEEPALIVES, "connect_timeout": CONNECT_SECONDS, "application_name": application_name, **unnamed}
+
+
+def _asyncpg_arguments(url: URL, application_name: str) -> tuple[URL, dict[str, Any]]:
+    """Return the URL, and what is passed beside it: asyncpg reads libpq's parameters in a URL of its own alone."""
+    places = {name: value for name, value in url.query.items() if name in ("host", "port")}
+    others = {name: value for name, value in url.query.items() if name not in places}
+    return url.set(query=places), {
+        "dsn": URL.create("postgresql", query=others).render_as_string(hide_password=False),
+        "timeout": CONNECT_SECONDS,
+        "server_settings": {"application_name": application_name},
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+    }
+
+
+def _pool_options(settings: Settings, ping_after_seconds: float, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "pool_size": settings.pool_size,
+        "max_overflow": 2,
+        "pool_pre_ping": not ping_after_seconds,
+        # No error's text has vectors, texts or the operands of a filter.
+        "hide_parameters": True,
+        # The connection used last is used first: a few server processes stay warm, instead of all of them half so.
+        "pool_use_lifo": True,
+        **options,
+    }
 
 
 def _ping_after(engine: sa.Engine, seconds: float) -> None:
@@ -139,7 +225,7 @@ def _ping_after(engine: sa.Engine, seconds: float) -> None:
         if time.monotonic() - record.info.get("idle_since", math.inf) > seconds:
             try:
                 engine.dialect.do_ping(driver)
-            except psycopg2.Error:
+            except (engine.dialect.loaded_dbapi.Error, OSError):
                 # What lost this one has most likely lost the others that wait.
                 raise InvalidatePoolError from None
 
@@ -186,16 +272,6 @@ def check_direct(engine: sa.Engine) -> None:
         "migrations reach PostgreSQL through a connection pooler; they need a direct connection",
         hint="export MIGRATION_DATABASE_URL=postgresql://user:password@host:5432/database",
     )
-
-
-def is_pooled(connection: sa.Connection) -> bool:
-    """Return whether a pooler is between this client and PostgreSQL.
-
-    A pooler answers the start of a session with a process id of its own making; the server itself knows the real one.
-    """
-    driver: Any = connection.connection.dbapi_connection
-    real: int = connection.execute(sa.select(sa.func.pg_backend_pid())).scalar_one()
-    return bool(driver.info.backend_pid != real)
 
 
 def check_may_migrate(engine: sa.Engine, version_table: str) -> None:
@@ -266,60 +342,8 @@ def migration_lock(engine: sa.Engine, timeout: float) -> Iterator[None]:
             connection.invalidate()
 
 
-def parse_version(text: str) -> tuple[int, ...]:
-    """Return ``"0.8.5"`` as ``(0, 8, 5)``."""
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
-
-
-def server_versions(connection: sa.Connection) -> tuple[int, str | None]:
-    """Return ``server_version_num``, and pgvector's version: as installed, else as available, else None."""
-    row = connection.execute(
-        sa.text("""
-            SELECT current_setting('server_version_num')::int AS server, coalesce(
-                (SELECT extversion FROM pg_extension WHERE extname = 'vector'),
-                (SELECT default_version FROM pg_available_extensions WHERE name = 'vector')
-            ) AS pgvector
-        """)
-    ).one()
-    return row.server, row.pgvector
-
-
 def name_database(connection: sa.Connection) -> dict[str, str | int | None]:
     """Return the database that a report is about: its name, and the host and port by which it was reached."""
     driver: Any = connection.connection.dbapi_connection
     name: str = connection.execute(sa.select(sa.func.current_database())).scalar_one()
     return {"name": name, "host": driver.info.host or "the local socket", "port": driver.info.port}
-
-
-INSTALL_HINT = (
-    "install pgvector for this server (Debian: apt-get install postgresql-NN-pgvector; Amazon RDS: PostgreSQL 15.2 or "
-    "newer carries it; for local development: docker run -e POSTGRES_PASSWORD=… -p 127.0.0.1:5432:5432 --shm-size=1g "
-    "pgvector/pgvector:pg18), then run the command again"
-)
-
-
-def check_server(server_version: int, pgvector_version: str | None) -> list[str]:
-    """Refuse a server that cannot work; return warnings about one that has known faults.
-
-    ``server_version`` is ``server_version_num``; ``pgvector_version`` is None where the extension is not available.
-    Raises `ServerUnsuitable`.
-    """
-    if server_version < MINIMUM_SERVER:
-        raise ServerUnsuitable(
-            f"PostgreSQL {server_version // 10000} is too old; expected {MINIMUM_SERVER // 10000} or newer",
-            hint="upgrade the server (on Amazon RDS: modify the instance to PostgreSQL 15 or newer)",
-        )
-    if pgvector_version is None:
-        raise ServerUnsuitable('extension "vector" is not available on this server', hint=INSTALL_HINT)
-    version = parse_version(pgvector_version)
-    if version < MINIMUM_PGVECTOR:
-        raise ServerUnsuitable(
-            f"pgvector {pgvector_version} is too old; expected {'.'.join(map(str, MINIMUM_PGVECTOR))} or newer",
-            hint="install a newer pgvector, then ALTER EXTENSION vector UPDATE",
-        )
-    if version < SOUND_PGVECTOR:
-        return [
-            f"pgvector {pgvector_version} has known faults in parallel index builds or vacuum; "
-            f"{'.'.join(map(str, SOUND_PGVECTOR))} or newer is advised"
-        ]
-    return []

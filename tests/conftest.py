@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from databases import janitor
 from forms import FORM, SEED, SEED_VARIABLE
 from hypothesis import settings
+from store_pairs import PAIRS, Pair
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -197,6 +198,13 @@ def documents_url(postgres_server: EmbeddedPostgres, documents_template: str) ->
     """The URL of a database with ``vector_documents`` of `DOCUMENT_DIMENSION` dimensions, for this test alone."""
     with janitor(postgres_server, "documents", template=documents_template) as database:
         yield postgres_server.url(database.dbname)
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Each pair of driver and mode in turn; a test that asks for one alone parametrizes it."""
+    with closing(Pair(request.param)) as opened:
+        yield opened
 
 
 @pytest.fixture

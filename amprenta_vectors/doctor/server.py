@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import check_server, parse_version, server_versions
+from amprenta_vectors.db import create_engine
 from amprenta_vectors.doctor.finding import Finding, ServerCheck, Severity
 from amprenta_vectors.sections import upgrade_command
+from amprenta_vectors.server import check_server, parse_version, server_versions
 from amprenta_vectors.stores.pgvector.replica import open_watch
 
 PGVECTOR_FAULTS: tuple[tuple[str, Severity, str], ...] = (
@@ -88,7 +90,7 @@ def read_replica(connection: Connection, settings: Settings) -> Iterator[Finding
     """Report a standby that queries do not go to although they should."""
     if settings.read_database_url is None:
         return
-    with closing(open_watch(settings)) as watch:
+    with closing(open_watch(settings, partial(create_engine, settings))) as watch:
         end = time.monotonic() + settings.read_max_lag_seconds
         while not watch.is_fit() and watch.late and time.monotonic() < end:
             time.sleep(0.1)

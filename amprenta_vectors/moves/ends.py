@@ -11,7 +11,7 @@ from amprenta_vectors.backends.protocol import Origin
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.backfill.progress import transactions
 from amprenta_vectors.config import Settings, normalize_namespace
-from amprenta_vectors.db import COMMAND_SESSION, check_connection, check_server, create_engine, server_versions
+from amprenta_vectors.db import COMMAND_SESSION, check_connection, create_engine
 from amprenta_vectors.errors import ConfigError, DimensionMismatch
 from amprenta_vectors.moves.events import Noticed, Warned
 from amprenta_vectors.schema.catalogue import resolve_table
@@ -21,6 +21,7 @@ from amprenta_vectors.schema.keymaps import OwnKeys
 from amprenta_vectors.schema.registry import RAG_CHUNKS, get_table
 from amprenta_vectors.schema.slice import Slice, open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.server import check_server, server_versions
 
 PING_AFTER_SECONDS = 1.0
 """How long a connection has waited that is tried before it is used again: a round trip less for each step."""

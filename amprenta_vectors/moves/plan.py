@@ -10,9 +10,9 @@ from amprenta_vectors.backends.protocol import Metered, SourceDescription
 from amprenta_vectors.backfill.database.estimate import Estimate, estimate
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.progress.keys_from import KeysFrom
-from amprenta_vectors.db import server_versions
 from amprenta_vectors.schema.unused import Unused, unused_columns
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.server import server_versions
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Literal
 
 from sqlalchemy.engine import Engine
 
 from amprenta_vectors.backends.opening import kind_of
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import create_engine
+from amprenta_vectors.db import create_async_engine, create_engine, named_driver
 from amprenta_vectors.errors import ConfigError, UnknownBackend
 from amprenta_vectors.schema.registry import get_table
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.composites.dual import DualStore
 from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
 from amprenta_vectors.stores.composites.late import open_late
 from amprenta_vectors.stores.composites.shadow import THREADS, ShadowLog, ShadowStore
+from amprenta_vectors.stores.pgvector.async_store import AsyncPgVectorStore
+from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.replica import ReplicatedStore, open_watch
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import VectorStore
@@ -85,36 +89,69 @@ def _opener(variable: str, backend: str) -> Callable[[Settings], VectorStore]:
 def open_pgvector_store(settings: Settings, engine: Engine | None = None) -> PgVectorStore:
     """Open the store on ``AMPRENTA_TABLE``, with engines of its own if none is given.
 
-    Without an ``engine``, what is read is read on ``READ_DATABASE_URL`` if that is set.
+    Without an ``engine``, what is read is read on ``READ_DATABASE_URL`` if that is set. It is on psycopg 3 if the URL
+    names that driver.
     """
-    table = get_table(settings.table, settings.config)
-    scope = table.scope_for(settings.namespace)
-    options: dict[str, Any] = {
-        "ef_search": settings.ef_search,
-        "probes": settings.probes,
-        "oversampling": settings.oversampling,
-        "dimension": settings.vector_dimension,
-        "model": settings.embedding_model,
-        "text_field": text_field_of(settings),
-        "threshold": settings.pgvector_similarity_threshold,
-        "query_timeout_seconds": settings.query_timeout_seconds,
-        "namespace": settings.namespace,
-        "owns_engine": engine is None,
-    }
     if engine is not None:
-        return PgVectorStore(engine, table, scope, **options)
-    primary = create_engine(settings, ping_after_seconds=PING_AFTER_SECONDS)
+        table, scope, options = _placed(settings)
+        return PgVectorStore(engine, table, scope, options)
+    driver: Literal["psycopg2", "psycopg"] = "psycopg" if named_driver(settings) == "psycopg" else "psycopg2"
+    return _open_on(settings, partial(create_engine, settings, driver=driver))
+
+
+def get_async_vector_store(settings: Settings | None = None) -> AsyncPgVectorStore:
+    """Open the store for an application that awaits, by default from the environment; it connects on first use.
+
+    Make one when the application starts, in its event loop, and share it between tasks: it holds a pool of connections,
+    given back by ``await close()``. It is on psycopg 3 if the URL names that driver, else on asyncpg. Raises
+    `ConfigError` for a ``VECTOR_BACKEND`` other than pgvector and a ``VECTOR_MODE`` other than single, `MissingExtra`.
+    """
+    settings = settings or Settings.load()
+    check_mode(settings)
+    asked = {"VECTOR_BACKEND": settings.vector_backend, "VECTOR_MODE": settings.vector_mode}
+    for (variable, found), expected in zip(asked.items(), ("pgvector", "single"), strict=True):
+        if found != expected:
+            raise ConfigError(
+                f"{variable} is {found!r}; an asynchronous store serves {expected} alone",
+                hint=f"{variable}={expected}, or get_vector_store() and await asyncio.to_thread(store.query, …)",
+            )
+    store = _open_on(settings, lambda **options: create_async_engine(settings, **options).sync_engine)
+    return AsyncPgVectorStore.over(store)
+
+
+def _open_on(settings: Settings, create: Callable[..., Engine]) -> PgVectorStore:
+    """Open the store on engines that ``create`` makes; it takes ``reads``, ``ping_after_seconds`` and pool options."""
+    table, scope, options = _placed(settings)
+    primary = create(ping_after_seconds=PING_AFTER_SECONDS)
     if settings.read_database_url is None:
-        return PgVectorStore(primary, table, scope, **options)
-    reading = create_engine(settings, reads=True, ping_after_seconds=PING_AFTER_SECONDS)
+        return PgVectorStore(primary, table, scope, options, owns_engine=True)
+    reading = create(reads=True, ping_after_seconds=PING_AFTER_SECONDS)
     return ReplicatedStore(
         primary,
         table,
         scope,
-        standby=PgVectorStore(reading, table, scope, **options),
-        watch=open_watch(settings),
-        **options,
+        options,
+        standby=PgVectorStore(reading, table, scope, options, owns_engine=True),
+        watch=open_watch(settings, create),
+        owns_engine=True,
     )
+
+
+def _placed(settings: Settings) -> tuple[VectorTable, dict[str, str], StoreOptions]:
+    """Return table, scope and options of the store that the settings name."""
+    table = get_table(settings.table, settings.config)
+    options = StoreOptions(
+        ef_search=settings.ef_search,
+        probes=settings.probes,
+        oversampling=settings.oversampling,
+        dimension=settings.vector_dimension,
+        model=settings.embedding_model,
+        text_field=text_field_of(settings),
+        threshold=settings.pgvector_similarity_threshold,
+        query_timeout_seconds=settings.query_timeout_seconds,
+        namespace=settings.namespace,
+    )
+    return table, table.scope_for(settings.namespace), options
 
 
 def open_pinecone_store(settings: Settings) -> VectorStore:

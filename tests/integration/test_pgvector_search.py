@@ -26,6 +26,7 @@ from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.stores.daemons import DaemonPool
 from amprenta_vectors.stores.factory import open_pgvector_store
+from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.search import Searcher
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 
@@ -92,7 +93,7 @@ def driven(url: str) -> sa.URL:
 
 
 def open_store(engine: sa.Engine, namespace: str = "a", **options: Any) -> PgVectorStore:
-    return PgVectorStore(engine, RAG_CHUNKS, {"namespace": namespace}, **options)
+    return PgVectorStore(engine, RAG_CHUNKS, {"namespace": namespace}, StoreOptions(**options))
 
 
 @pytest.fixture
@@ -254,9 +255,9 @@ def test_a_query_that_is_repeated_has_for_it_what_is_left_of_its_time(
     limits: list[int] = []
     ask = Searcher._ask
 
-    def slow(self: Searcher, message: str, values: Any) -> Any:
-        limits.append(values["timeout_ms"])
-        found = ask(self, message, values)
+    def slow(self: Searcher, settings: list[str], *message: Any) -> Any:
+        limits.append(int(settings[-1].removeprefix("SET LOCAL statement_timeout = ")))
+        found = ask(self, settings, *message)
         time.sleep(0.05)
         return found
 
@@ -376,8 +377,8 @@ def test_the_filter_index_of_the_documentation_serves_selective_filters(rows: sa
 
 
 def test_an_engine_of_another_driver_is_refused(engine: sa.Engine) -> None:
-    with pytest.raises(ConfigError, match="expected psycopg2"):
-        open_store(sa.create_engine(engine.url.set(drivername="postgresql+psycopg")))
+    with pytest.raises(ConfigError, match="driver is pg8000; expected psycopg2, psycopg or asyncpg"):
+        open_store(sa.create_engine(engine.url.set(drivername="postgresql+pg8000"), module=psycopg2))
 
 
 def test_statements_are_kept_by_their_size_whatever_filters_strangers_send(engine: sa.Engine) -> None:
@@ -385,9 +386,9 @@ def test_statements_are_kept_by_their_size_whatever_filters_strangers_send(engin
     for number in range(40):
         store.query(asked, filter={"n": {"$in": [*range(number, number + 2000)]}})
     _, searcher = store._open()
-    assert not searcher._texts
+    assert not searcher._statements
     for number in range(600):
         store.query(asked, filter={"n": {"$in": [f"{number}-{place}" for place in range(40)]}})
-    kept = [text for text, _ in searcher._texts]
+    kept = [text for text, _ in searcher._statements]
     assert 0 < len(kept) <= 256
     assert sum(map(len, kept)) <= 128 * 1024

@@ -7,12 +7,13 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 from databases import janitor
+from store_pairs import Pair
 from waiting import until
 
 from amprenta_vectors.errors import (
@@ -29,6 +30,7 @@ from amprenta_vectors.reasons import Reason
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.pgvector.writing import Writing
 from amprenta_vectors.stores.protocol import Hit, Record
@@ -57,10 +59,24 @@ def random() -> Random:
     return np.random.default_rng(7)
 
 
-def open_store(
-    engine: sa.Engine, namespace: str = "a", table: VectorTable = RAG_CHUNKS, **options: Any
-) -> PgVectorStore:
-    return PgVectorStore(engine, table, {"namespace": namespace} if table.scope else {}, **options)
+class OpenStore(Protocol):
+    def __call__(
+        self, engine: sa.Engine, namespace: str = "a", table: VectorTable = RAG_CHUNKS, **options: Any
+    ) -> PgVectorStore: ...
+
+
+@pytest.fixture
+def open_store(pair: Pair) -> OpenStore:
+    """A function that opens the store on each pair of driver and mode, as if it did not await."""
+
+    def opened(
+        engine: sa.Engine, namespace: str = "a", table: VectorTable = RAG_CHUNKS, **options: Any
+    ) -> PgVectorStore:
+        scope = {"namespace": namespace} if table.scope else {}
+        store: PgVectorStore = pair.store(engine, table, scope, StoreOptions(**options))
+        return store
+
+    return opened
 
 
 def unit(random: Random, rows: int, dimension: int = DIMENSION) -> Numbers:
@@ -94,7 +110,7 @@ def many(postgres_server: EmbeddedPostgres, upgraded_template: str) -> Iterator[
     with janitor(postgres_server, "many", upgraded_template) as database:
         url = sa.make_url(postgres_server.url(database.dbname)).set(drivername="postgresql+psycopg2")
         # As 25,000 rows are more than pgvector's own 20,000.
-        engine = sa.create_engine(url, connect_args={"options": "-c hnsw.max_scan_tuples=4000"})
+        engine = sa.create_engine(url.update_query_dict({"options": "-c hnsw.max_scan_tuples=4000"}))
         random = np.random.default_rng(11)
         fill(engine, unit(random, 30), namespace="small")
         fill(engine, unit(random, 5000))
@@ -111,10 +127,10 @@ def without_index(engine: sa.Engine) -> None:
 def bent_on_the_index(engine: sa.Engine, more: str = "") -> sa.Engine:
     """An engine whose planner uses the vector index wherever it can, as one may that knows no better."""
     options = f"-c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off {more}"
-    return sa.create_engine(engine.url, connect_args={"options": options})
+    return sa.create_engine(engine.url.update_query_dict({"options": options}))
 
 
-def test_a_record_comes_back_as_it_went_in(engine: sa.Engine, random: Random) -> None:
+def test_a_record_comes_back_as_it_went_in(engine: sa.Engine, random: Random, open_store: OpenStore) -> None:
     store = open_store(engine)
     vectors = random.normal(size=(3, DIMENSION)).astype(np.float32) * np.float32(1e-20)
     metadata = {"genre": ["a", "b"], "year": 1990, "ratio": 0.1, "flag": True}
@@ -130,7 +146,9 @@ def test_a_record_comes_back_as_it_went_in(engine: sa.Engine, random: Random) ->
     assert sorted(store.fetch(["x", "y", "z"])) == ["y", "z"]
 
 
-def test_upsert_replaces_the_whole_row_and_the_last_of_a_key_counts(engine: sa.Engine, random: Random) -> None:
+def test_upsert_replaces_the_whole_row_and_the_last_of_a_key_counts(
+    engine: sa.Engine, random: Random, open_store: OpenStore
+) -> None:
     store = open_store(engine, model="m1")
     first, second, third = unit(random, 3)
     store.upsert([Record("k", first, "old", {"old": 1})])
@@ -146,7 +164,7 @@ def test_upsert_replaces_the_whole_row_and_the_last_of_a_key_counts(engine: sa.E
     assert tuple(row) == ("m1", True)
 
 
-def test_more_rows_than_one_statement_takes(engine: sa.Engine, random: Random) -> None:
+def test_more_rows_than_one_statement_takes(engine: sa.Engine, random: Random, open_store: OpenStore) -> None:
     without_index(engine)
     store = open_store(engine)
     vectors = unit(random, 2500)
@@ -158,7 +176,9 @@ def test_more_rows_than_one_statement_takes(engine: sa.Engine, random: Random) -
 
 
 @pytest.mark.parametrize("odd", ODD_TEXTS)
-def test_keys_texts_metadata_and_namespaces_may_hold_anything(engine: sa.Engine, random: Random, odd: str) -> None:
+def test_keys_texts_metadata_and_namespaces_may_hold_anything(
+    engine: sa.Engine, random: Random, odd: str, open_store: OpenStore
+) -> None:
     store = open_store(engine, namespace=odd)
     (vector,) = unit(random, 1)
     store.upsert([Record(odd, vector, odd, {odd: odd, "list": [odd]})])
@@ -172,7 +192,7 @@ def test_keys_texts_metadata_and_namespaces_may_hold_anything(engine: sa.Engine,
 
 @pytest.mark.parametrize("odd", ["nul\0", "\ud800"])
 def test_what_postgresql_cannot_hold_is_absent_when_asked_for_and_refused_when_written(
-    engine: sa.Engine, random: Random, odd: str
+    engine: sa.Engine, random: Random, odd: str, open_store: OpenStore
 ) -> None:
     store = open_store(engine)
     (vector,) = unit(random, 1)
@@ -186,7 +206,9 @@ def test_what_postgresql_cannot_hold_is_absent_when_asked_for_and_refused_when_w
         store.upsert([Record("k", vector, None, {"f": math.nan})])
 
 
-def test_no_public_method_reads_or_writes_another_scope(engine: sa.Engine, random: Random) -> None:
+def test_no_public_method_reads_or_writes_another_scope(
+    engine: sa.Engine, random: Random, open_store: OpenStore, pair: Pair
+) -> None:
     mine, theirs = open_store(engine, "mine"), open_store(engine, "theirs")
     vector, other = unit(random, 2)
     theirs.upsert([Record("shared", vector, "theirs", {"secret": 1}), Record("only", vector, "theirs", {"secret": 1})])
@@ -202,9 +224,9 @@ def test_no_public_method_reads_or_writes_another_scope(engine: sa.Engine, rando
     assert mine.count() == 0
     mine.delete(["shared", "only"])
     mine.upsert([Record("shared", other, "mine")])
-    with engine.begin() as connection:
-        mine.upsert([Record("shared", other, "mine")], connection=connection)
-        mine.delete(["only"], connection=connection)
+    with pair.begun(engine) as ours:
+        mine.upsert([Record("shared", other, "mine")], connection=ours.connection)
+        mine.delete(["only"], connection=ours.connection)
     assert rows_of(engine, "theirs") == before
 
     assert [hit.text for hit in mine.query(vector)] == ["mine"]
@@ -227,7 +249,7 @@ def test_a_missing_or_extra_scope_value_is_refused(engine: sa.Engine, scope: dic
 
 @pytest.mark.parametrize("planner", ["free", "bent on the index"])
 def test_as_many_hits_as_exist_come_back_whatever_the_filter_leaves(
-    many: sa.Engine, random: Random, planner: str
+    many: sa.Engine, random: Random, planner: str, open_store: OpenStore
 ) -> None:
     querying = many if planner == "free" else bent_on_the_index(many, "-c hnsw.max_scan_tuples=4000")
     query = unit(random, 1)[0]
@@ -243,7 +265,8 @@ def test_as_many_hits_as_exist_come_back_whatever_the_filter_leaves(
     querying.dispose()
 
 
-def test_the_index_is_used_and_its_hits_are_near_exact(many: sa.Engine, random: Random) -> None:
+@pytest.mark.parametrize("pair", ["psycopg2"], indirect=True)
+def test_the_index_is_used_and_its_hits_are_near_exact(many: sa.Engine, random: Random, open_store: OpenStore) -> None:
     # One connection, which tells the server of its scans before it asks how many there were.
     single = sa.create_engine(many.url, pool_size=1, max_overflow=0)
 
@@ -264,7 +287,9 @@ def test_the_index_is_used_and_its_hits_are_near_exact(many: sa.Engine, random: 
     single.dispose()
 
 
-def test_hits_are_sorted_and_scored_by_the_exact_distance(engine: sa.Engine, random: Random) -> None:
+def test_hits_are_sorted_and_scored_by_the_exact_distance(
+    engine: sa.Engine, random: Random, open_store: OpenStore
+) -> None:
     vectors = unit(random, 3000)
     fill(engine, vectors)
     query = random.normal(size=DIMENSION)
@@ -276,7 +301,9 @@ def test_hits_are_sorted_and_scored_by_the_exact_distance(engine: sa.Engine, ran
     assert best == Hit(best.key, best.score, f"text {number}", {"n": number, "rare": number % 100 == 0})
 
 
-def test_hits_come_sorted_from_an_index_that_finds_them_in_another_order(engine: sa.Engine, random: Random) -> None:
+def test_hits_come_sorted_from_an_index_that_finds_them_in_another_order(
+    engine: sa.Engine, random: Random, open_store: OpenStore
+) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE t (id text PRIMARY KEY, metadata jsonb, embedding vector(64))"))
         connection.execute(
@@ -306,7 +333,7 @@ def test_hits_come_sorted_from_an_index_that_finds_them_in_another_order(engine:
     [("cosine", [0.6, 1.0]), ("ip", [6.0, 20.0]), ("l2", [73.0, 50.0])],
 )
 def test_scores_are_pinecones_for_every_metric_and_storage(
-    engine: sa.Engine, storage: Any, distance: Any, expected: list[float]
+    engine: sa.Engine, storage: Any, distance: Any, expected: list[float], open_store: OpenStore
 ) -> None:
     table = VectorTable(
         name="t", table="t", key=("id",), dimension=2, embedding="v", storage=storage, distance=distance
@@ -328,7 +355,9 @@ def test_scores_are_pinecones_for_every_metric_and_storage(
     assert store.scores(query, [keys[0].upper()]) == {keys[0].upper(): pytest.approx(expected[0])}
 
 
-def test_rows_without_a_vector_and_zero_vectors_under_cosine_are_no_hits(engine: sa.Engine, random: Random) -> None:
+def test_rows_without_a_vector_and_zero_vectors_under_cosine_are_no_hits(
+    engine: sa.Engine, random: Random, open_store: OpenStore
+) -> None:
     store = open_store(engine)
     (vector,) = unit(random, 1)
     store.upsert([Record("good", vector)])
@@ -358,7 +387,7 @@ def test_rows_without_a_vector_and_zero_vectors_under_cosine_are_no_hits(engine:
     ],
 )
 def test_a_vector_that_cannot_be_stored_is_refused_by_name_and_nothing_is_written(
-    engine: sa.Engine, random: Random, vector: Any, reason: Reason
+    engine: sa.Engine, random: Random, vector: Any, reason: Reason, open_store: OpenStore
 ) -> None:
     store = open_store(engine)
     with pytest.raises(RowError) as caught:
@@ -377,40 +406,54 @@ def test_a_vector_that_cannot_be_stored_is_refused_by_name_and_nothing_is_writte
         ("text", ConfigError),
     ],
 )
-def test_a_query_vector_without_distances_is_refused(engine: sa.Engine, vector: Any, error: type[Exception]) -> None:
+def test_a_query_vector_without_distances_is_refused(
+    engine: sa.Engine, vector: Any, error: type[Exception], open_store: OpenStore
+) -> None:
     with pytest.raises(error, match="query vector"):
         open_store(engine).query(vector)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 10_001])
-def test_a_top_k_out_of_range_is_refused(engine: sa.Engine, top_k: int) -> None:
+def test_a_top_k_out_of_range_is_refused(engine: sa.Engine, top_k: int, open_store: OpenStore) -> None:
     with pytest.raises(ConfigError, match="top_k"):
         open_store(engine).query([1.0] * DIMENSION, top_k=top_k)
 
 
-def test_an_unknown_operator_is_refused_before_anything_is_asked(engine: sa.Engine) -> None:
+def test_an_unknown_operator_is_refused_before_anything_is_asked(engine: sa.Engine, open_store: OpenStore) -> None:
     with pytest.raises(FilterError, match=r"\$regex"):
         open_store(engine).query([1.0] * DIMENSION, filter={"genre": {"$regex": "x"}})
 
 
-def test_writes_join_the_callers_transaction_and_roll_back_with_it(engine: sa.Engine, random: Random) -> None:
+@pytest.mark.parametrize("session", [False, True], ids=["connection", "session"])
+def test_writes_join_the_callers_transaction_and_roll_back_with_it(
+    engine: sa.Engine, random: Random, open_store: OpenStore, pair: Pair, session: bool
+) -> None:
     store = open_store(engine)
     first, second = unit(random, 2)
     store.upsert([Record("kept", first)])
-    with engine.connect() as connection:
-        transaction = connection.begin()
-        store.upsert([Record("new", second)], connection=connection)
-        store.delete(["kept"], connection=connection)
-        assert list(connection.scalars(sa.text("SELECT chunk_id FROM rag_chunks"))) == ["new"]
+    with pair.begun(engine, session=session) as ours:
+        store.upsert([Record("new", second)], connection=ours.connection)
+        store.delete(["kept"], connection=ours.connection)
+        assert ours.scalars("SELECT chunk_id FROM rag_chunks") == ["new"]
+        assert sorted(store.fetch(["kept", "new"], connection=ours.connection)) == ["new"]
         assert sorted(store.fetch(["kept", "new"])) == ["kept"]
-        transaction.rollback()
+        ours.roll_back()
+        for call in (
+            lambda: store.fetch(["kept"], connection=ours.connection),
+            lambda: store.delete(["kept"], connection=ours.connection),
+        ):
+            with pytest.raises(ConfigError, match="no transaction to join") as caught:
+                call()
+            assert "begin anew" in caught.value.hint
     assert sorted(store.fetch(["kept", "new"])) == ["kept"]
-    with engine.begin() as connection:
-        store.upsert([Record("new", second)], connection=connection)
+    with pair.begun(engine, session=session) as ours:
+        store.upsert([Record("new", second)], connection=ours.connection)
     assert sorted(store.fetch(["kept", "new"])) == ["kept", "new"]
 
 
-def test_threads_that_write_the_same_keys_in_any_order_do_not_deadlock(engine: sa.Engine, random: Random) -> None:
+def test_threads_that_write_the_same_keys_in_any_order_do_not_deadlock(
+    engine: sa.Engine, random: Random, open_store: OpenStore
+) -> None:
     without_index(engine)
     store = open_store(engine)
     records = [Record(f"k{i}", row) for i, row in enumerate(unit(random, 500))]
@@ -440,8 +483,9 @@ def waiting_for_a_lock(engine: sa.Engine) -> int:
         return int(connection.execute(counted).scalar_one())
 
 
+@pytest.mark.parametrize("pair", ["psycopg2", "psycopg"], indirect=True)
 def test_a_row_that_came_in_between_is_not_locked_out_of_order(
-    engine: sa.Engine, random: Random, monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine, random: Random, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
 ) -> None:
     first, second = open_store(engine), open_store(engine)
     low, high = [Record(key, vector) for key, vector in zip("az", unit(random, 2), strict=True)]
@@ -466,25 +510,29 @@ def test_a_row_that_came_in_between_is_not_locked_out_of_order(
     assert first.count() == 2
 
 
-def test_a_time_out_is_an_error_not_a_short_answer(many: sa.Engine, random: Random) -> None:
-    hurried = sa.create_engine(many.url, connect_args={"options": "-c statement_timeout=2ms"})
+def test_a_time_out_is_an_error_not_a_short_answer(many: sa.Engine, random: Random, open_store: OpenStore) -> None:
+    hurried = sa.create_engine(many.url.update_query_dict({"options": "-c statement_timeout=2ms"}))
     with pytest.raises(TransientError, match="statement timeout"):
         open_store(hurried).query(unit(random, 1)[0], top_k=10_000, exact=True)
     hurried.dispose()
 
 
-def test_settings_of_a_search_do_not_outlive_it(engine: sa.Engine, random: Random) -> None:
+def test_settings_of_a_search_do_not_outlive_it(
+    engine: sa.Engine, random: Random, open_store: OpenStore, pair: Pair
+) -> None:
     fill(engine, unit(random, 10))
     single = sa.create_engine(engine.url, pool_size=1, max_overflow=0)
     open_store(single, ef_search=77).query(unit(random, 1)[0])
-    with single.connect() as connection:
-        assert connection.scalar(sa.text("SHOW hnsw.ef_search")) == "40"
-        assert connection.scalar(sa.text("SHOW transaction_isolation")) == "read committed"
-        assert connection.scalar(sa.text("SHOW transaction_read_only")) == "off"
+    with pair.begun(single) as ours:
+        assert ours.scalars("SHOW hnsw.ef_search") == ["40"]
+        assert ours.scalars("SHOW transaction_isolation") == ["read committed"]
+        assert ours.scalars("SHOW transaction_read_only") == ["off"]
     single.dispose()
 
 
-def test_an_adopted_table_without_the_optional_columns_is_one_scope(engine: sa.Engine, random: Random) -> None:
+def test_an_adopted_table_without_the_optional_columns_is_one_scope(
+    engine: sa.Engine, random: Random, open_store: OpenStore
+) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text('CREATE SCHEMA "o\'dd %s"'))
         connection.execute(
@@ -508,7 +556,7 @@ def test_an_adopted_table_without_the_optional_columns_is_one_scope(engine: sa.E
         store.upsert([Record("abcdef", vector)])
 
 
-def test_a_json_column_serves_as_metadata(engine: sa.Engine, random: Random) -> None:
+def test_a_json_column_serves_as_metadata(engine: sa.Engine, random: Random, open_store: OpenStore) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE t (id bigint PRIMARY KEY, meta json, embedding vector(8))"))
     table = VectorTable(name="t", table="t", key=("id",), dimension=8, metadata="meta")
@@ -518,7 +566,7 @@ def test_a_json_column_serves_as_metadata(engine: sa.Engine, random: Random) -> 
     assert [hit.key for hit in store.query(vector, filter={"year": {"$gte": 1990}})] == ["12"]
 
 
-def test_a_table_that_is_not_upgraded_is_named_on_first_use(engine: sa.Engine) -> None:
+def test_a_table_that_is_not_upgraded_is_named_on_first_use(engine: sa.Engine, open_store: OpenStore) -> None:
     store = open_store(engine, table=RAG_CHUNKS.with_columns(table="nowhere"))
     with pytest.raises(NotUpgraded, match="nowhere does not exist"):
         store.count()
@@ -528,7 +576,7 @@ def test_a_table_that_is_not_upgraded_is_named_on_first_use(engine: sa.Engine) -
         open_store(engine, ef_search=1001)
 
 
-def test_a_value_beyond_halfvec_is_refused_by_name(engine: sa.Engine) -> None:
+def test_a_value_beyond_halfvec_is_refused_by_name(engine: sa.Engine, open_store: OpenStore) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE t (id text PRIMARY KEY, embedding halfvec(2))"))
     store = open_store(engine, table=VectorTable(name="t", table="t", key=("id",), dimension=2))
@@ -536,7 +584,7 @@ def test_a_value_beyond_halfvec_is_refused_by_name(engine: sa.Engine) -> None:
         store.upsert([Record("good", np.ones(2, np.float32)), Record("large", np.array([1e5, 1], np.float32))])
 
 
-def test_a_sample_is_the_same_for_the_same_seed(engine: sa.Engine, random: Random) -> None:
+def test_a_sample_is_the_same_for_the_same_seed(engine: sa.Engine, random: Random, open_store: OpenStore) -> None:
     fill(engine, unit(random, 100))
     store = open_store(engine)
     assert np.array_equal(store.sample(10, seed=1), store.sample(10, seed=1))
@@ -544,7 +592,7 @@ def test_a_sample_is_the_same_for_the_same_seed(engine: sa.Engine, random: Rando
     assert store.sample(1000).shape == (100, DIMENSION)
 
 
-def test_a_document_survives_the_database_as_json(engine: sa.Engine, random: Random) -> None:
+def test_a_document_survives_the_database_as_json(engine: sa.Engine, random: Random, open_store: OpenStore) -> None:
     store = open_store(engine)
     (vector,) = unit(random, 1)
     document = {"big": 2**63, "tiny": 5e-324, "nested": {"a": [1, None, "x"]}, "empty": "", "é": "é"}

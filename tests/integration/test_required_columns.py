@@ -123,7 +123,7 @@ class Remote:
 
 @pytest.fixture
 def store(theirs: sa.Engine) -> PgVectorStore:
-    return PgVectorStore(theirs, RAG_CHUNKS, {"namespace": ""}, model=None)
+    return PgVectorStore(theirs, RAG_CHUNKS, {"namespace": ""})
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from amprenta_vectors.sandbox.corpus import read_corpus
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.pgvector import store as pgvector
+from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 
 ROWS, OTHERS, QUERIES, TOP_K = 1000, 250, 20, 10
@@ -83,7 +84,7 @@ class Filled:
     kind: Kind
 
     def open_store(self, tenant: str = "a", **options: Any) -> PgVectorStore:
-        return PgVectorStore(self.engine, self.table, {"tenant": tenant}, **options)
+        return PgVectorStore(self.engine, self.table, {"tenant": tenant}, StoreOptions(**options))
 
     def nearness(self, query: Vectors) -> NDArray[np.float64]:
         """The cosine of every row and the query."""

@@ -20,6 +20,7 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.stores.factory import open_pgvector_store
+from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.search_settings import DEFAULT_EF_SEARCH
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Hit
@@ -115,7 +116,7 @@ def test_what_is_given_comes_before_what_is_stored(
     for chosen, expected in ((settings, 321), (given, 123)):
         with closing(open_pgvector_store(chosen)) as store:
             assert store.explain(VECTORS[0]).ef_search == expected
-    store = PgVectorStore(engine, RAG_CHUNKS, {"namespace": ""}, ef_search=77)
+    store = PgVectorStore(engine, RAG_CHUNKS, {"namespace": ""}, StoreOptions(ef_search=77))
     assert store.explain(VECTORS[0]).ef_search == 77
     result = ask("--recall", "0.5", "--apply", AMPRENTA_EF_SEARCH="100")
     assert "warning: AMPRENTA_EF_SEARCH is 100, which comes before what is stored" in result.output

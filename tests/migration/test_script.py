@@ -24,11 +24,11 @@ from test_products_section import FOREIGN
 from amprenta_vectors import migrate
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import parse_version
 from amprenta_vectors.ddl.table import _TYPED
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.pg.names import compose, literal
 from amprenta_vectors.sandbox import postgres
+from amprenta_vectors.server import parse_version
 
 SQUAWK = str(Path(sys.executable).parent / "squawk")
 RUNS = "SELECT target, state, desired_state FROM migration_run ORDER BY id"

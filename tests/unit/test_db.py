@@ -12,16 +12,10 @@ import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import (
-    UnencryptedConnection,
-    check_connection,
-    check_server,
-    create_engine,
-    engine_url,
-    parse_version,
-)
+from amprenta_vectors.db import UnencryptedConnection, check_connection, create_engine, engine_url
 from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable, TransientError
 from amprenta_vectors.pg.errors import is_row_refusal, is_transient, to_error
+from amprenta_vectors.server import check_server, parse_version
 
 REMOTE = "postgresql://me:hunter2@db.example.com/app"
 

@@ -14,12 +14,12 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.backfill.database.index_plan import BuildSettings, Say, Shape, plan_build, with_lists
 from amprenta_vectors.backfill.progress import indexes, transactions
 from amprenta_vectors.backfill.progress.transactions import transaction
-from amprenta_vectors.db import is_pooled
 from amprenta_vectors.errors import SchemaMismatch, TransientError
 from amprenta_vectors.pg.errors import LOCK_NOT_HAD, NO_ROOM, NOT_ALLOWED, for_a_log, sqlstate
 from amprenta_vectors.pg.indexes import builder_of, index_of
 from amprenta_vectors.pg.ivfflat import fitting_lists
 from amprenta_vectors.pg.names import literal, quoted
+from amprenta_vectors.pg.poolers import is_pooled
 from amprenta_vectors.pg.sessions import LOCK_SECONDS
 from amprenta_vectors.pg.tables import table_of
 from amprenta_vectors.schema.ann_indexes import ann_indexes

@@ -21,8 +21,9 @@ from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.progress.snapshot import Happening, Snapshot, look
 from amprenta_vectors.backfill.report.timeline import Span, to_spans, waited_seconds
 from amprenta_vectors.backfill.report.undo import undo_steps
-from amprenta_vectors.db import name_database, server_versions
+from amprenta_vectors.db import name_database
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.server import server_versions
 
 SCHEMA = 1
 """The version of the format: it rises if a field changes its meaning or goes; new fields may come at any time."""

@@ -16,7 +16,6 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import (
     DimensionMismatch,
     FilterUnsupported,
@@ -28,6 +27,8 @@ from amprenta_vectors.errors import (
 from amprenta_vectors.pg.errors import for_a_log, is_transient
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.given import possible_keys
+from amprenta_vectors.stores.pgvector.joining import Joinable
+from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.search_plan import SearchPlan
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
@@ -155,9 +156,9 @@ class ReplicaWatch:
         self._next = time.monotonic() + (CHECK_SECONDS if seconds is None else seconds)
 
 
-def open_watch(settings: Settings) -> ReplicaWatch:
-    """Open the watch on the two servers that the settings name."""
-    primary, standby = (create_engine(settings, reads=reads, pool_size=1, max_overflow=0) for reads in (False, True))
+def open_watch(settings: Settings, create: Callable[..., sa.Engine]) -> ReplicaWatch:
+    """Open the watch on the two servers that the settings name, on engines that ``create`` makes."""
+    primary, standby = (create(reads=reads, pool_size=1, max_overflow=0) for reads in (False, True))
     return ReplicaWatch(primary, standby, settings.read_max_lag_seconds)
 
 
@@ -173,12 +174,13 @@ class ReplicatedStore(PgVectorStore):
         engine: sa.Engine,
         table: VectorTable,
         scope: Mapping[str, str],
+        options: StoreOptions,
         *,
         standby: PgVectorStore,
         watch: ReplicaWatch,
-        **options: Any,
+        owns_engine: bool = False,
     ) -> None:
-        super().__init__(engine, table, scope, **options)
+        super().__init__(engine, table, scope, options, owns_engine=owns_engine)
         self._standby = standby
         self._watch = watch
 
@@ -207,7 +209,7 @@ class ReplicatedStore(PgVectorStore):
         """Return some vector of the scope to query with."""
         return self._read(lambda read: read.stored_vector())
 
-    def fetch(self, keys: Sequence[str], *, connection: Connection | None = None) -> dict[str, Record]:
+    def fetch(self, keys: Sequence[str], *, connection: Joinable | None = None) -> dict[str, Record]:
         """Return the rows of ``keys`` by key; with ``connection``, in the caller's transaction."""
         if connection is not None:
             return super().fetch(keys, connection=connection)

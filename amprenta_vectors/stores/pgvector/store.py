@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import psycopg2
 import sqlalchemy as sa
 from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.engine import Connection
@@ -17,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
 from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.pg.indexes import STORES_LOOK_SECONDS
+from amprenta_vectors.pg.poolers import check_unnamed
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
 from amprenta_vectors.schema.catalogue import resolve_table
@@ -27,10 +27,13 @@ from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.filters.language import parse_filter
 from amprenta_vectors.stores.given import latest_records, possible_keys
 from amprenta_vectors.stores.outbox import Outbox
+from amprenta_vectors.stores.pgvector.joining import Joinable, joining
+from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.records import one_of
 from amprenta_vectors.stores.pgvector.search import Searcher, to_ms, with_distance
 from amprenta_vectors.stores.pgvector.search_plan import SearchPlan, to_search_plan
-from amprenta_vectors.stores.pgvector.search_settings import MAX_EF_SEARCH, SearchSettings
+from amprenta_vectors.stores.pgvector.search_settings import SearchSettings
+from amprenta_vectors.stores.pgvector.senders import open_sender
 from amprenta_vectors.stores.pgvector.sql import Statements, check_key, from_text
 from amprenta_vectors.stores.pgvector.writing import Writing
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
@@ -53,21 +56,15 @@ class PgVectorStore:
     """The rows of ``table`` whose scope columns equal ``scope``; no other row is read or written.
 
     ``scope`` has a value for each scope column that the table is described with; if the real table lacks the column,
-    the value must be the namespace that the table holds. ``namespace`` is the one that a table described
-    without such a column must hold. The catalogue is read on first use, which raises `NotUpgraded` or
-    `SchemaMismatch` for what does not exist. ``ef_search`` (1 to 1000) is how many candidates a search of the index
-    keeps, never fewer than ``top_k``; ``probes`` is how many lists a search of an ivfflat index reads; ``oversampling``
-    is how many rows are taken from an index for each hit, of which the nearest by exact distance are the hits. Without
-    them, what ``amprenta-vectors tune --apply`` stored for the table is used. ``dimension`` is the dimension that the
-    settings demand of the column, if they do; another raises `DimensionMismatch`. ``model`` is written beside every
-    vector. Hits less near than the score ``threshold`` are left out. A query that takes PostgreSQL longer than
-    ``query_timeout_seconds`` raises `TimedOut`. Pinecone keeps the text in a metadata field, ``text_field``; a filter
-    on that field asks the text column here. `close` disposes of ``engine`` only with ``owns_engine``.
+    the value must be the namespace that the table holds. The catalogue is read on first use, which raises `NotUpgraded`
+    or `SchemaMismatch` for what does not exist. ``engine`` is on psycopg 2 or psycopg 3; `close` disposes of it only
+    with ``owns_engine``.
 
     The index that the catalogue has on the column is searched by what it holds, values, halves or signs; of several
     kinds, the one built last. An index built or a setting stored later is used within a minute.
 
-    Any number of threads may share a store. Database errors are raised as `TransientError` or `AmprentaError`.
+    Any number of threads may share a store. Database errors are raised as `TransientError` or `AmprentaError`. A
+    ``connection`` may be SQLAlchemy's ``Connection`` or ``Session``.
     """
 
     name = "pgvector"
@@ -77,16 +74,8 @@ class PgVectorStore:
         engine: sa.Engine,
         table: VectorTable,
         scope: Mapping[str, str],
+        options: StoreOptions = StoreOptions(),  # noqa: B008 - it cannot be changed
         *,
-        ef_search: int | None = None,
-        probes: int | None = None,
-        oversampling: int | None = None,
-        dimension: int | None = None,
-        model: str | None = None,
-        text_field: str = "text",
-        threshold: float | None = None,
-        query_timeout_seconds: float | None = None,
-        namespace: str | None = None,
         owns_engine: bool = False,
     ) -> None:
         if set(scope) != set(table.scope):
@@ -94,27 +83,15 @@ class PgVectorStore:
             raise ConfigError(
                 f"table {table.qualified_name} has the scope columns: {expected}; got values for: {given}"
             )
-        if ef_search is not None and not 1 <= ef_search <= MAX_EF_SEARCH:
-            raise ConfigError(f"ef_search is {ef_search}; expected 1 to {MAX_EF_SEARCH}")
-        if engine.driver != "psycopg2":
-            raise ConfigError(
-                f"the engine's driver is {engine.driver}; expected psycopg2",
-                hint='create_engine("postgresql+psycopg2://…")',
-            )
+        if not isinstance(engine, sa.Engine):
+            raise ConfigError(f"the engine is a {type(engine).__name__}; expected an Engine", hint="AsyncPgVectorStore")
         check_key(table)
         self._engine = engine
+        self._sender = open_sender(engine)
         self._snapshots = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._table = table
         self._scope = dict(scope)
-        self._ef_search = ef_search
-        self._probes = probes
-        self._oversampling = oversampling
-        self._dimension = dimension
-        self._model = model
-        self._text_field = text_field
-        self._threshold = threshold
-        self._query_timeout_seconds = query_timeout_seconds
-        self._namespace = namespace
+        self._options = options
         self._owns_engine = owns_engine
         self._resolved: Statements | None = None
         self._searcher: Searcher | None = None
@@ -148,7 +125,7 @@ class PgVectorStore:
         rows = sorted(found.rows, key=lambda row: (row[1], row[0]))
         score = _SCORES[self._table.distance]
         hits = [Hit(key, score(distance), text, metadata or {}) for key, distance, text, metadata in rows]
-        return near_enough(self, hits, self._threshold)
+        return near_enough(self, hits, self._options.threshold)
 
     def explain(
         self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
@@ -185,7 +162,7 @@ class PgVectorStore:
         with self._statements(self._snapshots, "reading") as (connection, statements):
             return first_with_direction([from_text(text) for text in connection.scalars(statements.few(FEW_ROWS))])
 
-    def fetch(self, keys: Sequence[str], *, connection: Connection | None = None) -> dict[str, Record]:
+    def fetch(self, keys: Sequence[str], *, connection: Joinable | None = None) -> dict[str, Record]:
         """Return the rows of ``keys`` by key; keys that are absent, or have no vector yet, are absent."""
         with self._statements(self._snapshots, "fetching", connection) as (joined, statements):
             spelled = statements.spelled(possible_keys(keys))
@@ -195,7 +172,7 @@ class PgVectorStore:
             for key, row in _as_asked(spelled, rows).items()
         }
 
-    def upsert(self, records: Sequence[Record], *, connection: Connection | None = None) -> int:
+    def upsert(self, records: Sequence[Record], *, connection: Joinable | None = None) -> int:
         """Write rows; return how many. Of records that share a key the last one counts.
 
         A row of ours is replaced whole; of an application's, vector and model are written, the text where one is given,
@@ -209,7 +186,7 @@ class PgVectorStore:
             raise one_of(refused)
         return len({record.key for record in given})
 
-    def upsert_possible(self, records: Sequence[Record], *, connection: Connection | None = None) -> list[RowError]:
+    def upsert_possible(self, records: Sequence[Record], *, connection: Joinable | None = None) -> list[RowError]:
         """Write rows, as `upsert` does, but for those that return: none is there, and none can be inserted.
 
         Either a NOT NULL column of the application has no value, or its rows are looked up by a column of its own.
@@ -218,16 +195,16 @@ class PgVectorStore:
         with self._statements(self._engine, "writing", connection) as (joined, statements):
             table = statements.table
             batch = to_batch(latest, table.dimension, cosine=table.distance == "cosine")
-            return Writing(statements, self._model).upsert(joined, batch)
+            return Writing(statements, self._options.model).upsert(joined, batch)
 
-    def delete(self, keys: Sequence[str], *, connection: Connection | None = None) -> None:
+    def delete(self, keys: Sequence[str], *, connection: Joinable | None = None) -> None:
         """Delete rows; an absent key is no error. With ``connection``, in the caller's transaction.
 
         A row of the application stays, and loses its embedding: no backfill fills it again before the application has
         written it again. Raises `SchemaMismatch` where that column is NOT NULL.
         """
         with self._statements(self._engine, "deleting", connection) as (joined, statements):
-            Writing(statements, self._model).delete(joined, possible_keys(keys))
+            Writing(statements, self._options.model).delete(joined, possible_keys(keys))
 
     def count(self) -> int:
         """Return how many rows have a vector."""
@@ -241,12 +218,13 @@ class PgVectorStore:
 
     @contextmanager
     def _statements(
-        self, engine: sa.Engine, doing: str, connection: Connection | None = None
+        self, engine: sa.Engine, doing: str, connection: Joinable | None = None
     ) -> Iterator[tuple[Connection, Statements]]:
         """Open a transaction, or use the caller's, with the statements for the table as it really is."""
         with self._our_errors(doing):
             if connection is not None:
-                yield connection, self._resolve(connection)
+                with joining(connection) as joined:
+                    yield joined, self._resolve(joined)
             else:
                 with engine.begin() as own:
                     yield own, self._resolve(own)
@@ -254,9 +232,10 @@ class PgVectorStore:
     @contextmanager
     def _our_errors(self, doing: str) -> Iterator[None]:
         what = f"{doing} {self._table.qualified_name}"
+        errors: tuple[type[Exception], ...] = (DBAPIError, *self._sender.errors)
         try:
             yield
-        except (DBAPIError, psycopg2.Error) as error:
+        except errors as error:
             ours = to_error(error, what)
             if isinstance(ours, TimedOut):
                 ours.hint = "raise AMPRENTA_QUERY_TIMEOUT_SECONDS; store.explain(…) says why the query takes long"
@@ -277,30 +256,31 @@ class PgVectorStore:
     def _look(self, before: Searcher | None) -> Searcher:
         """Return a searcher by the catalogue and what is stored now; the one ``before`` if nothing changed."""
         with self._snapshots.begin() as connection:
-            if self._query_timeout_seconds is not None:
+            if self._options.query_timeout_seconds is not None:
                 # Looking waits for an index that is being rebuilt.
-                connection.execute(_TIME_OUT, {"timeout_ms": str(to_ms(self._query_timeout_seconds))})
+                connection.execute(_TIME_OUT, {"timeout_ms": str(to_ms(self._options.query_timeout_seconds))})
             statements = self._resolve(connection)
             stored = stored_settings(connection, self._table.target)
             settings = SearchSettings(
                 statements.table,
                 serving(statements.table, ann_indexes(connection, statements.table)),
-                ef_search=self._ef_search or stored.get("ef_search"),
-                probes=self._probes or stored.get("probes"),
-                oversampling=self._oversampling or stored.get("oversampling"),
+                ef_search=self._options.ef_search or stored.get("ef_search"),
+                probes=self._options.probes or stored.get("probes"),
+                oversampling=self._options.oversampling or stored.get("oversampling"),
             )
         if before is not None and before.settings == settings:
             return before
-        return Searcher(self._engine, statements, settings, self._query_timeout_seconds)
+        return Searcher(self._engine, self._sender, statements, settings, self._options.query_timeout_seconds)
 
     def _resolve(self, connection: Connection) -> Statements:
         if self._resolved is None:
-            table = resolve_table(connection, self._table, dimension=self._dimension)
+            check_unnamed(connection)
+            table = resolve_table(connection, self._table, dimension=self._options.dimension)
             lost = [self._scope[name] for name in self._table.namespace_columns if name not in table.scope]
-            namespace = lost[0] if lost else self._namespace
+            namespace = lost[0] if lost else self._options.namespace
             if namespace is not None:
                 check_namespace(connection, table, namespace)
-            self._resolved = Statements(open_slice(self._engine, table, self._scope), self._text_field)
+            self._resolved = Statements(open_slice(self._engine, table, self._scope), self._options.text_field)
         return self._resolved
 
     def _query_vector(self, vector: ArrayLike, statements: Statements) -> NDArray[np.float32]:

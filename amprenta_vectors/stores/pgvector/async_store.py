@@ -1,0 +1,122 @@
+"""The pgvector store for applications that await: the same logic, on an asynchronous engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import ArrayLike, NDArray
+from sqlalchemy.util import greenlet_spawn
+
+from amprenta_vectors.errors import ConfigError, RowError
+from amprenta_vectors.pg.types import Distance
+from amprenta_vectors.schema.vector_table import VectorTable
+from amprenta_vectors.stores.pgvector.joining import AsyncJoinable, to_joinable
+from amprenta_vectors.stores.pgvector.options import StoreOptions
+from amprenta_vectors.stores.pgvector.search_plan import SearchPlan
+from amprenta_vectors.stores.pgvector.store import PgVectorStore
+from amprenta_vectors.stores.protocol import Filter, Hit, Record
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+Answer = TypeVar("Answer")
+
+
+class AsyncPgVectorStore:
+    """The rows of ``table`` whose scope columns equal ``scope``, as `PgVectorStore` has them, for one event loop.
+
+    ``engine`` is SQLAlchemy's asynchronous engine on asyncpg or psycopg 3; `close` disposes of it only with
+    ``owns_engine``. Behind a pooler it may name no prepared statement, or the first use raises `ConfigError`. Any
+    number of tasks may share a store, which uses as many connections as the engine's pool has. A task that is cancelled
+    ends its statement, and its connection is not used again. Errors are those of `PgVectorStore`. A ``connection`` may
+    be SQLAlchemy's ``AsyncConnection`` or ``AsyncSession``.
+    """
+
+    name = PgVectorStore.name
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        table: VectorTable,
+        scope: Mapping[str, str],
+        options: StoreOptions = StoreOptions(),  # noqa: B008 - it cannot be changed
+        *,
+        owns_engine: bool = False,
+    ) -> None:
+        if isinstance(engine, sa.Engine):
+            raise ConfigError("the engine is an Engine; expected an AsyncEngine", hint="PgVectorStore")
+        self._store = PgVectorStore(engine.sync_engine, table, scope, options, owns_engine=owns_engine)
+
+    @classmethod
+    def over(cls, store: PgVectorStore) -> Self:
+        """Return the store over one whose engines are the ``sync_engine`` of asynchronous ones."""
+        made = cls.__new__(cls)
+        made._store = store
+        return made
+
+    @property
+    def distance(self) -> Distance:
+        """The table's distance; under ``l2`` the nearest row has the lowest score."""
+        return self._store.distance
+
+    async def query(
+        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+    ) -> list[Hit]:
+        """Return the ``top_k`` nearest rows that match ``filter``, as `PgVectorStore.query` does."""
+        return await _awaited(lambda: self._store.query(vector, top_k=top_k, filter=filter, exact=exact))
+
+    async def explain(
+        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+    ) -> SearchPlan:
+        """Explain which way `query` goes with the same arguments, and why."""
+        return await _awaited(lambda: self._store.explain(vector, top_k=top_k, filter=filter, exact=exact))
+
+    async def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
+        """Return the exact score of each of ``keys`` that has a row here."""
+        return await _awaited(lambda: self._store.scores(vector, keys))
+
+    async def sample(self, rows: int, *, seed: int = 0) -> NDArray[np.float32]:
+        """Return at most ``rows`` stored vectors, ``(n, dimension)`` float32, the same for the same seed and rows."""
+        return await _awaited(lambda: self._store.sample(rows, seed=seed))
+
+    async def stored_vector(self) -> NDArray[np.float32] | None:
+        """Return some vector of the scope to query with, ``(dimension,)``; None if none is found at once."""
+        return await _awaited(self._store.stored_vector)
+
+    async def fetch(self, keys: Sequence[str], *, connection: AsyncJoinable | None = None) -> dict[str, Record]:
+        """Return the rows of ``keys`` by key; with ``connection``, in the caller's transaction."""
+        joined = None if connection is None else to_joinable(connection)
+        return await _awaited(lambda: self._store.fetch(keys, connection=joined))
+
+    async def upsert(self, records: Sequence[Record], *, connection: AsyncJoinable | None = None) -> int:
+        """Write rows, as `PgVectorStore.upsert` does; with ``connection``, in the caller's transaction."""
+        joined = None if connection is None else to_joinable(connection)
+        return await _awaited(lambda: self._store.upsert(records, connection=joined))
+
+    async def upsert_possible(
+        self, records: Sequence[Record], *, connection: AsyncJoinable | None = None
+    ) -> list[RowError]:
+        """Write rows but for those that it returns, as `PgVectorStore.upsert_possible` does."""
+        joined = None if connection is None else to_joinable(connection)
+        return await _awaited(lambda: self._store.upsert_possible(records, connection=joined))
+
+    async def delete(self, keys: Sequence[str], *, connection: AsyncJoinable | None = None) -> None:
+        """Delete rows, as `PgVectorStore.delete` does; with ``connection``, in the caller's transaction."""
+        joined = None if connection is None else to_joinable(connection)
+        await _awaited(lambda: self._store.delete(keys, connection=joined))
+
+    async def count(self) -> int:
+        """Return how many rows have a vector."""
+        return await _awaited(self._store.count)
+
+    async def close(self) -> None:
+        """Close the engine's connections, if the engine is the store's own."""
+        await _awaited(self._store.close)
+
+
+async def _awaited(call: Callable[[], Answer]) -> Answer:
+    """Make a call whose every wait for an asynchronous engine gives way to the other tasks of the loop."""
+    return await greenlet_spawn(call)
