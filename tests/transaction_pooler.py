@@ -25,6 +25,8 @@ from urllib.parse import parse_qs, urlsplit
 PROTOCOL, CANCEL, SSL, GSS = 3 << 16, 80877102, 80877103, 80877104
 ASKS_FOR_ANSWER = b"QScf"
 """Query, Sync, and the two ends of a COPY: after each of them it is the server's turn."""
+FLUSH, ENDS_A_DESCRIPTION = b"H", b"TnE"
+"""What asyncpg sends after it had a statement described, and the messages of which one is the last of the answer."""
 FIRST_CLIENT = 2_000_000_000
 """The process ids that clients are told; no server process has one of them."""
 
@@ -115,7 +117,9 @@ class TransactionPooler:
                     if session is None:
                         session = self._at_work[key] = self._take()
                     session.socket.sendall(message)
-                    if kind in ASKS_FOR_ANSWER and self._answer(session, client) == b"I":
+                    if kind == FLUSH:
+                        self._hand_on(session, client, ENDS_A_DESCRIPTION)
+                    elif kind in ASKS_FOR_ANSWER and self._answer(session, client) == b"I":
                         self._at_work.pop(key)
                         self._give_back(session)
                         session = None
@@ -146,16 +150,19 @@ class TransactionPooler:
         client.sendall(opened)
         return True
 
-    @staticmethod
-    def _answer(session: Session, client: socket.socket) -> bytes:
+    def _answer(self, session: Session, client: socket.socket) -> bytes:
         """Hand the answer on; returns the transaction's state after it, nothing where the server waits for a COPY."""
+        last = self._hand_on(session, client, b"ZG")
+        return last[5:] if last[:1] == b"Z" else b""
+
+    @staticmethod
+    def _hand_on(session: Session, client: socket.socket, until: bytes) -> bytes:
+        """Hand on what the server says, until a message of one of those kinds; returns that one."""
         while True:
             kind, message = read_message(session.stream)
             client.sendall(message)
-            if kind == b"Z":
-                return message[5:]
-            if kind == b"G":
-                return b""
+            if kind in until:
+                return message
 
     def _take(self) -> Session:
         with self._changed:

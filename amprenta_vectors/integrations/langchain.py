@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.extras import needing
+from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.stores.factory import get_vector_store
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
 from amprenta_vectors.stores.texts import TextStore
@@ -24,7 +25,7 @@ class AmprentaVectorStore(LangChainVectorStore):
     """LangChain's interface to ``store``, by default to the store that the environment names.
 
     ``filter`` is a metadata filter in Pinecone's language. Scores are the store's own: under cosine and inner product
-    higher is nearer. The asynchronous methods run these in a thread.
+    higher is nearer. The asynchronous methods run these in a thread; `AsyncAmprentaVectorStore` awaits.
     """
 
     def __init__(self, embedding: Embeddings, store: VectorStore | None = None) -> None:
@@ -75,23 +76,23 @@ class AmprentaVectorStore(LangChainVectorStore):
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return the documents that exist, in the order of ``ids``."""
         found = self.store.fetch(ids)
-        return [_to_document(found[id_]) for id_ in ids if id_ in found]
+        return [to_document(found[id_]) for id_ in ids if id_ in found]
 
     def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **_: Any) -> list[Document]:
         """Return the ``k`` nearest documents."""
-        return [_to_document(hit) for hit in self._texts.search(query, k, filter)]
+        return [to_document(hit) for hit in self._texts.search(query, k, filter)]
 
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, **_: Any
     ) -> list[tuple[Document, float]]:
         """Return the ``k`` nearest documents with their scores."""
-        return [(_to_document(hit), hit.score) for hit in self._texts.search(query, k, filter)]
+        return [(to_document(hit), hit.score) for hit in self._texts.search(query, k, filter)]
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Filter | None = None, **_: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to a vector."""
-        return [_to_document(hit) for hit in self.store.query(embedding, top_k=k, filter=filter)]
+        return [to_document(hit) for hit in self.store.query(embedding, top_k=k, filter=filter)]
 
     def max_marginal_relevance_search(
         self,
@@ -118,17 +119,11 @@ class AmprentaVectorStore(LangChainVectorStore):
     ) -> list[Document]:
         """Return ``k`` of the ``fetch_k`` documents nearest to a vector, chosen to differ from each other."""
         hits = self.store.query(embedding, top_k=max(k, fetch_k), filter=filter)
-        found = self.store.fetch([hit.key for hit in hits])
-        present = [hit for hit in hits if hit.key in found]
-        vectors = [found[hit.key].vector.tolist() for hit in present]
-        chosen = maximal_marginal_relevance(np.asarray(embedding, dtype=np.float32), vectors, lambda_mult, k)
-        return [_to_document(present[i]) for i in chosen]
+        return differing(embedding, hits, self.store.fetch([hit.key for hit in hits]), lambda_mult, k)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        """Return a function to scores from 0 to 1: from -1..1 under cosine, 1 / (1 + d) of a squared distance d²."""
-        if self.store.distance == "l2":
-            return lambda score: 1 / (1 + max(score, 0.0) ** 0.5)
-        return lambda score: (1 + score) / 2
+        """Return a function to scores from 0 to 1."""
+        return to_relevance(self.store.distance)
 
 
 class EmbedderEmbeddings(Embeddings):
@@ -147,5 +142,23 @@ class EmbedderEmbeddings(Embeddings):
         return self.embed_documents([text])[0]
 
 
-def _to_document(found: Hit | Record) -> Document:
+def differing(
+    embedding: list[float], hits: Sequence[Hit], found: Mapping[str, Record], lambda_mult: float, k: int
+) -> list[Document]:
+    """Return ``k`` of the hits that differ from each other, by the vectors ``found``; those gone meanwhile are not."""
+    present = [hit for hit in hits if hit.key in found]
+    vectors = [found[hit.key].vector.tolist() for hit in present]
+    chosen = maximal_marginal_relevance(np.asarray(embedding, dtype=np.float32), vectors, lambda_mult, k)
+    return [to_document(present[i]) for i in chosen]
+
+
+def to_relevance(distance: Distance) -> Callable[[float], float]:
+    """Return a function to scores from 0 to 1: from -1..1 under cosine, 1 / (1 + d) of a squared distance d²."""
+    if distance == "l2":
+        return lambda score: 1 / (1 + max(score, 0.0) ** 0.5)
+    return lambda score: (1 + score) / 2
+
+
+def to_document(found: Hit | Record) -> Document:
+    """Return a row as LangChain's document."""
     return Document(id=found.key, page_content=found.text or "", metadata=dict(found.metadata))

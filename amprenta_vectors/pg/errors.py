@@ -47,9 +47,11 @@ def is_connection_lost(error: BaseException) -> bool:
     """Return whether the connection itself failed, for which PostgreSQL gives no SQLSTATE.
 
     The error is told by the names that PEP 249 prescribes to every driver. psycopg 2 raises a bare ``DatabaseError``
-    for a connection that drops while an answer is read.
+    for a connection that drops while an answer is read, asyncpg what the socket raises.
     """
     driver = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(driver, OSError):
+        return True
     names = {each.__name__ for each in type(driver).__mro__}
     lost = bool(names & {"OperationalError", "InterfaceError"}) or type(driver).__name__ == "DatabaseError"
     return lost and sqlstate(error) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from amprenta_vectors.doctor.examine import examine
 from amprenta_vectors.errors import AmprentaError, TransientError
 from amprenta_vectors.migrate import upgrade
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
-from amprenta_vectors.stores.factory import get_vector_store
+from amprenta_vectors.stores.factory import get_async_vector_store, get_vector_store
 from amprenta_vectors.stores.pgvector import replica as module
 from amprenta_vectors.stores.pgvector.replica import ReplicatedStore
 from amprenta_vectors.stores.protocol import Record
@@ -104,6 +105,26 @@ def test_every_read_is_made_on_the_standby_and_every_write_on_the_primary(
         store.upsert([Record("new", VECTORS[30])], connection=connection)
         assert list(store.fetch(["new"], connection=connection)) == ["new"]
     assert store.fetch(["new"]) == {}
+
+
+async def test_a_store_that_awaits_reads_on_the_standby_too_while_it_keeps_up(world: World) -> None:
+    store = get_async_vector_store(world.settings)
+    try:
+        watch: Any = store._store._watch  # type: ignore[attr-defined]
+        async with asyncio.timeout(60):
+            # A look is part of a read.
+            while await store.count() and watch.why_not is not None:
+                await asyncio.sleep(0.01)
+        execute(world.there, "SELECT pg_wal_replay_pause()")
+        assert await store.upsert([Record("new", VECTORS[30])]) == 1
+        assert await store.count() == 30  # As old as it may be.
+        async with asyncio.timeout(60):
+            while await store.count() == 30:
+                await asyncio.sleep(0.01)
+        assert [hit.key for hit in await store.query(VECTORS[30], top_k=1)] == ["new"]
+        execute(world.there, "SELECT pg_wal_replay_resume()")
+    finally:
+        await store.close()
 
 
 def test_a_standby_that_lags_is_left_alone_until_it_has_caught_up(

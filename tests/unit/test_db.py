@@ -11,8 +11,15 @@ import psycopg2
 import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from amprenta_vectors import db
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import UnencryptedConnection, check_connection, create_engine, engine_url
+from amprenta_vectors.db import (
+    UnencryptedConnection,
+    check_connection,
+    create_async_engine,
+    create_engine,
+    engine_url,
+)
 from amprenta_vectors.errors import AmprentaError, ConfigError, ServerUnsuitable, TransientError
 from amprenta_vectors.pg.errors import is_row_refusal, is_transient, to_error
 from amprenta_vectors.server import check_server, parse_version
@@ -37,12 +44,49 @@ def test_a_malformed_url_is_refused_without_being_shown(url: str) -> None:
     assert caught.value.__suppress_context__
 
 
-@pytest.mark.parametrize("kind", ["mysql", "sqlite", "postgresql+asyncpg", "redis"])
+@pytest.mark.parametrize("kind", ["mysql", "sqlite", "postgresql+pg8000", "redis"])
 def test_a_url_of_another_kind_is_refused_by_its_kind(kind: str) -> None:
     with pytest.raises(ConfigError, match="expected postgresql") as caught:
         engine_url(of(f"{kind}://me:hunter2@host/db"))
     assert repr(kind) in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_of_an_asynchronous_driver_is_read_by_libpq_too() -> None:
+    given = "postgresql+asyncpg://me:pw@host:5433/db?ssl=verify-full&prepared_statement_cache_size=0&sslrootcert=ca.pem"
+    url = engine_url(of(given))
+    assert url.drivername == "postgresql+psycopg2"
+    assert url.query == {"sslmode": "verify-full", "sslrootcert": "ca.pem"}
+    assert (url.username, url.password, url.host, url.port, url.database) == ("me", "pw", "host", 5433, "db")
+    for kind in ("postgresql+psycopg", "postgresql+psycopg_async"):
+        assert engine_url(of(f"{kind}://host/db?sslmode=require")).query == {"sslmode": "require"}
+
+
+@pytest.mark.parametrize(
+    ("url", "driver"),
+    [
+        ("postgresql://host/db?sslmode=require&sslrootcert=ca.pem", "asyncpg"),
+        ("postgresql+asyncpg://host/db?ssl=require&sslrootcert=ca.pem", "asyncpg"),
+        ("postgresql+psycopg://host/db?sslmode=require&sslrootcert=ca.pem", "psycopg"),
+    ],
+)
+def test_an_asynchronous_engine_is_on_the_driver_of_the_url_and_names_no_statement(url: str, driver: str) -> None:
+    engine = create_async_engine(of(url))
+    assert engine.url.drivername == f"postgresql+{driver}"
+    _, sent = engine.dialect.create_connect_args(engine.url)
+    if driver == "asyncpg":
+        # asyncpg reads what libpq knows from a URL alone.
+        assert "sslmode" not in sent
+        assert db._asyncpg_arguments(engine_url(of(url)), "name")[1] == {
+            "dsn": "postgresql://?sslmode=require&sslrootcert=ca.pem",
+            "timeout": 10,
+            "server_settings": {"application_name": "name"},
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+        }
+    else:
+        assert sent["sslmode"] == "require"
+        assert db._libpq_arguments("psycopg", "name")["prepare_threshold"] is None
 
 
 def test_a_malformed_url_for_migrations_is_refused_by_its_own_name() -> None:

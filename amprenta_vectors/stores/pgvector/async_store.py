@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 Answer = TypeVar("Answer")
+ENDING_SECONDS = 10.0
+"""How long a task that is cancelled waits for its statement to end."""
 
 
 class AsyncPgVectorStore:
@@ -118,5 +123,21 @@ class AsyncPgVectorStore:
 
 
 async def _awaited(call: Callable[[], Answer]) -> Answer:
-    """Make a call whose every wait for an asynchronous engine gives way to the other tasks of the loop."""
-    return await greenlet_spawn(call)
+    """Make a call whose every wait for an asynchronous engine gives way to the other tasks of the loop.
+
+    It has a task of its own, so that whoever is cancelled again and again, as by a scope of anyio at every wait, still
+    lets the statement end and the connection go. It waits `ENDING_SECONDS` at most.
+    """
+    task = asyncio.ensure_future(greenlet_spawn(call))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        end = time.monotonic() + ENDING_SECONDS
+        while not task.done() and (left := end - time.monotonic()) > 0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task], timeout=left)
+        if task.done() and not task.cancelled():
+            # What was answered, or went wrong, is nobody's any more.
+            task.exception()
+        raise
