@@ -10,13 +10,16 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_pairs import Pair
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import FilterUnsupported
+from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.filters.columns import FilterColumn
 from amprenta_vectors.stores.filters.language import parse_filter
 from amprenta_vectors.stores.filters.sql import to_sql
+from amprenta_vectors.stores.pgvector.options import StoreOptions
 
 TYPES = {
     "a_text": "text",
@@ -90,6 +93,34 @@ def test_columns_of_every_type_answer_as_the_language_is_defined(
     condition = parse_filter(filter)
     expected = [i for i, row in enumerate(ROWS) if condition.matches(row)]
     assert found(connection, filter) == expected
+
+
+@pytest.fixture
+def products(database_url: str) -> Iterator[sa.Engine]:
+    """The same rows with a vector each, as a store has them."""
+    engine = create_engine(Settings.load(database_url=database_url))
+    columns = ", ".join(f"{name} {type_name}" for name, type_name in TYPES.items())
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE EXTENSION vector"))
+        connection.execute(
+            sa.text(f"CREATE TABLE products (id int PRIMARY KEY, {columns}, embedding vector(2) DEFAULT '[1,1]')")
+        )
+        connection.execute(sa.insert(TABLE), [{"id": i, **dict.fromkeys(TYPES), **row} for i, row in enumerate(ROWS)])
+    yield engine
+    engine.dispose()
+
+
+@given(filter=filters)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_driver_sends_the_operands_as_their_columns_take_them(
+    products: sa.Engine, pair: Pair, filter: dict[str, Any]
+) -> None:
+    table = VectorTable(
+        name="products", table="products", key=("id",), dimension=2, filter_columns={name: name for name in TYPES}
+    )
+    condition = parse_filter(filter)
+    hits = pair.store(products, table, {}, StoreOptions()).query([1.0, 1.0], filter=filter)
+    assert sorted(int(hit.key) for hit in hits) == [i for i, row in enumerate(ROWS) if condition.matches(row)]
 
 
 EDGES = [*(sign * (2**53 + step) for sign in (1, -1) for step in range(-1, 5)), 2**63 - 1, -(2**63), 7, 0]

@@ -7,21 +7,26 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from databases import janitor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects.postgresql import JSONB
+from store_pairs import Pair
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
+from amprenta_vectors.schema.registry import RAG_CHUNKS
 from amprenta_vectors.stores.filters import columns as filter_columns
 from amprenta_vectors.stores.filters import sql as filter_sql
 from amprenta_vectors.stores.filters.columns import FilterColumn
 from amprenta_vectors.stores.filters.language import parse_filter
 from amprenta_vectors.stores.filters.sql import to_sql
+from amprenta_vectors.stores.pgvector.options import StoreOptions
+from amprenta_vectors.stores.protocol import Record
 
 FIELDS = ["genre", "year", "a\"b'c", "a.b", "", "%(x)s :y ?", "naïve ключ", "0", "a\\b", "x[*]", "nul\0", "\ud800"]
 TEXTS = ["drama", "comedy", "", "1990", "true", "null", "it's 100%", "\\", '"', "ж", "{}", "[]"]
@@ -161,6 +166,29 @@ def test_sql_agrees_with_matches(
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(filter_sql, "MOST_INDEXED", most)
                 assert found(connection, asked) == expected, (asked, most)
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(st.lists(documents, min_size=1, max_size=8), st.lists(filters, min_size=1, max_size=5))
+def test_every_driver_stores_documents_and_asks_for_them_alike(
+    engine: sa.Engine, pair: Pair, documents: list[dict[str, Any]], filters: list[dict[str, Any]]
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM rag_chunks"))
+    store = pair.store(engine, RAG_CHUNKS, {"namespace": "a"}, StoreOptions(text_field="\t"))
+    vector = np.ones(8, np.float32)
+    store.upsert([Record(str(i), vector, None, document) for i, document in enumerate(documents)])
+    keys = [str(i) for i in range(len(documents))]
+    with engine.connect() as connection:
+        texts = connection.scalars(sa.text("SELECT CAST(metadata AS text) FROM rag_chunks ORDER BY chunk_id")).all()
+    # As PostgreSQL writes it: of a large number its value, not its spelling.
+    assert [store.fetch(keys)[key].metadata for key in keys] == [json.loads(text) for text in texts]
+    for asked in filters:
+        condition = parse_filter(asked)
+        expected = [key for key, item in zip(keys, documents, strict=True) if condition.matches(item)]
+        assert sorted(hit.key for hit in store.query(vector, filter=asked)) == expected, asked
 
 
 @settings(
