@@ -39,6 +39,8 @@ _MARKS = sa.table(
     sa.column("digest_without", ARRAY(sa.Text)),
 )
 _BUCKETS = 64
+_MANY = 4 * _BUCKETS
+"""Keys that lie in nearly every bucket: all are locked then, which is cheaper than to find out."""
 _LOCKS = 723056119
 """The class of the advisory locks that keep those who fill rows from those who empty them; any number would do."""
 _MAY_MARK = sa.text("""
@@ -70,12 +72,21 @@ class RowMarks:
     def lock(self, connection: Connection, keys: Sequence[Key], *, emptying: bool) -> None:
         """Until the transaction's end, keep those who empty rows of ``keys`` and those who fill them apart.
 
-        Call it before the rows are locked or looked at: then no mark is put in between.
+        Call it before the rows are locked or looked at: then no mark is put in between. ``keys`` are as PostgreSQL
+        spells them; of many, any spelling does.
         """
         if keys:
             lock = sa.func.pg_advisory_xact_lock if emptying else sa.func.pg_advisory_xact_lock_shared
-            values = {"target": self.table.target, "keys": [json.dumps(key) for key in keys]}
-            connection.execute(_locks(lock), values).all()
+            if len(keys) >= _MANY:
+                connection.execute(_lock_all(lock)).all()
+            else:
+                values = {"target": self.table.target, "keys": [json.dumps(key) for key in keys]}
+                connection.execute(_locks(lock), values).all()
+
+    def has_any(self, connection: Connection) -> bool:
+        """Return whether there is any mark on rows of the scope, which one look at the unique index tells."""
+        marked = sa.select(sa.literal(1)).select_from(_MARKS).where(*self._of_scope())
+        return bool(connection.scalar(sa.select(marked.exists())))
 
     def put(self, connection: Connection, mark: Mark, found: sa.ColumnElement[bool], rows: Any) -> None:
         """Mark the rows that are ``found`` as they are now; the caller's transaction has them locked."""
@@ -141,6 +152,12 @@ def _locks(lock: Any) -> sa.Select[Any]:
     keys = sa.func.unnest(sa.cast(sa.bindparam("keys"), ARRAY(sa.Text))).column_valued("key")
     bucket = sa.func.abs(sa.func.hashtext(sa.bindparam("target", type_=sa.Text) + keys) % _BUCKETS)
     buckets = sa.select(bucket.label("bucket")).distinct().order_by("bucket").subquery()
+    return sa.select(lock(_LOCKS, buckets.c.bucket))
+
+
+def _lock_all(lock: Any) -> sa.Select[Any]:
+    """Take the lock on every bucket, in the same order."""
+    buckets = sa.select(sa.func.generate_series(0, _BUCKETS - 1).label("bucket")).subquery()
     return sa.select(lock(_LOCKS, buckets.c.bucket))
 
 

@@ -164,12 +164,16 @@ class Slice:
 
         Call it in the transaction that fills the rows, before it locks any.
         """
+        if self.table.rows == "ours":
+            return set()
+        self.marks.lock(connection, keys, emptying=False)
+        if not self.marks.has_any(connection):
+            return set()
         types = [column_type(self.table, name).name for name in self.table.key]
         # What is no value of its column is no row's key; it is refused when it is written.
         keys = [key for key in keys if None not in map(canonical, key, types)]
-        if self.table.rows == "ours" or not keys:
+        if not keys:
             return set()
-        self.marks.lock(connection, keys, emptying=False)
         given = given_keys(keys)
         named = [given.c[f"key_{position}"] for position in range(len(self.table.key))]
         found = sa.select(*named).select_from(given.join(self.rows, sa.and_(*self.has_key(connection, given))))

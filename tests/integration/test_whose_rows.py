@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from backfill_tools import StubSource, add_rows, execute, run_job, stored, to_job, to_vectors
+from waiting import until
 
 from amprenta_vectors.backfill.engine.backoff import Backoff
 from amprenta_vectors.backfill.reconcile.dry_run import DryRun
@@ -225,6 +226,31 @@ def test_a_batch_that_is_written_while_a_row_is_emptied_waits_and_leaves_it_empt
             assert runner.is_alive()
     runner.join(60)
     assert sorted(stored(theirs)) == ["b", "c"]
+
+
+@pytest.mark.parametrize("others", [0, 300])
+def test_who_fills_few_rows_or_many_waits_for_who_empties_one_of_them(
+    store: PgVectorStore, theirs: sa.Engine, others: int
+) -> None:
+    slice_ = to_job(theirs, source()).slice
+    keys = [("a",), *((f"other {number}",) for number in range(others))]
+
+    def emptied() -> set[Any]:
+        with theirs.begin() as connection:
+            return slice_.emptied_among(connection, keys)
+
+    assert emptied() == set()
+    with ThreadPoolExecutor(1) as pool:
+        with theirs.begin() as connection:
+            store.delete(["a"], connection=connection)
+            found = pool.submit(emptied)
+            until(
+                lambda: execute(theirs, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")[0][
+                    0
+                ]
+            )
+            assert not found.done()
+        assert found.result(60) == {("a",)}
 
 
 def test_a_row_that_the_store_inserted_is_replaced_and_deleted_whole(store: PgVectorStore, theirs: sa.Engine) -> None:
