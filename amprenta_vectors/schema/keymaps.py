@@ -253,7 +253,8 @@ class OwnKeys(_MadeOfKeys):
 
     def _to_key(self, source_key: str) -> Key | str:
         if len(self._types) == 1:
-            return self._typed((source_key,))
+            value = canonical(source_key, self._types[0])
+            return f"{source_key!r} is no {self._types[0]}" if value is None else (value,)
         try:
             parts = json.loads(source_key)
         except ValueError:
