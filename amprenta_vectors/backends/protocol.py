@@ -137,6 +137,10 @@ class CastSource(Source, Protocol):
         """Return why those of ``keys`` cannot be read which are not of one record alone."""
         ...
 
+    def unreadable(self, connection: Connection, keys: Sequence[Key]) -> Sequence[RowError]:
+        """Return why PostgreSQL makes no vector of the records of those of ``keys`` which are none."""
+        ...
+
 
 class Origin(Protocol):
     """An index, a collection, a folder or the rows of a table, from which namespaces are opened as sources."""

@@ -171,11 +171,14 @@ def test_a_broken_value_is_quarantined_by_its_key_and_the_others_arrive(
 ) -> None:
     values = [BROKEN.get(number) or in_brackets(vector) for number, vector in enumerate(VECTORS)]
     make(engine, "text", values)
+    execute(engine, "ALTER TABLE articles ADD CONSTRAINT unlucky CHECK (id <> 13 OR embedding IS NULL)")
     result = run("backfill", "--keys-from", keys_from)
     assert result.exit_code == 3, result.output
-    assert stored(engine) == expected(VECTORS, but=BROKEN)
-    listed = run("errors", "--json").output
-    assert {error["key"] for error in json.loads(listed)["errors"]} == set(map(str, BROKEN)), listed
+    assert stored(engine) == expected(VECTORS, but=[*BROKEN, 13])
+    listed = json.loads(run("errors", "--json").output)["errors"]
+    unreadable = dict.fromkeys(map(str, BROKEN), "unreadable_record")
+    assert {error["key"]: error["reason"] for error in listed} == {**unreadable, "13": "write_refused"}
+    execute(engine, "ALTER TABLE articles DROP CONSTRAINT unlucky")
     for number in BROKEN:
         execute(engine, "UPDATE articles SET old = :old WHERE id = :id", id=number, old=in_brackets(VECTORS[number]))
     assert run("retry-failed").exit_code == 0

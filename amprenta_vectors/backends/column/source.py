@@ -122,6 +122,10 @@ class ColumnSource:
             for *key, count in connection.execute(counted)
         }
 
+    def unreadable(self, connection: Connection, keys: Sequence[Key]) -> list[RowError]:
+        """Return why PostgreSQL makes no vector of the values of those of ``keys`` which are none."""
+        return self._cast(connection, keys)[1]
+
     def _values(self, keys: Sequence[Key], value: sa.ColumnElement[Any]) -> sa.Select[Any]:
         return self._rows.select(keys, value).where(*self.old.joined(self._rows.rows, self._dimension))
 

@@ -63,6 +63,11 @@ class CastSink:
         if written + len(refused) < len(rows):
             # Rows were filled meanwhile, or are gone; or were hidden since the run started, which looks like either.
             check_visible(connection, self._slice.table)
+        if refused:
+            # The value itself may be no vector, or it is one that the table does not take.
+            own = to_own_keys(self._slice.key_map, [error.key for error in refused])
+            broken = {error.key: error for error in self._source.unreadable(connection, list(own))}
+            refused = [broken.get(error.key, error) for error in refused]
         return Written(rows=written, refused=[*doubled.values(), *refused])
 
 
