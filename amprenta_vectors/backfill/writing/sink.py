@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as copy_with
 from datetime import datetime
@@ -175,15 +175,19 @@ def write_rows(
     source_keys: Sequence[str],
     statement: sa.Executable,
     values: Mapping[str, Any] | None = None,
+    bind: Callable[[int, int], Mapping[str, Any]] = lambda start, end: {"start": start, "end": end},
 ) -> tuple[int, list[RowError]]:
-    """Execute ``statement`` with ``values`` for ranges of a batch's rows; halve and return as `Sink.write` does."""
+    """Execute ``statement`` for ranges of a batch's rows; halve and return as `Sink.write` does.
+
+    It is executed with ``values``, and with what ``bind`` gives for a range.
+    """
     written = 0
 
     def attempt(start: int, end: int) -> str | None:
         nonlocal written
         try:
             with connection.begin_nested():
-                written += connection.execute(statement, {**(values or {}), "start": start, "end": end}).rowcount
+                written += connection.execute(statement, {**(values or {}), **bind(start, end)}).rowcount
         except DBAPIError as error:
             if not is_row_refusal(error):
                 raise
