@@ -31,8 +31,8 @@ DOCUMENT_DIMENSION = 256
 """That of the embedder which needs no network."""
 API_KEY = "test-key"
 INDEX_NAME = "test-index"
-# The same examples at every run; ``--hypothesis-profile default`` has others each time.
-settings.register_profile("fixed", derandomize=True)
+# The same examples at every run, however long one takes on a busy machine; ``--hypothesis-profile default`` has others.
+settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 # Another server than that of the wheel: a folder with `postgres`, `initdb` and `pg_ctl`, and pgvector beside them.
