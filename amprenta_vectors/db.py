@@ -119,6 +119,8 @@ def create_engine(
         hide_parameters=True,
         # The connection used last is used first: a few server processes stay warm, instead of all of them half so.
         pool_use_lifo=True,
+        # Else each new connection asks the catalogue for a type that nothing here reads.
+        use_native_hstore=False,
         **options,
     )
     sa.event.listen(engine, "connect", lambda driver, _: INTERRUPTS.connections.add(driver))
