@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from databases import janitor
 from forms import FORM, SEED, SEED_VARIABLE
 from hypothesis import settings
+from sqlalchemy.util import LRUCache
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
@@ -82,6 +83,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # Each client of Pinecone reads the certificates of all authorities twice, which takes longer than many a test.
 httpx_transport.create_ssl_context = cache(httpx_transport.create_ssl_context)
+
+
+class CompiledOnce(LRUCache[Any, Any]):
+    """Statements as SQLAlchemy compiled them, for all engines of a process: each test makes engines of its own."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the statement as it was compiled for any engine like the one that asks."""
+        return super().get(self._of_any(key), default)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(self._of_any(key), value)
+
+    @staticmethod
+    def _of_any(key: Any) -> tuple[Any, ...]:
+        dialect, *statement = key
+        return (type(dialect), dialect.paramstyle, dialect.server_version_info, *statement)
+
+
+COMPILED = CompiledOnce(4096)
+sa.Engine._compiled_cache = property(lambda _: COMPILED, lambda *_: None)  # type: ignore[assignment]
 
 
 def pytest_collection_finish() -> None:
