@@ -142,6 +142,8 @@ def create_engine(
     engine = sa.create_engine(
         url.set(drivername=f"postgresql+{driver}"),
         connect_args=_libpq_arguments(driver, application_name),
+        # Else each new connection asks the catalogue for a type that nothing here reads.
+        use_native_hstore=False,
         **_pool_options(settings, ping_after_seconds, options),
     )
     sa.event.listen(engine, "connect", lambda driver, _: INTERRUPTS.connections.add(driver))
@@ -169,6 +171,7 @@ def create_async_engine(
     make: Any = require_extra("sqlalchemy.ext.asyncio", "async").create_async_engine
     if driver == "psycopg":
         arguments = _libpq_arguments(driver, application_name)
+        options["use_native_hstore"] = False
     else:
         url, arguments = _asyncpg_arguments(url, application_name)
     engine: AsyncEngine = make(

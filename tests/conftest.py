@@ -19,6 +19,8 @@ import sqlalchemy as sa
 from databases import janitor
 from forms import FORM, SEED, SEED_VARIABLE
 from hypothesis import settings
+from servers import copy_server
+from sqlalchemy.util import LRUCache
 from store_pairs import PAIRS, Pair
 
 from amprenta_vectors.config import Settings
@@ -32,8 +34,8 @@ DOCUMENT_DIMENSION = 256
 """That of the embedder which needs no network."""
 API_KEY = "test-key"
 INDEX_NAME = "test-index"
-# The same examples at every run; ``--hypothesis-profile default`` has others each time.
-settings.register_profile("fixed", derandomize=True)
+# The same examples at every run, however long one takes on a busy machine; ``--hypothesis-profile default`` has others.
+settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 # Another server than that of the wheel: a folder with `postgres`, `initdb` and `pg_ctl`, and pgvector beside them.
@@ -85,9 +87,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 httpx_transport.create_ssl_context = cache(httpx_transport.create_ssl_context)
 
 
+class CompiledOnce(LRUCache[Any, Any]):
+    """Statements as SQLAlchemy compiled them, for all engines of a process: each test makes engines of its own."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the statement as it was compiled for any engine like the one that asks."""
+        return super().get(self._of_any(key), default)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(self._of_any(key), value)
+
+    @staticmethod
+    def _of_any(key: Any) -> tuple[Any, ...]:
+        dialect, *statement = key
+        return (type(dialect), dialect.paramstyle, dialect.server_version_info, *statement)
+
+
+COMPILED = CompiledOnce(4096)
+sa.Engine._compiled_cache = property(lambda _: COMPILED, lambda *_: None)  # type: ignore[assignment]
+
+
 def pytest_collection_finish() -> None:
-    """Leave what is there by now, modules and tests, out of every collection of garbage."""
+    """Leave what is there by now, modules and tests, out of every collection of garbage, and collect less often."""
     gc.freeze()
+    # Of the processor time of a backfill's tests a twentieth went into collections, of which this leaves the half.
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)
@@ -114,15 +138,6 @@ def server_folder() -> Iterator[Path]:
         yield Path(folder, "postgres")
 
 
-@pytest.fixture
-def own_server(server_folder: Path) -> Iterator[EmbeddedPostgres]:
-    """A server for this test alone, which may stop or crash it; what was committed survives."""
-    server = EmbeddedPostgres(server_folder, {"fsync": "off"})
-    server.start()
-    yield server
-    server.stop("immediate")
-
-
 MEMORY = Path("/dev/shm")
 SPARE_MEMORY = 8 * 2**30
 """Bytes that are free there, where it is used."""
@@ -134,11 +149,36 @@ def in_memory() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[EmbeddedPostgres]:
+def initialised() -> Iterator[Path]:
+    """A server's folder as initdb makes it, which takes a second of a processor; a copy takes a twentieth."""
+    with tempfile.TemporaryDirectory(prefix="amprenta-test-", dir=in_memory()) as folder:
+        server = EmbeddedPostgres(Path(folder, "postgres"), {"fsync": "off"})
+        server.start()
+        server.stop()
+        yield server.folder
+
+
+@pytest.fixture
+def own_folder(server_folder: Path, initialised: Path) -> Path:
+    """The folder of a server for this test alone, which starts and stops it itself."""
+    return copy_server(initialised, server_folder)
+
+
+@pytest.fixture
+def own_server(own_folder: Path) -> Iterator[EmbeddedPostgres]:
+    """A server for this test alone, which may stop or crash it; what was committed survives."""
+    server = EmbeddedPostgres(own_folder, {"fsync": "off"})
+    server.start()
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture(scope="session")
+def postgres_server(initialised: Path) -> Iterator[EmbeddedPostgres]:
     """The server that all tests share; a test that stops a server takes ``own_server``."""
     with tempfile.TemporaryDirectory(prefix="amprenta-test-", dir=in_memory()) as folder:
         server = EmbeddedPostgres(
-            Path(folder, "postgres"),
+            copy_server(initialised, Path(folder, "postgres")),
             {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"},
         )
         server.start()

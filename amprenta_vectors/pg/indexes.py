@@ -30,14 +30,19 @@ _KEY = re.compile(
     rf"(?:::(?:{_NAME}\.)?(?P<cast>halfvec|bit)\((?P<dimension>\d+)\))?\)*"
 )
 
+# What is looked up in the list is not joined: PostgreSQL plans this anew each time, which takes longer than running it.
 # pg_get_indexdef of a key writes the schema of the extension only where that is not on the search path.
 _INDEXES = """
-    SELECT i.indexrelid::bigint AS oid, n.nspname AS schema, c.relname AS name,
-           i.indrelid::bigint AS table_oid, tn.nspname AS table_schema, t.relname AS table,
-           am.amname AS method, i.indisvalid AS valid, i.indisunique AS "unique", i.indimmediate AS immediate,
-           c.relkind = 'I' AS partitioned,
+    SELECT i.indexrelid::bigint AS oid, (SELECT nspname FROM pg_namespace WHERE oid = c.relnamespace) AS schema,
+           c.relname AS name, i.indrelid::bigint AS table_oid,
+           (SELECT nspname FROM pg_namespace WHERE oid = t.relnamespace) AS table_schema, t.relname AS table,
+           (SELECT amname FROM pg_am WHERE oid = c.relam) AS method, i.indisvalid AS valid,
+           i.indisunique AS "unique", i.indimmediate AS immediate, c.relkind = 'I' AS partitioned,
            (SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = c.oid) AS parent_oid,
-           coalesce(obj_description(c.oid, 'pg_class'), '') AS comment,
+           coalesce((
+               SELECT description FROM pg_description
+               WHERE objoid = c.oid AND classoid = 'pg_class'::regclass AND objsubid = 0
+           ), '') AS comment,
            pg_get_indexdef(c.oid) AS definition, pg_get_expr(i.indpred, i.indrelid, true) AS predicate,
            array_to_json(c.reloptions) AS options,
            i.indnatts > i.indnkeyatts AS includes,
@@ -53,18 +58,16 @@ _INDEXES = """
                 WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                   AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum
             ))) AS columns,
-           (SELECT json_agg(o.opcname ORDER BY u.position)
-            FROM unnest(i.indclass::oid[]) WITH ORDINALITY AS u (oid, position)
-            JOIN pg_opclass o ON o.oid = u.oid) AS opclasses,
+           (SELECT json_agg((SELECT opcname FROM pg_opclass WHERE oid = u.oid) ORDER BY u.position)
+            FROM unnest(i.indclass::oid[]) WITH ORDINALITY AS u (oid, position)) AS opclasses,
            coalesce(pg_stat_get_numscans(c.oid), 0) AS scans, pg_size_pretty(pg_relation_size(c.oid)) AS size
     FROM pg_index i
     JOIN pg_class c ON c.oid = i.indexrelid
-    JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_class t ON t.oid = i.indrelid
-    JOIN pg_namespace tn ON tn.oid = t.relnamespace
-    JOIN pg_am am ON am.oid = c.relam
 """
-_OF_RELATIONS = sa.text(f"{_INDEXES} WHERE i.indrelid = ANY(CAST(:relations AS bigint[])) ORDER BY c.relname")
+_OF_RELATIONS = sa.text(
+    f"{_INDEXES} WHERE i.indrelid = ANY(CAST(CAST(:relations AS bigint[]) AS oid[])) ORDER BY c.relname"
+)
 _NAMED = sa.text(f"{_INDEXES} WHERE i.indexrelid = to_regclass(:name)")
 
 # A concurrent build holds its table in SHARE UPDATE EXCLUSIVE mode from beginning to end, which pg_locks tells

@@ -25,6 +25,15 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 
+# OFFSET 0 keeps the two levels apart: each value is read before it is set.
+_SET = sa.text("""
+    SELECT name, before, set_config(name, value, :local)
+    FROM (
+        SELECT name, value, current_setting(name) AS before
+        FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS given (name, value) OFFSET 0
+    ) AS found
+""")
+
 # Others that wait for a lock of this session's, whichever it is.
 _WAITED_FOR = sa.text("""
     SELECT EXISTS (SELECT FROM pg_locks w WHERE NOT w.granted AND pg_backend_pid() = ANY(pg_blocking_pids(w.pid)))
@@ -61,10 +70,8 @@ def settings(connection: Connection, *, local: bool = False, **values: str) -> I
 
 def _apply(connection: Connection, values: Mapping[str, str], *, local: bool) -> dict[str, str]:
     """Set ``values``; return the values that the settings had."""
-    current = sa.select(*(sa.func.current_setting(name).label(name) for name in values))
-    before = dict(connection.execute(current).one()._mapping)
-    connection.execute(sa.select(*(sa.func.set_config(name, value, local) for name, value in values.items())))
-    return before
+    given = {"names": list(values), "values": list(values.values()), "local": local}
+    return {name: before for name, before, _ in connection.execute(_SET, given)}
 
 
 def with_short_lock(connection: Connection, what: str, work: Callable[[], Result]) -> Result:

@@ -318,9 +318,9 @@ def test_a_table_that_was_never_analysed_is_advice(engine: sa.Engine, upgraded_u
     fresh.mend("missing statistics")
 
 
-def test_a_cache_that_is_too_small_is_advice(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_too_small_is_advice(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"fsync": "off", "autovacuum": "off", "shared_buffers": "1MB", "max_connections": "20"}
-    small = EmbeddedPostgres(server_folder, settings)
+    small = EmbeddedPostgres(own_folder, settings)
     small.start()
     try:
         upgrade(Settings.load(database_url=small.url(), vector_dimension=8))

@@ -53,12 +53,12 @@ class World:
 
 
 @pytest.fixture
-def world(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.0)
     monkeypatch.setattr(module, "AWAY_SECONDS", 0.0)
-    with serving(server_folder, autovacuum="off") as primary:
+    with serving(own_folder, autovacuum="off") as primary:
         upgrade(Settings.load(database_url=primary.url(), vector_dimension=8))
-        folder = server_folder.with_name("standby")
+        folder = own_folder.with_name("standby")
         make_standby(primary, folder)
         with serving(folder, hot_standby="on") as standby:
             world = World(primary, standby)

@@ -198,9 +198,9 @@ def test_a_vacuum_is_waited_for_but_not_for_ever(engine: sa.Engine, application:
     wait_for_reason(patient, lambda reason: reason is None)
 
 
-def test_autovacuum_is_told_from_a_vacuum_of_somebodys(server_folder: Path) -> None:
+def test_autovacuum_is_told_from_a_vacuum_of_somebodys(own_folder: Path) -> None:
     slow = {"autovacuum_naptime": "1", "autovacuum_vacuum_cost_delay": "100", "autovacuum_vacuum_cost_limit": "5"}
-    with serving(server_folder, **slow) as server, closing_engine(with_table(server)) as engine:
+    with serving(own_folder, **slow) as server, closing_engine(with_table(server)) as engine:
         execute(engine, "ALTER TABLE rag_chunks SET (autovacuum_vacuum_threshold = 1)")
         execute(engine, "INSERT INTO rag_chunks SELECT n FROM generate_series(1, 50000) n")
         execute(engine, "DELETE FROM rag_chunks")
@@ -404,11 +404,11 @@ def closing_engine(engine: sa.Engine) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-def test_a_replica_that_does_not_replay_is_waited_for(server_folder: Path) -> None:
-    with serving(server_folder) as primary, ExitStack() as stack:
+def test_a_replica_that_does_not_replay_is_waited_for(own_folder: Path) -> None:
+    with serving(own_folder) as primary, ExitStack() as stack:
         engine = with_table(primary)
         stack.callback(engine.dispose)
-        folder = server_folder.with_name("replica")
+        folder = own_folder.with_name("replica")
         make_standby(primary, folder)
         replica = stack.enter_context(serving(folder, hot_standby="on", cluster_name="reader"))
         throttle = to_throttle(engine, max_replica_lag_seconds=1)
@@ -426,9 +426,9 @@ def test_a_replica_that_does_not_replay_is_waited_for(server_folder: Path) -> No
 
 
 @pytest.mark.parametrize("privileged", [True, False])
-def test_wal_that_the_archiver_does_not_take_is_waited_for(server_folder: Path, privileged: bool) -> None:
+def test_wal_that_the_archiver_does_not_take_is_waited_for(own_folder: Path, privileged: bool) -> None:
     settings = {"archive_mode": "on", "archive_command": "test -f archiving"}
-    with serving(server_folder, **settings) as server, ExitStack() as stack:
+    with serving(own_folder, **settings) as server, ExitStack() as stack:
         owner = with_table(server)
         stack.callback(owner.dispose)
         execute(owner, "CREATE ROLE worker LOGIN")

@@ -243,3 +243,12 @@ def test_behind_a_pooler_all_but_migrations_works_and_leaves_nothing_with_a_sess
         found = left_behind(url)
         assert len(found) > 1
         assert set(found.values()) == {(None, 0, 0, 0, 0)}
+
+
+def test_a_new_connection_asks_the_catalogue_for_no_type_that_nothing_reads(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("psycopg2.extras.HstoreAdapter.get_oids", lambda *found: asked.append(found))
+    engine.connect().close()
+    assert asked == []

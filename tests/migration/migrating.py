@@ -65,7 +65,10 @@ class Database:
         # What a test sets for its role holds from the next session on.
         pool: dict[str, Any] = {"poolclass": sa.NullPool} if role else {"pool_pre_ping": True}
         self.engine = sa.create_engine(
-            parsed.set(username=role or parsed.username), isolation_level="AUTOCOMMIT", **pool
+            parsed.set(username=role or parsed.username),
+            isolation_level="AUTOCOMMIT",
+            use_native_hstore=False,
+            **pool,
         )
         self.url = self.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 

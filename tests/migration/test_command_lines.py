@@ -30,17 +30,32 @@ COMMANDS = {
 }
 
 
+FEWER = {
+    "alembic": [("-x", "dimension=many", "upgrade", "head"), ("upgrade", "head")],
+    "amprenta_vectors": [("db", "upgrade"), ("db", "downgrade", "nowhere")],
+}
+"""One that ends well and one that does not: each takes a second and more. `make torture` types them all."""
+
+
 def told(done: Completed) -> tuple[int, str, str]:
     """How a command ended and what it said, but for what is another every time: sizes, names and moments."""
     said = (re.sub(r"clone_\d+|\d+\.\d+ MB", "…", text) for text in (done.stdout, done.stderr))
     return (done.returncode, *said)
 
 
-@pytest.mark.parametrize("module", COMMANDS)
-def test_a_process_of_its_own_says_and_does_the_same(clone: Callable[..., Database], module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "commands"),
+    [
+        *(pytest.param(*each, id=each[0]) for each in FEWER.items()),
+        *(pytest.param(*each, id=f"{each[0]}, all", marks=pytest.mark.torture) for each in COMMANDS.items()),
+    ],
+)
+def test_a_process_of_its_own_says_and_does_the_same(
+    clone: Callable[..., Database], module: str, commands: list[tuple[str, ...]]
+) -> None:
     by_process, in_process = clone(), clone()
     codes = set()
-    for arguments in COMMANDS[module]:
+    for arguments in commands:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,

@@ -255,18 +255,28 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize(("statement", "said"), FOREIGN.values(), ids=FOREIGN.keys())
+FOREIGN_TOGETHER = {
+    "its trigger's function and all but the trigger": [name for name in FOREIGN if name != "trigger"],
+    "its trigger": ["trigger"],
+}
+"""A trigger of ours calls an application's function in the first; in the second nothing calls ours."""
+TOGETHER = pytest.mark.parametrize("names", FOREIGN_TOGETHER.values(), ids=FOREIGN_TOGETHER.keys())
+
+
+@TOGETHER
 def test_what_an_application_has_under_such_a_name_is_used_never_replaced_and_never_dropped(
-    db: Database, caplog: pytest.LogCaptureFixture, statement: str, said: str
+    db: Database, caplog: pytest.LogCaptureFixture, names: list[str]
 ) -> None:
     caplog.set_level(logging.INFO)
     db.execute("CREATE EXTENSION vector")
     PRODUCTS.adopt(db)
-    db.execute(statement)
+    for name in names:
+        db.execute(FOREIGN[name][0])
     before = fingerprint(db)
     PRODUCTS.upgrade(db)
     PRODUCTS.check(db)
-    assert said in caplog.text
+    for name in names:
+        assert FOREIGN[name][1] in caplog.text
     assert [row for row in fingerprint(db) if row in before and row[1] in ("function", "trigger")] == [
         row for row in before if row[1] in ("function", "trigger")
     ]

@@ -16,13 +16,16 @@ from pytest_alembic.tests import (  # noqa: F401
     test_model_definitions_match_ddl,
     test_single_head_revision,
     test_up_down_consistency,
-    test_upgrade,
 )
+from pytest_alembic.tests import test_upgrade as upgrade_alone
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.migrate import alembic_config as config_of
 from amprenta_vectors.sections import SECTIONS
+
+# The two others begin with it: alone it is asked for in `make torture`.
+test_upgrade = pytest.mark.torture(upgrade_alone)
 
 DRIVERS = {"alone": "psycopg2", "mounted": "psycopg"}
 REVISIONS = [

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from fingerprint import fingerprint
 from migrating import ROOT, Database, psql, run_script
 from systems import DIMENSION, PRODUCTS, RAG, SYSTEMS, System
-from test_products_section import FOREIGN
+from test_products_section import FOREIGN, TOGETHER
 
 from amprenta_vectors import migrate
 from amprenta_vectors.cli import main
@@ -282,12 +282,13 @@ def test_what_the_upgrade_refuses_no_script_does(db: Database, section: str, sta
     assert f"error: {caught.value}" in said
 
 
-@pytest.mark.parametrize("statement", [each for each, _ in FOREIGN.values()], ids=FOREIGN.keys())
-def test_the_script_for_a_database_uses_what_an_application_has(db: Database, twin: Database, statement: str) -> None:
+@TOGETHER
+def test_the_script_for_a_database_uses_what_an_application_has(db: Database, twin: Database, names: list[str]) -> None:
     for each in (db, twin):
         each.execute("CREATE EXTENSION vector")
         PRODUCTS.adopt(each)
-        each.execute(statement)
+        for name in names:
+            each.execute(FOREIGN[name][0])
     run_script(db, printed_for(db, "upgrade", "--section", "products"))
     PRODUCTS.upgrade(twin)
     assert state(db) == state(twin)

@@ -38,10 +38,20 @@ def fill_adopted(db: Database, system: System) -> None:
     system.fill(db)
 
 
-@pytest.fixture(params=["made", "adopted"])
-def table(request: pytest.FixtureRequest, clone: Callable[..., Database], system: System) -> Database:
+TABLES = [
+    # Each way in one section here, the two others in `make torture`.
+    pytest.param("documents", fill_adopted, id="documents, adopted"),
+    pytest.param("products", fill_made, id="products, made"),
+    pytest.param("documents", fill_made, id="documents, made", marks=pytest.mark.torture),
+    pytest.param("products", fill_adopted, id="products, adopted", marks=pytest.mark.torture),
+]
+FILLED = pytest.mark.parametrize(("system", "fill"), TABLES, indirect=["system"])
+
+
+@pytest.fixture
+def table(clone: Callable[..., Database], system: System, fill: Callable[..., None]) -> Database:
     """A system at head with 20 embeddings, its table made here or by its application."""
-    return clone(fill_adopted if request.param == "adopted" else fill_made, system)
+    return clone(fill, system)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +121,7 @@ def test_alembic_dash_n_does_what_the_packages_own_command_does(
     assert fingerprint(db) == made
 
 
+@FILLED
 def test_down_and_up_again_brings_back_every_embedding_bit_for_bit(table: Database, system: System) -> None:
     before = system.bits(table)
     for _ in range(2):
@@ -121,6 +132,7 @@ def test_down_and_up_again_brings_back_every_embedding_bit_for_bit(table: Databa
         system.check(table)
 
 
+@FILLED
 def test_rows_changed_meanwhile_are_null_and_the_others_are_not(table: Database, system: System) -> None:
     system.downgrade(table)
     name = system.table if table.columns(system.table) else f"{system.table}_retired"
@@ -145,6 +157,7 @@ def test_a_purge_drops_the_embeddings_and_of_an_adopted_table_nothing_else(
     assert db.scalar(f"SELECT count(*) FROM {system.table}") == 20
 
 
+@FILLED
 def test_a_view_on_the_embedding_survives_and_is_named_when_it_stands_in_the_way_of_a_purge(
     table: Database, system: System
 ) -> None:

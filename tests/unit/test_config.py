@@ -66,6 +66,18 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
     assert settings.vector_dimension is None
 
 
+@pytest.mark.parametrize("variable", ["THRESHOLDS", "SOURCE_LIMITS"])
+def test_a_variable_that_has_the_name_of_a_group_is_another_applications(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "of another's")
+    monkeypatch.setenv("AMPRENTA_MAX_LOCK_WAITERS", "9")
+    monkeypatch.setenv("AMPRENTA_LIST_PER_SECOND", "off")
+    settings = Settings.load(max_wal_mb_per_second=3)
+    assert (settings.thresholds.max_lock_waiters, settings.thresholds.max_wal_mb_per_second) == (9, 3)
+    assert settings.source_limits.list_per_second is None
+
+
 def test_migrations_have_a_url_of_their_own_where_it_is_given() -> None:
     settings = Settings.load(database_url="postgresql://pooler/db", migration_database_url="postgresql://direct/db")
     assert engine_url(settings).host == "pooler"
