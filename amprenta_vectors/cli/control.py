@@ -21,6 +21,9 @@ _SAID = {
     "fetch_per_second": "fetch requests a second",
     "read_units_per_second": "read units a second",
     "max_read_units": "read units in all",
+    "tokens_per_second": "tokens a second",
+    "token_price": "price",
+    "max_cost": "cost",
 }
 
 run_argument = click.argument("run", type=int, required=False)
@@ -87,6 +90,9 @@ def cancel(run: int | None) -> None:
 @click.option("--fetch-per-second", type=click.FloatRange(min=0), help="Fetch requests, of all processes.")
 @click.option("--read-units-per-second", type=click.FloatRange(min=0), help="Read units, of all processes.")
 @click.option("--max-read-units", type=click.IntRange(min=0), help="Read units that the run may spend in all.")
+@click.option("--tokens-per-second", type=click.FloatRange(min=0), help="Tokens of a service, of all processes.")
+@click.option("--token-price", type=click.FloatRange(min=0, min_open=True), help="What a million tokens cost.")
+@click.option("--max-cost", type=click.FloatRange(min=0), help="What embedding may cost in all.")
 @click.option("--clear", is_flag=True, help="Lift every limit that was set here, before those given are set.")
 def limits(run: int | None, clear: bool, **given: float | None) -> None:
     """Show the limits set on RUN, by default the only one unfinished, or set some.
@@ -110,6 +116,10 @@ def limits(run: int | None, clear: bool, **given: float | None) -> None:
 
 
 def _said(name: str, value: float) -> str:
+    if name == "token_price":
+        return f"a price of {value:,.10g} for a million tokens"
+    if name == "max_cost":
+        return f"a cost of at most {value:,.10g} in all" if value else "any cost"
     return f"at most {value:,.10g} {_SAID[name]}" if value else f"any number of {_SAID[name]}"
 
 

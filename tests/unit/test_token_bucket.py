@@ -15,7 +15,7 @@ from amprenta_vectors.backfill.limits.ledger import OwnLedger
 from amprenta_vectors.backfill.limits.meter import LeasedMeter, Share
 from amprenta_vectors.backfill.limits.token_bucket import Lease, TokenBucket, lend, lower, refill
 from amprenta_vectors.config import Settings, SourceLimits
-from amprenta_vectors.errors import ConfigError, ReadUnitsSpent
+from amprenta_vectors.errors import ConfigError, LimitReached
 
 
 class Clock:
@@ -193,7 +193,7 @@ def test_one_request_too_many_for_the_limit_of_read_units_is_not_made() -> None:
     meter = to_meter(Clock(), SourceLimits(max_read_units=250))
     meter.before("fetch", 100)
     meter.before("fetch", 100)
-    with pytest.raises(ReadUnitsSpent) as caught:
+    with pytest.raises(LimitReached) as caught:
         meter.before("fetch", 100)
     assert caught.value.exit_code == 1
     assert "200 of 250" in caught.value.message
