@@ -107,12 +107,24 @@ def limits(run: int | None, clear: bool, **given: float | None) -> None:
     engine, run_id = _open(run)
     changes = {name: value for name, value in given.items() if value is not None}
     with transaction(engine) as connection:
+        if changes.get("max_cost") and "token_price" not in ({} if clear else runs.load_run(connection, run_id).limits):
+            _require_price(changes)
         if changes or clear:
             in_force: Mapping[str, float] = change_limits(connection, run_id, changes, clear=clear)
         else:
             in_force = runs.load_run(connection, run_id).limits
     listed = ", ".join(_said(name, in_force[name]) for name in _SAID if name in in_force)
     say(f"run {run_id}: {listed or 'no limits but those that its processes were started with'}")
+
+
+def _require_price(changes: Mapping[str, float]) -> None:
+    from amprenta_vectors.errors import ConfigError
+
+    if "token_price" not in changes:
+        raise ConfigError(
+            f"the cost is to be at most {changes['max_cost']:,.10g}, and the run has no price of tokens",
+            hint="--token-price P beside it, with the price of a million tokens",
+        )
 
 
 def _said(name: str, value: float) -> str:

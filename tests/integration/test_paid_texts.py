@@ -165,6 +165,20 @@ def test_the_limit_is_said_in_money_and_raised_from_another_terminal(
     assert json.loads(report.read_text())["tokens"]["spent"] == counted(engine)
 
 
+def test_a_limit_on_a_run_that_has_no_price_is_refused_until_one_is_given(
+    pages: dict[str, str], engine: sa.Engine, service: HardService
+) -> None:
+    without = {name: value for name, value in pages.items() if name != "AMPRENTA_TOKEN_PRICE"}
+    assert run(without, "backfill", "--no-verify", "--limit", "10").exit_code == 0
+    order = ("limits", str(last_run(engine)), "--max-cost", "3")
+    refused = run(without, *order)
+    assert refused.exit_code == 2
+    assert "the run has no price of tokens" in refused.output
+    assert "a price of 0.5 for a million tokens" in run(without, *order, "--token-price", "0.5").output
+    assert "a cost of at most 3 in all" in run(without, *order).output
+    assert run(without, *order, "--clear").exit_code == 2
+
+
 def test_what_embedding_will_cost_is_said_before_and_is_right_within_the_error_that_is_said(
     pages: dict[str, str], engine: sa.Engine, service: HardService
 ) -> None:

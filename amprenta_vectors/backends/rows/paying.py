@@ -84,8 +84,8 @@ class PayingEmbedder:
 
         Where nobody says whether it was charged, because the answer was lost, it is taken to have cost the most.
         """
-        most, likely = most_tokens(texts), likely_tokens(texts)
-        self._reserve(most, likely)
+        meter, most, likely = self.meter, most_tokens(texts), likely_tokens(texts)
+        self._reserve(meter, most, likely)
         spent = most
         try:
             answer = self._service.request(texts)
@@ -93,20 +93,20 @@ class PayingEmbedder:
         except FREE as error:
             spent = 0
             if isinstance(error, RateLimited):
-                self.meter.limited("fetch", error.retry_after)
+                meter.limited("fetch", error.retry_after)
             raise
         finally:
-            self.meter.settle(most, spent)
+            meter.settle(most, spent)
             self._ended()
         return answer
 
-    def _reserve(self, most: int, likely: int) -> None:
+    def _reserve(self, meter: Meter, most: int, likely: int) -> None:
         """Wait for the meter. Raises `LimitReached` if no request of this process is under way that may give back."""
         while True:
             with self._changed:
                 self._under_way += 1
             try:
-                self.meter.before("fetch", most, likely)
+                meter.before("fetch", most, likely)
             except LimitReached:
                 with self._changed:
                     self._ended()
