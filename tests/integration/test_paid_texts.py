@@ -165,6 +165,24 @@ def test_the_limit_is_said_in_money_and_raised_from_another_terminal(
     assert json.loads(report.read_text())["tokens"]["spent"] == counted(engine)
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"OPENAI_API_KEY": "not-this-one"}, "it does not accept the key\n  hint: export OPENAI_API_KEY=…"),
+        ({"OPENAI_EMBEDDING_MODEL": "no-model"}, "it has no model 'no-model'\n  hint: export OPENAI_EMBEDDING_MODEL=…"),
+    ],
+)
+def test_a_key_that_is_refused_and_a_model_that_is_not_there_end_the_command_and_cost_nothing(
+    pages: dict[str, str], engine: sa.Engine, service: HardService, change: dict[str, str], expected: str
+) -> None:
+    refused = run({**pages, **change}, "backfill", "--max-cost", "1")
+    assert refused.exit_code == 2, refused.output
+    assert expected in refused.output
+    assert "not-this-one" not in refused.output
+    assert (service.tokens, counted(engine)) == (0, 0)
+    assert run(pages, "backfill", "--resume", "--max-cost", "100", "--no-verify").exit_code == 0
+
+
 def test_a_limit_on_a_run_that_has_no_price_is_refused_until_one_is_given(
     pages: dict[str, str], engine: sa.Engine, service: HardService
 ) -> None:
@@ -208,6 +226,17 @@ def test_the_verification_is_counted_and_limited_too(
     assert "tokens are spent, and the next request may cost" in verified.output
     assert "AMPRENTA_MAX_COST" in verified.output
     assert (service.tokens - before) / 1_000_000 * PRICE <= 0.001
+
+
+def test_the_verification_embeds_again_at_the_cost_of_the_run_and_keeps_nothing(
+    pages: dict[str, str], engine: sa.Engine, service: HardService
+) -> None:
+    result = run(pages, "backfill")
+    assert result.exit_code == 0, result.output
+    assert f"verified {ROWS} vectors" in result.output
+    assert set(service.billed.values()) == {2}
+    assert counted(engine) == service.tokens
+    assert execute(engine, "SELECT count(*) FROM migration_text") == [(0,)]
 
 
 # Texts that others hold.
