@@ -212,6 +212,7 @@ def test_what_embedding_will_cost_is_said_before_and_is_right_within_the_error_t
     assert run(pages, "backfill", "--no-verify").exit_code == 0
     # The service's tokens are Llama's, of which English and code have a quarter more than of OpenAI's.
     assert 0.7 * service.tokens <= estimated <= 1.1 * service.tokens
+    assert "tokens: about 0, within 25%, in 0 different texts of 0" in run(pages, "backfill", "--dry-run").output
     planned = run({**pages, "AMPRENTA_TOKEN_PRICE": ""}, "backfill", "--dry-run", "--keys-from", "source")
     assert "cost: not known: export AMPRENTA_TOKEN_PRICE" in planned.output
 
@@ -289,6 +290,9 @@ def test_who_meets_a_text_that_another_embeds_waits_for_its_vector(engine: sa.En
     until(lambda: bool(service.asked))
     until(lambda: execute(engine, "SELECT count(*) FROM migration_progress WHERE status = 'running'") == [(4,)])
     assert execute(engine, "SELECT count(embedding) FROM pages") == [(0,)]
+    lease = "SELECT lease_expires_at FROM migration_text"
+    first = execute(engine, lease)
+    until(lambda: execute(engine, lease) > first)
     service.goes_on.set()
     worker.join()
     assert service.asked == ["the same"]
