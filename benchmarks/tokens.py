@@ -39,6 +39,8 @@ LANGUAGES = (
     "vi",
     "hu",
 )
+NOT_FITTED_TO = ("it", "nl", "pt", "sv", "cs", "bg", "fa", "id", "ro", "da", "sk", "ca")
+ROOT = Path(__file__).parents[1]
 SPLIT = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
@@ -54,8 +56,11 @@ def texts_by_kind(folder: Path | None) -> Mapping[str, Sequence[str]]:
         "code": [chunk.text for chunk in chunks if "#source#" in chunk.id],
     }
     if folder is not None:
-        kinds |= {language: translations(folder, language) for language in LANGUAGES}
+        kinds |= {language: translations(folder, language) for language in (*LANGUAGES, *NOT_FITTED_TO)}
     drawn = random.Random(1)
+    kinds["pages of this project"] = [
+        part for page in sorted((ROOT / "docs").glob("*.md")) for part in page.read_text().split("\n\n")
+    ]
     kinds["base64"] = [base64.b64encode(drawn.randbytes(150)).decode() for _ in range(200)]
     return kinds
 

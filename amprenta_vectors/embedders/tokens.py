@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 ERROR = 0.25
-"""The error of an estimate for many texts: within 5 % for English and code, within 25 % for 18 other languages.
+"""The error of an estimate for many texts: within 5 % for English and code, within 25 % for 30 other languages.
 
 Measured against OpenAI's cl100k_base (docs/embed-texts.md has the table; benchmarks/tokens.py makes it). What is no
 language, such as base64, has up to twice the tokens that are estimated.
