@@ -50,7 +50,9 @@ Limit = Annotated[float | None, BeforeValidator(_to_limit)]
 
 
 LongTexts = Literal["refuse", "cut", "chunk"]
-EmbedderName = Literal["wordllama", "wordllama-128", "wordllama-64", "gemini", "ollama", "openai"]
+EmbedderName = Literal[
+    "wordllama", "wordllama-128", "wordllama-64", "gemini", "ollama", "openai", "sentence_transformers"
+]
 
 LIST_PER_SECOND = 200.0
 FETCH_PER_SECOND = 100.0
@@ -66,18 +68,35 @@ class _Group(BaseModel):
 class SourceLimits(_Group):
     """The limits on what a run asks of its source; None is no limit.
 
-    ``max_read_units`` is for a whole run, retries included.
+    ``max_read_units`` and ``max_cost`` are for a whole run, retries included. ``token_price`` is that of a million
+    tokens of the embedder, in the currency of ``max_cost``.
     """
 
     list_per_second: Limit = _ours("list_per_second", LIST_PER_SECOND)
     fetch_per_second: Limit = _ours("fetch_per_second", FETCH_PER_SECOND)
     read_units_per_second: Limit = _ours("read_units_per_second", None)
     max_read_units: Annotated[int | None, BeforeValidator(_to_limit)] = _ours("max_read_units", None)
+    tokens_per_second: Limit = _ours("tokens_per_second", None)
+    token_price: Limit = _ours("token_price", None)
+    max_cost: Limit = _ours("max_cost", None)
 
-    def of(self, kind: Literal["list", "fetch", "read_units"]) -> float | None:
+    def of(self, kind: Literal["list", "fetch", "read_units", "tokens"]) -> float | None:
         """Return the limit a second of one kind; None is no limit."""
         limit: float | None = getattr(self, f"{kind}_per_second")
         return limit
+
+    def most(self, unit: Literal["read_units", "tokens"]) -> int | None:
+        """Return how many units a run may be charged for in all. Raises `ConfigError` for a cost without a price."""
+        if unit == "read_units":
+            return self.max_read_units
+        if self.max_cost is None:
+            return None
+        if self.token_price is None:
+            raise ConfigError(
+                f"the cost is limited to {self.max_cost:,.10g} (AMPRENTA_MAX_COST), and no price of tokens is set",
+                hint="export AMPRENTA_TOKEN_PRICE=… with the price of a million tokens, or AMPRENTA_MAX_COST=off",
+            )
+        return int(self.max_cost / self.token_price * 1_000_000)
 
     def under(self, ordered: Mapping[str, Any]) -> Self:
         """Return these limits, replaced by those ``ordered`` of the run: 0 there is no limit, null is not set."""
@@ -177,6 +196,7 @@ class Settings(BaseSettings):
     openai_embedding_model: str = "text-embedding-3-small"
     ollama_host: str | None = None
     ollama_api_model_embedding: str = "nomic-embed-text"
+    sentence_transformers_model: str = "sentence-transformers/all-MiniLM-L6-v2"
 
     langsmith_tracing: bool = False
     langsmith_api_key: SecretStr | None = None

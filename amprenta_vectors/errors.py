@@ -18,7 +18,7 @@ AmprentaError                   exit 1
 ├── MissingExtra                exit 2: an optional package is not installed
 ├── SourceError                 exit 1: the source answered what its protocol does not allow
 │   └── KeysRefused             halve the keys that were asked for until the refused ones stand alone
-├── ReadUnitsSpent              exit 1: the next request would pass the limit; the run can be resumed
+├── LimitReached                exit 1: the next request would pass the limit; the run can be resumed
 ├── TooManyQuarantined          exit 1: more rows were quarantined than may be; the run can be resumed
 ├── ModelMismatch               exit 2: vectors are not from the model that they are said to be from
 ├── RowError                    quarantine the row and continue
@@ -161,8 +161,8 @@ class KeysRefused(SourceError):
     """The source refused a request as a whole; keys in it may be at fault, its other requests are not."""
 
 
-class ReadUnitsSpent(AmprentaError):
-    """The next request to the source may cost more read units than the limit leaves."""
+class LimitReached(AmprentaError):
+    """The next request to the source may cost more than the limit on read units, or on the cost, leaves."""
 
 
 class TooManyQuarantined(AmprentaError):

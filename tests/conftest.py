@@ -61,7 +61,7 @@ OUR_PREFIXES = (
 )
 LONGEST = ("test_steps.py", "test_killed.py", "test_command_lines.py", "test_sections.py", "test_pytest_alembic.py")
 """Files whose tests take a quarter of a minute and more: they begin first, so that none runs alone at the end."""
-KINDS = ("torture", "journey")
+KINDS = ("torture", "journey", "local_models")
 """Folders whose tests are marked with the folder's name, and run only when asked for by it."""
 
 

@@ -17,8 +17,8 @@ class Form:
 
     ``kills`` is of processes of one backfill; ``upgrade_kills`` of each upgrade and downgrade of each revision;
     ``writer_kills`` of processes that write to two stores; ``pooler_kills`` of processes behind PgBouncer. ``crashes``
-    is of PostgreSQL during one backfill. A demo moves ``demo_rows``, or all there are. No test takes longer than
-    ``test_seconds``.
+    is of PostgreSQL during one backfill. A demo moves ``demo_rows``, or all there are; a service embeds ``paid_texts``.
+    No test takes longer than ``test_seconds``.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Form:
     stall_seconds: float
     empty_databases: bool
     demo_rows: dict[str, int]
+    paid_texts: int
     test_seconds: int
 
 
@@ -46,9 +47,10 @@ FORMS = {
             3.0,
             False,
             {"rag_chunks": 2800, "documents": 160, "products": 150, "column": 2000},
+            6_000,
             1_800,
         ),
-        Form("long", 100, 50, 50, 20, 10, 30.0, True, {}, 6 * 3_600),
+        Form("long", 100, 50, 50, 20, 10, 30.0, True, {}, 50_000, 6 * 3_600),
     )
 }
 

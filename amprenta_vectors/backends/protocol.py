@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.batch import Key, VectorBatch
+from amprenta_vectors.batch import Key, VectorBatch, Vectors
 from amprenta_vectors.errors import RowError
 from amprenta_vectors.pg.types import Distance
-from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.kinds import SourceKind, Unit
 from amprenta_vectors.schema.slice import Slice
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -50,8 +50,15 @@ Route = Literal["list", "fetch"]
 class Meter(Protocol):
     """Accounts for every single request that a metered source makes, repeats included."""
 
-    def before(self, route: Route, read_units: int) -> None:
-        """Wait until one request that costs at most ``read_units`` may be made, and account for it."""
+    def before(self, route: Route, units: int, likely: int | None = None) -> None:
+        """Wait until one request that costs at most ``units`` may be made, and account for them.
+
+        A limit by the second is asked for the ``likely`` number, which is by default all of them.
+        """
+        ...
+
+    def settle(self, units: int, spent: int) -> None:
+        """Account for what a request really cost, in place of the ``units`` that `before` was told."""
         ...
 
     def limited(self, route: Route, retry_after: float | None) -> None:
@@ -62,8 +69,11 @@ class Meter(Protocol):
 class Unmetered:
     """A meter that lets every request through."""
 
-    def before(self, route: Route, read_units: int) -> None:
+    def before(self, route: Route, units: int, likely: int | None = None) -> None:
         """Return at once."""
+
+    def settle(self, units: int, spent: int) -> None:
+        """Ignore it."""
 
     def limited(self, route: Route, retry_after: float | None) -> None:
         """Ignore it."""
@@ -74,6 +84,80 @@ class Metered(Protocol):
     """A source whose requests are limited or cost something: it asks ``meter`` before each, repeats included."""
 
     meter: Meter
+
+    @property
+    def unit(self) -> Unit:
+        """What its requests are charged by."""
+        ...
+
+
+class TextVectors(Protocol):
+    """The vectors of texts that were paid for, by the texts' digests, shared by all batches and processes of a run.
+
+    A text is embedded by whoever took it, and by nobody else until that one gives it back or is gone.
+    """
+
+    def take(self, digests: Collection[bytes]) -> tuple[set[bytes], dict[bytes, Vectors]]:
+        """Return which texts the caller is to embed from now on, and the vectors of those that are embedded."""
+        ...
+
+    def publish(self, vectors: Mapping[bytes, Vectors]) -> None:
+        """Keep the vectors of texts that the caller has embedded, before anything else is done with them."""
+        ...
+
+    def give_back(self, digests: Collection[bytes]) -> None:
+        """Let others embed what the caller took and did not embed."""
+        ...
+
+    def wait(self) -> None:
+        """Wait a moment for texts that others have taken. Raises if nothing may go on."""
+        ...
+
+
+class Unshared:
+    """The vectors of no text: each is embedded by whoever has it."""
+
+    def take(self, digests: Collection[bytes]) -> tuple[set[bytes], dict[bytes, Vectors]]:
+        """Return all of them to be embedded."""
+        return set(digests), {}
+
+    def publish(self, vectors: Mapping[bytes, Vectors]) -> None:
+        """Keep nothing."""
+
+    def give_back(self, digests: Collection[bytes]) -> None:
+        """Do nothing."""
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+@dataclass(frozen=True)
+class TextSurvey:
+    """The texts of a source: how many, how many ``different`` ones, with how many bytes of UTF-8 these have in all.
+
+    ``tokens_per_byte`` is estimated from some of them, and may be off by the share ``error``.
+    """
+
+    texts: int
+    different: int
+    bytes_: int
+    tokens_per_byte: float
+    error: float
+
+
+@runtime_checkable
+class PaidSource(Protocol):
+    """A source that pays for each text, and asks ``shared`` for its vector before it does."""
+
+    shared: TextVectors
+
+    def survey(self, *, only_empty: bool) -> TextSurvey:
+        """Measure the texts of all rows, or of those without an embedding. Raises `TransientError`."""
+        ...
+
+    def requests_for(self, texts: int, bytes_: int) -> int:
+        """Return how many requests so many texts take at least."""
+        ...
 
 
 class Source(Protocol):

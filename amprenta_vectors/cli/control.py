@@ -21,6 +21,9 @@ _SAID = {
     "fetch_per_second": "fetch requests a second",
     "read_units_per_second": "read units a second",
     "max_read_units": "read units in all",
+    "tokens_per_second": "tokens a second",
+    "token_price": "price",
+    "max_cost": "cost",
 }
 
 run_argument = click.argument("run", type=int, required=False)
@@ -87,6 +90,9 @@ def cancel(run: int | None) -> None:
 @click.option("--fetch-per-second", type=click.FloatRange(min=0), help="Fetch requests, of all processes.")
 @click.option("--read-units-per-second", type=click.FloatRange(min=0), help="Read units, of all processes.")
 @click.option("--max-read-units", type=click.IntRange(min=0), help="Read units that the run may spend in all.")
+@click.option("--tokens-per-second", type=click.FloatRange(min=0), help="Tokens of a service, of all processes.")
+@click.option("--token-price", type=click.FloatRange(min=0, min_open=True), help="What a million tokens cost.")
+@click.option("--max-cost", type=click.FloatRange(min=0), help="What embedding may cost in all.")
 @click.option("--clear", is_flag=True, help="Lift every limit that was set here, before those given are set.")
 def limits(run: int | None, clear: bool, **given: float | None) -> None:
     """Show the limits set on RUN, by default the only one unfinished, or set some.
@@ -101,6 +107,8 @@ def limits(run: int | None, clear: bool, **given: float | None) -> None:
     engine, run_id = _open(run)
     changes = {name: value for name, value in given.items() if value is not None}
     with transaction(engine) as connection:
+        if changes.get("max_cost") and "token_price" not in ({} if clear else runs.load_run(connection, run_id).limits):
+            _require_price(changes)
         if changes or clear:
             in_force: Mapping[str, float] = change_limits(connection, run_id, changes, clear=clear)
         else:
@@ -109,7 +117,21 @@ def limits(run: int | None, clear: bool, **given: float | None) -> None:
     say(f"run {run_id}: {listed or 'no limits but those that its processes were started with'}")
 
 
+def _require_price(changes: Mapping[str, float]) -> None:
+    from amprenta_vectors.errors import ConfigError
+
+    if "token_price" not in changes:
+        raise ConfigError(
+            f"the cost is to be at most {changes['max_cost']:,.10g}, and the run has no price of tokens",
+            hint="--token-price P beside it, with the price of a million tokens",
+        )
+
+
 def _said(name: str, value: float) -> str:
+    if name == "token_price":
+        return f"a price of {value:,.10g} for a million tokens"
+    if name == "max_cost":
+        return f"a cost of at most {value:,.10g} in all" if value else "any cost"
     return f"at most {value:,.10g} {_SAID[name]}" if value else f"any number of {_SAID[name]}"
 
 

@@ -6,6 +6,8 @@ import shlex
 from datetime import UTC, datetime
 
 from amprenta_vectors.backends.opening import kind_of
+from amprenta_vectors.backfill.database.text_estimate import TextEstimate
+from amprenta_vectors.backfill.progress.charges import to_money
 from amprenta_vectors.backfill.report.timeline import to_duration
 from amprenta_vectors.cli.index_text import to_size
 from amprenta_vectors.cli.printer import say
@@ -39,6 +41,8 @@ def describe_plan(settings: Settings, plan: Plan) -> None:
     records = "vectors"
     if source.computed:
         time = f"as long as the embedder takes (--limit 1000 tells){index}"
+        if plan.texts is not None:
+            time = f"{_to_range(*plan.texts.seconds)} by one process (--limit 1000 tells){index}"
         records = "texts"
     lines = {
         "source": f"{source.kind} {source.identity}: {source.count or 0:,} {records}, {source.dimension} dimensions",
@@ -57,7 +61,11 @@ def describe_plan(settings: Settings, plan: Plan) -> None:
         lines["not used"] = plan.unused.describe()
     if plan.metered:
         lines["read units"] = f"about {figures.read_units:,}, and {figures.comparison_read_units:,} for the comparison"
+    if plan.texts is not None:
+        lines |= _of_texts(plan.texts)
     print_pairs(lines)
+    if plan.texts is not None and _passes(plan.texts):
+        say("  the limit on the cost stops the run before its end; --resume with a higher one resumes it")
     if figures.absent_here:
         say(
             f"  at least {figures.absent_here:,} records of the source have no row here: they stay where they are, and "
@@ -75,6 +83,24 @@ def describe_plan(settings: Settings, plan: Plan) -> None:
         )
     _print_backup(settings, table)
     say("Nothing was changed.")
+
+
+def _of_texts(texts: TextEstimate) -> dict[str, str]:
+    within = f"within {texts.error:.0%}"
+    allowed = "" if texts.max_cost is None else f"; at most {to_money(texts.max_cost)} is allowed"
+    if texts.cost is None:
+        cost = "not known: export AMPRENTA_TOKEN_PRICE=… with the price of a million tokens"
+    else:
+        cost = f"about {to_money(texts.cost)} at {texts.price:,.10g} for a million tokens, {within}{allowed}"
+    return {
+        "tokens": f"about {texts.tokens:,}, {within}, in {texts.different:,} different texts of {texts.texts:,}, by "
+        f"{texts.requests:,} requests or more",
+        "cost": cost,
+    }
+
+
+def _passes(texts: TextEstimate) -> bool:
+    return texts.cost is not None and texts.max_cost is not None and texts.cost > texts.max_cost
 
 
 def _to_range(fast: float, slow: float) -> str:

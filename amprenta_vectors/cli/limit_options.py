@@ -21,6 +21,11 @@ _HELP = {
     "read_units_per_second": "Read units a second, likewise.  [env var: AMPRENTA_READ_UNITS_PER_SECOND; default: off]",
     "max_read_units": "Stop before the run has cost more than so many read units, repeated requests included.  "
     "[env var: AMPRENTA_MAX_READ_UNITS; default: off]",
+    "tokens_per_second": "Tokens a second of an embedding service, of all processes together.  "
+    "[env var: AMPRENTA_TOKENS_PER_SECOND; default: off]",
+    "token_price": "What a million tokens cost, in the currency of --max-cost.  [env var: AMPRENTA_TOKEN_PRICE]",
+    "max_cost": "Stop before embedding has cost more than so much, repeated requests included.  "
+    "[env var: AMPRENTA_MAX_COST; default: off]",
 }
 
 

@@ -16,12 +16,13 @@ from rich.text import Text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from amprenta_vectors.backfill.progress.charges import charge_of
 from amprenta_vectors.backfill.progress.snapshot import Snapshot, look
 from amprenta_vectors.backfill.progress.states import UNFINISHED
 from amprenta_vectors.backfill.report.timeline import Outlook, look_ahead
 from amprenta_vectors.cli.options import stop_on_signal
 from amprenta_vectors.cli.printer import error_lines, say
-from amprenta_vectors.cli.run_text import held_by, to_json, to_pace, to_read_units, to_scope, to_state
+from amprenta_vectors.cli.run_text import held_by, to_charge, to_json, to_pace, to_scope, to_state
 from amprenta_vectors.interrupts import INTERRUPTS
 from amprenta_vectors.pg.errors import is_transient
 from amprenta_vectors.shown import printable
@@ -115,7 +116,7 @@ def to_line(snapshot: Snapshot, outlook: Outlook) -> str:
     if run.state in UNFINISHED:
         parts.append(to_pace(outlook))
     parts.append(f"{counts.in_quarantine:,} quarantined")
-    parts += [text for text in (held_by(run), to_read_units(run), *_index_lines(snapshot)) if text]
+    parts += [text for text in (held_by(run), to_charge(run), *_index_lines(snapshot)) if text]
     return "; ".join(parts)
 
 
@@ -154,7 +155,7 @@ def _figures(snapshot: Snapshot, outlook: Outlook) -> Table:
     if run.state in UNFINISHED:
         table.add_row("pace", to_pace(outlook))
     table.add_row("rows", f"{counts.written:,} written, {counts.skipped:,} found filled or gone")
-    table.add_row("read units", to_read_units(run) or "none counted")
+    table.add_row(charge_of(run).name, to_charge(run) or "none counted")
     for line in _index_lines(snapshot):
         table.add_row("index", _cell(line))
     if snapshot.verified is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from amprenta_vectors.backfill.engine.observer import IndexBuilding, MoveEvent, ignore
 from amprenta_vectors.backfill.engine.run import Summary
+from amprenta_vectors.backfill.progress.charges import charge_of, to_money
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.cli.index_text import describe
 from amprenta_vectors.cli.printer import say
@@ -99,7 +100,9 @@ def _summary(summary: Summary, source_count: int | None) -> Iterator[str]:
     for reason, number in summary.errors.items():
         yield f"  quarantined: {number:,} {reason}"
     if run.read_units:
-        yield f"  read units: {run.read_units:,}"
+        charge = charge_of(run)
+        cost = "" if charge.cost is None else f", which cost {to_money(charge.cost)}"
+        yield f"  {charge.name}: {charge.spent:,}{cost}"
     for name in summary.indexes_built:
         yield f"  index built: {name}"
     if not summary.ended_it and not summary.written_here and run.state == "finished":

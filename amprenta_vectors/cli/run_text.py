@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from amprenta_vectors.backfill.progress.charges import charge_of
 from amprenta_vectors.backfill.progress.figures import Counts
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.progress.snapshot import Snapshot
@@ -49,12 +50,10 @@ def to_pace(outlook: Outlook) -> str:
     return f"{outlook.recent:,.0f}/s now, {outlook.mean:,.0f}/s on average, {to_remaining(outlook.remaining)}"
 
 
-def to_read_units(run: Run) -> str | None:
-    """Return the read units that a run has cost, and their limit; None if there are neither."""
-    limit = run.limits.get("max_read_units") or None
-    if not run.read_units and limit is None:
-        return None
-    return f"{run.read_units:,} read units" + (f" of {limit:,.0f} at most" if limit is not None else "")
+def to_charge(run: Run) -> str | None:
+    """Return what a run was charged, and its limit; None if there is neither."""
+    charge = charge_of(run)
+    return None if not charge.spent and charge.limit is None else charge.describe()
 
 
 def to_json(snapshot: Snapshot, outlook: Outlook) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def to_json(snapshot: Snapshot, outlook: Outlook) -> dict[str, Any]:
         "remaining_seconds": None if outlook.remaining is None else asdict(outlook.remaining),
         "processes": [asdict(process) for process in snapshot.processes],
         "throttle_reason": run.throttle_reason,
-        "read_units": {"spent": run.read_units, "limit": run.limits.get("max_read_units") or None},
+        **charge_of(run).to_json(),
         "source_rates": dict(snapshot.source_rates),
         "indexes": dict(snapshot.indexes),
         "builds": [asdict(build) for build in snapshot.builds],

@@ -79,7 +79,7 @@ def _as_text(connection: Connection, seen: list[tuple[Snapshot, Outlook]]) -> It
 
 
 def _described(snapshot: Snapshot, outlook: Outlook) -> Iterator[str]:
-    from amprenta_vectors.cli.run_text import held_by, to_pace, to_read_units, to_scope, to_state
+    from amprenta_vectors.cli.run_text import held_by, to_charge, to_pace, to_scope, to_state
 
     run, counts = snapshot.run, snapshot.counts
     yield f"run {run.id} {to_state(run, counts)}: {run.source or 'queued'} → {run.target}{to_scope(run)}"
@@ -94,7 +94,7 @@ def _described(snapshot: Snapshot, outlook: Outlook) -> Iterator[str]:
     )
     if counts.owners:
         yield f"  {to_pace(outlook)}"
-    yield from (f"  {text}" for text in (held_by(run), to_read_units(run)) if text)
+    yield from (f"  {text}" for text in (held_by(run), to_charge(run)) if text)
     for reason, number in sorted(snapshot.quarantined.items()):
         yield f"  quarantined: {number:,} {reason}"
     if run.last_error:

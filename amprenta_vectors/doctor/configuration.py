@@ -17,6 +17,7 @@ EMBEDDER_PACKAGES = {
     "gemini": ("google.genai", "gemini"),
     "ollama": ("ollama", "ollama"),
     "openai": ("openai", "openai"),
+    "sentence_transformers": ("sentence_transformers", "sentence_transformers"),
 }
 """The module that an embedder is made with, and the extra that brings it."""
 

@@ -12,8 +12,8 @@ GEMINI_DIMENSION = 768
 def open_embedder(settings: Settings) -> Embedder:
     """Open the embedder that ``AMPRENTA_EMBEDDER`` names.
 
-    Raises `ConfigError` if the setting or a key is not set, `MissingExtra`; for ollama, which is asked for the model's
-    dimension, `TransientError`, `SourceNotFound` and whatever else `OllamaEmbedder` raises.
+    Raises `ConfigError` if the setting or a key is not set, `MissingExtra`; for embedders that are asked for the
+    model's dimension, `TransientError`, `SourceNotFound` and whatever else they raise.
     """
     # Each is imported only when it is named: an application need not have the packages of the others.
     match settings.embedder:
@@ -42,8 +42,12 @@ def open_embedder(settings: Settings) -> Embedder:
                 settings.vector_dimension,
                 settings.openai_base_url,
             )
+        case "sentence_transformers":
+            from amprenta_vectors.embedders.sentence_transformers import SentenceTransformersEmbedder
+
+            return SentenceTransformersEmbedder(settings.sentence_transformers_model)
         case None:
             raise ConfigError(
                 "AMPRENTA_EMBEDDER is not set",
-                hint="one of: wordllama, wordllama-128, wordllama-64, gemini, ollama, openai",
+                hint="one of: wordllama, wordllama-128, wordllama-64, gemini, ollama, openai, sentence_transformers",
             )

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.embedders.answers import to_matrix
-from amprenta_vectors.embedders.protocol import Limits, Model
-from amprenta_vectors.embedders.requests import iter_requests
+from amprenta_vectors.embedders.protocol import Embedded, Limits, Model
+from amprenta_vectors.embedders.requests import embed_all
 from amprenta_vectors.errors import (
     AmprentaError,
     CredentialsRefused,
@@ -40,6 +40,8 @@ class GeminiEmbedder:
     ``base_url`` stands in for Google's own address. A request is made once: retries are left to the caller.
     """
 
+    limits = LIMITS
+
     def __init__(self, api_key: str, dimension: int, base_url: str | None = None) -> None:
         genai = require_extra("google.genai", "gemini")
         self._errors = require_extra("google.genai.errors", "gemini")
@@ -54,10 +56,10 @@ class GeminiEmbedder:
         `SourceNotFound` if the key has no such model, `KeysRefused` for texts that the service does not take (an empty
         one, say), `SourceError` for an answer of another length.
         """
-        parts = [self._ask(asked) for asked in iter_requests(texts, LIMITS)]
-        return np.concatenate([np.empty((0, self.model.dimension), np.float32), *parts])
+        return embed_all(self, texts)
 
-    def _ask(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def request(self, texts: Sequence[str]) -> Embedded:
+        """Make one request, of at most 100 texts; raises as `embed` does."""
         dimension = self.model.dimension
         with self._told():
             answer = self._client.models.embed_content(
@@ -65,12 +67,14 @@ class GeminiEmbedder:
             )
         found = [item.values for item in answer.embeddings or ()]
         vectors = to_matrix(found, len(texts), dimension, "gemini")
+        usage = answer.usage_metadata
+        tokens = None if usage is None else usage.prompt_token_count
         if dimension == FULL_DIMENSION:
-            return vectors
+            return Embedded(vectors, tokens)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         lengths[lengths == 0] = 1
         normal: NDArray[np.float32] = vectors / lengths
-        return normal
+        return Embedded(normal, tokens)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

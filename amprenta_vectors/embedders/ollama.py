@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.embedders.answers import to_matrix
-from amprenta_vectors.embedders.protocol import Limits, Model
-from amprenta_vectors.embedders.requests import iter_requests
+from amprenta_vectors.embedders.protocol import Embedded, Limits, Model
+from amprenta_vectors.embedders.requests import embed_all
 from amprenta_vectors.errors import (
     AmprentaError,
     CredentialsRefused,
@@ -38,13 +38,15 @@ class OllamaEmbedder:
     is cut by the server, as for each of its clients.
     """
 
+    limits = LIMITS
+
     def __init__(self, host: str | None, model_name: str) -> None:
         ollama = require_extra("ollama", "ollama")
         self._client: Any = ollama.Client(host=host or DEFAULT_HOST, timeout=TIMEOUT_SECONDS)
         self._host = show_url(host or DEFAULT_HOST)
         self._refusal: type[Exception] = ollama.ResponseError
         self._name = model_name
-        self.model = Model(model_name.removesuffix(":latest"), len(self._vectors([PROBE])[0]), "ollama")
+        self.model = Model(model_name.removesuffix(":latest"), len(self._ask([PROBE])[0][0]), "ollama")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return ``(n, dimension)`` float32, by requests of at most 64 texts.
@@ -53,13 +55,14 @@ class OllamaEmbedder:
         `CredentialsRefused`, `KeysRefused` for texts that the server does not take, `SourceError` for an answer of
         another length.
         """
-        dimension = self.model.dimension
-        parts = [
-            to_matrix(self._vectors(asked), len(asked), dimension, "ollama") for asked in iter_requests(texts, LIMITS)
-        ]
-        return np.concatenate([np.empty((0, dimension), np.float32), *parts])
+        return embed_all(self, texts)
 
-    def _vectors(self, texts: Sequence[str]) -> list[list[float]]:
+    def request(self, texts: Sequence[str]) -> Embedded:
+        """Make one request, of at most 64 texts; raises as `embed` does."""
+        found, tokens = self._ask(texts)
+        return Embedded(to_matrix(found, len(texts), self.model.dimension, "ollama"), tokens)
+
+    def _ask(self, texts: Sequence[str]) -> tuple[list[list[float]], int | None]:
         try:
             answer = self._client.embed(model=self._name, input=list(texts))
         except self._refusal as error:
@@ -74,7 +77,7 @@ class OllamaEmbedder:
         found = [list(vector) for vector in answer.embeddings]
         if not found:
             raise SourceError(f"ollama at {self._host} gave no vector for {len(texts)} texts")
-        return found
+        return found, answer.prompt_eval_count
 
     def _to_error(self, error: Any) -> AmprentaError:
         """Return our error for an answer of the server, by its status alone: the message may quote a text."""

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amprenta_vectors.embedders.answers import to_matrix
-from amprenta_vectors.embedders.protocol import Limits, Model
-from amprenta_vectors.embedders.requests import iter_requests
+from amprenta_vectors.embedders.protocol import Embedded, Limits, Model
+from amprenta_vectors.embedders.requests import embed_all
 from amprenta_vectors.errors import (
     AmprentaError,
     CredentialsRefused,
@@ -39,6 +39,8 @@ class OpenAIEmbedder:
     ``base_url`` stands in for OpenAI's own address. A request is made once: retries are left to the caller.
     """
 
+    limits = LIMITS
+
     def __init__(self, api_key: str, model_name: str, dimension: int | None, base_url: str | None = None) -> None:
         self._openai = require_extra("openai", "openai")
         self._client: Any = self._openai.OpenAI(
@@ -48,7 +50,7 @@ class OpenAIEmbedder:
         self._asked = dimension if model_name in SHORTENED and dimension != usual else None
         # Of another service's model nothing is known: it is asked, by one word.
         self.model = Model(
-            model_name, self._asked or usual or len(self._vectors(model_name, ["dimension"])[0]), "openai"
+            model_name, self._asked or usual or len(self._ask(model_name, ["dimension"])[0][0]), "openai"
         )
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -58,14 +60,14 @@ class OpenAIEmbedder:
         an account without credit, `SourceNotFound` for a model that is not there, `KeysRefused` for texts that the
         service does not take (an empty one, or one that is too long), `SourceError` for an answer of another length.
         """
-        dimension = self.model.dimension
-        parts = [
-            to_matrix(self._vectors(self.model.name, asked), len(asked), dimension, "openai")
-            for asked in iter_requests(texts, LIMITS)
-        ]
-        return np.concatenate([np.empty((0, dimension), np.float32), *parts])
+        return embed_all(self, texts)
 
-    def _vectors(self, model_name: str, texts: Sequence[str]) -> list[Any]:
+    def request(self, texts: Sequence[str]) -> Embedded:
+        """Make one request, for texts within `LIMITS`; raises as `embed` does."""
+        found, tokens = self._ask(self.model.name, texts)
+        return Embedded(to_matrix(found, len(texts), self.model.dimension, "openai"), tokens)
+
+    def _ask(self, model_name: str, texts: Sequence[str]) -> tuple[list[Any], int | None]:
         shorter = {} if self._asked is None else {"dimensions": self._asked}
         with self._told(model_name):
             # As numbers: the client would have them as base64 from services that may not know it.
@@ -75,7 +77,7 @@ class OpenAIEmbedder:
         found = sorted(answer.data or (), key=lambda item: item.index)
         if [item.index for item in found] != list(range(len(texts))):
             raise SourceError(f"openai gave {len(found)} vectors for {len(texts)} texts")
-        return [list(item.embedding) for item in found]
+        return [list(item.embedding) for item in found], answer.usage.total_tokens if answer.usage else None
 
     @contextmanager
     def _told(self, model_name: str) -> Iterator[None]:

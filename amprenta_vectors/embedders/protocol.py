@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,4 +41,26 @@ class Embedder(Protocol):
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one row a text, in order: ``(n, dimension)`` float32. Raises `TransientError` for what passes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The answer to a request: a vector a text, and the tokens that the service counted; None if it does not say."""
+
+    vectors: NDArray[np.float32]
+    tokens: int | None = None
+
+
+@runtime_checkable
+class EmbeddingService(Embedder, Protocol):
+    """An embedder whose requests cost something: money, or the time of a server."""
+
+    @property
+    def limits(self) -> Limits:
+        """What one request takes."""
+        ...
+
+    def request(self, texts: Sequence[str]) -> Embedded:
+        """Make one request, for texts within `limits`. Raises as `embed` does."""
         ...

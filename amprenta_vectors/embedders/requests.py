@@ -1,11 +1,14 @@
-"""Texts shared out among requests that an embedder's service takes."""
+"""Texts shared out among requests that an embedding service takes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 
-from amprenta_vectors.embedders.protocol import Limits
+import numpy as np
+from numpy.typing import NDArray
+
+from amprenta_vectors.embedders.protocol import EmbeddingService, Limits
 
 
 def iter_requests(texts: Sequence[str], limits: Limits) -> Iterator[Sequence[str]]:
@@ -20,3 +23,9 @@ def iter_requests(texts: Sequence[str], limits: Limits) -> Iterator[Sequence[str
         size += length
     if start < len(texts):
         yield texts[start:]
+
+
+def embed_all(service: EmbeddingService, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return ``(n, dimension)`` float32, by as many requests as it takes, one after another."""
+    parts = [service.request(asked).vectors for asked in iter_requests(texts, service.limits)]
+    return np.concatenate([np.empty((0, service.model.dimension), np.float32), *parts])

@@ -49,6 +49,11 @@ class WordLlamaEmbedder:
         vectors[order] = self._inference.embed([texts[i] for i in order])
         return vectors
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has by the model's own tokenizer, without the mark at its beginning."""
+        encoded = self._inference.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [sum(each.attention_mask) for each in encoded]
+
 
 def _import_quietly() -> ModuleType:
     # wordllama calls logging.basicConfig when imported; it does nothing where the root logger has a handler.

@@ -12,6 +12,7 @@ from amprenta_vectors.backfill.engine.run import Summary
 from amprenta_vectors.backfill.progress.seen import Gone
 from amprenta_vectors.backfill.verify.compare import Kind
 from amprenta_vectors.errors import ExitCode
+from amprenta_vectors.schema.kinds import unit_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class RunEnded(MoveEvent):
             "written": summary.counts.written,
             "skipped": summary.counts.skipped,
             "quarantined": summary.errors,
-            "read_units": summary.run.read_units,
+            unit_of(summary.run.source_kind): summary.run.read_units,
             "seconds": round(summary.seconds, 2),
             "indexes_built": summary.indexes_built,
         }

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Engine
 
-from amprenta_vectors.backends.protocol import Metered, SourceDescription
+from amprenta_vectors.backends.protocol import Metered, PaidSource, SourceDescription
 from amprenta_vectors.backfill.database.estimate import Estimate, estimate
+from amprenta_vectors.backfill.database.text_estimate import TextEstimate, estimate_texts
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.progress.keys_from import KeysFrom
 from amprenta_vectors.schema.unused import Unused, unused_columns
@@ -20,6 +21,7 @@ class Plan:
     """The plan of a move.
 
     ``metered`` tells whether the source's requests cost read units, ``unused`` which columns of the table have no use.
+    ``texts`` is there if a service embeds them.
     """
 
     table: VectorTable
@@ -30,6 +32,7 @@ class Plan:
     pgvector: str | None
     figures: Estimate
     metered: bool
+    texts: TextEstimate | None
     unused: Unused
 
 
@@ -50,5 +53,17 @@ def plan_job(engine: Engine, job: Job) -> Plan:
             builds_index=job.builds_index,
             defers_index=job.defer_index,
         )
-    metered = isinstance(job.source, Metered)
-    return Plan(job.slice.table, described, job.kind.keys_from, job.model, server, pgvector, figures, metered, unused)
+    metered = isinstance(job.source, Metered) and job.source.unit == "read_units"
+    texts = None
+    if isinstance(job.source, PaidSource):
+        texts = estimate_texts(
+            job.source,
+            job.source_limits,
+            only_empty=job.kind.keys_from == "table",
+            limit=job.limit,
+            batch_size=job.batch_size,
+            workers=job.workers,
+        )
+    return Plan(
+        job.slice.table, described, job.kind.keys_from, job.model, server, pgvector, figures, metered, texts, unused
+    )

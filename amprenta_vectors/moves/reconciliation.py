@@ -18,6 +18,7 @@ from amprenta_vectors.errors import ExitCode, TransientError, worst
 from amprenta_vectors.moves.events import PassEnded
 from amprenta_vectors.moves.verification import go_on_until
 from amprenta_vectors.reasons import Reason
+from amprenta_vectors.schema.kinds import unit_of
 
 HASH_COLUMN = "embedding_hash"
 
@@ -39,7 +40,9 @@ def try_passes(engine: Engine, jobs: Sequence[Job], stop: threading.Event, obser
 
 def _try_pass(engine: Engine, job: Job, stop: threading.Event) -> PassEnded:
     goes_on = go_on_until(stop, "the dry run was interrupted", "amprenta-vectors reconcile --dry-run")
-    with metered(job.source, LeasedMeter(OwnLedger(), lambda: job.source_limits, stop, goes_on)):
+    unit = unit_of(job.source.description.kind)
+    meter = LeasedMeter(OwnLedger(unit=unit), lambda: job.source_limits, stop, goes_on, unit=unit)
+    with metered(job.source, meter):
         found = DryRun(engine, job, retry=open_retry(job, stop)).run()
     return PassEnded(
         run=None,

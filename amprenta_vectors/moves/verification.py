@@ -24,6 +24,7 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.errors import TransientError
 from amprenta_vectors.moves.events import ComparisonStarted, Differed, Verified
 from amprenta_vectors.pg.errors import sqlstate
+from amprenta_vectors.schema.kinds import unit_of
 from amprenta_vectors.schema.registry import PRODUCTS
 
 READ_ONLY = ("42501", "25006")
@@ -59,7 +60,9 @@ def verify_job(
         began = proof.now(connection)
     observer(ComparisonStarted(described.computed, described.lists))
     goes_on = go_on_until(stop, "the verification was interrupted", "amprenta-vectors verify")
-    with metered(job.source, LeasedMeter(ledger or OwnLedger(), lambda: job.source_limits, stop, goes_on)):
+    unit = unit_of(described.kind)
+    meter = LeasedMeter(ledger or OwnLedger(unit=unit), lambda: job.source_limits, stop, goes_on, unit=unit)
+    with metered(job.source, meter):
         found = verifier.run(tell)
     result = Verified(described.identity, described.computed, found.compared, found.counts, unexpected)
     _record(engine, job, began, result)

@@ -10,6 +10,7 @@ import json
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -142,8 +143,9 @@ class OllamaServer(EmbeddingServer):
 
 
 class OpenAIServer(EmbeddingServer):
-    """``/v1/embeddings`` for ``api_key``; ``billed`` counts the texts that were answered with a vector, by text.
+    """``/v1/embeddings`` for ``api_key``; ``billed`` counts the texts that were embedded, by text, ``tokens`` theirs.
 
+    The tokens are those of wordllama's own tokenizer, which is Llama 2's.
     It takes 2048 texts a request and `MOST_CHARACTERS` a text, as the service takes so many tokens.
     """
 
@@ -151,6 +153,7 @@ class OpenAIServer(EmbeddingServer):
         super().__init__(port)
         self._api_key = api_key
         self.billed: Counter[str] = Counter()
+        self.tokens = 0
 
     def _served(self, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Answer:
         key = _header(headers, "authorization")
@@ -165,9 +168,10 @@ class OpenAIServer(EmbeddingServer):
         vectors = embed_as(texts, body.get("dimensions", usual))
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         data = [{"object": "embedding", "index": at, "embedding": row.tolist()} for at, row in enumerate(vectors)]
+        tokens = sum(_wordllama().count_tokens(texts))
         with self._lock:
             self.billed.update(texts)
-        tokens = sum(map(len, texts)) // 4
+            self.tokens += tokens
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return Answer(200, {"object": "list", "data": data, "model": body["model"], "usage": usage})
 
@@ -197,7 +201,9 @@ def _handler_for(server: EmbeddingServer) -> type[BaseHTTPRequestHandler]:
             for name, value in answer.headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(raw)
+            # A client that was killed does not wait for its answer.
+            with suppress(ConnectionError):
+                self.wfile.write(raw)
 
         def log_message(self, *_: Any) -> None:
             """Log nothing: a text may stand in a path."""

@@ -16,6 +16,7 @@ ENGINE_TABLES = (
     "migration_quarantine",
     "migration_limit",
     "migration_insert",
+    "migration_text",
     "migration_event",
     "migration_index",
     "vector_outbox",

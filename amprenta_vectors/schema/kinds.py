@@ -6,4 +6,11 @@ from typing import Literal
 
 SourceKind = Literal["pinecone", "simple", "chroma", "rows", "column"]
 RowOwner = Literal["ours", "application"]
+Unit = Literal["read_units", "tokens"]
+"""What a source charges by: Pinecone by read units, an embedding service by the tokens of the texts."""
 KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]
+
+
+def unit_of(source_kind: str | None) -> Unit:
+    """Return what runs over a kind of source are charged by."""
+    return "tokens" if source_kind == "rows" else "read_units"

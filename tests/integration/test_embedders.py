@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from amprenta_vectors.errors import (
     ConfigError,
     CredentialsRefused,
     KeysRefused,
+    MissingExtra,
     RateLimited,
     SourceError,
     SourceNotFound,
@@ -272,11 +274,36 @@ def test_a_model_answers_to_the_names_that_its_provider_has_for_it(model: str, n
     assert Model(model, 768, "any").is_called(name) is same
 
 
+@pytest.mark.parametrize("kind", ["gemini", "ollama", "openai"])
+def test_the_tokens_that_a_service_counts_come_with_its_vectors(
+    kind: str, gemini: GeminiServer, ollama: OllamaServer, openai: OpenAIServer
+) -> None:
+    if kind == "openai":
+        embedder = of_openai(openai)
+        assert embedder.request(TEXTS).tokens == openai.tokens > 0
+        return
+    server, embedder = opened(kind, gemini, ollama)
+    usage = {"gemini": {"usageMetadata": {"promptTokenCount": 17}}, "ollama": {"prompt_eval_count": 17}}[kind]
+    server.faults.append(Answer(200, answer_of(kind, [[0.5] * 768] * 3).body | usage))
+    assert embedder.request(TEXTS).tokens == 17
+    assert embedder.request(TEXTS).tokens is None
+
+
 # The settings, and the servers of the sandbox.
 
 
+def test_a_model_on_this_machine_needs_an_extra_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(MissingExtra) as caught:
+        open_embedder(Settings.load(embedder="sentence_transformers"))
+    assert caught.value.hint == "pip install 'amprenta_vectors[sentence_transformers]'"
+
+
 def test_no_embedder_is_an_error_that_lists_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)AMPRENTA_EMBEDDER is not set.*wordllama, .*gemini, ollama, openai"):
+    with pytest.raises(
+        ConfigError,
+        match=r"(?s)AMPRENTA_EMBEDDER is not set.*wordllama, .*gemini, ollama, openai, sentence_transformers",
+    ):
         open_embedder(Settings.load())
     with pytest.raises(ConfigError, match="AMPRENTA_EMBEDDER"):
         Settings.load(embedder="voyage")

@@ -155,6 +155,15 @@ def test_a_key_is_gone_from_every_table_and_another_is_still_in_each(
     ]
 
 
+def test_texts_that_an_ended_run_left_go_with_whoever_is_forgotten(
+    engine: sa.Engine, variables: dict[str, str]
+) -> None:
+    keep_everywhere(engine, ZOE)
+    execute(engine, "INSERT INTO migration_text (run_id, digest, vector) SELECT max(id), 'd', 'v' FROM migration_run")
+    assert "migration_text: 1 row(s) gone" in forget(variables, "--key", ZOE).output
+    assert execute(engine, "SELECT count(*) FROM migration_text") == [(0,)]
+
+
 def test_every_table_of_the_engine_is_listed_and_no_other(engine: sa.Engine) -> None:
     made = execute(
         engine,

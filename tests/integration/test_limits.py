@@ -38,7 +38,7 @@ from amprenta_vectors.backfill.progress import orders
 from amprenta_vectors.backfill.progress.transactions import transaction
 from amprenta_vectors.config import FETCH_PER_SECOND, Settings, SourceLimits
 from amprenta_vectors.db import create_engine
-from amprenta_vectors.errors import RateLimited, ReadUnitsSpent
+from amprenta_vectors.errors import LimitReached, RateLimited
 from amprenta_vectors.sandbox.pinecone import Fault, PineconeEmulator
 
 StartEmulator = Callable[..., PineconeEmulator]
@@ -205,7 +205,7 @@ def test_the_error_says_what_was_spent_and_what_is_left_and_releases_the_batch(
     job = to_job(
         engine, open_pinecone(pinecone), batch_size=100, source_limits=SourceLimits(max_read_units=LISTING + 55)
     )
-    with pytest.raises(ReadUnitsSpent) as caught:
+    with pytest.raises(LimitReached) as caught:
         run_job(engine, job)
     states = dict(execute(engine, "SELECT status, count(*) FROM migration_progress GROUP BY 1"))
     assert "running" not in states
@@ -227,7 +227,7 @@ def test_however_many_reserve_at_once_the_sum_is_what_they_got_and_never_passes(
         while True:
             try:
                 got += ledger.reserve(needed=3, wanted=40, limit=2000)
-            except ReadUnitsSpent:
+            except LimitReached:
                 return got
 
     with ThreadPoolExecutor(4) as pool:
@@ -259,7 +259,7 @@ def test_under_a_lowered_limit_nothing_is_spent_that_was_reserved_before(
     for _ in range(20):
         meter.before("fetch", 10)
     source_limits[0] = SourceLimits(max_read_units=205)
-    with pytest.raises(ReadUnitsSpent, match="200 of 205"):
+    with pytest.raises(LimitReached, match="200 of 205"):
         meter.before("fetch", 10)
     assert reserved(engine) == 200
 

@@ -103,10 +103,11 @@ def test_runs_that_a_later_one_stands_for_go_with_all_that_is_kept_of_them(
 ) -> None:
     old = [add_run(engine, written=1) for _ in range(3)]
     last = add_run(engine, written=1, verified=True)
+    execute(engine, "INSERT INTO migration_text (run_id, digest) VALUES (:run, 'd')", run=old[0])
     output = prune(variables).output
     assert "migration_run: 3 row(s) gone" in output
     assert left(engine) == [last]
-    for table in ("migration_progress", "migration_event"):
+    for table in ("migration_progress", "migration_event", "migration_text"):
         statement = f"SELECT count(*) FROM {table} WHERE run_id = ANY(:old)"
         assert execute(engine, statement, old=old) == [(0,)]
 

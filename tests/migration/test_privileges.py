@@ -35,6 +35,7 @@ RECORDS = (
     "migration_progress",
     "migration_quarantine",
     "migration_insert",
+    "migration_text",
     "migration_limit",
     "migration_event",
     "shadow_query",

@@ -38,6 +38,7 @@ def test_alembic_upgrade_head_fits_out_an_empty_database(db: Database, alembic: 
         "migration_progress",
         "migration_quarantine",
         "migration_insert",
+        "migration_text",
         "migration_limit",
         "migration_event",
         "shadow_query",

@@ -1,9 +1,12 @@
 import importlib
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
+from amprenta_vectors.config import EmbedderName
+from amprenta_vectors.doctor.configuration import EMBEDDER_PACKAGES
 from amprenta_vectors.errors import MissingExtra
 from amprenta_vectors.extras import require_extra
 
@@ -71,3 +74,7 @@ for package in ("cli", "moves", "backfill", "compare", "doctor", "schema"):
 
 def test_a_present_package_is_handed_over() -> None:
     assert require_extra("json.decoder", "sandbox").JSONDecoder
+
+
+def test_doctor_knows_the_package_of_every_embedder() -> None:
+    assert set(EMBEDDER_PACKAGES) == set(get_args(EmbedderName))

@@ -54,10 +54,10 @@ def test_setup_cfg_ships_every_file_that_is_not_python() -> None:
         assert found == shipped[package]
 
 
-def test_who_works_on_the_package_has_every_extra() -> None:
+def test_who_works_on_the_package_has_every_extra_but_torch() -> None:
     extras = read("setup.cfg")["options.extras_require"]
     named = extras["dev"].split()[0]
-    assert named == f"amprenta_vectors[{','.join(sorted(set(extras) - {'dev'}))}]"
+    assert named == f"amprenta_vectors[{','.join(sorted(set(extras) - {'dev', 'sentence_transformers'}))}]"
 
 
 def test_the_text_of_the_licence_that_the_metadata_name_is_there() -> None:

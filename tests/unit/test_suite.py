@@ -16,12 +16,12 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
-    """A suite with this one's settings and one new file in each of three folders."""
+    """A suite with this one's settings and one new file in each of four folders."""
     shutil.copy(TESTS.parent / "pyproject.toml", tmp_path)
     for file in TESTS.glob("*.py"):
         (tmp_path / "tests").mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / "tests")
-    for folder in ("unit", "torture", "journey"):
+    for folder in ("unit", "torture", "journey", "local_models"):
         (tmp_path / "tests" / folder).mkdir()
         (tmp_path / "tests" / folder / f"test_new_{folder}.py").write_text("def test_new() -> None:\n    pass\n")
     return tmp_path
@@ -29,8 +29,13 @@ def suite(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("asked", "found"),
-    [((), "unit"), (("-m", "torture"), "torture"), (("-m", "journey"), "journey")],
-    ids=["pytest", "torture", "journey"],
+    [
+        ((), "unit"),
+        (("-m", "torture"), "torture"),
+        (("-m", "journey"), "journey"),
+        (("-m", "local_models"), "local_models"),
+    ],
+    ids=["pytest", "torture", "journey", "local_models"],
 )
 def test_a_new_file_is_run_by_the_command_of_its_folder_and_no_other(
     suite: Path, asked: tuple[str, ...], found: str

@@ -15,7 +15,7 @@ from amprenta_vectors.backfill.limits.ledger import OwnLedger
 from amprenta_vectors.backfill.limits.meter import LeasedMeter, Share
 from amprenta_vectors.backfill.limits.token_bucket import Lease, TokenBucket, lend, lower, refill
 from amprenta_vectors.config import Settings, SourceLimits
-from amprenta_vectors.errors import ConfigError, ReadUnitsSpent
+from amprenta_vectors.errors import ConfigError, LimitReached
 
 
 class Clock:
@@ -193,11 +193,35 @@ def test_one_request_too_many_for_the_limit_of_read_units_is_not_made() -> None:
     meter = to_meter(Clock(), SourceLimits(max_read_units=250))
     meter.before("fetch", 100)
     meter.before("fetch", 100)
-    with pytest.raises(ReadUnitsSpent) as caught:
+    with pytest.raises(LimitReached) as caught:
         meter.before("fetch", 100)
     assert caught.value.exit_code == 1
     assert "200 of 250" in caught.value.message
     meter.before("fetch", 50)
+
+
+def test_what_a_request_did_not_cost_is_spent_on_others_and_what_it_cost_beyond_is_counted() -> None:
+    ledger = OwnLedger(clock := Clock(), unit="tokens")
+    limits = SourceLimits(token_price=2.0, max_cost=0.001)
+    meter = LeasedMeter(ledger, lambda: limits, Waiting(clock), lambda: None, unit="tokens", clock=clock)
+    meter.before("fetch", 400)
+    with pytest.raises(LimitReached, match="400 of 500 tokens are spent"):
+        meter.before("fetch", 200)
+    meter.settle(400, 100)
+    meter.before("fetch", 400)
+    meter.settle(400, 650)
+    with pytest.raises(LimitReached, match="750 of 500 tokens are spent") as caught:
+        meter.before("fetch", 1)
+    assert "AMPRENTA_MAX_COST" in caught.value.hint
+
+
+def test_tokens_by_the_second_are_kept_to_by_what_a_request_is_likely_to_have() -> None:
+    clock = Clock()
+    limits = SourceLimits(tokens_per_second=50.0)
+    meter = LeasedMeter(OwnLedger(clock), lambda: limits, Waiting(clock), lambda: None, unit="tokens", clock=clock)
+    for _ in range(10):
+        meter.before("fetch", 1000, 100)
+    assert 17.0 <= clock.now - 1000.0 <= 21.0
 
 
 # What is set.
@@ -220,6 +244,13 @@ def test_what_is_set_for_the_run_goes_before_what_the_process_was_started_with()
     assert source_limits.under(limits) == SourceLimits(
         list_per_second=20.0, fetch_per_second=None, read_units_per_second=None, max_read_units=5
     )
+
+
+def test_a_limit_in_money_is_one_in_tokens_by_their_price() -> None:
+    assert SourceLimits(token_price=0.02, max_cost=5.0).most("tokens") == 250_000_000
+    assert SourceLimits(token_price=0.02).most("tokens") is None
+    with pytest.raises(ConfigError, match="no price of tokens is set"):
+        SourceLimits(max_cost=5.0).most("tokens")
 
 
 def test_the_defaults_of_the_settings_are_the_published_limits() -> None:

@@ -117,6 +117,14 @@ def upgrade() -> None:
         sa.Column("digest", sa.Text, nullable=False),
     )
     op.adopt_table(
+        "migration_text",
+        sa.Column("run_id", sa.BigInteger, sa.ForeignKey("migration_run.id"), primary_key=True),
+        sa.Column("digest", sa.LargeBinary, primary_key=True),
+        sa.Column("owner", sa.Text),
+        sa.Column("lease_expires_at", sa.TIMESTAMP(timezone=True)),
+        sa.Column("vector", sa.LargeBinary),
+    )
+    op.adopt_table(
         "migration_event",
         sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
         sa.Column("run_id", sa.BigInteger, sa.ForeignKey("migration_run.id"), nullable=False),
@@ -218,6 +226,7 @@ def downgrade() -> None:
         "vector_row_mark",
         "vector_outbox",
         "migration_event",
+        "migration_text",
         "migration_insert",
         "migration_limit",
         "migration_quarantine",

@@ -18,6 +18,7 @@ from amprenta_vectors.config import Settings, normalize_namespace
 from amprenta_vectors.errors import ConfigError, RowError, SourceError, SourceNotFound
 from amprenta_vectors.extras import needing
 from amprenta_vectors.reasons import Reason
+from amprenta_vectors.schema.kinds import Unit
 from amprenta_vectors.shown import show_url
 
 with needing("pinecone"):
@@ -33,6 +34,8 @@ class PineconeSource:
     With ``text_field`` None neither texts nor metadata are read; with ``""`` the text stays in the metadata. With
     ``with_sparse`` sparse values are read; without it they are dropped, and their ids reported as quarantined.
     """
+
+    unit: Unit = "read_units"
 
     def __init__(
         self,

@@ -10,17 +10,24 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backends.own_rows import OwnRows, OwnScopes
-from amprenta_vectors.backends.protocol import SourceDescription
+from amprenta_vectors.backends.protocol import Meter, SourceDescription, TextSurvey, TextVectors
+from amprenta_vectors.backends.rows.paying import PayingEmbedder
 from amprenta_vectors.backends.rows.texts import EVERY_TEXT_WHOLE, TextRule, join_pieces
-from amprenta_vectors.batch import VectorBatch
+from amprenta_vectors.batch import VectorBatch, Vectors
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
-from amprenta_vectors.embedders.protocol import Embedder
+from amprenta_vectors.embedders.protocol import Embedder, EmbeddingService
+from amprenta_vectors.embedders.tokens import ERROR, estimate_tokens
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, RowError, SourceError
 from amprenta_vectors.pg.errors import to_error
-from amprenta_vectors.schema.kinds import SourceKind
+from amprenta_vectors.schema.expressions import to_clause
+from amprenta_vectors.schema.kinds import SourceKind, Unit
 from amprenta_vectors.schema.row_keys import AllRows
 from amprenta_vectors.schema.vector_table import VectorTable
+
+SAMPLE = 1000
+"""The texts whose tokens are estimated before a run: those first by a digest of theirs, which is as good as chance."""
+_BLANKS = " \t\n\v\f\r"
 
 
 class RowsSource:
@@ -94,14 +101,86 @@ class RowsSource:
         width = len(self._rows.slice.table.key)
         return {wanted[tuple(row[:width])]: _joined(row[width:]) for row in rows}
 
-    def _embed(self, texts: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    def _embed(self, texts: Sequence[str]) -> Sequence[Vectors] | Vectors:
         expected = (len(texts), self._embedder.model.dimension)
         if not texts:
-            return np.empty(expected, np.float32)
+            return []
         vectors = np.ascontiguousarray(self._embedder.embed(texts), dtype=np.float32)
         if vectors.shape != expected:
             raise SourceError(f"{self._embedder.model.name} gave vectors of shape {vectors.shape}; expected {expected}")
         return vectors
+
+
+class PaidRowsSource(RowsSource):
+    """Rows that a service embeds, which charges by the tokens of their texts."""
+
+    unit: Unit = "tokens"
+
+    def __init__(
+        self,
+        engine: Engine,
+        table: VectorTable,
+        scope: Mapping[str, str],
+        embedder: EmbeddingService,
+        count: int,
+        rule: TextRule = EVERY_TEXT_WHOLE,
+    ) -> None:
+        super().__init__(engine, table, scope, embedder, count, rule)
+        self._service = embedder
+        self._paying = PayingEmbedder(embedder)
+
+    @property
+    def meter(self) -> Meter:
+        """What is asked before each request."""
+        return self._paying.meter
+
+    @meter.setter
+    def meter(self, meter: Meter) -> None:
+        self._paying.meter = meter
+
+    @property
+    def shared(self) -> TextVectors:
+        """What is asked for vectors before a service is."""
+        return self._paying.shared
+
+    @shared.setter
+    def shared(self, shared: TextVectors) -> None:
+        self._paying.shared = shared
+
+    def survey(self, *, only_empty: bool) -> TextSurvey:
+        """Measure the texts of all rows, or of those without an embedding, by one reading of them."""
+        slice_ = self._rows.slice
+        rows = to_clause(slice_.table, *slice_.rows.c.keys(), *self._columns)
+        parts = [sa.func.nullif(sa.func.btrim(sa.cast(rows.c[name], sa.Text), _BLANKS), "") for name in self._columns]
+        text = sa.func.concat_ws("\n", *parts).label("text")
+        wanted = [*slice_.in_scope(rows), *([slice_.lacks_embedding(rows)] if only_empty else [])]
+        texts = sa.select(text).select_from(rows).where(*wanted, text != "").subquery()
+        digest = sa.func.md5(texts.c.text)
+        length = sa.func.max(sa.func.octet_length(texts.c.text)).label("length")
+        each = sa.select(sa.func.count().label("rows"), length).group_by(digest).subquery()
+        measured = sa.select(sa.func.coalesce(sa.func.sum(each.c.rows), 0), sa.func.count(), sa.func.sum(each.c.length))
+        some = sa.select(texts.c.text).order_by(digest).limit(SAMPLE)
+        try:
+            with self._engine.connect() as connection:
+                count, different, length_in_all = connection.execute(measured).one()
+                sample = list(connection.execute(some).scalars())
+        except DBAPIError as error:
+            raise to_error(error, "measuring the texts of rows") from error
+        pieces = [piece for text in sample if self._rule.fault_of(text) is None for piece in self._rule.pieces(text)]
+        sample_bytes = sum(len(text.encode()) for text in sample)
+        tokens = sum(map(estimate_tokens, pieces))
+        return TextSurvey(
+            int(count), different, int(length_in_all or 0), tokens / sample_bytes if sample_bytes else 0.0, ERROR
+        )
+
+    def requests_for(self, texts: int, bytes_: int) -> int:
+        """Return how many requests of the service so many texts take at least."""
+        limits = self._service.limits
+        by_bytes = 0 if limits.bytes_ is None else -(-bytes_ // limits.bytes_)
+        return max(-(-texts // limits.texts), by_bytes)
+
+    def _embed(self, texts: Sequence[str]) -> Sequence[Vectors] | Vectors:
+        return self._paying.embed(texts)
 
 
 class RowsOrigin:
@@ -132,6 +211,9 @@ class RowsOrigin:
         Raises `SourceNotFound` for a scope without a row.
         """
         count = self._scopes.count(namespace)
+        if isinstance(self._embedder, EmbeddingService):
+            scope = table.scope_for(namespace)
+            return PaidRowsSource(self._engine, table, scope, self._embedder, count, self._rule)
         return RowsSource(self._engine, table, table.scope_for(namespace), self._embedder, count, self._rule)
 
     def close(self) -> None:
@@ -141,10 +223,12 @@ class RowsOrigin:
 def open_rows_origin(settings: Settings, table: VectorTable, engine: Engine) -> RowsOrigin:
     """Open the rows of ``table``, which is from the catalogue, to be embedded by ``AMPRENTA_EMBEDDER``.
 
-    Raises `ConfigError` without an embedder, without a column to embed, and if ``EMBEDDING_MODEL`` is another model
-    than the embedder's; `DimensionMismatch` if the embedder's vectors do not fit the column.
+    Raises `ConfigError` without an embedder, without a column to embed, with a limit on the cost and no price, and if
+    ``EMBEDDING_MODEL`` is another model than the embedder's; `DimensionMismatch` if the embedder's vectors do not fit
+    the column.
     """
     text_columns_of(table)
+    settings.source_limits.most("tokens")
     embedder = open_embedder(settings)
     model = embedder.model
     if settings.embedding_model is not None and not model.is_called(settings.embedding_model):

@@ -20,6 +20,7 @@ from amprenta_vectors.backfill.progress import events, runs
 from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.progress.transactions import transaction
+from amprenta_vectors.schema.kinds import unit_of
 from amprenta_vectors.stores.outbox import Outbox
 
 
@@ -85,6 +86,7 @@ class RunContext:
             self.hold.held,
             self.hold.check,
             self.tell_wait,
+            unit=unit_of(self.run.source_kind),
         )
 
     def _open_retry(self, stop: threading.Event, check: Callable[[], None] | None = None) -> Backoff:

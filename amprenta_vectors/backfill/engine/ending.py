@@ -11,7 +11,7 @@ from amprenta_vectors.backfill.database.index import build_deferred
 from amprenta_vectors.backfill.engine.context import RunContext
 from amprenta_vectors.backfill.engine.hold import Held, RunOver, WorkLeft
 from amprenta_vectors.backfill.engine.observer import IndexBuilding
-from amprenta_vectors.backfill.progress import indexes, orders, runs, seen
+from amprenta_vectors.backfill.progress import indexes, orders, runs, seen, texts
 from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.seen import Gone
 from amprenta_vectors.backfill.progress.states import RunState
@@ -57,7 +57,13 @@ class Ending:
         """
         gone = None if repair else self._conclude()
         by_us, to_build = self._finish(repair=repair)
+        while by_us and self._retry.database("deleting the texts of runs that have ended", self._forget_texts):
+            pass
         return Ended(by_us, self._build() if to_build and self._context.job.builds_index else [], gone)
+
+    def _forget_texts(self) -> bool:
+        with self._context.transaction() as connection:
+            return texts.forget_ended(connection)
 
     def _conclude(self) -> Gone | None:
         try:

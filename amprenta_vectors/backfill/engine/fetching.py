@@ -37,7 +37,7 @@ def fetch_all(retry: Backoff, source: Source, keys: Sequence[str]) -> VectorBatc
     refusals = [error for _, error in found.alone] + [error for *_, error in found.unsettled]
     if refusals and not answers and len(keys) > ALWAYS_ISOLATED:
         raise refusals[0]
-    if not refusals and answers:
+    if not refusals and len(answers) == 1:
         return answers[0]
     told = Isolated(
         [(row, error.message) for row, error in found.alone],

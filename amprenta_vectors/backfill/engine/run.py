@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy.engine import Engine
 
+from amprenta_vectors.backends.protocol import PaidSource
 from amprenta_vectors.backfill.database.index import build_deferred, defer_indexes
 from amprenta_vectors.backfill.database.load_gate import Gate
 from amprenta_vectors.backfill.engine.context import RunContext, open_retry
@@ -23,6 +24,7 @@ from amprenta_vectors.backfill.engine.hold import Held, Hold, WorkLeft
 from amprenta_vectors.backfill.engine.job import Job
 from amprenta_vectors.backfill.engine.observer import BatchDone, Observer, RunAdvanced, RunStarted
 from amprenta_vectors.backfill.engine.planner import Planner
+from amprenta_vectors.backfill.engine.sharing import RunTexts, shared
 from amprenta_vectors.backfill.engine.sizing import BatchSizer
 from amprenta_vectors.backfill.engine.starting import Mode, start_or_join
 from amprenta_vectors.backfill.engine.steering import Steering
@@ -216,7 +218,10 @@ class RunShare:
             "figures": (job.figures_seconds, self._show),
             "read units": (job.poll_seconds, meter.tidy),
         }
-        with metered(job.source, meter), self._threads.beside(beside):
+        run_texts = RunTexts(self._context)
+        if isinstance(job.source, PaidSource):
+            beside["texts"] = (job.lease_seconds / 4, run_texts.renew)
+        with metered(job.source, meter), shared(job.source, run_texts), self._threads.beside(beside):
             self._threads.run(doing)
         unless_away(self._look)
         try:

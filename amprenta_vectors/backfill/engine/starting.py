@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from sqlalchemy.engine import Connection, Engine
@@ -15,11 +16,15 @@ from amprenta_vectors.backfill.progress.transactions import require_tables, seri
 from amprenta_vectors.backfill.verify.row_sample import models_in_rows
 from amprenta_vectors.errors import RunConflict
 from amprenta_vectors.schema.held import check_namespace
+from amprenta_vectors.schema.kinds import Unit, unit_of
 
 Mode = Literal["new", "resume", "join", "restart"]
 """The ways to start beside an unfinished run: ``new`` refuses to, ``resume`` and ``join`` resume it, ``restart``
 cancels it and starts another. If there is none, each starts a run; but ``resume`` returns a like run that has finished,
 if it left nothing to do."""
+
+
+_COST_LIMITS: Mapping[Unit, Sequence[str]] = {"read_units": ("max_read_units",), "tokens": ("token_price", "max_cost")}
 
 
 def start_or_join(engine: Engine, job: Job, owner: str, mode: Mode, *, queue: bool = False) -> Run:
@@ -71,9 +76,11 @@ def _join(connection: Connection, job: Job, run: Run, owner: str) -> Run:
     detail = {"owner": owner, "workers": job.workers, "batch_size": job.batch_size}
     events.record_event(connection, run.id, Event.JOINED, detail)
     limits = dict(job.limits)
-    if job.source_limits.max_read_units is not None and "max_read_units" not in run.limits:
-        # The limit of a run's cost holds for all its processes, also for those whose environment does not set it.
-        limits.setdefault("max_read_units", job.source_limits.max_read_units)
+    for name in _COST_LIMITS[unit_of(run.source_kind)]:
+        ours = getattr(job.source_limits, name)
+        if ours is not None and name not in run.limits:
+            # The limit of a run's cost holds for all its processes, also for those whose environment does not set it.
+            limits.setdefault(name, ours)
     if limits:
         orders.change_limits(connection, run.id, limits)
     return run

@@ -1,1 +1,1 @@
-"""The limits of a run: requests, read units, and the share of its keys that may be quarantined."""
+"""The limits of a run: requests, read units, cost, and the share of its keys that may be quarantined."""

@@ -14,10 +14,12 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.backfill.limits.token_bucket import Kind, Lease, TokenBucket, lend, lower, published, refill
 from amprenta_vectors.backfill.progress import figures, limits, runs
+from amprenta_vectors.backfill.progress.charges import charge_of, to_money
 from amprenta_vectors.backfill.progress.states import RunState
 from amprenta_vectors.backfill.progress.transactions import transaction
-from amprenta_vectors.errors import ReadUnitsSpent
+from amprenta_vectors.errors import LimitReached
 from amprenta_vectors.pg.errors import to_error
+from amprenta_vectors.schema.kinds import Unit
 
 UNLIMITED = Lease(math.inf, math.inf, 0.0)
 
@@ -25,10 +27,10 @@ Result = TypeVar("Result")
 
 
 class Ledger(Protocol):
-    """The limits on requests per second, and on read units in all. Safe to use from any thread."""
+    """The limits on requests per second, and on read units or tokens in all. Safe to use from any thread."""
 
     def lease(self, kind: Kind, limit: float | None, *, needed: float, wanted: float, turn_seconds: float) -> Lease:
-        """Lease requests or read units; see `token_bucket.lend`. Raises `TransientError`."""
+        """Lease requests, read units or tokens; see `token_bucket.lend`. Raises `TransientError`."""
         ...
 
     def lower(self, kind: Kind, limit: float | None, retry_after: float | None) -> None:
@@ -36,14 +38,14 @@ class Ledger(Protocol):
         ...
 
     def reserve(self, *, needed: int, wanted: int, limit: int | None) -> int:
-        """Reserve ``needed`` read units or more, and return how many.
+        """Reserve ``needed`` units or more, and return how many.
 
-        Raises `ReadUnitsSpent` if ``needed`` would pass the limit, `TransientError`.
+        Raises `LimitReached` if ``needed`` would pass the limit, `TransientError`.
         """
         ...
 
     def give_back(self, units: int) -> None:
-        """Give back read units that were reserved and not spent. Raises `TransientError`."""
+        """Give back units that were reserved and not spent; below 0, account for more. Raises `TransientError`."""
         ...
 
 
@@ -89,7 +91,7 @@ class RunLedger:
         self._briefly(f"lowering the {kind} limit", write)
 
     def reserve(self, *, needed: int, wanted: int, limit: int | None) -> int:
-        """Reserve from the read units that the run may spend."""
+        """Reserve from the units that the run may spend."""
 
         def write(connection: Connection) -> int:
             granted = limits.reserve_read_units(connection, self._run_id, needed=needed, wanted=wanted, limit=limit)
@@ -97,29 +99,35 @@ class RunLedger:
                 raise self._spent(connection, needed, limit)
             return granted
 
-        return self._briefly("reserving read units", write)
+        return self._briefly("reserving what a request costs", write)
 
     def give_back(self, units: int) -> None:
         """Take the units off the run's sum."""
         self._briefly(
-            "giving read units back",
+            "giving back what was not spent",
             lambda connection: limits.give_back_read_units(connection, self._run_id, units),
         )
 
-    def _spent(self, connection: Connection, needed: int, limit: int) -> ReadUnitsSpent:
+    def _spent(self, connection: Connection, needed: int, limit: int) -> LimitReached:
         run = runs.load_run(connection, self._run_id)
+        charge = charge_of(run)
+        of_limit = f"{charge.spent:,} of {limit:,} {charge.name}"
+        if charge.limit is not None and charge.cost is not None:
+            of_limit += f" ({to_money(charge.cost)} of {to_money(charge.limit)})"
+        option = {"read_units": "max-read-units", "tokens": "max-cost"}[charge.unit]
         if run.state == RunState.FINISHED:
-            return ReadUnitsSpent(
-                f"run {run.id} is finished, but has spent {run.read_units:,} of {limit:,} read units, "
+            return LimitReached(
+                f"run {run.id} is finished, but has spent {of_limit}, "
                 f"and the next request of the comparison may cost {needed:,}",
-                hint="amprenta-vectors verify compares within the limit of its own, AMPRENTA_MAX_READ_UNITS",
+                hint="amprenta-vectors verify compares within the limit of its own, "
+                f"AMPRENTA_{option.replace('-', '_').upper()}",
             )
         left = run.planned_keys - figures.count(connection, self._run_id).keys_done
         listed = "the listing is complete" if run.planned_at else "more will be listed"
-        return ReadUnitsSpent(
-            f"run {run.id} has spent or reserved {run.read_units:,} of {limit:,} read units, "
+        return LimitReached(
+            f"run {run.id} has spent or reserved {of_limit}, "
             f"and the next request may cost {needed:,}; {left:,} planned keys are not done, {listed}",
-            hint=f"raise the limit, amprenta-vectors limits {run.id} --max-read-units N, then "
+            hint=f"raise the limit, amprenta-vectors limits {run.id} --{option} N, then "
             "amprenta-vectors backfill --resume",
         )
 
@@ -134,8 +142,9 @@ class RunLedger:
 class OwnLedger:
     """The ledger of one process, in memory."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, unit: Unit = "read_units") -> None:
         self._clock = clock
+        self._unit = unit
         self._lock = threading.Lock()
         self._buckets: dict[Kind, TokenBucket] = {}
         self._reserved = 0
@@ -158,9 +167,11 @@ class OwnLedger:
         """Reserve just ``needed``: there is no other process to share the limit with."""
         with self._lock:
             if limit is not None and self._reserved + needed > limit:
-                raise ReadUnitsSpent(
-                    f"{self._reserved:,} of {limit:,} read units are spent, and the next request may cost {needed:,}",
-                    hint="export AMPRENTA_MAX_READ_UNITS=N with a higher N, and run the command again",
+                name = self._unit.replace("_", " ")
+                variable = {"read_units": "AMPRENTA_MAX_READ_UNITS", "tokens": "AMPRENTA_MAX_COST"}[self._unit]
+                raise LimitReached(
+                    f"{self._reserved:,} of {limit:,} {name} are spent, and the next request may cost {needed:,}",
+                    hint=f"export {variable}=N with a higher N, and run the command again",
                 )
             self._reserved += needed
             return needed

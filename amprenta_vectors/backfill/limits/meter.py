@@ -1,4 +1,4 @@
-"""The meter that a process asks before each request to the source: for its turn, and for read units to spend."""
+"""The meter that a process asks before each request to the source: for its turn, and for units to spend."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from amprenta_vectors.backends.protocol import Metered, Route, Source
 from amprenta_vectors.backfill.limits.ledger import Ledger
 from amprenta_vectors.backfill.limits.token_bucket import LEASE_SECONDS, Kind
 from amprenta_vectors.config import SourceLimits
 from amprenta_vectors.errors import TransientError
+from amprenta_vectors.schema.kinds import Unit
 
 WORTH_SAYING_SECONDS = 1.0
 """The least wait that the observer is told of: a shorter one is the pace itself, not a standstill to explain."""
@@ -25,8 +26,9 @@ SHORTER_TURN = 0.8
 class LeasedMeter:
     """A `Meter` for all threads of a process, which leases requests about once a second for all of them.
 
-    ``source_limits`` gives the limits in force. ``check`` is called before each request, and raises if none may be
-    made; setting ``hold`` cuts a wait short. Raises `ReadUnitsSpent`, and `TransientError` if the database is away.
+    ``source_limits`` gives the limits in force; ``unit`` is what the source charges by. ``check`` is called before each
+    request, and raises if none may be made; setting ``hold`` cuts a wait short. Raises `LimitReached`, and
+    `TransientError` if the database is away.
     """
 
     def __init__(
@@ -37,36 +39,42 @@ class LeasedMeter:
         check: Callable[[], None],
         on_wait: Callable[[str | None], None] = lambda _: None,
         *,
+        unit: Unit = "read_units",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = source_limits
+        self._unit = unit
         self._hold = hold
         self._check = check
         self._on_wait = on_wait
         self._clock = clock
-        kinds: tuple[Kind, ...] = ("list", "fetch", "read_units")
+        kinds: tuple[Kind, ...] = ("list", "fetch", unit)
         self._shares = {kind: Share(ledger, kind, clock) for kind in kinds}
         self._purse = Purse(ledger, clock)
 
-    def before(self, route: Route, read_units: int) -> None:
-        """Wait for the route's turn and for read units by the second, then reserve the units in all."""
+    def before(self, route: Route, units: int, likely: int | None = None) -> None:
+        """Wait for the route's turn and for the units by the second, then reserve the units in all."""
         limits = self._limits()
         self._wait_for(route, 1.0, limits)
-        if limits.read_units_per_second is not None:
-            self._wait_for("read_units", float(read_units), limits)
+        if limits.of(self._unit) is not None:
+            self._wait_for(self._unit, float(units if likely is None else likely), limits)
         self._check()
-        self._purse.take(read_units, limits.max_read_units)
+        self._purse.take(units, limits.most(self._unit))
+
+    def settle(self, units: int, spent: int) -> None:
+        """Put what a request did not cost back into the purse; take from it what it cost beyond its ``units``."""
+        self._purse.put_back(units - spent)
 
     def limited(self, route: Route, retry_after: float | None) -> None:
         """Slow every process of the run down from now on, and stop them until ``retry_after`` seconds have passed."""
         self._shares[route].refused(retry_after, self._limits().of(route))
 
     def tidy(self) -> None:
-        """Give back read units that have not been used for a while; call it now and then."""
+        """Give back units that have not been used for a while; call it now and then."""
         self._purse.tidy()
 
     def close(self) -> None:
-        """Give back the read units that were not spent."""
+        """Give back the units that were not spent."""
         self._purse.empty()
 
     def _wait_for(self, kind: Kind, amount: float, limits: SourceLimits) -> None:
@@ -195,7 +203,7 @@ class Share:
 
 
 class Purse:
-    """The read units that a process has reserved and not yet spent."""
+    """The units that a process has reserved and not yet spent; below 0, those that it has spent and not reserved."""
 
     def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
         self._ledger = ledger
@@ -206,7 +214,7 @@ class Purse:
         self._reserved_at = self._taken_at = -math.inf
 
     def take(self, units: int, limit: int | None) -> None:
-        """Spend ``units``, reserving some ahead. Raises `ReadUnitsSpent`, `TransientError`."""
+        """Spend ``units``, reserving some ahead. Raises `LimitReached`, `TransientError`."""
         with self._lock:
             if limit != self._limit:
                 self._give_back()
@@ -217,6 +225,14 @@ class Purse:
             self._left -= units
             self._used += units
             self._taken_at = now
+
+    def put_back(self, units: int) -> None:
+        """Take back ``units`` of what was spent, to be spent on something else; below 0, account for more at once."""
+        with self._lock:
+            self._left += units
+            self._used -= units
+            if self._left < 0:
+                self._give_back()
 
     def tidy(self) -> None:
         """Give back what has not been touched for `LEASE_SECONDS`."""
@@ -237,11 +253,16 @@ class Purse:
         self._reserved_at, self._used = now, 0
 
     def _give_back(self) -> None:
-        """Give back what is left, once: if it is not known whether that arrived, the units stay counted as spent."""
+        """Give back what is left, once: if it is not known whether that arrived, the units stay counted as spent.
+
+        What is lacking is accounted for at the next occasion if it is not known.
+        """
         units, self._left = self._left, 0
         if units:
-            with suppress(TransientError):
+            try:
                 self._ledger.give_back(units)
+            except TransientError:
+                self._left = min(0, units)
 
 
 @contextmanager
@@ -258,4 +279,4 @@ def metered(source: Source, meter: LeasedMeter) -> Iterator[None]:
         meter.close()
 
 
-_NAMES = {"list": "list requests", "fetch": "fetch requests", "read_units": "read units"}
+_NAMES = {"list": "list requests", "fetch": "fetch requests", "read_units": "read units", "tokens": "tokens"}

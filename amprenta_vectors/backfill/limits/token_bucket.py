@@ -14,8 +14,8 @@ from typing import Literal
 
 from amprenta_vectors.config import FETCH_PER_SECOND, LIST_PER_SECOND
 
-Kind = Literal["list", "fetch", "read_units"]
-"""A kind of what is metered by the second: requests of a route, or read units."""
+Kind = Literal["list", "fetch", "read_units", "tokens"]
+"""A kind of what is metered by the second: requests of a route, read units, or tokens."""
 
 LOWERED_TO = 0.7
 """The share of the rate left after a refusal: CUBIC's factor (RFC 9438, section 4.6), which AWS's adaptive retry uses.

@@ -22,7 +22,14 @@ FORGOTTEN = "(forgotten)"
 """What stands in the place of a message that named the person."""
 
 
-_OF_A_RUN = ("migration_progress", "migration_quarantine", "migration_limit", "migration_insert", "migration_event")
+_OF_A_RUN = (
+    "migration_progress",
+    "migration_quarantine",
+    "migration_limit",
+    "migration_insert",
+    "migration_text",
+    "migration_event",
+)
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ def forget_keys(connection: Connection, named: Named, rows: Sequence[Key], menti
         "migration_progress": _forget_batches(connection, numbers, named, mentions),
         "migration_quarantine": _forget_quarantined(connection, numbers, named, mentions),
         "migration_insert": _forget_inserted(connection, numbers, rows),
+        "migration_text": _forget_texts(connection, numbers),
         "migration_event": _forget_events(connection, numbers, mentions),
     }
     is_of_run = runs.c.id == _any(numbers)
@@ -187,6 +195,14 @@ def _forget_inserted(connection: Connection, numbers: Sequence[int], rows: Seque
     return connection.execute(
         sa.delete(table).where(table.c.run_id == _any(numbers), is_among(table.c.key, rows))
     ).rowcount
+
+
+def _forget_texts(connection: Connection, numbers: Sequence[int]) -> int:
+    """Delete the texts of ended runs, which serve nobody: whose a text is cannot be told from its digest."""
+    table = kept_clause(connection, "migration_text", sa.column("run_id"))
+    if table is None:
+        return 0
+    return connection.execute(sa.delete(table).where(table.c.run_id == _any(numbers))).rowcount
 
 
 def _forget_events(connection: Connection, numbers: Sequence[int], mentions: Mentions) -> int:

@@ -1,4 +1,7 @@
-"""``migration_limit``, and the read units of ``migration_run``: the limits that all processes of a run share."""
+"""``migration_limit`` and ``migration_run.read_units``: the limits that all processes of a run share.
+
+The column counts what the run is charged by, which for texts are tokens.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def drop_bucket(connection: Connection, run_id: int, kind: Kind) -> None:
 
 
 SHARE = 10
-"""The part, one in so many, of the read units left below the limit that a process may reserve ahead of need."""
+"""The part, one in so many, of the units left below the limit that a process may reserve ahead of need."""
 
 
 def reserve_read_units(connection: Connection, run_id: int, *, needed: int, wanted: int, limit: int | None) -> int:
@@ -100,7 +103,7 @@ def reserve_read_units(connection: Connection, run_id: int, *, needed: int, want
 
 
 def give_back_read_units(connection: Connection, run_id: int, units: int) -> None:
-    """Subtract reserved units that were not spent from the run's read units."""
+    """Subtract reserved units that were not spent from those of the run."""
     connection.execute(
         sa.text("UPDATE migration_run SET read_units = read_units - :units WHERE id = :run_id"),
         {"run_id": run_id, "units": units},

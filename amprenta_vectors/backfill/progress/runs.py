@@ -42,7 +42,8 @@ class Run:
 
     A run that ``replaces`` writes over existing values. ``limits`` has the limits that a person set while it went on:
     ``workers`` (of each process), ``list_per_second``, ``fetch_per_second``, ``read_units_per_second``,
-    ``max_read_units``; a name that is absent was not set.
+    ``max_read_units``, ``tokens_per_second``, ``token_price``, ``max_cost``; a name that is absent was not set.
+    ``read_units`` counts the tokens of a run over rows.
     """
 
     id: int

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill.progress import history
+from amprenta_vectors.backfill.progress.charges import charge_of
 from amprenta_vectors.backfill.progress.events import Event, RunEvent, list_events
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.backfill.progress.snapshot import Happening, Snapshot, look
@@ -66,7 +67,7 @@ def collect_report(connection: Connection, run_id: int) -> dict[str, Any]:
             "first_keys": history.first_quarantined(connection, run_id, FIRST_KEYS),
             "resolved_since": history.count_resolved(connection, run_id),
         },
-        "read_units": {"spent": run.read_units, "limit": run.limits.get("max_read_units") or None},
+        **charge_of(run).to_json(),
         "verification": _last(events, Event.VERIFIED),
         "indexes": _indexes(connection, run, events),
         "limits": {

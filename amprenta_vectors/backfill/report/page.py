@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from amprenta_vectors.backfill.progress.charges import to_money
 from amprenta_vectors.backfill.progress.events import Event
 from amprenta_vectors.backfill.progress.states import UNFINISHED, RunState
 from amprenta_vectors.backfill.report.plot import WAITS, draw_rate
@@ -150,9 +151,8 @@ def _waits(report: Mapping[str, Any]) -> Iterator[_Wait]:
 
 
 def _cost(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    units, limits = report["read_units"], report["limits"]
-    most = f" of at most {units['limit']:,.0f}" if units["limit"] else ", without a limit"
-    yield "Read units", f"{units['spent']:,}{most}"
+    limits = report["limits"]
+    yield _charge(report)
     yield "Limits", _said(limits["in_force"]) or "none was set"
     if limits["source_rates"]:
         yield (
@@ -163,6 +163,16 @@ def _cost(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Changed", f"{len(limits['changes']):,} times, last {to_moment(limits['changes'][-1]['at'])} UTC"
     if report["run"]["state"] in UNFINISHED and report["run"]["throttle_reason"]:
         yield "Throttled now", report["run"]["throttle_reason"]
+
+
+def _charge(report: Mapping[str, Any]) -> tuple[str, str]:
+    units, tokens = report["read_units"], report["tokens"]
+    if tokens is None:
+        most = f" of at most {units['limit']:,.0f}" if units["limit"] else ", without a limit"
+        return "Read units", f"{units['spent']:,}{most}"
+    cost = "" if tokens["cost"] is None else f", which cost {to_money(tokens['cost'])}"
+    most = f" of at most {to_money(tokens['max_cost'])}" if tokens["max_cost"] else ", without a limit"
+    return "Tokens", f"{tokens['spent']:,}{cost}{most}"
 
 
 def _said(values: Mapping[str, Any]) -> str:
