@@ -194,20 +194,17 @@ class TextSource(Source, Protocol):
 
 
 @runtime_checkable
-class CastSource(Source, Protocol):
-    """A source in the vector table's own database. If it ``casts``, PostgreSQL makes the vectors, and none flows.
-
-    Its keys are the rows' own. A row is a record if it `has_value`; `joined` and `vector` reach that value in SQL.
-    """
-
-    @property
-    def casts(self) -> bool:
-        """Whether PostgreSQL makes the vectors, so that a batch is one statement."""
-        ...
+class LocalSource(Source, Protocol):
+    """A source in the vector table's own database; its keys are the rows' own."""
 
     def has_value(self, slice_: Slice) -> sa.ColumnElement[bool]:
         """Return the condition that a row of ``slice_`` is a record of this source."""
         ...
+
+
+@runtime_checkable
+class CastSource(LocalSource, Protocol):
+    """A source whose vectors PostgreSQL makes: a batch is one statement, and none flows."""
 
     def joined(self, slice_: Slice) -> list[sa.ColumnElement[bool]]:
         """Return the conditions by which a row of ``slice_`` meets its record, which `vector` reads."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import sqlalchemy as sa
@@ -35,11 +35,6 @@ class Format(Protocol):
         """The form, for a person."""
         ...
 
-    @property
-    def casts(self) -> bool:
-        """Whether PostgreSQL makes the vector of a value, so that no value flows."""
-        ...
-
     def given(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Return the condition that there is a value: not NULL, and not the null of JSON."""
         ...
@@ -51,6 +46,11 @@ class Format(Protocol):
     def spelling(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
         """Return how a value is spelt, for a person."""
         ...
+
+
+@runtime_checkable
+class CastFormat(Format, Protocol):
+    """A form of which PostgreSQL makes the vectors, so that no value flows."""
 
     def vector(self, value: sa.ColumnElement[Any], dimension: int) -> sa.ColumnElement[Any]:
         """Return a value as a vector of that dimension; raises, in the database, for one that is none."""
@@ -70,7 +70,6 @@ class Lists(_NotNull):
     """Lists of numbers as text: ``[1,2]``, ``{1,2}``, ``1, 2`` or between blanks; each of 32 bits, to nearest."""
 
     type: str
-    casts: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -123,7 +122,6 @@ class Json:
     """A list of numbers as JSON, or a string that holds one as `Lists` reads it; each of 32 bits, to nearest."""
 
     type: str
-    casts: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -176,7 +174,6 @@ class _Numbers(_NotNull):
     """A type that PostgreSQL casts to a vector as it stands."""
 
     type: str
-    casts: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -216,7 +213,6 @@ class Bytes(_NotNull):
     """The bytes of an array of numbers, one after the other; numbers of 64 bits become the nearest of 32."""
 
     elements: Elements
-    casts: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -242,10 +238,6 @@ class Bytes(_NotNull):
         """Return the length of a value."""
         return sa.func.concat(sa.func.octet_length(value), sa.cast(" bytes", sa.Text))
 
-    def vector(self, value: sa.ColumnElement[Any], dimension: int) -> sa.ColumnElement[Any]:
-        """Raise ValueError: PostgreSQL has no cast from bytes."""
-        raise ValueError("bytes are decoded here, not in the database")
-
     def decode(self, raw: bytes) -> Vectors:
         """Return the numbers of a value, float32. Raises ValueError saying what its length is instead."""
         if not raw or len(raw) % self.size:
@@ -259,7 +251,7 @@ _EMBEDDINGS = ("vector", "halfvec", "sparsevec")
 EXPECTED = "text, json, jsonb, bytea, real[], double precision[], numeric[], integer[], vector, halfvec or sparsevec"
 
 
-def format_of(name: str, column: Column, elements: Elements | None) -> Format:
+def format_of(name: str, column: Column, elements: Elements | None) -> CastFormat | Bytes:
     """Return how ``column``, called ``name``, holds embeddings.
 
     Raises `SchemaMismatch` for a type that holds none, `ConfigError` for bytes of which nothing says what they are.

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backends.column.formats import Bytes
+from amprenta_vectors.backends.column.formats import Bytes, CastFormat
 from amprenta_vectors.backends.column.survey import Survey, survey
 from amprenta_vectors.backends.column.values import OldValues, find_old
 from amprenta_vectors.backends.own_rows import OwnRows, OwnScopes
@@ -57,19 +57,6 @@ class ColumnSource:
             count=count,
         )
 
-    @property
-    def casts(self) -> bool:
-        """Whether PostgreSQL makes the vectors, so that a batch is one statement."""
-        return self.old.format.casts
-
-    def joined(self, slice_: Slice) -> list[sa.ColumnElement[bool]]:
-        """Return the conditions by which a row of ``slice_`` meets its record, which `vector` reads."""
-        return self.old.joined(slice_.rows, self._dimension)
-
-    def vector(self, slice_: Slice) -> sa.ColumnElement[Any]:
-        """Return the record of a row of ``slice_`` as a vector; raises, in the database, for one that is none."""
-        return self.old.vector(slice_.rows)
-
     def has_value(self, slice_: Slice) -> sa.ColumnElement[bool]:
         """Return the condition that a row of ``slice_`` is a record of this source."""
         return self.old.given(slice_.rows, self._dimension)
@@ -88,8 +75,7 @@ class ColumnSource:
         try:
             with self._engine.begin() as connection:
                 doubled = self.doubled(connection, list(wanted))
-                asked = [key for key in wanted if key not in doubled]
-                found, unread = self._cast(connection, asked) if self.casts else self._decoded(connection, asked)
+                found, unread = self._read(connection, [key for key in wanted if key not in doubled])
         except DBAPIError as error:
             raise to_error(error, f"reading {self.old.name}") from error
         refused = [*doubled.values(), *unread]
@@ -122,17 +108,49 @@ class ColumnSource:
             for *key, count in connection.execute(counted)
         }
 
-    def unreadable(self, connection: Connection, keys: Sequence[Key]) -> list[RowError]:
-        """Return why PostgreSQL makes no vector of the values of those of ``keys`` which are none."""
-        return self._cast(connection, keys)[1]
-
     def _values(self, keys: Sequence[Key], value: sa.ColumnElement[Any]) -> sa.Select[Any]:
         return self._rows.select(keys, value).where(*self.old.joined(self._rows.rows, self._dimension))
 
-    def _cast(self, connection: Connection, keys: Sequence[Key]) -> tuple[dict[Key, Any], list[RowError]]:
+    def _read(self, connection: Connection, keys: Sequence[Key]) -> tuple[dict[Key, Any], list[RowError]]:
+        """Return the vectors of those ``keys`` that have one, and why the values of the others are none."""
+        raise NotImplementedError
+
+
+class CastColumnSource(ColumnSource):
+    """Old values of which PostgreSQL makes the vectors, by ``form``."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        old: OldValues,
+        form: CastFormat,
+        scope: Mapping[str, str],
+        *,
+        dimension: int | None,
+        count: int,
+    ) -> None:
+        super().__init__(engine, old, scope, dimension=dimension, count=count)
+        self._form = form
+
+    def joined(self, slice_: Slice) -> list[sa.ColumnElement[bool]]:
+        """Return the conditions by which a row of ``slice_`` meets its record, which `vector` reads."""
+        return self.old.joined(slice_.rows, self._dimension)
+
+    def vector(self, slice_: Slice) -> sa.ColumnElement[Any]:
+        """Return the record of a row of ``slice_`` as a vector; raises, in the database, for one that is none."""
+        return self._vector(slice_.rows)
+
+    def unreadable(self, connection: Connection, keys: Sequence[Key]) -> list[RowError]:
+        """Return why PostgreSQL makes no vector of the values of those of ``keys`` which are none."""
+        return self._read(connection, keys)[1]
+
+    def _vector(self, rows: Any) -> sa.ColumnElement[Any]:
+        return self._form.vector(self.old.raw(rows), self.old.table.dimension)
+
+    def _read(self, connection: Connection, keys: Sequence[Key]) -> tuple[dict[Key, Any], list[RowError]]:
         """Return the vectors that PostgreSQL makes, and why it makes none of the others."""
         found: dict[Key, Any] = {}
-        sent = sa.func.vector_send(self.old.vector(self._rows.rows))
+        sent = sa.func.vector_send(self._vector(self._rows.rows))
 
         def attempt(start: int, end: int) -> str | None:
             try:
@@ -148,18 +166,32 @@ class ColumnSource:
         bad = isolate(len(keys), attempt)
         return found, errors_of(bad, list(map(self._rows.slice.key_map.to_source, keys)), Reason.UNREADABLE)
 
-    def _decoded(self, connection: Connection, keys: Sequence[Key]) -> tuple[dict[Key, Any], list[RowError]]:
+
+class BytesSource(ColumnSource):
+    """Old values that are bytes, which are decoded here by ``form``."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        old: OldValues,
+        form: Bytes,
+        scope: Mapping[str, str],
+        *,
+        dimension: int | None,
+        count: int,
+    ) -> None:
+        super().__init__(engine, old, scope, dimension=dimension, count=count)
+        self._form = form
+
+    def _read(self, connection: Connection, keys: Sequence[Key]) -> tuple[dict[Key, Any], list[RowError]]:
         """Return the vectors that the bytes are, and why the others are none."""
-        form = self.old.format
-        if not isinstance(form, Bytes):
-            raise TypeError(f"{form.name} is cast by PostgreSQL")
         found: dict[Key, Any] = {}
         refused: list[RowError] = []
         to_source, dimension = self._rows.slice.key_map.to_source, self.old.table.dimension
         for *parts, raw in connection.execute(self._values(keys, self.old.raw(self._rows.rows))):
             key = tuple(parts)
             try:
-                numbers = form.decode(bytes(raw))
+                numbers = self._form.decode(bytes(raw))
             except ValueError as error:
                 refused.append(RowError(to_source(key), Reason.UNREADABLE, str(error)))
                 continue
@@ -210,7 +242,10 @@ class ColumnOrigin:
         Raises `SourceNotFound` for a scope without a value.
         """
         scope, count = table.scope_for(namespace), self._scopes.count(namespace)
-        return ColumnSource(self._engine, self.old, scope, dimension=self._only, count=count)
+        form = self.old.format
+        if isinstance(form, Bytes):
+            return BytesSource(self._engine, self.old, form, scope, dimension=self._only, count=count)
+        return CastColumnSource(self._engine, self.old, form, scope, dimension=self._only, count=count)
 
     def close(self) -> None:
         """Do nothing: no resource is held."""

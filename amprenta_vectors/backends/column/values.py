@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backends.column.formats import Format, format_of
+from amprenta_vectors.backends.column.formats import Bytes, CastFormat, format_of
 from amprenta_vectors.errors import ConfigError, SchemaMismatch
 from amprenta_vectors.pg import tables
 from amprenta_vectors.pg.indexes import unique_column_sets
@@ -35,7 +35,7 @@ class OldValues:
 
     table: VectorTable
     old: OldColumn
-    format: Format
+    format: CastFormat | Bytes
     pairs: Mapping[str, str]
     types: Mapping[str, Column]
     unique: bool
@@ -64,10 +64,6 @@ class OldValues:
         """Return the value as the column holds it, beside ``rows``."""
         value: sa.ColumnElement[Any] = (rows if self.other is None else self.other).c[self.old.column]
         return value
-
-    def vector(self, rows: Any) -> sa.ColumnElement[Any]:
-        """Return the value as a vector, beside ``rows``."""
-        return self.format.vector(self.raw(rows), self.table.dimension)
 
     def joined(self, rows: Any, dimension: int | None = None) -> list[sa.ColumnElement[bool]]:
         """Return the conditions that a row of the other table belongs to one of ``rows``, and that it has a value.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.backends.protocol import CastSource, Source
+from amprenta_vectors.backends.protocol import LocalSource, Source
 from amprenta_vectors.backfill.engine.backoff import LONGEST_WAIT_SECONDS
 from amprenta_vectors.backfill.engine.keys import Keys
 from amprenta_vectors.backfill.progress.keys_from import KeysFrom, side_of
@@ -110,7 +110,7 @@ class Job:
     @property
     def wanted(self) -> list[sa.ColumnElement[bool]]:
         """The conditions that a row has a record at the source, as far as the database knows."""
-        return [self.source.has_value(self.slice)] if isinstance(self.source, CastSource) else []
+        return [self.source.has_value(self.slice)] if isinstance(self.source, LocalSource) else []
 
     @property
     def records_inserts(self) -> bool:

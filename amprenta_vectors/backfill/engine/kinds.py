@@ -47,7 +47,7 @@ class Fill:
     def open_writer(self, context: RunContext) -> Writer | CastSink:
         """Return the writer that never touches an existing value."""
         job = context.job
-        if isinstance(job.source, CastSource) and job.source.casts:
+        if isinstance(job.source, CastSource):
             return CastSink(job.slice, job.source, job.model)
         return Sink(
             job.slice,

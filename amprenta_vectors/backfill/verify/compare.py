@@ -116,7 +116,7 @@ class Verifier:
         The source is read outside any transaction; the comparison is one transaction and so one snapshot. Raises
         `TransientError` if the retry was told to stop.
         """
-        if isinstance(self._source, CastSource) and self._source.casts:
+        if isinstance(self._source, CastSource):
             side = CastSide(self._slice, self._source, self._reading)
             return self._compare_with(partial(side.fill, on_progress=on_progress), on_difference)
         with tempfile.TemporaryFile() as file:
