@@ -7,15 +7,16 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 from backfill_tools import open_pinecone, settings_for, to_ids, to_vectors
 from google.protobuf.struct_pb2 import Struct
+from pinecone._internal.adapters.vectors_adapter import VectorsAdapter
 
 from amprenta_vectors.backends.pinecone import wire as wire
-from amprenta_vectors.backends.pinecone.client import open_index
+from amprenta_vectors.backends.pinecone.client import ANSWERS, open_index
 from amprenta_vectors.backends.pinecone.source import PineconeSource, open_source
 from amprenta_vectors.backends.pinecone.transports import GrpcTransport, RestTransport
 from amprenta_vectors.backends.protocol import TokenRefused
@@ -309,3 +310,9 @@ def test_a_pod_index_gives_what_is_asked_for_by_key_and_says_that_it_lists_nothi
         source.iter_keys()
     assert "--keys-from table" in caught.value.hint
     assert pinecone.calls["list"] == 0
+
+
+def test_every_answer_that_workers_decode_is_known_to_msgspec_before_there_are_any() -> None:
+    kinds = ("stats", "fetch", "list", "query", "update", "upsert")
+    decoded = {get_type_hints(getattr(VectorsAdapter, f"to_{kind}_response"))["return"] for kind in kinds}
+    assert decoded == set(ANSWERS)
