@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from amprenta_vectors.backends.protocol import PaidSource
 from amprenta_vectors.backfill.database.index import build_deferred
 from amprenta_vectors.backfill.engine.context import RunContext
 from amprenta_vectors.backfill.engine.hold import Held, RunOver, WorkLeft
@@ -57,7 +58,8 @@ class Ending:
         """
         gone = None if repair else self._conclude()
         by_us, to_build = self._finish(repair=repair)
-        while by_us and self._retry.database("deleting the texts of runs that have ended", self._forget_texts):
+        paid = isinstance(self._context.job.source, PaidSource)
+        while by_us and paid and self._retry.database("deleting the texts of ended runs", self._forget_texts):
             pass
         return Ended(by_us, self._build() if to_build and self._context.job.builds_index else [], gone)
 
