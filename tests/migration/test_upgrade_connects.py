@@ -47,10 +47,18 @@ def test_a_malformed_url(alembic: Alembic, url: str) -> None:
     refused(alembic("upgrade", "head", DATABASE_URL=url), "DATABASE_URL is not a database URL", "export DATABASE_URL=")
 
 
-@pytest.mark.parametrize("kind", ["mysql", "sqlite", "postgresql+asyncpg"])
+@pytest.mark.parametrize("kind", ["mysql", "sqlite", "postgresql+pg8000"])
 def test_a_url_of_another_kind(alembic: Alembic, kind: str) -> None:
     done = alembic("upgrade", "head", DATABASE_URL=f"{kind}://me:hunter2@host/db")
     refused(done, f"DATABASE_URL is of kind '{kind}'; expected postgresql")
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_url_of_the_applications_own_driver_is_upgraded_by(alembic: Alembic, db: Database, driver: str) -> None:
+    url = sa.make_url(db.url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+    done = alembic("upgrade", "core@head", DATABASE_URL=url)
+    assert done.returncode == 0, done.stderr
+    assert ("migration_progress",) in db.execute("SELECT relname::text FROM pg_class WHERE relkind = 'r'")
 
 
 def test_a_refused_connection(alembic: Alembic) -> None:
@@ -103,10 +111,10 @@ def test_a_server_without_pgvector(db: Database, alembic: Alembic) -> None:
 def test_a_server_that_is_too_old_is_refused_before_anything_is_made(
     db: Database, monkeypatch: pytest.MonkeyPatch, versions: tuple[int, str], message: str
 ) -> None:
-    from amprenta_vectors import db as connections
+    from amprenta_vectors import server
 
-    check = connections.check_server
-    monkeypatch.setattr(connections, "check_server", lambda *_: check(*versions))
+    check = server.check_server
+    monkeypatch.setattr(server, "check_server", lambda *_: check(*versions))
     with pytest.raises(ServerUnsuitable, match=message):
         db.upgrade()
     assert [row[0] for row in db.catalogue()] == ["plpgsql"]
