@@ -18,6 +18,7 @@ from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.held import check_namespace
 from amprenta_vectors.schema.key_values import canonical
 from amprenta_vectors.schema.keymaps import OwnKeys
+from amprenta_vectors.schema.kinds import unit_of
 from amprenta_vectors.schema.registry import RAG_CHUNKS, get_table
 from amprenta_vectors.schema.slice import Slice, open_slice
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -50,6 +51,9 @@ def open_ends(settings: Settings, observer: Observer = ignore) -> Ends:
     for text in notices_of(origin):
         observer(Noticed(text))
     _check_dimensions(origin, table)
+    idle = _idle_limit(settings, origin)
+    if idle is not None:
+        observer(Warned(idle))
     if origin.distance not in (None, table.distance):
         text = (
             f"{origin.name} searches by {origin.distance}, the table's index is for {table.distance}: "
@@ -57,6 +61,20 @@ def open_ends(settings: Settings, observer: Observer = ignore) -> Ends:
         )
         observer(Warned(text))
     return Ends(engine, table, origin)
+
+
+def _idle_limit(settings: Settings, origin: Origin) -> str | None:
+    """Return what limit is set that nothing is charged by; None if there is none."""
+    limits = settings.source_limits
+    if unit_of(origin.kind) == "tokens":
+        if limits.max_read_units is None:
+            return None
+        return "AMPRENTA_MAX_READ_UNITS limits nothing: texts are charged by tokens; --max-cost N limits what they cost"
+    if limits.max_cost is None:
+        return None
+    return (
+        f"AMPRENTA_MAX_COST limits nothing: {origin.name} charges for no texts; --max-read-units N is Pinecone's limit"
+    )
 
 
 def open_target(settings: Settings, connections: int, observer: Observer = ignore) -> tuple[Engine, VectorTable]:

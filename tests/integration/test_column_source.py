@@ -156,6 +156,14 @@ def test_every_form_arrives_bit_for_bit_and_is_verified_and_the_old_column_stays
     assert f"{ROWS}" in verified.output
 
 
+def test_a_limit_that_nothing_is_charged_by_is_warned_of(engine: sa.Engine, run: Run) -> None:
+    make(engine, "real[]", [vector.tolist() for vector in VECTORS])
+    warned = run("backfill", "--max-cost", "5", "--token-price", "1")
+    assert warned.exit_code == 0, warned.output
+    assert "AMPRENTA_MAX_COST limits nothing" in warned.output
+    assert "limits nothing" not in run("verify").output
+
+
 BROKEN = {
     3: "[1,2,3",
     4: "[[1,2,3,4],[5,6,7,8]]",

@@ -122,6 +122,13 @@ def writes(engine: sa.Engine) -> dict[int, int]:
     return dict(execute(engine, "SELECT id, count(*) FROM writes GROUP BY id"))
 
 
+def test_read_units_that_no_text_is_charged_by_are_warned_of(articles: dict[str, str]) -> None:
+    warned = CliRunner().invoke(main, ["backfill", "--max-read-units", "5"], env=articles)
+    assert warned.exit_code == 3, warned.output
+    assert "AMPRENTA_MAX_READ_UNITS limits nothing" in warned.output
+    assert "--max-cost" in warned.output
+
+
 def test_rows_are_embedded_verified_and_told_of_their_model(
     articles: dict[str, str], engine: sa.Engine, embedder: WordLlamaEmbedder
 ) -> None:
