@@ -278,3 +278,22 @@ async def test_an_engine_that_names_its_statements_serves_where_no_pooler_is(fil
         assert len(await store.query(QUERY)) == 8
         assert await store.upsert(RECORDS) == 8
     await engine.dispose()
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_a_search_leaves_the_connections_of_an_application_as_it_has_them(
+    filled: sa.Engine, autocommit: bool
+) -> None:
+    level = "AUTOCOMMIT" if autocommit else "READ COMMITTED"
+    for driver in ("psycopg2", "psycopg"):
+        own = sa.create_engine(filled.url.set(drivername=f"postgresql+{driver}"), isolation_level=level, pool_size=1)
+        assert len(PgVectorStore(own, RAG_CHUNKS, SCOPE).query(QUERY)) == 8
+        with own.connect() as connection:
+            assert connection.connection.driver_connection.autocommit is autocommit  # type: ignore[union-attr]
+        own.dispose()
+    engine = create_async_engine(filled.url.set(drivername="postgresql+psycopg"), isolation_level=level, pool_size=1)
+    assert len(await AsyncPgVectorStore(engine, RAG_CHUNKS, SCOPE).query(QUERY)) == 8
+    async with engine.connect() as awaited:
+        driver_connection: Any = (await awaited.get_raw_connection()).driver_connection
+        assert driver_connection.autocommit is autocommit
+    await engine.dispose()

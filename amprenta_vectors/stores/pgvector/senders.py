@@ -81,6 +81,7 @@ class PsycopgSender:
 
     def ask(self, driver: Any, settings: Sequence[str], statement: Compiled, values: Mapping[str, Any]) -> list[Any]:
         """Return the rows, by one message."""
+        before = driver.autocommit
         driver.autocommit = True
         try:
             with self._psycopg.ClientCursor(driver) as cursor:
@@ -89,7 +90,7 @@ class PsycopgSender:
                 return list(cursor.fetchall())
         finally:
             if not driver.closed:
-                driver.autocommit = False
+                driver.autocommit = before
 
     def is_closed(self, driver: Any) -> bool:
         """Return whether the connection is lost."""
@@ -105,6 +106,7 @@ class AsyncPsycopgSender(PsycopgSender):
         return found
 
     async def _ask(self, driver: Any, message: str, values: Mapping[str, Any]) -> list[Any]:
+        before = driver.autocommit
         await driver.set_autocommit(True)
         try:
             async with self._psycopg.AsyncClientCursor(driver) as cursor:
@@ -113,7 +115,7 @@ class AsyncPsycopgSender(PsycopgSender):
                 return list(await cursor.fetchall())
         finally:
             if not driver.closed:
-                await driver.set_autocommit(False)
+                await driver.set_autocommit(before)
 
 
 class AsyncpgSender:
