@@ -52,6 +52,9 @@ def is_connection_lost(error: BaseException) -> bool:
     driver = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(driver, OSError):
         return True
+    if isinstance(getattr(driver, "__cause__", None) or driver, ValueError | TypeError):
+        # asyncpg itself could not send a value, which it calls an error of the interface.
+        return False
     names = {each.__name__ for each in type(driver).__mro__}
     lost = bool(names & {"OperationalError", "InterfaceError"}) or type(driver).__name__ == "DatabaseError"
     return lost and sqlstate(error) is None
@@ -139,5 +142,10 @@ _DATA_CLASS = "22"
 
 def _primary(driver: object) -> str | None:
     """Return the server's first line, where the driver has it by itself: the DETAIL below it quotes the row."""
-    primary: str | None = getattr(getattr(driver, "diag", None), "message_primary", None)
-    return primary
+    diagnosis = getattr(driver, "diag", None)
+    if diagnosis is not None:
+        primary: str | None = diagnosis.message_primary
+        return primary
+    # asyncpg has it in its own error, which SQLAlchemy puts into another.
+    told: str | None = getattr(getattr(driver, "__cause__", None) or driver, "message", None)
+    return told

@@ -556,6 +556,18 @@ def test_an_adopted_table_without_the_optional_columns_is_one_scope(
         store.upsert([Record("abcdef", vector)])
 
 
+def test_what_the_table_refuses_is_said_alike_on_every_driver_and_quotes_no_row(
+    engine: sa.Engine, random: Random, open_store: OpenStore
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE rag_chunks ADD CONSTRAINT short CHECK (length(content) < 9)"))
+    (vector,) = unit(random, 1)
+    with pytest.raises(AmprentaError) as caught:
+        open_store(engine).upsert([Record("k", vector, "a secret passage")])
+    expected = 'writing rag_chunks: new row for relation "rag_chunks" violates check constraint "short"'
+    assert (type(caught.value), caught.value.message) == (AmprentaError, expected)
+
+
 def test_a_json_column_serves_as_metadata(engine: sa.Engine, random: Random, open_store: OpenStore) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE t (id bigint PRIMARY KEY, meta json, embedding vector(8))"))

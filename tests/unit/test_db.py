@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import psycopg2
 import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -317,3 +318,14 @@ def test_a_password_in_the_query_of_the_url_is_never_printed() -> None:
 def test_every_one_of_several_hosts_counts_for_the_warning_about_tls(query: str) -> None:
     with pytest.warns(UnencryptedConnection, match=r"db1\.example\.com"):
         create_engine(Settings.load(database_url=f"postgresql://user@/app?{query}"))
+
+
+def test_what_asyncpg_raises_itself_is_told_without_the_row_and_is_transient_where_the_socket_fails() -> None:
+    fields = {"S": "ERROR", "C": "23514", "M": "violates a constraint", "D": "Failing row contains (secret)."}
+    refused = asyncpg.exceptions.PostgresError.new(fields)
+    assert to_error(refused, "writing").message == "writing: violates a constraint"
+    assert not is_transient(refused)
+    # An error of the interface to PEP 249, and of the value to whoever gave it.
+    assert not is_transient(asyncpg.exceptions.DataError("value out of int32 range"))
+    assert is_transient(asyncpg.exceptions.InterfaceError("connection is closed"))
+    assert is_transient(ConnectionRefusedError(111, "Connect call failed"))
