@@ -1,4 +1,4 @@
-"""What the server must be: its version, and pgvector's."""
+"""The versions of PostgreSQL and pgvector that a server must have."""
 
 from __future__ import annotations
 

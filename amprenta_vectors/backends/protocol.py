@@ -87,7 +87,7 @@ class Metered(Protocol):
 
     @property
     def unit(self) -> Unit:
-        """What its requests are charged by."""
+        """The unit that its requests are charged by."""
         ...
 
 

@@ -58,7 +58,7 @@ class EmbeddingService(Embedder, Protocol):
 
     @property
     def limits(self) -> Limits:
-        """What one request takes."""
+        """The limits of one request."""
         ...
 
     def request(self, texts: Sequence[str]) -> Embedded:

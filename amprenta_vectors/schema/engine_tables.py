@@ -10,14 +10,18 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.ddl.marks import is_retired, retired_name
 from amprenta_vectors.pg.tables import table_of
 
-ENGINE_TABLES = (
-    "migration_run",
+TABLES_OF_A_RUN = (
     "migration_progress",
     "migration_quarantine",
     "migration_limit",
     "migration_insert",
     "migration_text",
     "migration_event",
+)
+"""The tables whose rows belong to one run each, by their ``run_id``."""
+ENGINE_TABLES = (
+    "migration_run",
+    *TABLES_OF_A_RUN,
     "migration_index",
     "vector_outbox",
     "vector_row_mark",

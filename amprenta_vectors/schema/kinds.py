@@ -7,7 +7,7 @@ from typing import Literal
 SourceKind = Literal["pinecone", "simple", "chroma", "rows", "column"]
 RowOwner = Literal["ours", "application"]
 Unit = Literal["read_units", "tokens"]
-"""What a source charges by: Pinecone by read units, an embedding service by the tokens of the texts."""
+"""The unit that a source charges by: Pinecone by read units, an embedding service by the tokens of the texts."""
 KeyKind = Literal["identity", "uuid5", "lookup", "numbered", "split"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -28,8 +28,10 @@ from amprenta_vectors.schema.row_keys import AllRows
 from amprenta_vectors.schema.slice import Slice, given_keys
 from amprenta_vectors.schema.vector_table import VectorTable
 
+Form = TypeVar("Form", bound=CastFormat | Bytes)
 
-class ColumnSource:
+
+class ColumnSource(Generic[Form]):
     """The old values of one scope. The source keys are the rows' own keys, as `OwnKeys` spells them.
 
     A row without a value is no record. Safe to share between threads.
@@ -39,12 +41,14 @@ class ColumnSource:
         self,
         engine: Engine,
         old: OldValues,
+        form: Form,
         scope: Mapping[str, str],
         *,
         dimension: int | None,
         count: int,
     ) -> None:
         self.old = old
+        self._form = form
         self._engine = engine
         self._rows = OwnRows(old.table, scope)
         self._dimension = dimension
@@ -116,21 +120,8 @@ class ColumnSource:
         raise NotImplementedError
 
 
-class CastColumnSource(ColumnSource):
-    """Old values of which PostgreSQL makes the vectors, by ``form``."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        old: OldValues,
-        form: CastFormat,
-        scope: Mapping[str, str],
-        *,
-        dimension: int | None,
-        count: int,
-    ) -> None:
-        super().__init__(engine, old, scope, dimension=dimension, count=count)
-        self._form = form
+class CastColumnSource(ColumnSource[CastFormat]):
+    """Old values of which PostgreSQL makes the vectors."""
 
     def joined(self, slice_: Slice) -> list[sa.ColumnElement[bool]]:
         """Return the conditions by which a row of ``slice_`` meets its record, which `vector` reads."""
@@ -167,21 +158,8 @@ class CastColumnSource(ColumnSource):
         return found, errors_of(bad, list(map(self._rows.slice.key_map.to_source, keys)), Reason.UNREADABLE)
 
 
-class BytesSource(ColumnSource):
-    """Old values that are bytes, which are decoded here by ``form``."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        old: OldValues,
-        form: Bytes,
-        scope: Mapping[str, str],
-        *,
-        dimension: int | None,
-        count: int,
-    ) -> None:
-        super().__init__(engine, old, scope, dimension=dimension, count=count)
-        self._form = form
+class BytesSource(ColumnSource[Bytes]):
+    """Old values that are bytes, which are decoded here."""
 
     def _read(self, connection: Connection, keys: Sequence[Key]) -> tuple[dict[Key, Any], list[RowError]]:
         """Return the vectors that the bytes are, and why the others are none."""
@@ -236,7 +214,7 @@ class ColumnOrigin:
         """Return the scopes that have values, each with their number."""
         return self._scopes.namespaces()
 
-    def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> ColumnSource:
+    def open(self, table: VectorTable, namespace: str, *, with_metadata: bool) -> ColumnSource[Any]:
         """Open the values of one scope; the rows keep the texts and metadata that they have.
 
         Raises `SourceNotFound` for a scope without a value.

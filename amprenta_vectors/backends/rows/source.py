@@ -131,7 +131,7 @@ class PaidRowsSource(RowsSource):
 
     @property
     def meter(self) -> Meter:
-        """What is asked before each request."""
+        """The meter that is asked before each request."""
         return self._paying.meter
 
     @meter.setter
@@ -140,7 +140,7 @@ class PaidRowsSource(RowsSource):
 
     @property
     def shared(self) -> TextVectors:
-        """What is asked for vectors before a service is."""
+        """The vectors that were paid for, which are asked before the service is."""
         return self._paying.shared
 
     @shared.setter

@@ -8,7 +8,7 @@ from amprenta_vectors.backends.protocol import PaidSource
 from amprenta_vectors.config import SourceLimits
 
 REQUEST_SECONDS = (0.3, 3.0)
-"""What a service is taken to need for a request, at best and at worst; --limit 1000 tells what it needs."""
+"""Seconds that a service is taken to need for a request, at best and at worst; --limit 1000 measures them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TextEstimate:
 
     @property
     def cost(self) -> float | None:
-        """What the tokens cost."""
+        """The cost of the tokens."""
         return None if self.price is None else self.tokens / 1_000_000 * self.price
 
 

@@ -1,4 +1,4 @@
-"""What a run was charged by its source, and its limit, in words: read units, or tokens and what they cost."""
+"""The charge of a run by its source, and the limit on it, in words: read units, or tokens and their cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amprenta_vectors.schema.kinds import Unit, unit_of
 
 @dataclass(frozen=True)
 class Charge:
-    """What was charged: ``spent`` units, at ``price`` a million tokens. A ``limit`` is in units, or in money."""
+    """A charge of ``spent`` units, at ``price`` a million tokens. A ``limit`` is in units, or in money."""
 
     unit: Unit
     spent: int
@@ -26,7 +26,7 @@ class Charge:
 
     @property
     def cost(self) -> float | None:
-        """What the tokens cost; None without a price."""
+        """The cost of the tokens; None without a price."""
         return None if self.price is None else self.spent / 1_000_000 * self.price
 
     def describe(self) -> str:

@@ -15,21 +15,11 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.backfill.progress.states import UNFINISHED
 from amprenta_vectors.batch import Key
 from amprenta_vectors.errors import RunConflict
-from amprenta_vectors.schema.engine_tables import kept_clause
+from amprenta_vectors.schema.engine_tables import TABLES_OF_A_RUN, kept_clause
 from amprenta_vectors.shown import printable
 
 FORGOTTEN = "(forgotten)"
 """What stands in the place of a message that named the person."""
-
-
-_OF_A_RUN = (
-    "migration_progress",
-    "migration_quarantine",
-    "migration_limit",
-    "migration_insert",
-    "migration_text",
-    "migration_event",
-)
 
 
 @dataclass(frozen=True)
@@ -128,7 +118,7 @@ def forget_runs(connection: Connection, named: Named) -> dict[str, int]:
 def delete_runs(connection: Connection, numbers: Sequence[int]) -> dict[str, int]:
     """Delete runs with all that is kept of them; return how many rows, by table."""
     deleted: dict[str, int] = {}
-    for name in _OF_A_RUN:
+    for name in TABLES_OF_A_RUN:
         table = kept_clause(connection, name, sa.column("run_id", sa.BigInteger))
         if table is not None:
             deleted[name] = connection.execute(sa.delete(table).where(table.c.run_id == _any(numbers))).rowcount

@@ -1,4 +1,4 @@
-"""What a pgvector store is opened with beside its table and scope, the same for all that have one."""
+"""The options of a pgvector store, the same for one that awaits and one that does not."""
 
 from __future__ import annotations
 
