@@ -14,6 +14,7 @@ from amprenta_vectors.ddl.gate import EnsureBackfillFinishedOp
 from amprenta_vectors.ddl.impl import AmprentaPostgresqlImpl
 from amprenta_vectors.ddl.include_object import include_object
 from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp, DropMaterializedViewOp
+from amprenta_vectors.ddl.model_column import AddModelColumnOp, DropModelColumnOp
 from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp, DropPlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
 from amprenta_vectors.ddl.trigger import CreateTriggerOp, DropTriggerOp
@@ -22,6 +23,7 @@ from amprenta_vectors.pg.types import VectorType
 
 __all__ = [
     "AddKeptColumnOp",
+    "AddModelColumnOp",
     "AddVectorColumnOp",
     "AdoptTableOp",
     "AmprentaPostgresqlImpl",
@@ -35,6 +37,7 @@ __all__ = [
     "DropColumnOp",
     "DropFunctionOp",
     "DropMaterializedViewOp",
+    "DropModelColumnOp",
     "DropPlainIndexOp",
     "DropTriggerOp",
     "DropVectorExtensionOp",

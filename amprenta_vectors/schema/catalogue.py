@@ -14,6 +14,7 @@ from amprenta_vectors.pg.indexes import unique_column_sets
 from amprenta_vectors.pg.names import qualified, quoted
 from amprenta_vectors.pg.tables import Column
 from amprenta_vectors.pg.types import parse_sized
+from amprenta_vectors.schema.models import beside_columns, models_of
 from amprenta_vectors.schema.vector_table import UPDATED_AT, VectorTable
 from amprenta_vectors.sections import upgrade_command
 
@@ -91,6 +92,7 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
         sparse_dimension=_sparse_dimension(table, columns),
         text_columns=tuple(name for name in table.text_columns if name in columns),
         filter_columns={field: name for field, name in table.filter_columns.items() if name in columns},
+        beside=tuple(name for name in beside_columns(models_of(connection, table), table) if name in columns),
         **{
             role: name if name in columns else None
             for role in ("text", "metadata", "model")

@@ -38,6 +38,8 @@ _NOT_DECLARED = {
     "not_null",
     "to_fill",
     "overridden",
+    "own_column",
+    "beside",
 }
 _FIELDS = (*(field.name for field in fields(VectorTable) if field.name not in _NOT_DECLARED), *_KEY_RULE)
 

@@ -28,6 +28,9 @@ ENGINE_TABLES = (
     "vector_setting",
     "vector_forgotten",
     "shadow_query",
+    "embedding_models",
+    "model_column",
+    "model_process",
 )
 """Every table that core's revisions make."""
 

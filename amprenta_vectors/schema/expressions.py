@@ -14,8 +14,11 @@ from amprenta_vectors.schema.vector_table import VectorTable
 
 
 def to_clause(table: VectorTable, *others: str) -> sa.TableClause:
-    """Return the table, with the columns its description names and ``others``, to select from and to write to."""
-    names = dict.fromkeys((*table.column_names, *others))
+    """Return the table, with the columns its description names and ``others``, to select from and to write to.
+
+    The columns that other models have in its rows are among them.
+    """
+    names = dict.fromkeys((*table.column_names, *table.beside, *others))
     return sa.table(table.table, *map(sa.column, names), schema=table.schema)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import UUID
 
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.schema.models import table_of_column
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
 
 CONFIG_FILE = "amprenta.toml"
@@ -62,11 +63,16 @@ SHIPPED = {table.name: table for table in (RAG_CHUNKS, VECTOR_DOCUMENTS, PRODUCT
 def get_table(name: str, config: Path | None = None) -> VectorTable:
     """Return the vector table called ``name``: shipped, or declared in ``config`` (as `read_config` finds it).
 
+    ``NAME.COLUMN`` is the column of another model in the rows of that table.
+
     Raises `ConfigError` listing the tables there are.
     """
     tables = {**SHIPPED, **read_config(config)}
     if name in tables:
         return tables[name]
+    own, _, column = name.rpartition(".")
+    if own in tables and column:
+        return table_of_column(tables[own], column)
     raise ConfigError(
         f"AMPRENTA_TABLE is {name!r}, which is no vector table",
         hint=f"one of: {', '.join(tables)}; or declare it as [tables.{name}] in {CONFIG_FILE}",

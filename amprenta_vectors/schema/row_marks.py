@@ -80,7 +80,7 @@ class RowMarks:
             if len(keys) >= _MANY:
                 connection.execute(_lock_all(lock)).all()
             else:
-                values = {"target": self.table.target, "keys": [json.dumps(key) for key in keys]}
+                values = {"target": self.table.own_target, "keys": [json.dumps(key) for key in keys]}
                 connection.execute(_locks(lock), values).all()
 
     def has_any(self, connection: Connection) -> bool:
@@ -91,7 +91,7 @@ class RowMarks:
     def put(self, connection: Connection, mark: Mark, found: sa.ColumnElement[bool], rows: Any) -> None:
         """Mark the rows that are ``found`` as they are now; the caller's transaction has them locked."""
         values = {
-            "target": sa.literal(self.table.target, sa.Text),
+            "target": sa.literal(self.table.own_target, sa.Text),
             "scope": self._scope(),
             "key": self._key(rows),
             "mark": sa.literal(mark, sa.Text),
@@ -113,7 +113,7 @@ class RowMarks:
             connection.execute(sa.delete(_MARKS).where(*self._of_scope(), _MARKS.c.key.in_(_given(keys))))
 
     def _of_scope(self) -> tuple[sa.ColumnElement[bool], ...]:
-        return _MARKS.c.target == self.table.target, _MARKS.c.scope == self._scope()
+        return _MARKS.c.target == self.table.own_target, _MARKS.c.scope == self._scope()
 
     def _scope(self) -> sa.ColumnElement[Any]:
         # A literal: a text that is cast as it stands would be made JSON twice.
@@ -134,7 +134,7 @@ class RowMarks:
 
     def _ours(self) -> list[str]:
         table = self.table
-        ours = (table.embedding, table.sparse, table.model, table.hash, table.text_hash, UPDATED_AT)
+        ours = (table.embedding, table.sparse, table.model, table.hash, table.text_hash, *table.beside, UPDATED_AT)
         return [name for name in ours if name is not None]
 
 

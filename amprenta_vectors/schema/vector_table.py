@@ -67,7 +67,9 @@ class VectorTable:
     one is taken as it is found. Of a table from the catalogue, ``not_null`` are the columns that cannot be NULL, and
     ``to_fill`` those of them that have no default and that this description has no value for: no row can be inserted,
     unless a trigger gives them one. ``overridden`` are the roles whose columns `amprenta.toml` names for a shipped
-    table: those must be there.
+    table: those must be there. Of the column of another model (`amprenta_vectors.schema.models`), ``own_column`` is the
+    embedding column of the table itself. Of a table from the catalogue, ``beside`` are the columns that other models
+    have in its rows.
     """
 
     name: str
@@ -102,6 +104,8 @@ class VectorTable:
     not_null: frozenset[str] = field(default=frozenset(), compare=False)
     to_fill: tuple[str, ...] = field(default=(), compare=False)
     overridden: frozenset[str] = frozenset()
+    own_column: Identifier | None = None
+    beside: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def qualified_name(self) -> str:
@@ -112,6 +116,11 @@ class VectorTable:
     def target(self) -> str:
         """The name of this vector table, unlike every other's: ``schema.table.column``."""
         return f"{self.qualified_name}.{self.embedding}"
+
+    @property
+    def own_target(self) -> str:
+        """The target of the table's own embedding column, by which its rows and models are known."""
+        return f"{self.qualified_name}.{self.own_column or self.embedding}"
 
     @property
     def unique_columns(self) -> tuple[str, ...]:

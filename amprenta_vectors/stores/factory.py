@@ -11,6 +11,7 @@ from sqlalchemy.engine import Engine
 from amprenta_vectors.backends.opening import kind_of
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_async_engine, create_engine, named_driver
+from amprenta_vectors.embedders.registered import open_registered
 from amprenta_vectors.errors import ConfigError, UnknownBackend
 from amprenta_vectors.schema.registry import get_table
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -150,6 +151,7 @@ def _placed(settings: Settings) -> tuple[VectorTable, dict[str, str], StoreOptio
         threshold=settings.pgvector_similarity_threshold,
         query_timeout_seconds=settings.query_timeout_seconds,
         namespace=settings.namespace,
+        open_model=partial(open_registered, settings=settings),
     )
     return table, table.scope_for(settings.namespace), options
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +32,13 @@ def near_enough(store: VectorStore, hits: list[Hit], threshold: float | None) ->
 def first_with_direction(vectors: Iterable[NDArray[np.float32]]) -> NDArray[np.float32] | None:
     """Return the first vector that is not zero, so that a query by it is valid under every distance."""
     return next((vector for vector in vectors if vector.any()), None)
+
+
+def dimension_of(vector: ArrayLike) -> int | None:
+    """Return how many values a vector has; None for what is no list of values."""
+    if isinstance(vector, np.ndarray):
+        return vector.shape[0] if vector.ndim == 1 else None
+    return len(vector) if isinstance(vector, Sized) else None
 
 
 def to_query_vector(vector: ArrayLike, dimension: int, *, cosine: bool) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from amprenta_vectors.embedders.wordllama import WordLlamaEmbedder
 from amprenta_vectors.sandbox.corpus import read_corpus
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.stores.pgvector import store as pgvector
+from amprenta_vectors.stores.pgvector import opened
 from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 
@@ -222,7 +222,7 @@ def test_an_open_store_takes_the_index_that_was_built_last_and_what_is_left_when
     assert store.explain(query).index == "whole"
     build(engine, plain.table, KINDS[3], "signs")
     assert store.explain(query).index == "whole"
-    monkeypatch.setattr(pgvector, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(opened, "LOOK_SECONDS", 0.0)
     assert (store.explain(query).index, store.explain(query).storage) == ("signs", "bit")
     with engine.begin() as connection:
         connection.execute(sa.text("DROP INDEX signs"))

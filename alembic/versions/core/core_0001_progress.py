@@ -206,6 +206,40 @@ def upgrade() -> None:
         sa.CheckConstraint("name IN ('ef_search', 'probes', 'oversampling')", name="vector_setting_name"),
     )
     op.adopt_table(
+        "embedding_models",
+        sa.Column("id", sa.Integer, sa.Identity(), primary_key=True),
+        sa.Column("model_name", sa.Text, nullable=False, unique=True),
+        sa.Column("dimension", sa.Integer, nullable=False),
+        sa.Column("provider", sa.Text),
+        sa.Column("parameters", JSONB, nullable=False, server_default=sa.text("'{}'")),
+        sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.CheckConstraint("dimension BETWEEN 1 AND 16000", name="embedding_models_dimension"),
+    )
+    op.adopt_table(
+        "model_column",
+        sa.Column("target", sa.Text, primary_key=True),
+        sa.Column("model_id", sa.Integer, sa.ForeignKey("embedding_models.id"), primary_key=True),
+        sa.Column("column_name", sa.Text, nullable=False),
+        sa.Column("written", sa.Boolean, nullable=False, server_default=sa.true()),
+        sa.Column("searched", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("written_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("switched_at", sa.TIMESTAMP(timezone=True)),
+        sa.CheckConstraint("written OR NOT searched", name="model_column_searched_is_written"),
+        sa.Index("model_column_searched", "target", unique=True, postgresql_where=sa.text("searched")),
+    )
+    op.adopt_table(
+        "model_process",
+        sa.Column("process", sa.UUID, primary_key=True),
+        sa.Column("target", sa.Text, primary_key=True),
+        sa.Column("host", sa.Text, nullable=False),
+        sa.Column("pid", sa.Integer, nullable=False),
+        sa.Column("loaded", ARRAY(sa.Text), nullable=False),
+        sa.Column("failed", JSONB, nullable=False, server_default=sa.text("'{}'")),
+        sa.Column("searched", sa.Text),
+        sa.Column("missed", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("seen_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+    )
+    op.adopt_table(
         "migration_index",
         sa.Column("target", sa.Text, primary_key=True),
         sa.Column("index_name", sa.Text, primary_key=True),
@@ -219,6 +253,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Leave the tables while another section needs them; keep the record of runs that happened."""
     for table in (
+        "model_process",
+        "model_column",
+        "embedding_models",
         "migration_index",
         "vector_setting",
         "vector_forgotten",

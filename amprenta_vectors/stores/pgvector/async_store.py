@@ -67,55 +67,87 @@ class AsyncPgVectorStore:
         """The table's distance; under ``l2`` the nearest row has the lowest score."""
         return self._store.distance
 
+    async def model(self) -> str | None:
+        """Return the name of the model that is searched now; None if none is registered, and the settings name none."""
+        return await _awaited(lambda: self._store.model)
+
     async def query(
-        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+        self,
+        vector: ArrayLike,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        exact: bool = False,
+        model: str | None = None,
     ) -> list[Hit]:
         """Return the ``top_k`` nearest rows that match ``filter``, as `PgVectorStore.query` does."""
-        return await _awaited(lambda: self._store.query(vector, top_k=top_k, filter=filter, exact=exact))
+        return await _awaited(lambda: self._store.query(vector, top_k=top_k, filter=filter, exact=exact, model=model))
+
+    async def search(
+        self,
+        text: str,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        exact: bool = False,
+        model: str | None = None,
+    ) -> list[Hit]:
+        """Return the rows nearest to a text, as `PgVectorStore.search` does; it is embedded in a thread."""
+        return await _awaited(lambda: self._store.search(text, top_k=top_k, filter=filter, exact=exact, model=model))
 
     async def explain(
-        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+        self,
+        vector: ArrayLike,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        exact: bool = False,
+        model: str | None = None,
     ) -> SearchPlan:
         """Explain which way `query` goes with the same arguments, and why."""
-        return await _awaited(lambda: self._store.explain(vector, top_k=top_k, filter=filter, exact=exact))
+        return await _awaited(lambda: self._store.explain(vector, top_k=top_k, filter=filter, exact=exact, model=model))
 
-    async def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
+    async def scores(self, vector: ArrayLike, keys: Sequence[str], *, model: str | None = None) -> dict[str, float]:
         """Return the exact score of each of ``keys`` that has a row here."""
-        return await _awaited(lambda: self._store.scores(vector, keys))
+        return await _awaited(lambda: self._store.scores(vector, keys, model=model))
 
-    async def sample(self, rows: int, *, seed: int = 0) -> NDArray[np.float32]:
+    async def sample(self, rows: int, *, seed: int = 0, model: str | None = None) -> NDArray[np.float32]:
         """Return at most ``rows`` stored vectors, ``(n, dimension)`` float32, the same for the same seed and rows."""
-        return await _awaited(lambda: self._store.sample(rows, seed=seed))
+        return await _awaited(lambda: self._store.sample(rows, seed=seed, model=model))
 
     async def stored_vector(self) -> NDArray[np.float32] | None:
         """Return some vector of the scope to query with, ``(dimension,)``; None if none is found at once."""
         return await _awaited(self._store.stored_vector)
 
-    async def fetch(self, keys: Sequence[str], *, connection: AsyncJoinable | None = None) -> dict[str, Record]:
+    async def fetch(
+        self, keys: Sequence[str], *, connection: AsyncJoinable | None = None, model: str | None = None
+    ) -> dict[str, Record]:
         """Return the rows of ``keys`` by key; with ``connection``, in the caller's transaction."""
         joined = None if connection is None else to_joinable(connection)
-        return await _awaited(lambda: self._store.fetch(keys, connection=joined))
+        return await _awaited(lambda: self._store.fetch(keys, connection=joined, model=model))
 
-    async def upsert(self, records: Sequence[Record], *, connection: AsyncJoinable | None = None) -> int:
+    async def upsert(
+        self, records: Sequence[Record], *, connection: AsyncJoinable | None = None, model: str | None = None
+    ) -> int:
         """Write rows, as `PgVectorStore.upsert` does; with ``connection``, in the caller's transaction."""
         joined = None if connection is None else to_joinable(connection)
-        return await _awaited(lambda: self._store.upsert(records, connection=joined))
+        return await _awaited(lambda: self._store.upsert(records, connection=joined, model=model))
 
     async def upsert_possible(
-        self, records: Sequence[Record], *, connection: AsyncJoinable | None = None
+        self, records: Sequence[Record], *, connection: AsyncJoinable | None = None, model: str | None = None
     ) -> list[RowError]:
         """Write rows but for those that it returns, as `PgVectorStore.upsert_possible` does."""
         joined = None if connection is None else to_joinable(connection)
-        return await _awaited(lambda: self._store.upsert_possible(records, connection=joined))
+        return await _awaited(lambda: self._store.upsert_possible(records, connection=joined, model=model))
 
     async def delete(self, keys: Sequence[str], *, connection: AsyncJoinable | None = None) -> None:
         """Delete rows, as `PgVectorStore.delete` does; with ``connection``, in the caller's transaction."""
         joined = None if connection is None else to_joinable(connection)
         await _awaited(lambda: self._store.delete(keys, connection=joined))
 
-    async def count(self) -> int:
+    async def count(self, *, model: str | None = None) -> int:
         """Return how many rows have a vector."""
-        return await _awaited(self._store.count)
+        return await _awaited(lambda: self._store.count(model=model))
 
     async def close(self) -> None:
         """Close the engine's connections, if the engine is the store's own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.stores.pgvector.models import OpenModel
 from amprenta_vectors.stores.pgvector.search_settings import MAX_EF_SEARCH
 
 
@@ -19,7 +20,8 @@ class StoreOptions:
     another raises `DimensionMismatch`. ``model`` is written beside every vector. Hits less near than the score
     ``threshold`` are left out. A query that takes PostgreSQL longer than ``query_timeout_seconds`` raises `TimedOut`.
     Pinecone keeps the text in a metadata field, ``text_field``; a filter on that field asks the text column here.
-    ``namespace`` is the one that a table described without a column for it must hold.
+    ``namespace`` is the one that a table described without a column for it must hold. ``open_model`` opens the embedder
+    of a registered model, by which texts are searched and written.
     """
 
     ef_search: int | None = None
@@ -31,6 +33,7 @@ class StoreOptions:
     threshold: float | None = None
     query_timeout_seconds: float | None = None
     namespace: str | None = None
+    open_model: OpenModel | None = None
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for an ``ef_search`` that pgvector does not take."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,17 @@ KEYS_NAMED = 20
 
 @dataclass(frozen=True)
 class Given:
-    """One record as it is written; ``own`` is whether the row that is there is ours whole."""
+    """One record as it is written; ``own`` is whether the row that is there is ours whole.
+
+    ``others`` are the values of the other models' columns that `Others` writes beside it, by their names.
+    """
 
     key: str
     vector: str
     text: str | None
     metadata: str
     own: bool = False
+    others: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def one_of(refused: Sequence[RowError]) -> RowError:

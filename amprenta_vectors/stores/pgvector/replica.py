@@ -182,43 +182,71 @@ class ReplicatedStore(PgVectorStore):
     ) -> None:
         super().__init__(engine, table, scope, options, owns_engine=owns_engine)
         self._standby = standby
+        # Which model is searched is asked of the primary, so that a switch is in force whatever the standby has.
+        standby.models = self.models
         self._watch = watch
 
     def query(
-        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+        self,
+        vector: ArrayLike,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        exact: bool = False,
+        model: str | None = None,
     ) -> list[Hit]:
         """Return the ``top_k`` nearest rows that match ``filter``, as `PgVectorStore.query` does."""
-        return self._read(lambda read: read.query(vector, top_k=top_k, filter=filter, exact=exact))
+        return self._read(lambda read: read.query(vector, top_k=top_k, filter=filter, exact=exact, model=model))
+
+    def search(
+        self,
+        text: str,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        exact: bool = False,
+        model: str | None = None,
+    ) -> list[Hit]:
+        """Return the rows nearest to a text, as `PgVectorStore.search` does."""
+        return self._read(lambda read: read.search(text, top_k=top_k, filter=filter, exact=exact, model=model))
 
     def explain(
-        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+        self,
+        vector: ArrayLike,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        exact: bool = False,
+        model: str | None = None,
     ) -> SearchPlan:
         """Explain which way `query` goes with the same arguments."""
-        return self._read(lambda read: read.explain(vector, top_k=top_k, filter=filter, exact=exact))
+        return self._read(lambda read: read.explain(vector, top_k=top_k, filter=filter, exact=exact, model=model))
 
-    def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
+    def scores(self, vector: ArrayLike, keys: Sequence[str], *, model: str | None = None) -> dict[str, float]:
         """Return the exact score of each of ``keys`` that has a row."""
         asked = possible_keys(keys)
-        return self._read(lambda read: read.scores(vector, asked))
+        return self._read(lambda read: read.scores(vector, asked, model=model))
 
-    def sample(self, rows: int, *, seed: int = 0) -> NDArray[np.float32]:
+    def sample(self, rows: int, *, seed: int = 0, model: str | None = None) -> NDArray[np.float32]:
         """Return at most ``rows`` stored vectors, the same for the same seed and rows."""
-        return self._read(lambda read: read.sample(rows, seed=seed))
+        return self._read(lambda read: read.sample(rows, seed=seed, model=model))
 
     def stored_vector(self) -> NDArray[np.float32] | None:
         """Return some vector of the scope to query with."""
         return self._read(lambda read: read.stored_vector())
 
-    def fetch(self, keys: Sequence[str], *, connection: Joinable | None = None) -> dict[str, Record]:
+    def fetch(
+        self, keys: Sequence[str], *, connection: Joinable | None = None, model: str | None = None
+    ) -> dict[str, Record]:
         """Return the rows of ``keys`` by key; with ``connection``, in the caller's transaction."""
         if connection is not None:
-            return super().fetch(keys, connection=connection)
+            return super().fetch(keys, connection=connection, model=model)
         asked = possible_keys(keys)
-        return self._read(lambda read: read.fetch(asked))
+        return self._read(lambda read: read.fetch(asked, model=model))
 
-    def count(self) -> int:
+    def count(self, *, model: str | None = None) -> int:
         """Return how many rows have a vector."""
-        return self._read(lambda read: read.count())
+        return self._read(lambda read: read.count(model=model))
 
     def close(self) -> None:
         """Close both engines' connections, if they are the store's own."""

@@ -10,10 +10,11 @@ A sender is called where the store's logic runs: under an asynchronous engine th
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import psycopg2
 import sqlalchemy as sa
@@ -21,6 +22,8 @@ from sqlalchemy.util import await_only
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.extras import require_extra
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,29 @@ class Sender(Protocol):
         """Return whether the connection is lost."""
         ...
 
+    def aside(self, work: Callable[[], Answer]) -> Answer:
+        """Return what ``work`` returns, which takes long and needs no database: other tasks of a loop run meanwhile."""
+        ...
 
-class Psycopg2Sender:
+
+class _Waiting:
+    """Drivers whose connections are waited for."""
+
+    def aside(self, work: Callable[[], Answer]) -> Answer:
+        """Return what ``work`` returns."""
+        return work()
+
+
+class _Awaiting:
+    """Drivers whose connections are awaited."""
+
+    def aside(self, work: Callable[[], Answer]) -> Answer:
+        """Return what ``work`` returns, done in a thread."""
+        done: Answer = await_only(asyncio.to_thread(work))
+        return done
+
+
+class Psycopg2Sender(_Waiting):
     """psycopg 2 writes the values into the statement, so that everything is one message."""
 
     errors: tuple[type[Exception], ...] = (psycopg2.Error,)
@@ -72,7 +96,7 @@ class Psycopg2Sender:
         return bool(driver.closed)
 
 
-class PsycopgSender:
+class PsycopgSender(_Waiting):
     """psycopg 3 with its client-side cursor sends one message, as psycopg 2 does."""
 
     def __init__(self) -> None:
@@ -97,7 +121,7 @@ class PsycopgSender:
         return bool(driver.closed)
 
 
-class AsyncPsycopgSender(PsycopgSender):
+class AsyncPsycopgSender(_Awaiting, PsycopgSender):
     """The same on an asynchronous connection."""
 
     def ask(self, driver: Any, settings: Sequence[str], statement: Compiled, values: Mapping[str, Any]) -> list[Any]:
@@ -118,7 +142,7 @@ class AsyncPsycopgSender(PsycopgSender):
                 await driver.set_autocommit(before)
 
 
-class AsyncpgSender:
+class AsyncpgSender(_Awaiting):
     """asyncpg sends values apart from their statement, one statement a message: so a transaction is four of them."""
 
     def __init__(self) -> None:

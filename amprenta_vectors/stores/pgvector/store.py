@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,35 +15,27 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
 from amprenta_vectors.pg.errors import to_error
-from amprenta_vectors.pg.indexes import STORES_LOOK_SECONDS
-from amprenta_vectors.pg.poolers import check_unnamed
 from amprenta_vectors.pg.types import Distance
-from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
-from amprenta_vectors.schema.catalogue import resolve_table
-from amprenta_vectors.schema.held import check_namespace
-from amprenta_vectors.schema.search_settings import stored_settings
-from amprenta_vectors.schema.slice import open_slice
+from amprenta_vectors.schema.ann_indexes import ann_indexes
+from amprenta_vectors.schema.models import ModelColumn
 from amprenta_vectors.schema.vector_table import VectorTable
-from amprenta_vectors.stores.filters.language import parse_filter
+from amprenta_vectors.stores.filters.language import Condition, parse_filter
 from amprenta_vectors.stores.given import latest_records, possible_keys
 from amprenta_vectors.stores.outbox import Outbox
 from amprenta_vectors.stores.pgvector.joining import Joinable, joining
+from amprenta_vectors.stores.pgvector.models import Models
+from amprenta_vectors.stores.pgvector.opened import Columns, OpenedColumn
 from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.records import one_of
-from amprenta_vectors.stores.pgvector.search import Searcher, to_ms, with_distance
+from amprenta_vectors.stores.pgvector.search import Searcher, with_distance
 from amprenta_vectors.stores.pgvector.search_plan import SearchPlan, to_search_plan
-from amprenta_vectors.stores.pgvector.search_settings import SearchSettings
 from amprenta_vectors.stores.pgvector.senders import open_sender
 from amprenta_vectors.stores.pgvector.sql import Statements, check_key, from_text
-from amprenta_vectors.stores.pgvector.writing import Writing
+from amprenta_vectors.stores.pgvector.writing import Writing, write
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
 from amprenta_vectors.stores.top_k import to_top_k
-from amprenta_vectors.stores.vectors import FEW_ROWS, first_with_direction, near_enough, to_batch, to_query_vector
+from amprenta_vectors.stores.vectors import FEW_ROWS, dimension_of, first_with_direction, near_enough, to_query_vector
 
-LOOK_SECONDS = STORES_LOOK_SECONDS
-"""Seconds after which a search looks again which index serves: it may have been built or replaced meanwhile."""
-
-_TIME_OUT = sa.text("SELECT set_config('statement_timeout', :timeout_ms, true)")
 _SCORES: dict[Distance, Callable[[float], float]] = {
     "cosine": lambda distance: 1.0 - distance,
     "ip": lambda distance: -distance,
@@ -62,6 +54,10 @@ class PgVectorStore:
 
     The index that the catalogue has on the column is searched by what it holds, values, halves or signs; of several
     kinds, the one built last. An index built or a setting stored later is used within a minute.
+
+    Where models are registered for the table, a vector is searched and written in the column of its model: ``model``
+    names it, else its dimension tells. A text is searched by the model that the registry says now, or said a second
+    ago. What is written with a text is embedded for every model that is written (docs/change-the-model.md).
 
     Any number of threads may share a store. Database errors are raised as `TransientError` or `AmprentaError`. A
     ``connection`` may be SQLAlchemy's ``Connection`` or ``Session``.
@@ -88,14 +84,13 @@ class PgVectorStore:
         check_key(table)
         self._engine = engine
         self._sender = open_sender(engine)
-        self._snapshots = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._table = table
-        self._scope = dict(scope)
         self._options = options
         self._owns_engine = owns_engine
-        self._resolved: Statements | None = None
-        self._searcher: Searcher | None = None
-        self._looked_at = 0.0
+        self.models = Models(engine, table, options.open_model, options.model)
+        self._columns = Columns(engine, self._sender, table, scope, options)
+        self._snapshots = self._columns.snapshots
+        self._scope = dict(scope)
 
     def open_outbox(self) -> Outbox:
         """Open the outbox of this table and scope, on this store's connections."""
@@ -106,54 +101,90 @@ class PgVectorStore:
         """The table's distance; under ``l2`` the nearest row has the lowest score."""
         return self._table.distance
 
+    @property
+    def model(self) -> str | None:
+        """The name of the model that is searched now; None if none is registered, and the settings name none."""
+        with self._our_errors("looking up the model of"):
+            searched = self.models.searched()
+        return self._options.model if searched is None else searched.model.name
+
     def query(
-        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+        self,
+        vector: ArrayLike,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        exact: bool = False,
+        model: str | None = None,
     ) -> list[Hit]:
         """Return the ``top_k`` nearest rows that match ``filter``, nearest first.
 
         If ``top_k`` rows match, that many are returned: PostgreSQL chooses between the vector index and a scan by how
         many rows the scope and filter leave, and a search that the index cut short is repeated without it. ``exact``
-        never uses the index. Rows without a vector, and zero vectors under cosine, are no hits. Raises `FilterError`,
-        `DimensionMismatch` or `ConfigError` for what cannot be asked.
+        never uses the index. Rows without a vector, and zero vectors under cosine, are no hits. ``model`` is the one
+        that made the vector. Raises `FilterError`, `DimensionMismatch` or `ConfigError` for what cannot be asked.
         """
         top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
         with self._our_errors("querying"):
-            statements, searcher = self._open()
-            asked = self._query_vector(vector, statements)
-            found = searcher.nearest(asked, top_k, condition, exact=exact)
-        rows = sorted(found.rows, key=lambda row: (row[1], row[0]))
-        score = _SCORES[self._table.distance]
-        hits = [Hit(key, score(distance), text, metadata or {}) for key, distance, text, metadata in rows]
-        return near_enough(self, hits, self._options.threshold)
+            searcher = self._column(model, vector).searcher()
+            return self._hits(searcher, vector, top_k, condition, exact=exact)
+
+    def search(
+        self,
+        text: str,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        exact: bool = False,
+        model: str | None = None,
+    ) -> list[Hit]:
+        """Return the rows nearest to a text, as `query` does, by ``model``, by default the one that is searched.
+
+        The text is embedded and searched by one model, also where queries are switched to another meanwhile. Raises
+        `ConfigError` if no model is registered, and what its embedder raises.
+        """
+        top_k = to_top_k(top_k)
+        condition = parse_filter(filter) if filter else None
+        with self._our_errors("querying"):
+            column = self.models.chosen(model)
+            vector = self._sender.aside(lambda: self.models.embedder(column.model).embed_query(text))
+            searcher = self._columns.of(column, self.models.now()).searcher()
+            return self._hits(searcher, vector, top_k, condition, exact=exact)
 
     def explain(
-        self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None, exact: bool = False
+        self,
+        vector: ArrayLike,
+        *,
+        top_k: int = 10,
+        filter: Filter | None = None,
+        exact: bool = False,
+        model: str | None = None,
     ) -> SearchPlan:
         """Explain which way `query` goes with the same arguments, and why. Makes the query, and raises its errors."""
         top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
         with self._our_errors("explaining a query of"):
-            statements, searcher = self._open()
-            asked = self._query_vector(vector, statements)
+            searcher = self._column(model, vector).searcher()
+            asked = _query_vector(vector, searcher.statements)
             found = searcher.nearest(asked, top_k, condition, exact=exact)
             plan = searcher.explain(asked, top_k, condition, exact=exact)
             with self._snapshots.begin() as connection:
-                indexes = ann_indexes(connection, statements.table)
+                indexes = ann_indexes(connection, searcher.statements.table)
         return to_search_plan(plan, found, top_k, searcher.settings, indexes, exact=exact)
 
-    def scores(self, vector: ArrayLike, keys: Sequence[str]) -> dict[str, float]:
+    def scores(self, vector: ArrayLike, keys: Sequence[str], *, model: str | None = None) -> dict[str, float]:
         """Return the exact score of each of ``keys`` that has a row here."""
-        with self._statements(self._snapshots, "scoring") as (connection, statements):
-            asked = self._query_vector(vector, statements)
+        with self._statements(self._snapshots, "scoring", model=model, vector=vector) as (connection, statements):
+            asked = _query_vector(vector, statements)
             spelled = statements.spelled(possible_keys(keys))
             rows = with_distance(connection.execute(statements.distances(asked, list(spelled.values()))))
         score = _SCORES[self._table.distance]
         return {key: score(row.distance) for key, row in _as_asked(spelled, rows).items()}
 
-    def sample(self, rows: int, *, seed: int = 0) -> NDArray[np.float32]:
+    def sample(self, rows: int, *, seed: int = 0, model: str | None = None) -> NDArray[np.float32]:
         """Return at most ``rows`` stored vectors, ``(n, dimension)`` float32, the same for the same seed and rows."""
-        with self._statements(self._snapshots, "sampling") as (connection, statements):
+        with self._statements(self._snapshots, "sampling", model=model) as (connection, statements):
             vectors = [from_text(text) for text in connection.scalars(statements.sample(rows, seed))]
             return np.array(vectors, dtype=np.float32).reshape(len(vectors), statements.table.dimension)
 
@@ -162,9 +193,11 @@ class PgVectorStore:
         with self._statements(self._snapshots, "reading") as (connection, statements):
             return first_with_direction([from_text(text) for text in connection.scalars(statements.few(FEW_ROWS))])
 
-    def fetch(self, keys: Sequence[str], *, connection: Joinable | None = None) -> dict[str, Record]:
+    def fetch(
+        self, keys: Sequence[str], *, connection: Joinable | None = None, model: str | None = None
+    ) -> dict[str, Record]:
         """Return the rows of ``keys`` by key; keys that are absent, or have no vector yet, are absent."""
-        with self._statements(self._snapshots, "fetching", connection) as (joined, statements):
+        with self._statements(self._snapshots, "fetching", connection, model=model) as (joined, statements):
             spelled = statements.spelled(possible_keys(keys))
             rows = joined.execute(statements.fetch(list(spelled.values()))).all()
         return {
@@ -172,43 +205,55 @@ class PgVectorStore:
             for key, row in _as_asked(spelled, rows).items()
         }
 
-    def upsert(self, records: Sequence[Record], *, connection: Joinable | None = None) -> int:
+    def upsert(self, records: Sequence[Record], *, connection: Joinable | None = None, model: str | None = None) -> int:
         """Write rows; return how many. Of records that share a key the last one counts.
 
         A row of ours is replaced whole; of an application's, vector and model are written, the text where one is given,
         and the fields of the metadata that are. With ``connection`` it happens in the caller's transaction, and is kept
-        or undone with it. Raises `RowError` naming the first record that cannot be stored, before anything is written,
-        and what `upsert_possible` returns, once the others are written.
+        or undone with it. ``model`` is the one that made the vectors; the texts are embedded for the others that are
+        written. Raises `RowError` naming the first record that cannot be stored, before anything is written, and what
+        `upsert_possible` returns, once the others are written.
         """
         given = list(records)
-        refused = self.upsert_possible(given, connection=connection)
+        refused = self.upsert_possible(given, connection=connection, model=model)
         if refused:
             raise one_of(refused)
         return len({record.key for record in given})
 
-    def upsert_possible(self, records: Sequence[Record], *, connection: Joinable | None = None) -> list[RowError]:
+    def upsert_possible(
+        self, records: Sequence[Record], *, connection: Joinable | None = None, model: str | None = None
+    ) -> list[RowError]:
         """Write rows, as `upsert` does, but for those that return: none is there, and none can be inserted.
 
         Either a NOT NULL column of the application has no value, or its rows are looked up by a column of its own.
         """
         latest = latest_records(records)
-        with self._statements(self._engine, "writing", connection) as (joined, statements):
-            table = statements.table
-            batch = to_batch(latest, table.dimension, cosine=table.distance == "cosine")
-            return Writing(statements, self._options.model).upsert(joined, batch)
+        if not latest:
+            return []
+        with self._our_errors("writing"):
+            self.models.now(connection)
+            own = self.models.column_of(model, dimension_of(latest[0].vector))
+            embedded = self.models.embed_others(latest, own, self._table, self._sender.aside)
+        with self._statements(self._engine, "writing", connection, column=own) as (joined, statements):
+            of = partial(self._columns.of, models=self.models.now())
+            others = [(each, of(each.column).resolve(joined)) for each in embedded]
+            return write(joined, latest, (own, statements), others, self._options.model)
 
     def delete(self, keys: Sequence[str], *, connection: Joinable | None = None) -> None:
         """Delete rows; an absent key is no error. With ``connection``, in the caller's transaction.
 
-        A row of the application stays, and loses its embedding: no backfill fills it again before the application has
-        written it again. Raises `SchemaMismatch` where that column is NOT NULL.
+        A row of the application stays, and loses its embeddings, those of every model: no backfill fills it again
+        before the application has written it again. Raises `SchemaMismatch` where that column is NOT NULL.
         """
         with self._statements(self._engine, "deleting", connection) as (joined, statements):
-            Writing(statements, self._options.model).delete(joined, possible_keys(keys))
+            gone = possible_keys(keys)
+            Writing(statements, self._options.model).delete(joined, gone)
+            for other in self.models.in_other_rows(self._table):
+                Writing(self._columns.of(other, self.models.now()).resolve(joined), None).delete(joined, gone)
 
-    def count(self) -> int:
+    def count(self, *, model: str | None = None) -> int:
         """Return how many rows have a vector."""
-        with self._statements(self._snapshots, "counting") as (connection, statements):
+        with self._statements(self._snapshots, "counting", model=model) as (connection, statements):
             return int(connection.scalar(statements.count()) or 0)
 
     def close(self) -> None:
@@ -216,18 +261,43 @@ class PgVectorStore:
         if self._owns_engine:
             self._engine.dispose()
 
+    def _hits(
+        self, searcher: Searcher, vector: ArrayLike, top_k: int, condition: Condition | None, *, exact: bool
+    ) -> list[Hit]:
+        found = searcher.nearest(_query_vector(vector, searcher.statements), top_k, condition, exact=exact)
+        rows = sorted(found.rows, key=lambda row: (row[1], row[0]))
+        score = _SCORES[self._table.distance]
+        hits = [Hit(key, score(distance), text, metadata or {}) for key, distance, text, metadata in rows]
+        return near_enough(self, hits, self._options.threshold)
+
+    def _column(self, model: str | None, vector: ArrayLike | None = None) -> OpenedColumn:
+        """Return the column of the model that made a vector; without a vector, the one that is searched."""
+        if vector is None and model is None:
+            return self._columns.of(self.models.searched(), self.models.now())
+        dimension = None if vector is None else dimension_of(vector)
+        return self._columns.of(self.models.column_of(model, dimension), self.models.now())
+
     @contextmanager
     def _statements(
-        self, engine: sa.Engine, doing: str, connection: Joinable | None = None
+        self,
+        engine: sa.Engine,
+        doing: str,
+        connection: Joinable | None = None,
+        *,
+        model: str | None = None,
+        vector: ArrayLike | None = None,
+        column: ModelColumn | None = None,
     ) -> Iterator[tuple[Connection, Statements]]:
         """Open a transaction, or use the caller's, with the statements for the table as it really is."""
         with self._our_errors(doing):
+            self.models.now(connection)
+            chosen = self._columns.of(column, self.models.now()) if column else self._column(model, vector)
             if connection is not None:
                 with joining(connection) as joined:
-                    yield joined, self._resolve(joined)
+                    yield joined, chosen.resolve(joined)
             else:
                 with engine.begin() as own:
-                    yield own, self._resolve(own)
+                    yield own, chosen.resolve(own)
 
     @contextmanager
     def _our_errors(self, doing: str) -> Iterator[None]:
@@ -236,6 +306,8 @@ class PgVectorStore:
         try:
             yield
         except errors as error:
+            # A column may have been retired meanwhile.
+            self.models.look_again()
             ours = to_error(error, what)
             if isinstance(ours, TimedOut):
                 ours.hint = "raise AMPRENTA_QUERY_TIMEOUT_SECONDS; store.explain(…) says why the query takes long"
@@ -245,47 +317,10 @@ class PgVectorStore:
                 f"{what}: all connections of the pool are in use", hint="raise AMPRENTA_POOL_SIZE"
             ) from None
 
-    def _open(self) -> tuple[Statements, Searcher]:
-        searcher, now = self._searcher, time.monotonic()
-        if searcher is None or now - self._looked_at >= LOOK_SECONDS:
-            # Noted first, so that not every thread looks.
-            self._looked_at = now
-            searcher = self._searcher = self._look(searcher)
-        return searcher.statements, searcher
 
-    def _look(self, before: Searcher | None) -> Searcher:
-        """Return a searcher by the catalogue and what is stored now; the one ``before`` if nothing changed."""
-        with self._snapshots.begin() as connection:
-            if self._options.query_timeout_seconds is not None:
-                # Looking waits for an index that is being rebuilt.
-                connection.execute(_TIME_OUT, {"timeout_ms": str(to_ms(self._options.query_timeout_seconds))})
-            statements = self._resolve(connection)
-            stored = stored_settings(connection, self._table.target)
-            settings = SearchSettings(
-                statements.table,
-                serving(statements.table, ann_indexes(connection, statements.table)),
-                ef_search=self._options.ef_search or stored.get("ef_search"),
-                probes=self._options.probes or stored.get("probes"),
-                oversampling=self._options.oversampling or stored.get("oversampling"),
-            )
-        if before is not None and before.settings == settings:
-            return before
-        return Searcher(self._engine, self._sender, statements, settings, self._options.query_timeout_seconds)
-
-    def _resolve(self, connection: Connection) -> Statements:
-        if self._resolved is None:
-            check_unnamed(connection)
-            table = resolve_table(connection, self._table, dimension=self._options.dimension)
-            lost = [self._scope[name] for name in self._table.namespace_columns if name not in table.scope]
-            namespace = lost[0] if lost else self._options.namespace
-            if namespace is not None:
-                check_namespace(connection, table, namespace)
-            self._resolved = Statements(open_slice(self._engine, table, self._scope), self._options.text_field)
-        return self._resolved
-
-    def _query_vector(self, vector: ArrayLike, statements: Statements) -> NDArray[np.float32]:
-        table = statements.table
-        return to_query_vector(vector, table.dimension, cosine=table.distance == "cosine")
+def _query_vector(vector: ArrayLike, statements: Statements) -> NDArray[np.float32]:
+    table = statements.table
+    return to_query_vector(vector, table.dimension, cosine=table.distance == "cosine")
 
 
 def _as_asked(spelled: Mapping[str, str], rows: Sequence[Any]) -> dict[str, Any]:

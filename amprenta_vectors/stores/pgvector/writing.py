@@ -26,10 +26,14 @@ from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.catalogue import columns_of
 from amprenta_vectors.schema.expressions import to_column_value
 from amprenta_vectors.schema.hashes import hash_content, is_of_text, to_bigint
+from amprenta_vectors.schema.models import MODEL_SCOPE, ModelColumn
 from amprenta_vectors.schema.slice import given_keys
 from amprenta_vectors.schema.vector_table import UPDATED_AT, VectorTable
+from amprenta_vectors.stores.pgvector.other_models import Embedded, OtherVectors
 from amprenta_vectors.stores.pgvector.records import KEYS_NAMED, Given, to_records
 from amprenta_vectors.stores.pgvector.sql import Statements
+from amprenta_vectors.stores.protocol import Record
+from amprenta_vectors.stores.vectors import to_batch
 
 ROWS_PER_STATEMENT = 1000
 MOST_STARTS = 10
@@ -49,13 +53,53 @@ class _Came(Exception):
     """A row came in between that was not there when the others were locked."""
 
 
-class Writing:
-    """The writes of one store; ``model`` is written beside every vector."""
+Placed = tuple[ModelColumn | None, Statements]
+"""A model and the statements on its column; None for the column of a table without registered models."""
 
-    def __init__(self, statements: Statements, model: str | None) -> None:
+
+def write(
+    connection: Connection,
+    records: Sequence[Record],
+    own: Placed,
+    others: Sequence[tuple[Embedded, Statements]],
+    model: str | None,
+) -> list[RowError]:
+    """Write records with vectors of ``own``, and what the ``others`` made of their texts; return what `Writing` does.
+
+    ``model`` is the name that is written beside the vectors of a table without registered models.
+    """
+    column, statements = own
+    table, name = statements.table, model if column is None else column.model.name
+    if column is None or MODEL_SCOPE not in table.scope:
+        batch = to_batch(records, table.dimension, cosine=table.distance == "cosine")
+        beside = [OtherVectors(each.table, made.vectors, made.texts) for made, each in others]
+        return Writing(statements, name, beside).upsert(connection, batch)
+    # The text is that of the key, and no column of the row has it.
+    plain = [replace(record, text=None) for record in records]
+    batch = to_batch(plain, table.dimension, cosine=table.distance == "cosine")
+    refused = Writing(statements, name).upsert(connection, batch)
+    for made, each in others:
+        given = {key: vector for key, vector in made.vectors.items() if vector is not None}
+        rows = [Record(key, vector) for key, vector in given.items()]
+        cosine = each.table.distance == "cosine"
+        Writing(each, made.column.model.name).upsert(connection, to_batch(rows, each.table.dimension, cosine=cosine))
+        Writing(each, None).delete(connection, [key for key in made.vectors if key not in given])
+    return refused
+
+
+class Writing:
+    """The writes of one store; ``model`` is written beside every vector.
+
+    ``others`` are the vectors of other models, which are written where a text is: of a record without one, an
+    application's row keeps what it has.
+    """
+
+    def __init__(self, statements: Statements, model: str | None, others: Sequence[OtherVectors] = ()) -> None:
         self._statements = statements
         self._table = table = statements.table
         self._model = model
+        self._others = others
+        self._other_types = {name: type_ for each in others for name, type_ in each.columns().items()}
         self._ours = table.rows == "ours"
         self._marks = statements.slice.marks
         self._vector_type = (HALFVEC if table.storage == "halfvec" else VECTOR)(table.dimension)
@@ -68,7 +112,7 @@ class Writing:
         Raises `RowError` for the first that PostgreSQL cannot hold, before anything is written.
         """
         # Rows are locked and inserted in one order by every writer, so that none waits for another in a circle.
-        records = sorted(to_records(batch, self._table), key=lambda record: record.key)
+        records = sorted(self._to_records(batch), key=lambda record: record.key)
         spelled = self._statements.spelled(batch.source_keys)
         for record in records:
             if record.key not in spelled:
@@ -77,6 +121,16 @@ class Writing:
         for start in range(0, len(records), ROWS_PER_STATEMENT):
             refused += self._in_order(connection, records[start : start + ROWS_PER_STATEMENT], spelled)
         return refused
+
+    def _to_records(self, batch: VectorBatch) -> list[Given]:
+        records = to_records(batch, self._table)
+        if not self._others:
+            return records
+        values: dict[str, dict[str, str | None]] = {record.key: {} for record in records}
+        for each in self._others:
+            for key, columns in values.items():
+                columns.update(each.values(key))
+        return [replace(record, others=values[record.key]) for record in records]
 
     def _in_order(self, connection: Connection, records: list[Given], spelled: Mapping[str, str]) -> list[RowError]:
         """Update what is there and insert what is not, starting over where a row came in between.
@@ -212,8 +266,8 @@ class Writing:
 
     def _update(self, connection: Connection, group: Sequence[Given], beside: tuple[bool, bool, bool]) -> None:
         rows, table, given = self._statements.rows, self._table, self._given(group)
-        values = self._vector_values(given)
         own, text, metadata = beside
+        values = self._vector_values(given, with_others=text or own)
         if text and table.text is not None:
             values[table.text] = sa.cast(given.c.text, sa.Text)
         if metadata and table.metadata is not None:
@@ -286,12 +340,19 @@ class Writing:
         changes: dict[str, Any] = {name: statement.excluded[name] for name in beside}
         changes |= {name: sa.null() for name in (table.hash, table.text_hash) if name is not None}
         if not self._ours:
-            return changes | _kept(table, self._statements.rows, statement.excluded, content)
+            there, given = self._statements.rows, statement.excluded
+            if table.text is not None and table.text in content:
+                # Without a text it is the one that is there, from which the other models' vectors are.
+                changes |= {
+                    name: sa.case((given[table.text].is_(None), there.c[name]), else_=given[name])
+                    for name in self._other_types
+                }
+            return changes | _kept(table, there, given, content)
         changes |= {name: statement.excluded[name] for name in content}
         return changes | ({UPDATED_AT: sa.func.now()} if self._has_updated_at else {})
 
-    def _vector_values(self, given: Any, *, new: bool = False) -> dict[str, Any]:
-        """Return the values of our columns."""
+    def _vector_values(self, given: Any, *, new: bool = False, with_others: bool = True) -> dict[str, Any]:
+        """Return the values of our columns; ``with_others``, those of the other models too."""
         table = self._table
         values: dict[str, Any] = {table.embedding: sa.cast(given.c.vector, self._vector_type)}
         if table.model is not None and self._model is not None:
@@ -299,16 +360,20 @@ class Writing:
         if not new:
             # What an application writes is its own: a reconcile that finds no hash leaves the row alone.
             values |= {name: sa.null() for name in (table.hash, table.text_hash) if name is not None}
+        if with_others:
+            values |= {name: sa.cast(given.c[name], type_) for name, type_ in self._other_types.items()}
         return values
 
     def _given(self, records: Sequence[Given]) -> Any:
         """Return records as rows to select from: ``key_0`` …, the parts of their keys, and what is beside them."""
         keys = [tuple(self._statements.parts(record.key)) for record in records]
+        others: dict[str, Any] = {name: [record.others.get(name) for record in records] for name in self._other_types}
         return given_keys(
             keys,
             vector=[record.vector for record in records],
             text=[record.text for record in records],
             metadata=[record.metadata for record in records],
+            **others,
         )
 
     def _check_can_empty(self, connection: Connection, keys: Sequence[str], may_mark: bool) -> None:
@@ -343,7 +408,7 @@ class Writing:
     def _nullable(self) -> list[str]:
         """Return our columns, but for one that the application made NOT NULL."""
         table = self._table
-        ours = (table.embedding, table.sparse, table.model, table.hash, table.text_hash)
+        ours = (table.embedding, table.sparse, table.model, table.hash, table.text_hash, *table.beside)
         return [name for name in ours if name is not None and name not in table.not_null]
 
     def _row_keys(self, spelled: Iterable[str]) -> list[Key]:

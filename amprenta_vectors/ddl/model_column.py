@@ -1,0 +1,298 @@
+"""``op.add_model_column()`` and its reverse: a column for another embedding model beside those that are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.operations import MigrateOperation, Operations
+from sqlalchemy.engine import Connection
+
+from amprenta_vectors.ddl.backfill import target_of
+from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, IndexesFact, IndexFact, TableFact
+from amprenta_vectors.ddl.columns import AddVectorColumnOp, DropColumnOp
+from amprenta_vectors.ddl.index_steps import DeferredFact, drop_index
+from amprenta_vectors.ddl.marks import MADE
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation
+from amprenta_vectors.errors import DimensionMismatch, SchemaMismatch
+from amprenta_vectors.pg.index_keys import index_key
+from amprenta_vectors.pg.indexes import DEFAULT_OPTIONS
+from amprenta_vectors.pg.names import compose, literal, qualified, suffixed
+from amprenta_vectors.pg.tables import table_of
+from amprenta_vectors.pg.types import Distance, Storage, VectorType
+
+SCOPE = "model_id"
+"""The column of a table that has a row for each key and model; only there may models share a column."""
+
+_MODEL = """\
+INSERT INTO embedding_models (model_name, dimension, provider, parameters)
+VALUES ({name}, {dimension}, {provider}, {parameters})"""
+_COLUMN = """\
+INSERT INTO model_column (target, model_id, column_name, written, searched)
+SELECT {target}, id, {column}, true, {searched} FROM embedding_models WHERE model_name = {name}"""
+_FORGET = """\
+DELETE FROM model_column WHERE target = {target} AND column_name = {column}
+AND model_id = (SELECT id FROM embedding_models WHERE model_name = {name})"""
+_DEFER = """\
+INSERT INTO migration_index (target, index_name, definition, comment)
+VALUES ({target}, {index}, {definition}, {comment})
+ON CONFLICT (target, index_name) DO UPDATE
+SET definition = excluded.definition, comment = excluded.comment, deferred_at = now(), built_at = NULL"""
+
+
+@dataclass(frozen=True)
+class RegisteredFact(Fact["int | None"]):
+    """The dimension that a model is registered with; None if it is not."""
+
+    model: str
+
+    def find(self, connection: Connection) -> int | None:
+        """Return the dimension. Raises `SchemaMismatch` without the registry."""
+        if table_of(connection, "embedding_models") is None:
+            raise SchemaMismatch("there is no table embedding_models", hint="alembic upgrade head")
+        found: int | None = connection.scalar(
+            sa.text("SELECT dimension FROM embedding_models WHERE model_name = :model"), {"model": self.model}
+        )
+        return found
+
+
+@dataclass(frozen=True)
+class ModelColumnsFact(Fact["Mapping[str, str]"]):
+    """The columns of a table's models, by the name of the model."""
+
+    target: str
+
+    def find(self, connection: Connection) -> Mapping[str, str]:
+        """Return the columns; none without the registry."""
+        if table_of(connection, "model_column") is None:
+            return {}
+        rows = connection.execute(
+            sa.text("""
+                SELECT model_name, column_name FROM model_column JOIN embedding_models ON id = model_id
+                WHERE target = :target
+            """),
+            {"target": self.target},
+        )
+        return {row.model_name: row.column_name for row in rows}
+
+
+@operation("add_model_column")
+@dataclass
+class AddModelColumnOp(SteppedOp):
+    """Give a table's rows a column for a model, and register it: from then on stores write it too."""
+
+    table: str
+    column: str
+    model: str
+    dimension: int
+    own_column: str = "embedding"
+    provider: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    storage: Storage = "vector"
+    distance: Distance = "cosine"
+    index: str | None = None
+    schema: str | None = None
+
+    @classmethod
+    def add_model_column(
+        cls,
+        operations: Operations,
+        table: str,
+        column: str,
+        model: str,
+        dimension: int,
+        *,
+        own_column: str = "embedding",
+        provider: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        storage: Storage = "vector",
+        distance: Distance = "cosine",
+        index: str | None = None,
+        schema: str | None = None,
+    ) -> None:
+        """Add ``column`` for ``model``, defer its index, and register both; a column that is there is adopted.
+
+        ``own_column`` is the embedding column that the table is known by. The first model of a table is the one that
+        is searched, and its column must be there; every later one is written until its rows are complete and
+        ``amprenta-vectors models switch`` has queries search it. ``provider`` is the embedder that makes its vectors,
+        ``parameters`` how that is asked (docs/change-the-model.md). ``index`` is the name of the index. Raises
+        `DimensionMismatch` for a model that is registered with another dimension, `SchemaMismatch` for a column that another model has.
+        """
+        given = dict(parameters or {})
+        operations.invoke(
+            cls(table, column, model, dimension, own_column, provider, given, storage, distance, index, schema)
+        )
+
+    def reverse(self) -> MigrateOperation:
+        """Return the operation that undoes this one."""
+        return DropModelColumnOp(self.table, self.column, self.model, self.own_column, self.schema, _reverse=self)
+
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return the next step: the column, its index deferred, the model, and its column registered."""
+        target = target_of(self.table, self.own_column, self.schema or options.get("schema"))
+        registered = catalogue.ask(RegisteredFact(self.model), None)
+        if registered is not None and registered != self.dimension:
+            raise DimensionMismatch(
+                f"model exists with different dimension: {self.model} is registered with {registered}, not "
+                f"{self.dimension}",
+                hint=f"a model of another dimension has another name, such as {self.model}-{self.dimension}; "
+                "amprenta-vectors models list says what is registered",
+            )
+        columns = catalogue.ask(ModelColumnsFact(target), {})
+        self._check_column(catalogue, columns)
+        step = self._column(bool(columns)).next_step(catalogue, options)
+        if isinstance(step, Step):
+            return step
+        name = qualified(self.table, self.schema)
+        if registered is None:
+            statement = compose(
+                _MODEL,
+                name=literal(self.model),
+                dimension=str(int(self.dimension)),
+                provider="NULL" if self.provider is None else literal(self.provider),
+                parameters=literal(json.dumps(dict(self.parameters))),
+            )
+            return Step(
+                f"register model {self.model} of {self.dimension} dimensions",
+                lambda operations: execute(operations, statement),
+                {RegisteredFact(self.model): self.dimension},
+                object=name,
+            )
+        if self.model in columns:
+            return Done(f"model {self.model} has column {columns[self.model]}", name)
+        return self._register_step(catalogue, target, columns)
+
+    def _column(self, later: bool) -> AddVectorColumnOp:
+        beside = [sa.Column(f"{kind}_{self.column}", sa.BigInteger) for kind in ("hash", "text_hash")]
+        own = self.column == self.own_column
+        return AddVectorColumnOp(
+            self.table, self.column, self.dimension, self.storage, self.schema, beside=() if own else beside
+        )
+
+    def _check_column(self, catalogue: Catalogue, columns: Mapping[str, str]) -> None:
+        """Raise `SchemaMismatch` if the column is another model's, or there is none yet that is searched."""
+        name = qualified(self.table, self.schema)
+        table = catalogue.ask(TableFact(self.table, self.schema), None)
+        shared = table is not None and SCOPE in table.columns
+        others = [model for model, column in columns.items() if column == self.column and model != self.model]
+        if self.model in columns and columns[self.model] != self.column:
+            raise SchemaMismatch(
+                f"model {self.model} has column {columns[self.model]} of {name}, not {self.column}",
+                hint=f"name that column, or first: amprenta-vectors models retire {self.model}",
+            )
+        own = catalogue.ask(ColumnFact(self.table, self.own_column, self.schema), None)
+        if not columns and self.column != self.own_column and own is not None:
+            raise SchemaMismatch(
+                f"which model the vectors in {name}.{self.own_column} are of is not registered",
+                hint=f"amprenta-vectors models add NAME --column {self.own_column}, with the name of that model",
+            )
+        if others and not shared:
+            raise SchemaMismatch(
+                f"column {self.column} of {name} holds the vectors of model {others[0]}; two models in one column "
+                "would be searched as one",
+                hint=f"another column: --column {suffixed(self.column, '_2')}",
+            )
+
+    def _register_step(self, catalogue: Catalogue, target: str, columns: Mapping[str, str]) -> Step:
+        name = qualified(self.table, self.schema)
+        statements = [
+            compose(
+                _COLUMN,
+                target=literal(target),
+                column=literal(self.column),
+                searched="false" if columns else "true",
+                name=literal(self.model),
+            )
+        ]
+        effects: dict[Fact[Any], Any] = {ModelColumnsFact(target): {**columns, self.model: self.column}}
+        index = self.index or suffixed(f"idx_{self.table}_{self.column}", "_hnsw")
+        if not self._has_index(catalogue) and self.column != self.own_column:
+            definition = self._definition(index)
+            statements.append(
+                compose(
+                    _DEFER,
+                    target=literal(target_of(self.table, self.column, self.schema)),
+                    index=literal(index),
+                    definition=literal(definition),
+                    comment=literal(MADE),
+                )
+            )
+            effects[DeferredFact(index)] = True
+
+        def register(operations: Operations) -> None:
+            for statement in statements:
+                execute(operations, statement)
+
+        what = "searched" if not columns else "written; its index is deferred until its rows are filled"
+        return Step(f"register {name}.{self.column} for model {self.model}: {what}", register, effects, object=name)
+
+    def _has_index(self, catalogue: Catalogue) -> bool:
+        indexes = catalogue.ask(IndexesFact(self.table, self.schema), ())
+        return any(self.column in index.columns for index in indexes)
+
+    def _definition(self, index: str) -> str:
+        """Return the statement that builds the index, as the catalogue would say it."""
+        key = index_key(self.column, VectorType(self.storage, self.dimension), self.distance, None)
+        options = ", ".join(f"{option}='{value}'" for option, value in DEFAULT_OPTIONS["hnsw"].items())
+        return compose(
+            "CREATE INDEX {index} ON {table} USING hnsw ({key}) WITH ({options})",
+            index=qualified(index),
+            table=qualified(self.table, self.schema),
+            key=key.typed,
+            options=options,
+        )
+
+
+@operation("drop_model_column")
+@dataclass
+class DropModelColumnOp(UndoingOp[AddModelColumnOp]):
+    """Take a model's column out of use; its values are kept under a retired name, without an index."""
+
+    table: str
+    column: str
+    model: str
+    own_column: str = "embedding"
+    schema: str | None = None
+
+    @classmethod
+    def drop_model_column(
+        cls,
+        operations: Operations,
+        table: str,
+        column: str,
+        model: str,
+        *,
+        own_column: str = "embedding",
+        schema: str | None = None,
+    ) -> None:
+        """Forget that ``model`` has ``column``, drop the indexes made for it, and retire the column or drop it.
+
+        The table's own column stays, and so does one that other models have values in.
+        """
+        operations.invoke(cls(table, column, model, own_column, schema))
+
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return the next step: forget the model's column, drop its indexes, retire the column."""
+        target = target_of(self.table, self.own_column, self.schema or options.get("schema"))
+        columns, name = catalogue.ask(ModelColumnsFact(target), {}), qualified(self.table, self.schema)
+        if self.model in columns:
+            left = {model: column for model, column in columns.items() if model != self.model}
+            statement = compose(_FORGET, target=literal(target), column=literal(self.column), name=literal(self.model))
+            return Step(
+                f"forget that model {self.model} has column {self.column}",
+                lambda operations: execute(operations, statement),
+                {ModelColumnsFact(target): left},
+                object=name,
+            )
+        if self.column == self.own_column or self.column in columns.values():
+            return Done(f"column {self.column} stays: it is the table's own, or another model's", name)
+        column = catalogue.ask(ColumnFact(self.table, self.column, self.schema), None)
+        for index in catalogue.ask(IndexesFact(self.table, self.schema), ()) if column is not None else ():
+            ours = self.column in index.columns and index.comment == MADE
+            if ours and catalogue.ask(IndexFact(index.name, self.schema), None) is not None:
+                return drop_index(index, self.schema)
+        beside = (f"hash_{self.column}", f"text_hash_{self.column}")
+        return DropColumnOp(self.table, self.column, self.schema, beside).next_step(catalogue, options)
