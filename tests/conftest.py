@@ -17,6 +17,7 @@ import httpx._transports.default as httpx_transport
 import pytest
 import sqlalchemy as sa
 from databases import janitor
+from embedded_rows import TEXTS, embed_rows
 from forms import FORM, SEED, SEED_VARIABLE
 from hypothesis import settings
 from servers import copy_server
@@ -237,6 +238,33 @@ def documents_template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 def documents_url(postgres_server: EmbeddedPostgres, documents_template: str) -> Iterator[str]:
     """The URL of a database with ``vector_documents`` of `DOCUMENT_DIMENSION` dimensions, for this test alone."""
     with janitor(postgres_server, "documents", template=documents_template) as database:
+        yield postgres_server.url(database.dbname)
+
+
+def load_embedded_template(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
+    """Upgrade the database that ``embedded_url`` clones, and fill it with real texts and their embeddings."""
+    from amprenta_vectors.migrate import upgrade
+
+    url = sa.URL.create("postgresql", user, database=dbname, query={"host": host, "port": str(port)})
+    settings = Settings.load(database_url=url.render_as_string(hide_password=False), vector_dimension=256)
+    upgrade(settings)
+    engine = create_engine(settings)
+    embed_rows(engine, TEXTS)
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def embedded_template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database with ``rag_chunks`` full of texts and their vectors, made once."""
+    with janitor(postgres_server, "embedded_template", as_template=True) as template:
+        template.load(load_embedded_template)
+        yield template.dbname
+
+
+@pytest.fixture
+def embedded_url(postgres_server: EmbeddedPostgres, embedded_template: str) -> Iterator[str]:
+    """The URL of a database with ``rag_chunks`` full of texts and their vectors, for this test alone."""
+    with janitor(postgres_server, "embedded", template=embedded_template) as database:
         yield postgres_server.url(database.dbname)
 
 

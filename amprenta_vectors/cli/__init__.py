@@ -51,6 +51,9 @@ JOURNEY: dict[str, dict[str, str]] = {
         "canary": "Search once as the application does.",
         "gate": "Exit 0 if the column is complete, 2 if it is not.",
     },
+    "Change the embedding model": {
+        "models": "Add a model, migrate the rows to it, compare, switch, and switch back.",
+    },
     "Systems": {
         "documents": "Simple vector stores, vectors.pkl and metadata.json of each user.",
         "products": "A product catalogue: its move from ChromaDB to pgvector.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from amprenta_vectors.backends.opening import kind_of
-from amprenta_vectors.backends.rows.source import text_columns_of
+from amprenta_vectors.backends.rows.row_texts import text_columns_of
 from amprenta_vectors.config import Settings
 from amprenta_vectors.schema.kinds import SourceKind
 from amprenta_vectors.schema.vector_table import VectorTable

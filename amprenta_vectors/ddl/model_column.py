@@ -119,7 +119,8 @@ class AddModelColumnOp(SteppedOp):
         is searched, and its column must be there; every later one is written until its rows are complete and
         ``amprenta-vectors models switch`` has queries search it. ``provider`` is the embedder that makes its vectors,
         ``parameters`` how that is asked (docs/change-the-model.md). ``index`` is the name of the index. Raises
-        `DimensionMismatch` for a model that is registered with another dimension, `SchemaMismatch` for a column that another model has.
+        `DimensionMismatch` for a model that is registered with another dimension, `SchemaMismatch` for a column that
+        another model has.
         """
         given = dict(parameters or {})
         operations.invoke(

@@ -11,13 +11,9 @@ from numpy.typing import NDArray
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
 from amprenta_vectors.embedders.protocol import Embedded, Embedder, EmbeddingService, Limits, Model
+from amprenta_vectors.embedders.providers import PROVIDERS
 from amprenta_vectors.errors import ConfigError, DimensionMismatch
 from amprenta_vectors.schema.models import RegisteredModel
-
-PROVIDERS = ("wordllama", "gemini", "ollama", "openai", "sentence_transformers")
-"""The values of ``provider``."""
-PARAMETERS = ("model", "query_prefix", "text_prefix")
-"""The parameters of a registered model."""
 
 
 class ModelEmbedder:

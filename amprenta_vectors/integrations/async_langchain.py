@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, Self
+
+from numpy.typing import ArrayLike
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.extras import needing
@@ -23,11 +26,15 @@ class AsyncAmprentaVectorStore(LangChainVectorStore):
     """LangChain's asynchronous interface to ``store``, by default to the one that the environment names.
 
     ``filter`` is a metadata filter in Pinecone's language. Scores are the store's own: under cosine and inner product
-    higher is nearer. LangChain's methods that do not await raise `ConfigError`: `AmprentaVectorStore` has them.
+    higher is nearer. LangChain's methods that do not await raise `ConfigError`: `AmprentaVectorStore` has them. Which
+    model embeds texts is as `AmprentaVectorStore` says.
     """
 
-    def __init__(self, embedding: Embeddings, store: AsyncPgVectorStore | None = None) -> None:
+    def __init__(
+        self, embedding: Embeddings, store: AsyncPgVectorStore | None = None, *, model: str | None = None
+    ) -> None:
         self._embedding = embedding
+        self._model = model
         self.store = store or get_async_vector_store()
 
     @property
@@ -62,8 +69,13 @@ class AsyncAmprentaVectorStore(LangChainVectorStore):
         texts = list(texts)
         keys = to_keys(texts, metadatas, ids)
         if texts:
-            vectors = await self._embedding.aembed_documents(texts)
-            await self.store.upsert(to_records(keys, vectors, texts, metadatas))
+            embedder = await self.store.text_embedder(self._model)
+            if embedder is None:
+                vectors: ArrayLike = await self._embedding.aembed_documents(texts)
+            else:
+                vectors = await asyncio.to_thread(embedder.embed, texts)
+            name = self._model if embedder is None else embedder.model.name
+            await self.store.upsert(to_records(keys, vectors, texts, metadatas), model=name)
         return keys
 
     async def aadd_documents(self, documents: list[Document], **options: Any) -> list[str]:
@@ -111,8 +123,9 @@ class AsyncAmprentaVectorStore(LangChainVectorStore):
         **_: Any,
     ) -> list[Document]:
         """Return ``k`` of the ``fetch_k`` nearest documents, chosen to differ from each other."""
-        embedding = await self._embedding.aembed_query(query)
-        return await self.amax_marginal_relevance_search_by_vector(embedding, k, fetch_k, lambda_mult, filter)
+        vector, name = await self._embed(query)
+        hits = await self.store.query(vector, top_k=max(k, fetch_k), filter=filter, model=name)
+        return differing(vector, hits, await self.store.fetch([hit.key for hit in hits], model=name), lambda_mult, k)
 
     async def amax_marginal_relevance_search_by_vector(
         self,
@@ -128,7 +141,15 @@ class AsyncAmprentaVectorStore(LangChainVectorStore):
         return differing(embedding, hits, await self.store.fetch([hit.key for hit in hits]), lambda_mult, k)
 
     async def _search(self, query: str, k: int, filter: Filter | None) -> list[Hit]:
-        return await self.store.query(await self._embedding.aembed_query(query), top_k=k, filter=filter)
+        vector, name = await self._embed(query)
+        return await self.store.query(vector, top_k=k, filter=filter, model=name)
+
+    async def _embed(self, query: str) -> tuple[ArrayLike, str | None]:
+        """Return the vector of a query, and the model that made it if that is known."""
+        embedder = await self.store.text_embedder(self._model)
+        if embedder is None:
+            return await self._embedding.aembed_query(query), self._model
+        return await asyncio.to_thread(embedder.embed_query, query), embedder.model.name
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         """Return a function to scores from 0 to 1."""

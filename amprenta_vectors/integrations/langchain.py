@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from amprenta_vectors.embedders.protocol import Embedder
 from amprenta_vectors.extras import needing
@@ -26,11 +27,15 @@ class AmprentaVectorStore(LangChainVectorStore):
 
     ``filter`` is a metadata filter in Pinecone's language. Scores are the store's own: under cosine and inner product
     higher is nearer. The asynchronous methods run these in a thread; `AsyncAmprentaVectorStore` awaits.
+
+    Where models are registered for the store's table, texts are embedded by the one that is searched; by ``embedding``
+    if ``model``, the name of its model, is that one, or if nothing but the application can embed for that one.
     """
 
-    def __init__(self, embedding: Embeddings, store: VectorStore | None = None) -> None:
+    def __init__(self, embedding: Embeddings, store: VectorStore | None = None, *, model: str | None = None) -> None:
         self._embedding = embedding
-        self._texts = TextStore(store or get_vector_store(), embedding.embed_documents, embedding.embed_query)
+        own = store or get_vector_store()
+        self._texts = TextStore(own, embedding.embed_documents, embedding.embed_query, model)
 
     @property
     def embeddings(self) -> Embeddings:
@@ -104,9 +109,9 @@ class AmprentaVectorStore(LangChainVectorStore):
         **_: Any,
     ) -> list[Document]:
         """Return ``k`` of the ``fetch_k`` nearest documents, chosen to differ from each other."""
-        return self.max_marginal_relevance_search_by_vector(
-            self._embedding.embed_query(query), k, fetch_k, lambda_mult, filter
-        )
+        vector, hits, named = self._texts.search_with_vector(query, max(k, fetch_k), filter)
+        found = self.store.fetch([hit.key for hit in hits], **named)
+        return differing(vector, hits, found, lambda_mult, k)
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -143,7 +148,7 @@ class EmbedderEmbeddings(Embeddings):
 
 
 def differing(
-    embedding: list[float], hits: Sequence[Hit], found: Mapping[str, Record], lambda_mult: float, k: int
+    embedding: ArrayLike, hits: Sequence[Hit], found: Mapping[str, Record], lambda_mult: float, k: int
 ) -> list[Document]:
     """Return ``k`` of the hits that differ from each other, by the vectors ``found``; those gone meanwhile are not."""
     present = [hit for hit in hits if hit.key in found]

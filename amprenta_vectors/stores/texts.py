@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from amprenta_vectors.embedders.protocol import Model
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.stores.protocol import Filter, Hit, Record, VectorStore
+
+
+class TextEmbedder(Protocol):
+    """Embeds texts and queries by one model."""
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return ``(n, dimension)``."""
+        ...
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        """Return ``(dimension,)``."""
+        ...
+
+
+@runtime_checkable
+class StoreOfModels(Protocol):
+    """A store whose registry says by which model texts are searched."""
+
+    def text_embedder(self, model: str | None = None) -> TextEmbedder | None:
+        """Return the embedder of that model; None where the application embeds, by ``model`` if it says so."""
+        ...
 
 
 class TextStore:
     """Adds texts to ``store`` and searches it by text.
 
-    ``embed_texts`` gives ``(n, dimension)``, ``embed_query`` ``(dimension,)``.
+    ``embed_texts`` gives ``(n, dimension)``, ``embed_query`` ``(dimension,)``, both by ``model`` if it is named. Where
+    the store has models of its own, the one that is searched embeds instead, unless it is that model.
     """
 
     def __init__(
@@ -24,10 +52,12 @@ class TextStore:
         store: VectorStore,
         embed_texts: Callable[[list[str]], ArrayLike],
         embed_query: Callable[[str], ArrayLike],
+        model: str | None = None,
     ) -> None:
         self.store = store
         self._embed_texts = embed_texts
         self._embed_query = embed_query
+        self._model = model
 
     def add(
         self,
@@ -41,12 +71,31 @@ class TextStore:
         """
         keys = to_keys(texts, metadatas, ids)
         if texts:
-            self.store.upsert(to_records(keys, self._embed_texts(list(texts)), texts, metadatas))
+            embedder = self._embedder()
+            vectors = self._embed_texts(list(texts)) if embedder is None else embedder.embed(list(texts))
+            self.store.upsert(to_records(keys, vectors, texts, metadatas), **self._named(embedder))
         return keys
 
     def search(self, text: str, k: int, filter: Filter | None = None) -> list[Hit]:
         """Return the ``k`` hits nearest to ``text``."""
-        return self.store.query(self._embed_query(text), top_k=k, filter=filter)
+        return self.search_with_vector(text, k, filter)[1]
+
+    def search_with_vector(
+        self, text: str, k: int, filter: Filter | None = None
+    ) -> tuple[ArrayLike, list[Hit], dict[str, str]]:
+        """Return the vector of ``text``, the ``k`` hits nearest to it, and the model as the store's methods take it."""
+        embedder = self._embedder()
+        vector = self._embed_query(text) if embedder is None else embedder.embed_query(text)
+        named = self._named(embedder)
+        return vector, self.store.query(vector, top_k=k, filter=filter, **named), named
+
+    def _embedder(self) -> TextEmbedder | None:
+        return self.store.text_embedder(self._model) if isinstance(self.store, StoreOfModels) else None
+
+    def _named(self, embedder: TextEmbedder | None) -> dict[str, str]:
+        """Return the model of a vector as an argument; none where nothing says which it is."""
+        name = self._model if embedder is None else embedder.model.name
+        return {"model": name} if name is not None and isinstance(self.store, StoreOfModels) else {}
 
 
 def to_keys(

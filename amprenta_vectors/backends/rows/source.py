@@ -9,20 +9,22 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from amprenta_vectors.backends.own_rows import OwnRows, OwnScopes
+from amprenta_vectors.backends.own_rows import OwnScopes
 from amprenta_vectors.backends.protocol import Meter, SourceDescription, TextSurvey, TextVectors
 from amprenta_vectors.backends.rows.paying import PayingEmbedder
+from amprenta_vectors.backends.rows.row_texts import RowTexts, text_columns_of
 from amprenta_vectors.backends.rows.texts import EVERY_TEXT_WHOLE, TextRule, join_pieces
 from amprenta_vectors.batch import VectorBatch, Vectors
 from amprenta_vectors.config import Settings
 from amprenta_vectors.embedders.factory import open_embedder
 from amprenta_vectors.embedders.protocol import Embedder, EmbeddingService
+from amprenta_vectors.embedders.registered import open_registered
 from amprenta_vectors.embedders.tokens import ERROR, estimate_tokens
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, RowError, SourceError
 from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.kinds import SourceKind, Unit
-from amprenta_vectors.schema.row_keys import AllRows
+from amprenta_vectors.schema.models import MODEL_SCOPE, RegisteredModel, models_of
 from amprenta_vectors.schema.vector_table import VectorTable
 
 SAMPLE = 1000
@@ -49,8 +51,9 @@ class RowsSource:
         self._engine = engine
         self._rule = rule
         self._embedder = embedder
-        self._columns = text_columns_of(table)
-        self._rows = OwnRows(table, scope, *self._columns)
+        self._texts = RowTexts(engine, table, scope)
+        self._columns = self._texts.columns
+        self._rows = self._texts.rows
         of_scope = "/".join(scope.values())
         self.description = SourceDescription(
             kind="rows",
@@ -64,7 +67,7 @@ class RowsSource:
 
     def iter_keys(self, token: str | None = None) -> Iterator[tuple[Sequence[str], str | None]]:
         """Yield the keys of all rows, in the order of the table's own unique index."""
-        return AllRows(self._engine, self._rows.slice).iter_keys(token)
+        return self._texts.iter_keys(token)
 
     def fetch(self, keys: Sequence[str]) -> VectorBatch:
         """Return the vectors of the rows' texts as they are now; a row without a text to embed is quarantined.
@@ -91,15 +94,7 @@ class RowsSource:
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
         """Return the text to embed of each row that exists, ``""`` if it has none, by source key."""
-        wanted = self._rows.wanted(keys)
-        columns = [sa.cast(self._rows.rows.c[name], sa.Text) for name in self._columns]
-        try:
-            with self._engine.connect() as connection:
-                rows = connection.execute(self._rows.select(list(wanted), *columns)).all()
-        except DBAPIError as error:
-            raise to_error(error, "reading the texts of rows") from error
-        width = len(self._rows.slice.table.key)
-        return {wanted[tuple(row[:width])]: _joined(row[width:]) for row in rows}
+        return self._texts.texts(keys)
 
     def _embed(self, texts: Sequence[str]) -> Sequence[Vectors] | Vectors:
         expected = (len(texts), self._embedder.model.dimension)
@@ -223,13 +218,16 @@ class RowsOrigin:
 def open_rows_origin(settings: Settings, table: VectorTable, engine: Engine) -> RowsOrigin:
     """Open the rows of ``table``, which is from the catalogue, to be embedded by ``AMPRENTA_EMBEDDER``.
 
+    The column of a model that was added is embedded by that model, as it is registered.
+
     Raises `ConfigError` without an embedder, without a column to embed, with a limit on the cost and no price, and if
     ``EMBEDDING_MODEL`` is another model than the embedder's; `DimensionMismatch` if the embedder's vectors do not fit
     the column.
     """
     text_columns_of(table)
     settings.source_limits.most("tokens")
-    embedder = open_embedder(settings)
+    registered = _model_of(settings, table, engine)
+    embedder = open_embedder(settings) if registered is None else open_registered(registered, settings)
     model = embedder.model
     if settings.embedding_model is not None and not model.is_called(settings.embedding_model):
         raise ConfigError(
@@ -246,16 +244,17 @@ def open_rows_origin(settings: Settings, table: VectorTable, engine: Engine) -> 
     return RowsOrigin(engine, table, embedder, TextRule(settings.text_characters, settings.long_texts))
 
 
-def text_columns_of(table: VectorTable) -> tuple[str, ...]:
-    """Return the columns whose text is embedded. Raises `ConfigError` if there are none."""
-    columns = table.text_columns or ((table.text,) if table.text is not None else ())
-    if not columns:
+def _model_of(settings: Settings, table: VectorTable, engine: Engine) -> RegisteredModel | None:
+    """Return the registered model of a column that was added to a table; None of a table's own column."""
+    if table.own_column is None:
+        return None
+    with engine.connect() as connection:
+        models = [each.model for each in models_of(connection, table) if each.column == table.embedding]
+    if MODEL_SCOPE in table.scope:
+        models = [model for model in models if str(model.id) == settings.namespace]
+    if len(models) != 1:
         raise ConfigError(
-            f"table {table.qualified_name} names no column whose text could be embedded",
-            hint=f'text_columns = ["…"] under [tables.{table.name}] in amprenta.toml',
+            f"no registered model has column {table.target}",
+            hint=f"amprenta-vectors models add NAME --column {table.embedding}",
         )
-    return columns
-
-
-def _joined(parts: Sequence[str | None]) -> str:
-    return "\n".join(stripped for part in parts if part is not None and (stripped := part.strip()))
+    return models[0]

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.util import greenlet_spawn
 
+from amprenta_vectors.embedders.registered import ModelEmbedder
 from amprenta_vectors.errors import ConfigError, RowError
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -94,6 +95,10 @@ class AsyncPgVectorStore:
     ) -> list[Hit]:
         """Return the rows nearest to a text, as `PgVectorStore.search` does; it is embedded in a thread."""
         return await _awaited(lambda: self._store.search(text, top_k=top_k, filter=filter, exact=exact, model=model))
+
+    async def text_embedder(self, model: str | None = None) -> ModelEmbedder | None:
+        """Return the embedder for texts by the model that is searched now, as `PgVectorStore.text_embedder` does."""
+        return await _awaited(lambda: self._store.text_embedder(model))
 
     async def explain(
         self,

@@ -24,7 +24,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.embedders.registered import ModelEmbedder
-from amprenta_vectors.errors import AmprentaError, ConfigError, DimensionMismatch
+from amprenta_vectors.errors import ConfigError, DimensionMismatch
 from amprenta_vectors.pg.errors import for_a_log
 from amprenta_vectors.schema.catalogue import located
 from amprenta_vectors.schema.models import (
@@ -61,19 +61,26 @@ _NOTE = sa.text("""
     SET loaded = excluded.loaded, failed = excluded.failed, searched = excluded.searched, missed = excluded.missed,
         seen_at = clock_timestamp()
 """).bindparams(sa.bindparam("loaded", type_=ARRAY(sa.Text)), sa.bindparam("failed", type_=JSONB))
+_LEAVE = sa.text("DELETE FROM model_process WHERE process = :process")
 
 
 class Models:
-    """What the registry says of a table, and the embedders of its models.
+    """What the registry says of a table, and the embedders of its models; ``errors`` are the driver's own.
 
     ``open_model`` opens the embedder of a model; None if this store has no settings to open one by. ``declared`` is the
     model that the application says its vectors are from. Safe to share between threads and tasks.
     """
 
     def __init__(
-        self, engine: sa.Engine, table: VectorTable, open_model: OpenModel | None, declared: str | None = None
+        self,
+        engine: sa.Engine,
+        errors: tuple[type[Exception], ...],
+        table: VectorTable,
+        open_model: OpenModel | None,
+        declared: str | None = None,
     ) -> None:
         self._engine = engine
+        self._errors: tuple[type[Exception], ...] = (DBAPIError, *errors)
         self._table = table
         self._open_model = open_model
         self._declared = declared
@@ -85,6 +92,7 @@ class Models:
         self._begun: set[str] = set()
         self._process = uuid.uuid4()
         self._may_note: bool | None = None
+        self._noted = False
         self.missed = 0
         """Texts that were written here and that another model did not embed."""
 
@@ -210,6 +218,27 @@ class Models:
         """Return whether this process can embed a text for a model, as far as is known without trying."""
         return model.provider is not None and self._open_model is not None
 
+    def of_texts(self, name: str | None) -> RegisteredModel | None:
+        """Return the model that texts are to be embedded by here; None for whatever the application embeds by.
+
+        ``name`` is the model that the application embeds by, if it says so. Where that is what is searched, or where
+        nobody but the application can embed for what is searched, it embeds itself.
+        """
+        searched = self.searched()
+        if searched is None or searched.model.name == (name or self._declared) or not self.can_embed(searched.model):
+            return None
+        return searched.model
+
+    def close(self) -> None:
+        """Say that this process does not use the table any more."""
+        if self._noted:
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(_LEAVE, {"process": self._process})
+            except self._errors as error:
+                log.warning("that this process is gone is not noted: %s", for_a_log(error))
+            self._noted = False
+
     def _named(self, columns: Sequence[ModelColumn], name: str, dimension: int | None) -> ModelColumn:
         found = next((each for each in columns if each.model.name == name), None)
         names = ", ".join(each.model.name for each in columns)
@@ -230,9 +259,9 @@ class Models:
         with self._engine.connect() as connection:
             target = self._read(connection)
         written = [each.model for each in self._columns if each.written]
-        if target is not None and len(written) > 1:
-            self._load(written)
+        if target is not None and len(written) > 1 and self._open_model is not None:
             self._note(target)
+            self._load(written, target)
 
     def _read(self, connection: Connection) -> str | None:
         """Read the registry; return how it knows the table, None where there is no registry."""
@@ -243,7 +272,7 @@ class Models:
         self._columns = models_of(connection, table)
         return table.own_target
 
-    def _load(self, written: Sequence[RegisteredModel]) -> None:
+    def _load(self, written: Sequence[RegisteredModel], target: str) -> None:
         """Load what is written and not loaded, beside whatever this process does; what fails is tried again later."""
         left = [model for model in written if model.name not in self._embedders and self.can_embed(model)]
         if not left or not self._loading.acquire(blocking=False):
@@ -261,6 +290,9 @@ class Models:
             finally:
                 self._loading.release()
                 self.look_again()
+                # An asynchronous engine is its loop's alone: there the next use notes it.
+                if not self._engine.dialect.is_async:
+                    self._note(target)
 
         threading.Thread(target=load, name="load models", daemon=True).start()
 
@@ -282,5 +314,6 @@ class Models:
                     self._may_note = bool(connection.scalar(_MAY_NOTE))
                 if self._may_note:
                     connection.execute(_NOTE, values)
-        except (DBAPIError, AmprentaError) as error:
+                    self._noted = True
+        except self._errors as error:
             log.warning("which models are loaded here is not noted: %s", for_a_log(error))

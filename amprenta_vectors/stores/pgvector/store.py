@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from amprenta_vectors.embedders.registered import ModelEmbedder
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
 from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.pg.types import Distance
@@ -87,7 +88,7 @@ class PgVectorStore:
         self._table = table
         self._options = options
         self._owns_engine = owns_engine
-        self.models = Models(engine, table, options.open_model, options.model)
+        self.models = Models(engine, self._sender.errors, table, options.open_model, options.model)
         self._columns = Columns(engine, self._sender, table, scope, options)
         self._snapshots = self._columns.snapshots
         self._scope = dict(scope)
@@ -151,6 +152,16 @@ class PgVectorStore:
             vector = self._sender.aside(lambda: self.models.embedder(column.model).embed_query(text))
             searcher = self._columns.of(column, self.models.now()).searcher()
             return self._hits(searcher, vector, top_k, condition, exact=exact)
+
+    def text_embedder(self, model: str | None = None) -> ModelEmbedder | None:
+        """Return the embedder for the texts that are searched and written here, by the model that is searched now.
+
+        None says that the application embeds them: no model is registered, or the one that is searched is ``model``,
+        by which it embeds, or nobody else can embed for that one.
+        """
+        with self._our_errors("looking up the model of"):
+            registered = self.models.of_texts(model)
+            return None if registered is None else self._sender.aside(lambda: self.models.embedder(registered))
 
     def explain(
         self,
@@ -258,6 +269,7 @@ class PgVectorStore:
 
     def close(self) -> None:
         """Close the engine's connections, if the engine is the store's own."""
+        self.models.close()
         if self._owns_engine:
             self._engine.dispose()
 
