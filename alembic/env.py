@@ -54,6 +54,7 @@ def run() -> None:
         "adopted": arguments.get("adopted"),
         "schema": arguments.get("schema", config.attributes.get("schema")),
         "section": section().name,
+        "model": settings.embedding_model,
     }
     if context.is_offline_mode():
         write(options)

@@ -25,6 +25,7 @@ SECTIONS = {
         Section("alembic", ("core", "rag"), "amprenta_version_rag", "rag_chunks"),
         Section("documents", ("core", "documents"), "amprenta_version_documents", "vector_documents"),
         Section("products", ("core", "products"), "amprenta_version_products", "products"),
+        Section("models", ("core", "models"), "amprenta_version_models", "chunk_embeddings"),
     )
 }
 

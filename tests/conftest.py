@@ -268,6 +268,29 @@ def embedded_url(postgres_server: EmbeddedPostgres, embedded_template: str) -> I
         yield postgres_server.url(database.dbname)
 
 
+def load_models_template(*, host: str, port: int, user: str, dbname: str, **_: object) -> None:
+    """Upgrade the database that ``models_url`` clones."""
+    from amprenta_vectors.migrate import upgrade
+
+    url = sa.URL.create("postgresql", user, database=dbname, query={"host": host, "port": str(port)})
+    upgrade(Settings.load(database_url=url.render_as_string(hide_password=False)), "models")
+
+
+@pytest.fixture(scope="session")
+def models_template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database with the section ``models`` at head, made once."""
+    with janitor(postgres_server, "models_template", as_template=True) as template:
+        template.load(load_models_template)
+        yield template.dbname
+
+
+@pytest.fixture
+def models_url(postgres_server: EmbeddedPostgres, models_template: str) -> Iterator[str]:
+    """The URL of a database with documents, chunks and chunk_embeddings, empty, for this test alone."""
+    with janitor(postgres_server, "models", template=models_template) as database:
+        yield postgres_server.url(database.dbname)
+
+
 @pytest.fixture(params=PAIRS)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Each pair of driver and mode in turn; a test that asks for one alone parametrizes it."""

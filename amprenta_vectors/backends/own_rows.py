@@ -62,7 +62,15 @@ class OwnScopes:
             return {"/".join(values): count for count, *values in rows if None not in values}
 
     def count(self, namespace: str) -> int:
-        """Return how many rows a scope has. Raises `SourceNotFound` for one without a row, listing those that have."""
+        """Return how many rows a scope has; where the texts lie in another table, how many that has.
+
+        Raises `SourceNotFound` for a scope without a row, listing those that have.
+        """
+        texts = self._table.texts
+        if texts is not None:
+            rows = sa.table(texts.table, schema=texts.schema)
+            with self._engine.connect() as connection:
+                return connection.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one()
         found = self.namespaces()
         if self._table.namespace_columns and namespace not in found:
             listed = ", ".join(f"{name or '(empty)'} ({count})" for name, count in sorted(found.items())[:20])

@@ -15,6 +15,7 @@ from amprenta_vectors.ddl.impl import AmprentaPostgresqlImpl
 from amprenta_vectors.ddl.include_object import include_object
 from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp, DropMaterializedViewOp
 from amprenta_vectors.ddl.model_column import AddModelColumnOp, DropModelColumnOp
+from amprenta_vectors.ddl.model_scope import AddModelScopeOp, DropModelScopeOp
 from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp, DropPlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
 from amprenta_vectors.ddl.trigger import CreateTriggerOp, DropTriggerOp
@@ -24,6 +25,7 @@ from amprenta_vectors.pg.types import VectorType
 __all__ = [
     "AddKeptColumnOp",
     "AddModelColumnOp",
+    "AddModelScopeOp",
     "AddVectorColumnOp",
     "AdoptTableOp",
     "AmprentaPostgresqlImpl",
@@ -38,6 +40,7 @@ __all__ = [
     "DropFunctionOp",
     "DropMaterializedViewOp",
     "DropModelColumnOp",
+    "DropModelScopeOp",
     "DropPlainIndexOp",
     "DropTriggerOp",
     "DropVectorExtensionOp",

@@ -21,7 +21,7 @@ from amprenta_vectors.errors import DimensionMismatch, SchemaMismatch
 from amprenta_vectors.pg.index_keys import index_key
 from amprenta_vectors.pg.indexes import DEFAULT_OPTIONS
 from amprenta_vectors.pg.names import compose, literal, qualified, suffixed
-from amprenta_vectors.pg.tables import table_of
+from amprenta_vectors.pg.tables import Column, table_of
 from amprenta_vectors.pg.types import Distance, Storage, VectorType
 
 SCOPE = "model_id"
@@ -32,13 +32,13 @@ INSERT INTO embedding_models (model_name, dimension, provider, parameters)
 VALUES ({name}, {dimension}, {provider}, {parameters})"""
 _COLUMN = """\
 INSERT INTO model_column (target, model_id, column_name, written, searched)
-SELECT {target}, id, {column}, true, {searched} FROM embedding_models WHERE model_name = {name}"""
+SELECT {target}, id, {column}, {written}, {searched} FROM embedding_models WHERE model_name = {name}"""
 _FORGET = """\
 DELETE FROM model_column WHERE target = {target} AND column_name = {column}
 AND model_id = (SELECT id FROM embedding_models WHERE model_name = {name})"""
 _DEFER = """\
 INSERT INTO migration_index (target, index_name, definition, comment)
-VALUES ({target}, {index}, {definition}, {comment})
+SELECT {target}, {index}, {definition}, {comment} FROM embedding_models WHERE model_name = {name}
 ON CONFLICT (target, index_name) DO UPDATE
 SET definition = excluded.definition, comment = excluded.comment, deferred_at = now(), built_at = NULL"""
 
@@ -94,6 +94,7 @@ class AddModelColumnOp(SteppedOp):
     storage: Storage = "vector"
     distance: Distance = "cosine"
     index: str | None = None
+    written: bool = True
     schema: str | None = None
 
     @classmethod
@@ -111,12 +112,13 @@ class AddModelColumnOp(SteppedOp):
         storage: Storage = "vector",
         distance: Distance = "cosine",
         index: str | None = None,
+        written: bool = True,
         schema: str | None = None,
     ) -> None:
         """Add ``column`` for ``model``, defer its index, and register both; a column that is there is adopted.
 
         ``own_column`` is the embedding column that the table is known by. The first model of a table is the one that
-        is searched, and its column must be there; every later one is written until its rows are complete and
+        is searched, and its column must be there; every later one is ``written`` until its rows are complete and
         ``amprenta-vectors models switch`` has queries search it. ``provider`` is the embedder that makes its vectors,
         ``parameters`` how that is asked (docs/change-the-model.md). ``index`` is the name of the index. Raises
         `DimensionMismatch` for a model that is registered with another dimension, `SchemaMismatch` for a column that
@@ -124,7 +126,7 @@ class AddModelColumnOp(SteppedOp):
         """
         given = dict(parameters or {})
         operations.invoke(
-            cls(table, column, model, dimension, own_column, provider, given, storage, distance, index, schema)
+            cls(table, column, model, dimension, own_column, provider, given, storage, distance, index, written, schema)
         )
 
     def reverse(self) -> MigrateOperation:
@@ -148,6 +150,21 @@ class AddModelColumnOp(SteppedOp):
         if isinstance(step, Step):
             return step
         name = qualified(self.table, self.schema)
+        own = catalogue.ask(ColumnFact(self.table, self.own_column, self.schema), None)
+        if own is not None and own.not_null and self.column != self.own_column and self._is_scoped(catalogue):
+            # The rows of another model have none in this column.
+            return Step(
+                f"let column {self.own_column} be NULL",
+                lambda operations: operations.alter_column(
+                    self.table, self.own_column, nullable=True, schema=self.schema
+                ),
+                {ColumnFact(self.table, self.own_column, self.schema): Column(own.type, own.comment)},
+                table=(self.table, self.schema),
+                object=name,
+                lock="ACCESS EXCLUSIVE",
+                blocks="readers and writers",
+                said=f"{name}.{self.own_column} may be NULL from now on: rows of other models have no value there",
+            )
         if registered is None:
             statement = compose(
                 _MODEL,
@@ -176,9 +193,8 @@ class AddModelColumnOp(SteppedOp):
     def _check_column(self, catalogue: Catalogue, columns: Mapping[str, str]) -> None:
         """Raise `SchemaMismatch` if the column is another model's, or there is none yet that is searched."""
         name = qualified(self.table, self.schema)
-        table = catalogue.ask(TableFact(self.table, self.schema), None)
-        shared = table is not None and SCOPE in table.columns
-        others = [model for model, column in columns.items() if column == self.column and model != self.model]
+        shared = self._is_scoped(catalogue)
+        others = self._others(columns)
         if self.model in columns and columns[self.model] != self.column:
             raise SchemaMismatch(
                 f"model {self.model} has column {columns[self.model]} of {name}, not {self.column}",
@@ -204,21 +220,28 @@ class AddModelColumnOp(SteppedOp):
                 _COLUMN,
                 target=literal(target),
                 column=literal(self.column),
+                written="true" if self.written or not columns else "false",
                 searched="false" if columns else "true",
                 name=literal(self.model),
             )
         ]
         effects: dict[Fact[Any], Any] = {ModelColumnsFact(target): {**columns, self.model: self.column}}
+        others = len(self._others(columns))
         index = self.index or suffixed(f"idx_{self.table}_{self.column}", "_hnsw")
-        if not self._has_index(catalogue) and self.column != self.own_column:
-            definition = self._definition(index)
+        # The first model of a column has the plain name.
+        index = suffixed(index, f"_{others + 1}") if others else index
+        if self.column != self.own_column and not self._has_index(catalogue, index):
+            definition = literal(self._definition(index))
+            if self._is_scoped(catalogue):
+                definition += f" || ' WHERE ({SCOPE} = ' || id || ')'"
             statements.append(
                 compose(
                     _DEFER,
                     target=literal(target_of(self.table, self.column, self.schema)),
                     index=literal(index),
-                    definition=literal(definition),
+                    definition=definition,
                     comment=literal(MADE),
+                    name=literal(self.model),
                 )
             )
             effects[DeferredFact(index)] = True
@@ -230,7 +253,19 @@ class AddModelColumnOp(SteppedOp):
         what = "searched" if not columns else "written; its index is deferred until its rows are filled"
         return Step(f"register {name}.{self.column} for model {self.model}: {what}", register, effects, object=name)
 
-    def _has_index(self, catalogue: Catalogue) -> bool:
+    def _others(self, columns: Mapping[str, str]) -> list[str]:
+        """Return the other models that have the column."""
+        return [model for model, column in columns.items() if column == self.column and model != self.model]
+
+    def _is_scoped(self, catalogue: Catalogue) -> bool:
+        """Return whether the table has a row for each key and model."""
+        table = catalogue.ask(TableFact(self.table, self.schema), None)
+        return table is not None and SCOPE in table.columns
+
+    def _has_index(self, catalogue: Catalogue, name: str) -> bool:
+        """Return whether an index of the column is there; of a column that models share, one of that name."""
+        if self._is_scoped(catalogue):
+            return catalogue.ask(IndexFact(name, self.schema), None) is not None
         indexes = catalogue.ask(IndexesFact(self.table, self.schema), ())
         return any(self.column in index.columns for index in indexes)
 

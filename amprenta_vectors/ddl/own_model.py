@@ -11,6 +11,8 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.columns import AddColumnOp
 from amprenta_vectors.ddl.marks import MADE
+from amprenta_vectors.ddl.model_column import SCOPE
+from amprenta_vectors.ddl.model_scope import AddModelScopeOp
 from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp
 from amprenta_vectors.ddl.vector_index import CreateVectorIndexOp
@@ -72,6 +74,8 @@ class OwnModel:
         """Add the table, columns or index that an operation makes; other operations add nothing."""
         if isinstance(op, AdoptTableOp):
             self._add_table(op)
+        elif isinstance(op, AddModelScopeOp):
+            self._add_scope(op)
         elif isinstance(op, AddColumnOp):
             for each in (op, *op.companions):
                 self._add_column(each)
@@ -103,6 +107,15 @@ class OwnModel:
         nullable = not present.not_null if present is not None else op.null_allowed or not made
         info = dict(ADOPTED) if present is not None and present.comment != MADE else {}
         self._tables[op.table].append_column(sa.Column(op.column, type_, nullable=nullable, comment=MADE, info=info))
+
+    def _add_scope(self, op: AddModelScopeOp) -> None:
+        found = self._found[op.table]
+        present = None if found is None else found.columns.get(SCOPE)
+        info = dict(ADOPTED) if present is not None and present.comment != MADE else {}
+        nullable = present is not None and not present.not_null
+        # What is its default is known only where it was added.
+        column: sa.Column[Any] = sa.Column(SCOPE, sa.Integer, nullable=nullable, comment=MADE, info=info)
+        self._tables[op.table].append_column(column)
 
     def _add_plain_index(self, op: CreatePlainIndexOp) -> None:
         """Add an ordinary index without its predicate, which Alembic does not compare."""

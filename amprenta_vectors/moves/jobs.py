@@ -61,7 +61,7 @@ def open_job(
         if given:
             keys_from = "given"
         keys_from = keys_from or ("source" if replaces else "table")
-        inserts = side_of(keys_from) == "source" and slice_.key_map.makes_keys
+        inserts = (side_of(keys_from) == "source" and slice_.key_map.makes_keys) or table.texts is not None
         if keys_from == "reconcile" and not origin.lists:
             raise ConfigError(
                 f"{origin.name} cannot list its ids, so that nobody can tell which are new",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.pg.indexes import Index, indexes_of
 from amprenta_vectors.pg.types import IndexMethod, IndexStorage
+from amprenta_vectors.schema.models import MODEL_SCOPE
 from amprenta_vectors.schema.vector_table import VectorTable
 
 
@@ -28,12 +29,15 @@ def ann_indexes(connection: Connection, table: VectorTable) -> list[Index]:
     return [index for index in found if index.is_ann and not index.partitioned and table.embedding in index.columns]
 
 
-def serving(table: VectorTable, indexes: Sequence[Index]) -> Serving | None:
+def serving(table: VectorTable, indexes: Sequence[Index], scope: Mapping[str, str] | None = None) -> Serving | None:
     """Return what searches of ``table`` use of ``indexes``; None if no index serves.
 
+    With ``scope``, a partial index serves whose predicate says that the rows are of its model, and before another.
     Of several kinds the one built last is used, so that a second index serves before the first one is dropped.
     """
-    able = [index for index in indexes if index.serves(table.distance)]
+    of_model = {f"{MODEL_SCOPE} = {scope[MODEL_SCOPE]}"} if scope and MODEL_SCOPE in scope else set()
+    able = [index for index in indexes if index.valid and index.fits(table.distance) and index.predicate in of_model]
+    able = able or [index for index in indexes if index.serves(table.distance)]
     if not able:
         return None
     chosen = max(able, key=lambda index: index.oid).storage

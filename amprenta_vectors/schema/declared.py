@@ -45,7 +45,17 @@ _FIELDS = (*(field.name for field in fields(VectorTable) if field.name not in _N
 
 
 ROLES = frozenset({"text", "metadata", "model", "hash", "text_hash"})
-OVERRIDABLE = (*sorted(ROLES), "holds", "metadata_text_field", "old", "rows", "schema", "source", "text_columns")
+OVERRIDABLE = (
+    *sorted(ROLES),
+    "holds",
+    "metadata_text_field",
+    "old",
+    "rows",
+    "schema",
+    "source",
+    "text_columns",
+    "texts",
+)
 """The fields of a shipped table that a file may say otherwise."""
 
 
@@ -125,7 +135,7 @@ def _to_text(item: ErrorDetails) -> str:
     field, *inner = map(str, item["loc"])
     if field == "key_rule":
         field = next(declared for declared, part in _KEY_RULE.items() if part == inner[0])
-    if field == "old":
+    if field in ("old", "texts"):
         field = ".".join((field, *inner))
     if item["type"] == "missing":
         return f"{field}: expected a value, found none"
@@ -137,8 +147,8 @@ def _to_text(item: ErrorDetails) -> str:
 
 def _contradictions(table: VectorTable) -> Iterator[str]:
     """Yield what does not fit together in a declaration."""
-    for problem in (_of_columns(table), _of_scope(table), _of_sparse(table), _of_key_rule(table), _of_old(table)):
-        if problem:
+    for check in (_of_columns, _of_scope, _of_sparse, _of_key_rule, _of_old, _of_texts):
+        if problem := check(table):
             yield problem
 
 
@@ -184,6 +194,16 @@ def _of_old(table: VectorTable) -> str | None:
     if old.key and len(old.key) != len(table.key):
         return f"old.key: expected a column for each of {', '.join(table.key)}, found {', '.join(old.key)}"
     return None
+
+
+def _of_texts(table: VectorTable) -> str | None:
+    texts = table.texts
+    if texts is None:
+        return None
+    if len(texts.key) != len(table.key):
+        return f"texts.key: expected a column for each of {', '.join(table.key)}, found {', '.join(texts.key)}"
+    beside = "text" if table.text is not None else "text_columns" if table.text_columns else None
+    return f"{beside}: expected none beside texts, found one" if beside else None
 
 
 def _of_key_rule(table: VectorTable) -> str | None:

@@ -34,7 +34,9 @@ def column_type(table: VectorTable, name: str) -> NamedType:
 
 def to_column_value(table: VectorTable, name: str, value: str | sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     """Return the text ``value`` cast to the type of scope or key column ``name``."""
-    return sa.cast(value, column_type(table, name))
+    # Sent as text: asyncpg would take the parameter of a cast for a value of that type, which a text is not.
+    given = sa.literal(value, sa.Text) if isinstance(value, str) else value
+    return sa.cast(given, column_type(table, name))
 
 
 def in_scope(table: VectorTable, target: sa.TableClause, scope: Mapping[str, str]) -> list[sa.ColumnElement[bool]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from uuid import UUID
 
 from amprenta_vectors.errors import ConfigError
-from amprenta_vectors.schema.models import table_of_column
+from amprenta_vectors.schema.models import MODEL_SCOPE, table_of_column
+from amprenta_vectors.schema.text_table import TextTable
 from amprenta_vectors.schema.vector_table import KeyRule, VectorTable
 
 CONFIG_FILE = "amprenta.toml"
@@ -57,7 +58,19 @@ PRODUCTS = VectorTable(
     section="products",
 )
 
-SHIPPED = {table.name: table for table in (RAG_CHUNKS, VECTOR_DOCUMENTS, PRODUCTS)}
+CHUNK_EMBEDDINGS = VectorTable(
+    name="chunk_embeddings",
+    table="chunk_embeddings",
+    key=("chunk_id",),
+    scope=(MODEL_SCOPE,),
+    dimension=1536,
+    texts=TextTable("chunks", ("content",)),
+    source="rows",
+    rows="ours",
+    section="models",
+)
+
+SHIPPED = {table.name: table for table in (RAG_CHUNKS, VECTOR_DOCUMENTS, PRODUCTS, CHUNK_EMBEDDINGS)}
 
 
 def get_table(name: str, config: Path | None = None) -> VectorTable:

@@ -19,8 +19,9 @@ KEYSET_PAGE = 10_000
 class EmptyRows:
     """The source keys of rows that are to be filled, in the order of the table's own unique index.
 
-    Rows that do not meet the conditions ``also`` are left out. The token is the last row's key as JSON: a keyset, so
-    that rows filled meanwhile shift nothing.
+    Where the texts lie in another table, those are the keys of its rows that have no embedding here. Rows that do not
+    meet the conditions ``also`` are left out. The token is the last row's key as JSON: a keyset, so that rows filled
+    meanwhile shift nothing.
     """
 
     def __init__(self, engine: Engine, slice_: Slice, *also: sa.ColumnElement[bool]) -> None:
@@ -50,17 +51,18 @@ class EmptyRows:
         return self._slice.lacks_embedding()
 
     def _page(self, last: tuple[str, ...] | None) -> sa.Select[Any]:
-        table, target = self._slice.table, self._slice.rows
-        keys = [target.c[name] for name in table.key]
-        named = [*table.key, *(self._slice.key_map.source_columns or ())]
-        columns: list[Any] = [sa.cast(target.c[name], sa.Text) for name in named]
+        table = self._slice.table
+        listed, keys, in_scope = self._slice.listed()
+        others = [self._slice.rows.c[name] for name in self._slice.key_map.source_columns or ()]
+        columns: list[Any] = [sa.cast(column, sa.Text) for column in (*keys, *others)]
         statement = (
             sa.select(*columns)
+            .select_from(listed)
             .where(
                 self._wanted(),
                 *self._also,
-                *(target.c[name].is_not(None) for name in named),
-                *self._slice.in_scope(),
+                *(column.is_not(None) for column in (*keys, *others)),
+                *in_scope,
             )
             .order_by(*keys)
             .limit(KEYSET_PAGE)

@@ -146,14 +146,37 @@ class Slice:
         valid = batch.validated(cosine=table.distance == "cosine", storage=table.storage, hint=HINT)
         return valid if table.sparse_dimension is None else valid.with_sparse(table.sparse_dimension)
 
+    def listed(self) -> tuple[sa.FromClause, list[Any], list[sa.ColumnElement[bool]]]:
+        """Return what rows are listed from, their key columns there, and the conditions that they are of the scope.
+
+        Where the texts lie in another table, every row of that is listed, whether it has a row here or not.
+        """
+        if self.table.texts is None:
+            return self.rows, [self.rows.c[name] for name in self.table.key], self.in_scope()
+        texts = self.text_rows
+        keys = [texts.c[name] for name in self.table.texts.key]
+        same = [key == self.rows.c[name] for key, name in zip(keys, self.table.key, strict=True)]
+        return texts.outerjoin(self.rows, sa.and_(*same, *self.in_scope())), keys, []
+
+    @cached_property
+    def text_rows(self) -> sa.TableClause:
+        """The table that the texts lie in: the vector table, or the other one that it names."""
+        texts = self.table.texts
+        if texts is None:
+            return to_clause(self.table, *self.table.text_columns)
+        return sa.table(texts.table, *map(sa.column, dict.fromkeys((*texts.key, *texts.columns))), schema=texts.schema)
+
     def count_empty(self, connection: Connection, *wanted: sa.ColumnElement[bool]) -> int:
         """Return how many rows are to be filled, of those that are ``wanted``."""
-        statement = sa.select(sa.func.count()).select_from(self.rows)
-        return connection.execute(statement.where(self.lacks_embedding(), *wanted, *self.in_scope())).scalar_one()
+        listed, _, in_scope = self.listed()
+        statement = sa.select(sa.func.count()).select_from(listed)
+        return connection.execute(statement.where(self.lacks_embedding(), *wanted, *in_scope)).scalar_one()
 
     def has_empty(self, connection: Connection, *wanted: sa.ColumnElement[bool]) -> bool:
         """Return whether any row is to be filled, of those that are ``wanted``."""
-        return self._has(connection, self.lacks_embedding(), *wanted)
+        listed, _, in_scope = self.listed()
+        found = sa.select(sa.literal(1)).select_from(listed).where(self.lacks_embedding(), *wanted, *in_scope)
+        return connection.execute(found.limit(1)).first() is not None
 
     def is_unfilled(self, connection: Connection) -> bool:
         """Return whether no row has an embedding."""

@@ -14,6 +14,7 @@ from amprenta_vectors.pg.types import Distance, Storage
 from amprenta_vectors.schema.kinds import KeyKind, RowOwner, SourceKind
 from amprenta_vectors.schema.names import Columns, Identifier
 from amprenta_vectors.schema.old_column import OldColumn
+from amprenta_vectors.schema.text_table import TextTable
 
 _MAX_DIMENSION = 16_000
 _MAX_SPARSE_DIMENSION = 1_000_000_000
@@ -56,7 +57,8 @@ class VectorTable:
     ``sparsevec(sparse_dimension)`` beside the embedding. ``hash`` and ``text_hash`` are bigint columns in which the
     engine keeps what it wrote, as `amprenta_vectors.schema.hashes` makes them; NULL in rows that it did not write.
     ``source`` is the kind of source that fills the table if the settings name none. ``text_columns`` are the columns
-    whose text is embedded if the rows themselves are the source; empty means the ``text`` column. ``old`` is the column
+    whose text is embedded if the rows themselves are the source; empty means the ``text`` column. ``texts`` is where
+    these texts lie, if that is another table. ``old`` is the column
     that embeddings already lie in, if that is the source. ``filter_columns``
     maps the fields of a filter that are columns of the table to these columns; for a table from the catalogue, only the
     columns that it has, with their types in ``column_types``. ``rows`` says whose they are: of an application's row
@@ -94,6 +96,7 @@ class VectorTable:
     rows: RowOwner = "application"
     holds: str | None = None
     text_columns: Columns = ()
+    texts: TextTable | None = None
     old: OldColumn | None = None
     scope_values: Mapping[str, str] = field(default_factory=dict)
     filter_columns: Mapping[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -141,19 +142,26 @@ def _open_on(settings: Settings, create: Callable[..., Engine]) -> PgVectorStore
 def _placed(settings: Settings) -> tuple[VectorTable, dict[str, str], StoreOptions]:
     """Return table, scope and options of the store that the settings name."""
     table = get_table(settings.table, settings.config)
-    options = StoreOptions(
-        ef_search=settings.ef_search,
-        probes=settings.probes,
-        oversampling=settings.oversampling,
+    options = replace(
+        store_options(settings),
         dimension=settings.vector_dimension,
         model=settings.embedding_model,
         text_field=text_field_of(settings),
-        threshold=settings.pgvector_similarity_threshold,
-        query_timeout_seconds=settings.query_timeout_seconds,
         namespace=settings.namespace,
-        open_model=partial(open_registered, settings=settings),
     )
     return table, table.scope_for(settings.namespace), options
+
+
+def store_options(settings: Settings) -> StoreOptions:
+    """Return the options of any store by the settings, whatever its table."""
+    return StoreOptions(
+        ef_search=settings.ef_search,
+        probes=settings.probes,
+        oversampling=settings.oversampling,
+        threshold=settings.pgvector_similarity_threshold,
+        query_timeout_seconds=settings.query_timeout_seconds,
+        open_model=partial(open_registered, settings=settings),
+    )
 
 
 def open_pinecone_store(settings: Settings) -> VectorStore:

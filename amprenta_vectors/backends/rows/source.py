@@ -22,14 +22,12 @@ from amprenta_vectors.embedders.registered import open_registered
 from amprenta_vectors.embedders.tokens import ERROR, estimate_tokens
 from amprenta_vectors.errors import ConfigError, DimensionMismatch, RowError, SourceError
 from amprenta_vectors.pg.errors import to_error
-from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.kinds import SourceKind, Unit
 from amprenta_vectors.schema.models import MODEL_SCOPE, RegisteredModel, models_of
 from amprenta_vectors.schema.vector_table import VectorTable
 
 SAMPLE = 1000
 """The texts whose tokens are estimated before a run: those first by a digest of theirs, which is as good as chance."""
-_BLANKS = " \t\n\v\f\r"
 
 
 class RowsSource:
@@ -53,7 +51,6 @@ class RowsSource:
         self._embedder = embedder
         self._texts = RowTexts(engine, table, scope)
         self._columns = self._texts.columns
-        self._rows = self._texts.rows
         of_scope = "/".join(scope.values())
         self.description = SourceDescription(
             kind="rows",
@@ -144,12 +141,7 @@ class PaidRowsSource(RowsSource):
 
     def survey(self, *, only_empty: bool) -> TextSurvey:
         """Measure the texts of all rows, or of those without an embedding, by one reading of them."""
-        slice_ = self._rows.slice
-        rows = to_clause(slice_.table, *slice_.rows.c.keys(), *self._columns)
-        parts = [sa.func.nullif(sa.func.btrim(sa.cast(rows.c[name], sa.Text), _BLANKS), "") for name in self._columns]
-        text = sa.func.concat_ws("\n", *parts).label("text")
-        wanted = [*slice_.in_scope(rows), *([slice_.lacks_embedding(rows)] if only_empty else [])]
-        texts = sa.select(text).select_from(rows).where(*wanted, text != "").subquery()
+        texts = self._texts.selected(only_empty=only_empty).subquery()
         digest = sa.func.md5(texts.c.text)
         length = sa.func.max(sa.func.octet_length(texts.c.text)).label("length")
         each = sa.select(sa.func.count().label("rows"), length).group_by(digest).subquery()

@@ -105,7 +105,8 @@ class Job:
     @property
     def inserts(self) -> bool:
         """Whether rows that are absent from the table are inserted."""
-        return side_of(self.kind.keys_from) == "source" and self.slice.key_map.makes_keys
+        of_source = side_of(self.kind.keys_from) == "source" and self.slice.key_map.makes_keys
+        return of_source or self.slice.table.texts is not None
 
     @property
     def wanted(self) -> list[sa.ColumnElement[bool]]:

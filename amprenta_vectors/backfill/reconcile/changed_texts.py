@@ -64,9 +64,11 @@ class ChangedTexts:
             return {}
         given: Any = given_keys(list(parsed.values()), source=list(parsed))
         embedding, text_hash = slice_.embedding(), slice_.rows.c[str(slice_.table.text_hash)]
+        # A row of the texts' own table may have none here yet.
+        joined = given.join(slice_.rows, sa.and_(*slice_.is_row_of(given)), isouter=slice_.table.texts is not None)
         statement = (
             sa.select(given.c.source, sa.case((embedding.is_(None), sa.null()), else_=text_hash).label("kept"))
-            .select_from(given.join(slice_.rows, sa.and_(*slice_.is_row_of(given))))
+            .select_from(joined)
             .where(slice_.lacks_embedding() | slice_.embedded_here())
         )
         with self._engine.connect() as connection:

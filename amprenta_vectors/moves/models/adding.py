@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
@@ -21,6 +21,7 @@ from amprenta_vectors.moves.models.tables import ModelTable
 from amprenta_vectors.pg.types import Storage, parse_sized
 from amprenta_vectors.schema.catalogue import columns_of
 from amprenta_vectors.schema.models import ModelColumn, RegisteredModel
+from amprenta_vectors.schema.registry import CHUNK_EMBEDDINGS
 
 _ASKED_BY = sa.text("""
     UPDATE embedding_models SET provider = :provider, parameters = CAST(:parameters AS jsonb)
@@ -42,6 +43,7 @@ class NewModel:
     dimension: int | None = None
     column: str | None = None
     storage: Storage = "vector"
+    written: bool = True
 
 
 def add_model(settings: Settings, table: ModelTable, new: NewModel) -> ModelColumn:
@@ -55,13 +57,11 @@ def add_model(settings: Settings, table: ModelTable, new: NewModel) -> ModelColu
         columns = columns_of(connection, base)
         registered = connection.execute(_REGISTERED, {"name": new.name}).first()
     if registered is not None:
-        new = NewModel(
-            new.name,
-            new.provider or registered.provider,
-            new.parameters or registered.parameters,
-            new.dimension or registered.dimension,
-            new.column,
-            new.storage,
+        new = replace(
+            new,
+            provider=new.provider or registered.provider,
+            parameters=new.parameters or registered.parameters,
+            dimension=new.dimension or registered.dimension,
         )
     there = columns.get(new.column or "")
     found = parse_sized(there.type) if there is not None else None
@@ -92,7 +92,8 @@ def _operation(table: ModelTable, column: str, new: NewModel, dimension: int, st
         dict(new.parameters or {}),
         storage,
         base.distance,
-        None,
+        f"idx_embeddings_hnsw_{dimension}" if base.name == CHUNK_EMBEDDINGS.name else None,
+        new.written,
         base.schema,
     )
 

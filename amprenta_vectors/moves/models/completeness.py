@@ -41,7 +41,7 @@ def completeness_of(settings: Settings, table: ModelTable, model: ModelColumn) -
     """
     with table.engine.connect() as connection:
         resolved = table.resolved(connection, model)
-        served = serving(resolved, ann_indexes(connection, resolved)) is not None
+        served = serving(resolved, ann_indexes(connection, resolved), table.scope_of_model(model)) is not None
         waiting = tuple(row.index_name for row in indexes.deferred_indexes(connection, resolved.target))
     left = 0
     examples: list[str] = []
@@ -67,7 +67,7 @@ def _left(
     rule = TextRule(settings.text_characters, settings.long_texts)
     with table.engine.connect() as connection:
         known = quarantine.quarantined_keys(connection, resolved.target, scope)
-    slice_ = texts.rows.slice
+    slice_ = texts.slice
     changes = resolved.text_hash is not None and not model.switched
     pages = ChangedTexts(table.engine, slice_, texts) if changes else EmptyRows(table.engine, slice_)
     for keys, _ in pages.iter_keys():

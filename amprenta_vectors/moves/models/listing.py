@@ -61,7 +61,8 @@ def _state_of(connection: Connection, table: ModelTable, model: ModelColumn) -> 
     if table.by_model:
         statement = statement.where(rows.c[MODEL_SCOPE] == model.model.id)
     count, *left = connection.execute(statement).one()
-    index = "serves" if serving(resolved, ann_indexes(connection, resolved)) is not None else "none"
+    served = serving(resolved, ann_indexes(connection, resolved), table.scope_of_model(model))
+    index = "none" if served is None else "serves"
     if index == "none" and indexes.deferred_indexes(connection, resolved.target):
         index = "deferred"
     return ModelState(model, resolved.storage, count, left[0] if left else None, index)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -41,6 +40,11 @@ def migrate_model(
     for a condition that PostgreSQL does not take.
     """
     stop = stop or threading.Event()
+    with table.engine.begin() as connection:
+        if model.column != table.base.embedding:
+            table.check_rows(connection)
+        if not model.written:
+            table.set_facts(connection, model, written=True, written_at=sa.func.clock_timestamp())
     ours = table.settings_for(settings, model)
     _wait_until_written(table, model, stop)
     ends = open_ends(ours, observer)
@@ -59,6 +63,9 @@ def migrate_model(
         whole = subset is None and where is None
         code = worst([code, complete(moves, observer, verify=whole)])
         if not whole or stop.is_set() or code not in (ExitCode.CLEAN, ExitCode.QUARANTINED):
+            return code
+        if ends.table.text_hash is None:
+            # Which text a vector was made from is not known.
             return code
         changed = [open_move(namespace=name, keys_from="reconcile") for name in names]
         return worst([code, complete(changed, observer, verify=False)])
@@ -97,8 +104,9 @@ def _keys(ends: Ends, namespace: str, where: str, most: int | None) -> list[str]
     """Return the keys of the rows without a vector for which a condition of the operator's own holds."""
     slice_ = slice_of(ends, namespace)
     condition: sa.ColumnElement[bool] = sa.literal_column(f"({where})", sa.Boolean)
-    keys: list[Any] = slice_.key_texts()
-    wanted = sa.select(*keys).where(slice_.lacks_embedding(), *slice_.in_scope(), condition)
+    listed, own_keys, in_scope = slice_.listed()
+    keys = [sa.cast(key, sa.Text) for key in own_keys]
+    wanted = sa.select(*keys).select_from(listed).where(slice_.lacks_embedding(), *in_scope, condition)
     try:
         with ends.engine.connect() as connection:
             rows = connection.execute(wanted.order_by(*keys).limit(most)).all()

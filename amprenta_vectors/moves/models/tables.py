@@ -9,8 +9,10 @@ from sqlalchemy.engine import Connection, Engine
 
 from amprenta_vectors.backfill.engine.observer import Observer, ignore
 from amprenta_vectors.config import Settings
-from amprenta_vectors.errors import ConfigError, NotUpgraded
+from amprenta_vectors.errors import ConfigError, NotUpgraded, SchemaMismatch
 from amprenta_vectors.moves.ends import open_database
+from amprenta_vectors.pg.indexes import indexes_of
+from amprenta_vectors.pg.names import qualified
 from amprenta_vectors.schema.catalogue import columns_of, located, resolve_table
 from amprenta_vectors.schema.models import (
     MODEL_COLUMNS,
@@ -61,6 +63,29 @@ class ModelTable:
     def resolved(self, connection: Connection, model: ModelColumn) -> VectorTable:
         """Return the vector table of a model's column, from the catalogue."""
         return resolve_table(connection, self.column_table(model))
+
+    def scope_of_model(self, model: ModelColumn) -> dict[str, str]:
+        """Return the scope value that tells the rows of a model; none where models have columns of the same rows."""
+        return {MODEL_SCOPE: str(model.model.id)} if self.by_model else {}
+
+    def check_rows(self, connection: Connection) -> None:
+        """Raise `SchemaMismatch` where a unique index allows a key the row of one model alone."""
+        if not self.by_model:
+            return
+        alone = [
+            index
+            for index in indexes_of(connection, self.base.table, self.base.schema)
+            if index.unique_columns == frozenset(self.base.key)
+        ]
+        if alone:
+            name, index = qualified(self.base.table, self.base.schema), qualified(alone[0].name, self.base.schema)
+            listed = ", ".join(self.base.key)
+            raise SchemaMismatch(
+                f"unique index {index} on ({listed}) alone allows the row of one model for each; another model has "
+                "rows of its own",
+                hint=f"once no application names it in ON CONFLICT: ALTER TABLE {name} DROP CONSTRAINT "
+                f"{qualified(alone[0].name)}; or, if it is no constraint, DROP INDEX CONCURRENTLY {index}",
+            )
 
     def settings_for(self, settings: Settings, model: ModelColumn) -> Settings:
         """Return the settings of runs that fill a model's column from the texts of the rows."""

@@ -19,6 +19,7 @@ from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.pgvector.joining import AsyncJoinable, to_joinable
 from amprenta_vectors.stores.pgvector.options import StoreOptions
+from amprenta_vectors.stores.pgvector.other_models import Prepared
 from amprenta_vectors.stores.pgvector.search_plan import SearchPlan
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
@@ -131,15 +132,19 @@ class AsyncPgVectorStore:
         joined = None if connection is None else to_joinable(connection)
         return await _awaited(lambda: self._store.fetch(keys, connection=joined, model=model))
 
+    async def prepare(self, records: Sequence[Record], *, model: str | None = None) -> Prepared:
+        """Return records with their texts embedded for the other models, as `PgVectorStore.prepare` does."""
+        return await _awaited(lambda: self._store.prepare(records, model=model))
+
     async def upsert(
-        self, records: Sequence[Record], *, connection: AsyncJoinable | None = None, model: str | None = None
+        self, records: Sequence[Record] | Prepared, *, connection: AsyncJoinable | None = None, model: str | None = None
     ) -> int:
         """Write rows, as `PgVectorStore.upsert` does; with ``connection``, in the caller's transaction."""
         joined = None if connection is None else to_joinable(connection)
         return await _awaited(lambda: self._store.upsert(records, connection=joined, model=model))
 
     async def upsert_possible(
-        self, records: Sequence[Record], *, connection: AsyncJoinable | None = None, model: str | None = None
+        self, records: Sequence[Record] | Prepared, *, connection: AsyncJoinable | None = None, model: str | None = None
     ) -> list[RowError]:
         """Write rows but for those that it returns, as `PgVectorStore.upsert_possible` does."""
         joined = None if connection is None else to_joinable(connection)

@@ -86,7 +86,7 @@ class OpenedColumn:
             stored = stored_settings(connection, self._table.target)
             settings = SearchSettings(
                 statements.table,
-                serving(statements.table, ann_indexes(connection, statements.table)),
+                serving(statements.table, ann_indexes(connection, statements.table), self._scope),
                 ef_search=self._options.ef_search or stored.get("ef_search"),
                 probes=self._options.probes or stored.get("probes"),
                 oversampling=self._options.oversampling or stored.get("oversampling"),

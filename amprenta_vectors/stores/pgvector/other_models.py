@@ -32,6 +32,15 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """Records to write, the model that made their vectors, and what every other model made of their texts."""
+
+    records: Sequence[Record]
+    own: ModelColumn | None
+    others: Sequence[Embedded]
+
+
+@dataclass(frozen=True)
 class OtherVectors:
     """The vectors of another model beside those that are written, in ``table``, which is from the catalogue."""
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.embedders.registered import ModelEmbedder
 from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
-from amprenta_vectors.pg.errors import to_error
+from amprenta_vectors.pg.errors import UNDEFINED_COLUMN, sqlstate, to_error
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.ann_indexes import ann_indexes
 from amprenta_vectors.schema.models import ModelColumn
@@ -27,6 +27,7 @@ from amprenta_vectors.stores.pgvector.joining import Joinable, joining
 from amprenta_vectors.stores.pgvector.models import Models
 from amprenta_vectors.stores.pgvector.opened import Columns, OpenedColumn
 from amprenta_vectors.stores.pgvector.options import StoreOptions
+from amprenta_vectors.stores.pgvector.other_models import Prepared
 from amprenta_vectors.stores.pgvector.records import one_of
 from amprenta_vectors.stores.pgvector.search import Searcher, with_distance
 from amprenta_vectors.stores.pgvector.search_plan import SearchPlan, to_search_plan
@@ -127,9 +128,13 @@ class PgVectorStore:
         """
         top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
-        with self._our_errors("querying"):
+
+        def ask() -> list[Hit]:
             searcher = self._column(model, vector).searcher()
             return self._hits(searcher, vector, top_k, condition, exact=exact)
+
+        with self._our_errors("querying"):
+            return self._asked(ask)
 
     def search(
         self,
@@ -147,11 +152,15 @@ class PgVectorStore:
         """
         top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
-        with self._our_errors("querying"):
+
+        def ask() -> list[Hit]:
             column = self.models.chosen(model)
             vector = self._sender.aside(lambda: self.models.embedder(column.model).embed_query(text))
             searcher = self._columns.of(column, self.models.now()).searcher()
             return self._hits(searcher, vector, top_k, condition, exact=exact)
+
+        with self._our_errors("querying"):
+            return self._asked(ask)
 
     def text_embedder(self, model: str | None = None) -> ModelEmbedder | None:
         """Return the embedder for the texts that are searched and written here, by the model that is searched now.
@@ -216,7 +225,19 @@ class PgVectorStore:
             for key, row in _as_asked(spelled, rows).items()
         }
 
-    def upsert(self, records: Sequence[Record], *, connection: Joinable | None = None, model: str | None = None) -> int:
+    def prepare(self, records: Sequence[Record], *, model: str | None = None) -> Prepared:
+        """Return records with their texts embedded for the other models that are written, for `upsert`.
+
+        For a caller's own transaction, which is not to wait for embedders. Raises what `upsert` raises of records.
+        """
+        latest = latest_records(records)
+        with self._our_errors("writing"):
+            own = self.models.column_of(model, dimension_of(latest[0].vector)) if latest else None
+            return Prepared(latest, own, self.models.embed_others(latest, own, self._table, self._sender.aside))
+
+    def upsert(
+        self, records: Sequence[Record] | Prepared, *, connection: Joinable | None = None, model: str | None = None
+    ) -> int:
         """Write rows; return how many. Of records that share a key the last one counts.
 
         A row of ours is replaced whole; of an application's, vector and model are written, the text where one is given,
@@ -225,30 +246,31 @@ class PgVectorStore:
         written. Raises `RowError` naming the first record that cannot be stored, before anything is written, and what
         `upsert_possible` returns, once the others are written.
         """
-        given = list(records)
+        given = records if isinstance(records, Prepared) else list(records)
         refused = self.upsert_possible(given, connection=connection, model=model)
         if refused:
             raise one_of(refused)
-        return len({record.key for record in given})
+        return len({record.key for record in (given.records if isinstance(given, Prepared) else given)})
 
     def upsert_possible(
-        self, records: Sequence[Record], *, connection: Joinable | None = None, model: str | None = None
+        self, records: Sequence[Record] | Prepared, *, connection: Joinable | None = None, model: str | None = None
     ) -> list[RowError]:
         """Write rows, as `upsert` does, but for those that return: none is there, and none can be inserted.
 
         Either a NOT NULL column of the application has no value, or its rows are looked up by a column of its own.
         """
-        latest = latest_records(records)
-        if not latest:
+        if not isinstance(records, Prepared):
+            latest = latest_records(records)
+            with self._our_errors("writing"):
+                self.models.now(connection)
+            records = self.prepare(latest, model=model)
+        if not records.records:
             return []
-        with self._our_errors("writing"):
-            self.models.now(connection)
-            own = self.models.column_of(model, dimension_of(latest[0].vector))
-            embedded = self.models.embed_others(latest, own, self._table, self._sender.aside)
+        own = records.own
         with self._statements(self._engine, "writing", connection, column=own) as (joined, statements):
             of = partial(self._columns.of, models=self.models.now())
-            others = [(each, of(each.column).resolve(joined)) for each in embedded]
-            return write(joined, latest, (own, statements), others, self._options.model)
+            others = [(each, of(each.column).resolve(joined)) for each in records.others]
+            return write(joined, records.records, (own, statements), others, self._options.model)
 
     def delete(self, keys: Sequence[str], *, connection: Joinable | None = None) -> None:
         """Delete rows; an absent key is no error. With ``connection``, in the caller's transaction.
@@ -281,6 +303,17 @@ class PgVectorStore:
         score = _SCORES[self._table.distance]
         hits = [Hit(key, score(distance), text, metadata or {}) for key, distance, text, metadata in rows]
         return near_enough(self, hits, self._options.threshold)
+
+    def _asked(self, ask: Callable[[], list[Hit]]) -> list[Hit]:
+        """Return the hits; ask again, once, where a column was renamed or retired since the registry was looked at."""
+        errors: tuple[type[Exception], ...] = (DBAPIError, *self._sender.errors)
+        try:
+            return ask()
+        except errors as error:
+            if sqlstate(error) != UNDEFINED_COLUMN:
+                raise
+            self.models.look_again()
+            return ask()
 
     def _column(self, model: str | None, vector: ArrayLike | None = None) -> OpenedColumn:
         """Return the column of the model that made a vector; without a vector, the one that is searched."""
