@@ -57,6 +57,7 @@ JOURNEY: dict[str, dict[str, str]] = {
     "Systems": {
         "documents": "Simple vector stores, vectors.pkl and metadata.json of each user.",
         "products": "A product catalogue: its move from ChromaDB to pgvector.",
+        "setup": "Documents embedded by several models: their schema, their models.",
     },
     "Upkeep": {
         "forget": "Take a person's rows out of everything that is kept here.",

@@ -246,6 +246,28 @@ def retire(name: str, purge: bool) -> None:
     say(f"{name} is retired" + (", its values are dropped" if purge else ""))
 
 
+@models.command()
+@click.option("--yes", is_flag=True, help="The application that wrote the table before it was adopted is gone.")
+def contract(yes: bool) -> None:
+    """Rename the column that an adopted table had to embedding_DIMENSION, under a short lock.
+
+    For a table with a row for each key and model; from then on no row gets a model by default.
+    """
+    from amprenta_vectors.config import Settings
+    from amprenta_vectors.moves.models.contracting import contract as contract_table
+    from amprenta_vectors.moves.models.tables import open_model_table
+
+    settings = Settings.load()
+    table = open_model_table(settings)
+    if not yes:
+        raise ConfigError(
+            f"an application that still writes {table.base.own_target} by that name would fail",
+            hint="amprenta-vectors models contract --yes, once it is gone",
+        )
+    name = contract_table(settings, table)
+    say(f"{table.base.own_target} is {name} now")
+
+
 def _to_parameters(given: tuple[str, ...]) -> dict[str, str]:
     parameters = {}
     for text in given:
