@@ -17,6 +17,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
 from amprenta_vectors.backends.simple.store import SimpleStore
+from amprenta_vectors.embedders.protocol import Model
 from amprenta_vectors.errors import RowError
 from amprenta_vectors.integrations.langchain import AmprentaVectorStore
 from amprenta_vectors.stores.composites.dual import DualStore
@@ -113,6 +114,17 @@ class Texts(Embeddings):
         return list((vector_of(0, self._dimension) + np.float32(len(text) * 1e-3)).tolist())
 
 
+class TextsEmbedder:
+    """The same as an embedder of ours."""
+
+    def __init__(self, dimension: int) -> None:
+        self.model = Model("m", dimension, "wordllama")
+        self._texts = Texts(dimension)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return np.array(self._texts.embed_documents(list(texts)), np.float32)
+
+
 def vector_of(number: int, dimension: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(number).standard_normal(dimension, dtype=np.float32)
 
@@ -195,6 +207,12 @@ CASES: dict[type, dict[str, Case]] = {
         "query": lambda world, where: [
             world.store.query(world.near, top_k=100, filter=where, exact=exact) for exact in (True, False)
         ],
+        "search": lambda world, where: [
+            world.store.search("x", top_k=100, filter=where, exact=exact) for exact in (True, False)
+        ],
+        "model": lambda world, where: world.store.model,
+        "text_embedder": lambda world, where: world.store.text_embedder(),
+        "prepare": lambda world, where: world.store.prepare([world.mine("shared")]),
         "explain": lambda world, where: world.store.explain(world.near, top_k=100, filter=where),
         "scores": lambda world, where: world.store.scores(world.near, world.theirs),
         "sample": lambda world, where: world.store.sample(100),

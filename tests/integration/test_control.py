@@ -543,9 +543,15 @@ def test_without_a_number_the_one_run_that_comes_into_question_is_meant(engine: 
 
 
 def interrupted(engine: sa.Engine, namespace: str = "") -> int:
-    """A run that was begun, planned in part or whole, and left."""
+    """A run that was begun, planned whole, and left with its first batch done."""
     source, stop = stub(), threading.Event()
-    source.before_fetch = lambda keys: stop.set()
+
+    def stop_once_planned(_: Sequence[str]) -> None:
+        unplanned = "SELECT count(*) FROM migration_run WHERE state = 'running' AND planned_at IS NULL"
+        until(lambda: execute(engine, unplanned) == [(0,)])
+        stop.set()
+
+    source.before_fetch = stop_once_planned
     summary = run_job(engine, to_job(engine, source, batch_size=10, workers=1, namespace=namespace), stop=stop)
     assert summary.interrupted
     return summary.run.id

@@ -17,6 +17,7 @@ from scope_tools import (
     THEIRS,
     WRITING,
     Texts,
+    TextsEmbedder,
     World,
     assert_tells_nothing,
     hostile_filters,
@@ -27,6 +28,7 @@ from scope_tools import (
 from amprenta_vectors.backends.simple.store import SimpleStore
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
+from amprenta_vectors.embedders.registered import ModelEmbedder
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.integrations.langchain import AmprentaVectorStore
 from amprenta_vectors.sandbox.pinecone import PineconeEmulator
@@ -101,6 +103,15 @@ def of_chunks(kind: type, url: str, engine: sa.Engine, pinecone: PineconeEmulato
             key: (item.vector.tobytes(), item.text, dict(item.metadata)) for key, item in kept.items()
         }
 
+    if kind is PgVectorStore:
+        execute(engine, "INSERT INTO embedding_models (model_name, dimension, provider) VALUES ('m', 8, 'wordllama')")
+        execute(
+            engine,
+            "INSERT INTO model_column (target, model_id, column_name, searched) "
+            "SELECT 'rag_chunks.embedding', id, 'embedding', true FROM embedding_models",
+        )
+        store.models._open_model = lambda model: ModelEmbedder(model, TextsEmbedder(DIMENSION))
+        store.models.look_again()
     if kind is AmprentaVectorStore:
         return World(AmprentaVectorStore(Texts(DIMENSION), store), engine, DIMENSION, foreign, THEIRS, {"store": store})
     return World(store, engine, DIMENSION, foreign)

@@ -89,7 +89,7 @@ def test_what_a_subscriber_needs_before_is_said_for_each_publication(adopted: Da
     assert said.endswith("amprenta-vectors db upgrade --section alembic --sql head")
     adopted.execute("CREATE PUBLICATION of_all FOR ALL TABLES")
     done = typed("amprenta_vectors", "db", "plan", VECTOR_DIMENSION="8")
-    assert "Publication of_all carries migration_event, " in done.stdout
+    assert "Publication of_all carries embedding_models, " in done.stdout
     adopted.upgrade(vector_dimension=8)
     assert "Publication" not in typed("amprenta_vectors", "db", "plan").stdout
 
