@@ -215,6 +215,7 @@ CASES: dict[type, dict[str, Case]] = {
         "prepare": lambda world, where: world.store.prepare([world.mine("shared")]),
         "explain": lambda world, where: world.store.explain(world.near, top_k=100, filter=where),
         "scores": lambda world, where: world.store.scores(world.near, world.theirs),
+        "sample_keys": lambda world, where: world.store.sample_keys(100),
         "sample": lambda world, where: world.store.sample(100),
         "stored_vector": lambda world, where: world.store.stored_vector(),
         "upsert": lambda world, where: (

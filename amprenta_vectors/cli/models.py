@@ -365,5 +365,7 @@ def _print_comparison(found: ModelComparison) -> None:
         for name, field, form in measures
     ]
     print_table(("measure", before.name, after.name), rows, right=(before.name, after.name))
+    if found.among is not None:
+        say(f"nDCG, MRR and overlap are by exact search among {found.among:,} rows that both models have embedded")
     if found.overlap is not None:
         say(f"{found.queries} queries: of {found.top_k} hits, {found.overlap:.1%} are the same")

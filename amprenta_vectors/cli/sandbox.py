@@ -17,6 +17,7 @@ DEMOS = {
     "documents": "amprenta_vectors.sandbox.demo_documents:DocumentsDemo",
     "products": "amprenta_vectors.sandbox.demo_products:ProductsDemo",
     "column": "amprenta_vectors.sandbox.demo_column:ColumnDemo",
+    "models": "amprenta_vectors.sandbox.demo_models:ModelsDemo",
 }
 
 _folder = click.option(
@@ -104,7 +105,8 @@ def add(text: str) -> None:
     type=click.Choice(list(DEMOS)),
     default="rag_chunks",
     show_default=True,
-    help="What is moved: chunks from Pinecone, documents from pickle files, products from Chroma, or old columns.",
+    help="What is moved: chunks from Pinecone, documents from pickle files, products from Chroma, old columns; or models: "
+    "to another model.",
 )
 @click.option("--rows", type=click.IntRange(min=100), help="Use so many vectors.  [default: all there are]")
 def demo(system: str, rows: int | None) -> None:

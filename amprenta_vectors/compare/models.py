@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import sqlalchemy as sa
@@ -18,6 +18,11 @@ from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.comparison import TIE
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Hit
+
+COMPLETE = 0.99
+"""The share of the other's rows from which a model counts as complete."""
+MOST_AMONG = 2000
+"""The most rows that two models are ranked on where one of them is not complete."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,15 @@ class ModelReport:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """Both models on the same queries. ``overlap`` is the mean share of hits, by key, that both gave."""
+    """Both models on the same queries. ``overlap`` is the mean share of hits, by key, that both gave.
+
+    Where one of them has not embedded all rows yet, ranks and overlap are by an exact search ``among`` so many rows
+    that the latter has; None where they are by the searches of the application.
+    """
 
     queries: int
     judged: int
+    among: int | None
     top_k: int
     overlap: float | None
     models: tuple[ModelReport, ModelReport]
@@ -73,7 +83,12 @@ def compare_models(
 
     Raises what the models' embedders raise.
     """
-    answers = [_ask(store, column, queries, top_k, clock) for column, _ in models]
+    rows = [store.count(model=column.model.name) for column, _ in models]
+    fewer = models[int(rows[1] < rows[0])][0].model.name
+    among = store.sample_keys(MOST_AMONG, model=fewer) if min(rows) < COMPLETE * max(rows) else None
+    if among is not None:
+        queries = [_within(query, set(among)) for query in queries]
+    answers = [_ask(store, column, queries, top_k, among, clock) for column, _ in models]
     shares = [
         len(set(ours) & set(theirs)) / max(len(ours), len(theirs))
         for ours, theirs in zip(answers[0].keys, answers[1].keys, strict=True)
@@ -85,11 +100,22 @@ def compare_models(
     )
     judged = sum(bool(query.relevant) for query in queries)
     overlap = float(np.mean(shares)) if shares else None
-    return ModelComparison(len(queries), judged, top_k, overlap, (first, second))
+    number = None if among is None else len(among)
+    return ModelComparison(len(queries), judged, number, top_k, overlap, (first, second))
+
+
+def _within(query: JudgedQuery, keys: Collection[str]) -> JudgedQuery:
+    """Return a query of which only rows with one of ``keys`` are relevant."""
+    return replace(query, relevant={key: grade for key, grade in query.relevant.items() if key in keys})
 
 
 def _ask(
-    store: PgVectorStore, column: ModelColumn, queries: Sequence[JudgedQuery], top_k: int, clock: Callable[[], float]
+    store: PgVectorStore,
+    column: ModelColumn,
+    queries: Sequence[JudgedQuery],
+    top_k: int,
+    among: Sequence[str] | None,
+    clock: Callable[[], float],
 ) -> _Asked:
     asked = _Asked([], [], [], [])
     embedder, name = store.models.embedder(column.model), column.model.name
@@ -103,7 +129,12 @@ def _ask(
         asked.search_ms.append((clock() - embedded) * 1000)
         asked.embed_ms.append((embedded - begin) * 1000)
         nearest = store.query(vector, top_k=top_k, filter=query.filter, exact=True, model=name)
-        asked.keys.append([hit.key for hit in hits])
+        if among is None:
+            asked.keys.append([hit.key for hit in hits])
+        else:
+            scores = store.scores(vector, among, model=name)
+            sign = 1 if store.distance == "l2" else -1
+            asked.keys.append(sorted(scores, key=lambda key: (sign * scores[key], key))[:top_k])
         if nearest:
             asked.recall.append(_found(hits, nearest, lower=store.distance == "l2"))
     return asked

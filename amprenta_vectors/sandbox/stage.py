@@ -131,6 +131,9 @@ class Stage:
         sys.stdout.flush()
         click.secho(f"$ {command}", bold=True)
 
+    def _show(self, line: str) -> None:
+        click.echo(line)
+
     def _note(self, name: str, value: str) -> None:
         """Add a line to the summary."""
         self._results.append((name, value))

@@ -349,6 +349,18 @@ def test_a_judged_file_decides_and_a_pipeline_can_require_it(added: Run, tmp_pat
     judged.write_text("\n".join(json.dumps(query) for query in queries[:30]), encoding="utf-8")
     command = ["compare", "--from", LARGE, "--to", SMALL, "--judged", str(judged)]
     found = json.loads(added(*command, "--json", "--require", "ndcg=0.6", "--require", "mrr=0.5").output)
-    assert found["judged"] == 30
+    assert (found["judged"], found["among"]) == (30, None)
     assert 0.6 <= found["models"][1]["ndcg"] <= 1.0
     assert "ndcg is 0." in added(*command, "--require", "ndcg=1", code=1).output
+
+
+def test_after_a_subset_both_are_ranked_on_the_rows_that_both_have(added: Run, tmp_path: Path) -> None:
+    added("migrate", "--to", SMALL, "--subset", "40")
+    judged = tmp_path / "judged.jsonl"
+    queries = [{"query": " ".join(text.split()[:15]), "relevant": {f"k{place}": 1}} for place, text in enumerate(TEXTS)]
+    judged.write_text("\n".join(json.dumps(query) for query in queries), encoding="utf-8")
+    found = json.loads(added("compare", "--from", LARGE, "--to", SMALL, "--judged", str(judged), "--json").output)
+    assert (found["judged"], found["among"]) == (40, 40)
+    large, small = found["models"]
+    assert large["ndcg"] > 0.7
+    assert small["ndcg"] > 0.7

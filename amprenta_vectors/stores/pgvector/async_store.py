@@ -121,6 +121,10 @@ class AsyncPgVectorStore:
         """Return at most ``rows`` stored vectors, ``(n, dimension)`` float32, the same for the same seed and rows."""
         return await _awaited(lambda: self._store.sample(rows, seed=seed, model=model))
 
+    async def sample_keys(self, rows: int, *, seed: int = 0, model: str | None = None) -> list[str]:
+        """Return the keys of at most ``rows`` rows that have a vector, the same for the same seed and rows."""
+        return await _awaited(lambda: self._store.sample_keys(rows, seed=seed, model=model))
+
     async def stored_vector(self) -> NDArray[np.float32] | None:
         """Return some vector of the scope to query with, ``(dimension,)``; None if none is found at once."""
         return await _awaited(self._store.stored_vector)

@@ -231,6 +231,10 @@ class ReplicatedStore(PgVectorStore):
         """Return at most ``rows`` stored vectors, the same for the same seed and rows."""
         return self._read(lambda read: read.sample(rows, seed=seed, model=model))
 
+    def sample_keys(self, rows: int, *, seed: int = 0, model: str | None = None) -> list[str]:
+        """Return the keys of at most ``rows`` rows that have a vector, the same for the same seed and rows."""
+        return self._read(lambda read: read.sample_keys(rows, seed=seed, model=model))
+
     def stored_vector(self) -> NDArray[np.float32] | None:
         """Return some vector of the scope to query with."""
         return self._read(lambda read: read.stored_vector())

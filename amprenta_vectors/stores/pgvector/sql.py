@@ -89,6 +89,11 @@ class Statements:
         vector = sa.cast(self._embedding, sa.Text).label("vector")
         return sa.select(vector).where(self._stored).order_by(lottery, self._key).limit(rows)
 
+    def sample_keys(self, rows: int, seed: int) -> sa.Select[Any]:
+        """Select ``(key)`` of rows chosen by a hash of their key: the same for the same seed and rows."""
+        lottery = sa.func.hashtextextended(self._key, seed)
+        return sa.select(self._key).where(self._stored).order_by(lottery, self._key).limit(rows)
+
     def few(self, rows: int) -> sa.Select[Any]:
         """Select ``(vector as text)`` of whichever rows come first."""
         vector = sa.cast(self._embedding, sa.Text).label("vector")

@@ -208,6 +208,11 @@ class PgVectorStore:
             vectors = [from_text(text) for text in connection.scalars(statements.sample(rows, seed))]
             return np.array(vectors, dtype=np.float32).reshape(len(vectors), statements.table.dimension)
 
+    def sample_keys(self, rows: int, *, seed: int = 0, model: str | None = None) -> list[str]:
+        """Return the keys of at most ``rows`` rows that have a vector, the same for the same seed and rows."""
+        with self._statements(self._snapshots, "sampling", model=model) as (connection, statements):
+            return list(connection.scalars(statements.sample_keys(rows, seed)))
+
     def stored_vector(self) -> NDArray[np.float32] | None:
         """Return some vector of the scope to query with, ``(dimension,)``; None if none is found at once."""
         with self._statements(self._snapshots, "reading") as (connection, statements):
