@@ -105,8 +105,8 @@ def add(text: str) -> None:
     type=click.Choice(list(DEMOS)),
     default="rag_chunks",
     show_default=True,
-    help="What is moved: chunks from Pinecone, documents from pickle files, products from Chroma, old columns; or models: "
-    "to another model.",
+    help="What is moved: chunks from Pinecone, documents from pickle files, products from Chroma, old columns; or "
+    "another model of what is there.",
 )
 @click.option("--rows", type=click.IntRange(min=100), help="Use so many vectors.  [default: all there are]")
 def demo(system: str, rows: int | None) -> None:
