@@ -111,7 +111,8 @@ class AsyncAmprentaVectorStore(LangChainVectorStore):
         self, embedding: list[float], k: int = 4, filter: Filter | None = None, **_: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to a vector."""
-        return [to_document(hit) for hit in await self.store.query(embedding, top_k=k, filter=filter)]
+        hits = await self.store.query(embedding, top_k=k, filter=filter, model=self._model)
+        return [to_document(hit) for hit in hits]
 
     async def amax_marginal_relevance_search(
         self,
@@ -137,8 +138,9 @@ class AsyncAmprentaVectorStore(LangChainVectorStore):
         **_: Any,
     ) -> list[Document]:
         """Return ``k`` of the ``fetch_k`` documents nearest to a vector, chosen to differ from each other."""
-        hits = await self.store.query(embedding, top_k=max(k, fetch_k), filter=filter)
-        return differing(embedding, hits, await self.store.fetch([hit.key for hit in hits]), lambda_mult, k)
+        hits = await self.store.query(embedding, top_k=max(k, fetch_k), filter=filter, model=self._model)
+        found = await self.store.fetch([hit.key for hit in hits], model=self._model)
+        return differing(embedding, hits, found, lambda_mult, k)
 
     async def _search(self, query: str, k: int, filter: Filter | None) -> list[Hit]:
         vector, name = await self._embed(query)

@@ -29,7 +29,8 @@ class AmprentaVectorStore(LangChainVectorStore):
     higher is nearer. The asynchronous methods run these in a thread; `AsyncAmprentaVectorStore` awaits.
 
     Where models are registered for the store's table, texts are embedded by the one that is searched; by ``embedding``
-    if ``model``, the name of its model, is that one, or if nothing but the application can embed for that one.
+    if ``model``, the name of its model, is that one, or if nothing but the application can embed for that one. Vectors
+    that are given are of ``model``.
     """
 
     def __init__(self, embedding: Embeddings, store: VectorStore | None = None, *, model: str | None = None) -> None:
@@ -97,7 +98,8 @@ class AmprentaVectorStore(LangChainVectorStore):
         self, embedding: list[float], k: int = 4, filter: Filter | None = None, **_: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to a vector."""
-        return [to_document(hit) for hit in self.store.query(embedding, top_k=k, filter=filter)]
+        found = self.store.query(embedding, top_k=k, filter=filter, **self._texts.named())
+        return [to_document(hit) for hit in found]
 
     def max_marginal_relevance_search(
         self,
@@ -123,8 +125,9 @@ class AmprentaVectorStore(LangChainVectorStore):
         **_: Any,
     ) -> list[Document]:
         """Return ``k`` of the ``fetch_k`` documents nearest to a vector, chosen to differ from each other."""
-        hits = self.store.query(embedding, top_k=max(k, fetch_k), filter=filter)
-        return differing(embedding, hits, self.store.fetch([hit.key for hit in hits]), lambda_mult, k)
+        named = self._texts.named()
+        hits = self.store.query(embedding, top_k=max(k, fetch_k), filter=filter, **named)
+        return differing(embedding, hits, self.store.fetch([hit.key for hit in hits], **named), lambda_mult, k)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         """Return a function to scores from 0 to 1."""

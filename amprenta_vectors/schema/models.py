@@ -87,6 +87,11 @@ class ModelColumn:
     switched: bool = False
 
 
+def has_registry(connection: Connection) -> bool:
+    """Return whether the registry is there, whoever may read it."""
+    return connection.scalar(sa.text("SELECT to_regclass('model_column')")) is not None
+
+
 def may_read_models(connection: Connection) -> bool:
     """Return whether the registry is there, and this role may read it."""
     return bool(connection.scalar(_MAY_READ))

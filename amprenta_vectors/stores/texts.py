@@ -73,7 +73,7 @@ class TextStore:
         if texts:
             embedder = self._embedder()
             vectors = self._embed_texts(list(texts)) if embedder is None else embedder.embed(list(texts))
-            self.store.upsert(to_records(keys, vectors, texts, metadatas), **self._named(embedder))
+            self.store.upsert(to_records(keys, vectors, texts, metadatas), **self.named(embedder))
         return keys
 
     def search(self, text: str, k: int, filter: Filter | None = None) -> list[Hit]:
@@ -86,14 +86,17 @@ class TextStore:
         """Return the vector of ``text``, the ``k`` hits nearest to it, and the model as the store's methods take it."""
         embedder = self._embedder()
         vector = self._embed_query(text) if embedder is None else embedder.embed_query(text)
-        named = self._named(embedder)
+        named = self.named(embedder)
         return vector, self.store.query(vector, top_k=k, filter=filter, **named), named
 
     def _embedder(self) -> TextEmbedder | None:
         return self.store.text_embedder(self._model) if isinstance(self.store, StoreOfModels) else None
 
-    def _named(self, embedder: TextEmbedder | None) -> dict[str, str]:
-        """Return the model of a vector as an argument; none where nothing says which it is."""
+    def named(self, embedder: TextEmbedder | None = None) -> dict[str, str]:
+        """Return the model of a vector as the store's methods take it; none where nothing says which it is.
+
+        A vector is of ``embedder``, or of the application's own model.
+        """
         name = self._model if embedder is None else embedder.model.name
         return {"model": name} if name is not None and isinstance(self.store, StoreOfModels) else {}
 

@@ -435,7 +435,9 @@ def test_past_2000_dimensions_queries_use_the_index_and_give_exact_distances(
     with engine.begin() as connection:
         # So few rows would be read one by one.
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        compiled = store._column(None).resolve(connection).nearest(None, by="halfvec").compile(engine)
+        compiled = (
+            store._column(store.models.now(), None).resolve(connection).nearest(None, by="halfvec").compile(engine)
+        )
         cursor: Any = connection.connection.cursor()
         values = {**compiled.params, "vector": str(vectors[7].tolist()), "top_k": 5, "candidates": 20}
         cursor.execute("EXPLAIN " + str(compiled), values)

@@ -385,7 +385,7 @@ def test_statements_are_kept_by_their_size_whatever_filters_strangers_send(engin
     store, asked = open_store(engine), [1.0] * 8
     for number in range(3):
         store.query(asked, filter={"n": {"$in": [*range(number, number + 2000)]}})
-    searcher = store._column(None).searcher()
+    searcher = store._column(store.models.now(), None).searcher()
     assert not searcher._statements
     # Each limit by filters that reach it before the other.
     for number in range(250):

@@ -1,67 +1,65 @@
-"""The models of a store's table: which is searched, which are written, and the embedders that this process has of them.
+"""The models of a store's table, looked up in the registry, and the embedders that this process has of them.
 
 The registry is looked at again after a second of use, so that a switch is in force in every process without a restart.
-While a table has several models, a store notes in ``model_process`` which it has loaded, for `models switch` to see.
+While a table has several models, a store notes in ``model_process`` which it has loaded, for `models switch` to see;
+not a store that is used on its callers' connections alone, whose transactions that would be part of.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
+import math
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.embedders.registered import ModelEmbedder
-from amprenta_vectors.errors import ConfigError, DimensionMismatch
+from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.errors import for_a_log
 from amprenta_vectors.schema.catalogue import located
 from amprenta_vectors.schema.models import (
-    MODEL_SCOPE,
     ModelColumn,
     RegisteredModel,
+    has_registry,
     may_read_models,
     models_of,
-    searched_of,
 )
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.pgvector.joining import Joinable, joining
+from amprenta_vectors.stores.pgvector.noting import Noting
 from amprenta_vectors.stores.pgvector.other_models import Embedded, embed_texts, texts_of
+from amprenta_vectors.stores.pgvector.table_models import TableModels
 from amprenta_vectors.stores.protocol import Record
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""Seconds of use after which the registry is looked at again."""
+"""Seconds of use after which the registry is looked at again; what is used is never older than twice that."""
 NO_REGISTRY_SECONDS = 60.0
 """The same where there is none: an upgrade makes it."""
 
 OpenModel = Callable[[RegisteredModel], ModelEmbedder]
 
-_MAY_NOTE = sa.text("""
-    SELECT coalesce(bool_and(has_table_privilege(to_regclass('model_process'), privilege)), false)
-           AND NOT pg_is_in_recovery()
-    FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
-""")
-_NOTE = sa.text("""
-    INSERT INTO model_process (process, target, host, pid, loaded, failed, searched, missed)
-    VALUES (:process, :target, :host, :pid, :loaded, :failed, :searched, :missed)
-    ON CONFLICT (process, target) DO UPDATE
-    SET loaded = excluded.loaded, failed = excluded.failed, searched = excluded.searched, missed = excluded.missed,
-        seen_at = clock_timestamp()
-""").bindparams(sa.bindparam("loaded", type_=ARRAY(sa.Text)), sa.bindparam("failed", type_=JSONB))
-_LEAVE = sa.text("DELETE FROM model_process WHERE process = :process")
+
+@dataclass(frozen=True)
+class _Look:
+    """What a look found that began at that moment; ``target`` is None where there is no registry."""
+
+    models: TableModels
+    target: str | None
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        return LOOK_SECONDS if self.target is not None else NO_REGISTRY_SECONDS
 
 
 class Models:
@@ -80,79 +78,57 @@ class Models:
         declared: str | None = None,
     ) -> None:
         self._engine = engine
-        self._errors: tuple[type[Exception], ...] = (DBAPIError, *errors)
         self._table = table
         self._open_model = open_model
         self._declared = declared
-        self._columns: tuple[ModelColumn, ...] = ()
-        self._look_at = 0.0
-        self._embedders: dict[str, ModelEmbedder] = {}
+        self._noting = Noting(engine, errors)
+        self._last = _Look(TableModels(table, (), declared), None, -math.inf)
+        self._asked_at = -math.inf
+        self._embedders: dict[str, tuple[RegisteredModel, ModelEmbedder]] = {}
         self._failed: dict[str, str] = {}
         self._loading = threading.Lock()
-        self._begun: set[str] = set()
-        self._process = uuid.uuid4()
-        self._may_note: bool | None = None
-        self._noted = False
+        self._warned: set[str] = set()
         self.missed = 0
         """Texts that were written here and that another model did not embed."""
 
-    def now(self, connection: Joinable | None = None) -> tuple[ModelColumn, ...]:
-        """Return the models as the registry has them now, or had them a second ago.
+    def now(self, connection: Joinable | None = None) -> TableModels:
+        """Return the models as the registry has them now, or had them two seconds ago at most.
 
         With ``connection`` it is looked at there: the caller may have the only one of the pool.
         """
-        now = time.monotonic()
-        if now >= self._look_at and self._table.own_column is None:
-            # Noted first, so that not everybody looks.
-            self._look_at = now + LOOK_SECONDS
-            if connection is None:
-                self._look()
-            else:
-                with joining(connection) as joined:
-                    self._read(joined)
-        return self._columns
+        last, now = self._last, time.monotonic()
+        # While one looks, the others go by what was found last, unless that is too old, as after a pause.
+        fresh = now - self._asked_at < last.seconds and now - last.began < 2 * last.seconds
+        if fresh or self._table.own_column is not None:
+            return last.models
+        self._asked_at = now
+        try:
+            return self._look(now) if connection is None else self._look_on(connection, now)
+        except BaseException:
+            self.look_again()
+            raise
 
     def look_again(self) -> None:
         """Look at the registry at the next use."""
-        self._look_at = 0.0
-
-    def searched(self) -> ModelColumn | None:
-        """Return the model that is searched; None if the table has no registered model."""
-        return searched_of(self.now())
-
-    def chosen(self, name: str | None) -> ModelColumn:
-        """Return the model by which a text is searched: that of a name, or the one that is searched."""
-        columns = self.now()
-        if name is not None:
-            return self._named(columns, name, None)
-        searched = searched_of(columns)
-        if searched is None:
-            raise ConfigError(
-                f"no model is registered for table {self._table.qualified_name}, by which a text could be searched",
-                hint=f"amprenta-vectors models add NAME --provider … --column {self._table.embedding}, or query by "
-                "vector",
-            )
-        return searched
-
-    def in_other_rows(self, table: VectorTable) -> list[ModelColumn]:
-        """Return the models that are not searched, where each model has rows of its own."""
-        return [each for each in self.now() if not each.searched] if MODEL_SCOPE in table.scope else []
+        self._asked_at = -math.inf
 
     def embed_others(
         self,
         records: Sequence[Record],
-        own: ModelColumn | None,
-        table: VectorTable,
+        others: Sequence[ModelColumn],
         aside: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]],
     ) -> list[Embedded]:
-        """Return the texts of records embedded by every model that is written but ``own``, which made their vectors.
+        """Return the texts of records embedded by other models than the one that made their vectors.
 
-        What is ``aside`` is not waited for by other tasks. A model that fails is counted, and its values are None.
+        What is ``aside`` is not waited for by other tasks. A model that fails is counted, and its values are None, as
+        are those of one that nobody but the application can embed for.
         """
-        others = [each for each in self.now() if each.written and own is not None and each.model.id != own.model.id]
-        texts = texts_of(records, table) if others else {}
+        texts = texts_of(records, self._table) if others else {}
         made = []
         for other in others:
+            if other.model.provider is None:
+                made.append(Embedded(other, dict.fromkeys(texts), texts))
+                continue
             embed = partial(self._embed, other.model)
             vectors = aside(partial(embed_texts, other.model.name, embed, texts))
             self.missed += sum(vector is None for vector in vectors.values())
@@ -162,57 +138,26 @@ class Models:
     def _embed(self, model: RegisteredModel, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.embedder(model).embed(texts)
 
-    def column_of(self, name: str | None, dimension: int | None) -> ModelColumn | None:
-        """Return the model that a vector of so many values is from; None if the table has no registered model.
-
-        ``name`` is what the caller says. Raises `ConfigError` for a model that the table does not have, and where
-        several have that dimension and nothing says which it is; `DimensionMismatch`.
-        """
-        columns = self.now()
-        if not columns:
-            if name is not None and name != self._declared:
-                raise ConfigError(
-                    f"no model is registered for table {self._table.qualified_name}, and model={name!r} is asked for",
-                    hint=f"amprenta-vectors models add {name} --column {self._table.embedding}",
-                )
-            return None
-        name = name or self._declared
-        if name is not None:
-            return self._named(columns, name, dimension)
-        fitting = [each for each in columns if dimension in (None, each.model.dimension)]
-        if not fitting:
-            listed = ", ".join(f"{each.model.name} ({each.model.dimension})" for each in columns)
-            raise DimensionMismatch(
-                f"a vector of {dimension} dimensions is from no model of table {self._table.qualified_name}; its "
-                f"models: {listed}",
-                hint="embed by store.model",
-            )
-        searched = searched_of(fitting)
-        if len(fitting) > 1 and (searched is None or searched.switched):
-            names = [each.model.name for each in fitting]
-            raise ConfigError(
-                f"{' and '.join(names)} both have {dimension} dimensions, and queries were switched between models: "
-                "the vector may be from either",
-                hint=f"say model={names[0]!r}, or follow store.model; or export EMBEDDING_MODEL",
-            )
-        return searched or fitting[0]
-
     def embedder(self, model: RegisteredModel) -> ModelEmbedder:
-        """Return the embedder of a model, opened at the first use. Raises what opening it raises."""
-        found = self._embedders.get(model.name)
-        if found is None:
-            if self._open_model is None:
-                raise ConfigError(
-                    f"this store has no settings to open an embedder of {model.name} by",
-                    hint="get_vector_store(), or query by vector with model=",
-                )
-            try:
-                found = self._embedders[model.name] = self._open_model(model)
-            except Exception as error:
-                self._failed[model.name] = for_a_log(error)
-                raise
-            self._failed.pop(model.name, None)
-        return found
+        """Return the embedder of a model, opened at the first use, and again where it is registered anew.
+
+        Raises what opening it raises.
+        """
+        if self._has_loaded(model):
+            return self._embedders[model.name][1]
+        if self._open_model is None:
+            raise ConfigError(
+                f"this store has no settings to open an embedder of {model.name} by",
+                hint="get_vector_store(), or query by vector with model=",
+            )
+        try:
+            opened = self._open_model(model)
+        except Exception as error:
+            self._failed[model.name] = for_a_log(error)
+            raise
+        self._embedders[model.name] = (model, opened)
+        self._failed.pop(model.name, None)
+        return opened
 
     def can_embed(self, model: RegisteredModel) -> bool:
         """Return whether this process can embed a text for a model, as far as is known without trying."""
@@ -224,57 +169,51 @@ class Models:
         ``name`` is the model that the application embeds by, if it says so. Where that is what is searched, or where
         nobody but the application can embed for what is searched, it embeds itself.
         """
-        searched = self.searched()
+        searched = self.now().searched
         if searched is None or searched.model.name == (name or self._declared) or not self.can_embed(searched.model):
             return None
         return searched.model
 
     def close(self) -> None:
         """Say that this process does not use the table any more."""
-        if self._noted:
-            try:
-                with self._engine.begin() as connection:
-                    connection.execute(_LEAVE, {"process": self._process})
-            except self._errors as error:
-                log.warning("that this process is gone is not noted: %s", for_a_log(error))
-            self._noted = False
+        self._noting.leave()
 
-    def _named(self, columns: Sequence[ModelColumn], name: str, dimension: int | None) -> ModelColumn:
-        found = next((each for each in columns if each.model.name == name), None)
-        names = ", ".join(each.model.name for each in columns)
-        if found is None:
-            raise ConfigError(
-                f"{name!r} is no model of table {self._table.qualified_name}; its models: {names}",
-                hint="model= one of those, or without EMBEDDING_MODEL; amprenta-vectors models list",
-            )
-        if dimension not in (None, found.model.dimension):
-            raise DimensionMismatch(
-                f"embedding dimension mismatch: the vector has {dimension} dimensions, {name} has "
-                f"{found.model.dimension}",
-                hint=f"embed by {name}, or name the model of the vector: model= one of {names}",
-            )
+    def _has_loaded(self, model: RegisteredModel) -> bool:
+        return model.name in self._embedders and self._embedders[model.name][0] == model
+
+    def _look(self, began: float) -> TableModels:
+        with self._engine.connect() as connection:
+            found = self._keep(self._read(connection, began))
+        written = [each.model for each in found.models.columns if each.written]
+        if found.target is not None and len(written) > 1 and self._open_model is not None:
+            self._note()
+            self._load(written)
+        return found.models
+
+    def _look_on(self, connection: Joinable, began: float) -> TableModels:
+        with joining(connection) as joined:
+            found = self._read(joined, began)
+            if joined.get_isolation_level() == "READ COMMITTED":
+                self._keep(found)
+            # Any other sees the registry as it was when the transaction began.
+            return found.models
+
+    def _keep(self, found: _Look) -> _Look:
+        if found.began >= self._last.began:
+            self._last = found
         return found
 
-    def _look(self) -> None:
-        with self._engine.connect() as connection:
-            target = self._read(connection)
-        written = [each.model for each in self._columns if each.written]
-        if target is not None and len(written) > 1 and self._open_model is not None:
-            self._note(target)
-            self._load(written, target)
-
-    def _read(self, connection: Connection) -> str | None:
-        """Read the registry; return how it knows the table, None where there is no registry."""
+    def _read(self, connection: Connection, began: float) -> _Look:
         if not may_read_models(connection):
-            self._columns, self._look_at = (), time.monotonic() + NO_REGISTRY_SECONDS
-            return None
+            if has_registry(connection):
+                _warn_unreadable(self._table.qualified_name)
+            return _Look(TableModels(self._table, (), self._declared), None, began)
         table = located(connection, self._table)
-        self._columns = models_of(connection, table)
-        return table.own_target
+        return _Look(TableModels(self._table, models_of(connection, table), self._declared), table.own_target, began)
 
-    def _load(self, written: Sequence[RegisteredModel], target: str) -> None:
+    def _load(self, written: Sequence[RegisteredModel]) -> None:
         """Load what is written and not loaded, beside whatever this process does; what fails is tried again later."""
-        left = [model for model in written if model.name not in self._embedders and self.can_embed(model)]
+        left = [model for model in written if self.can_embed(model) and not self._has_loaded(model)]
         if not left or not self._loading.acquire(blocking=False):
             return
 
@@ -284,36 +223,36 @@ class Models:
                     try:
                         self.embedder(model)
                     except Exception as error:
-                        if model.name not in self._begun:
+                        if model.name not in self._warned:
                             log.warning("model %s cannot be loaded here: %s", model.name, for_a_log(error))
-                        self._begun.add(model.name)
+                        self._warned.add(model.name)
             finally:
                 self._loading.release()
                 self.look_again()
                 # An asynchronous engine is its loop's alone: there the next use notes it.
                 if not self._engine.dialect.is_async:
-                    self._note(target)
+                    self._note()
 
         threading.Thread(target=load, name="load models", daemon=True).start()
 
-    def _note(self, target: str) -> None:
-        searched = searched_of(self._columns)
-        values = {
-            "process": self._process,
-            "target": target,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "loaded": sorted(self._embedders),
-            "failed": dict(self._failed),
-            "searched": None if searched is None else searched.model.name,
-            "missed": self.missed,
-        }
-        try:
-            with self._engine.begin() as connection:
-                if self._may_note is None:
-                    self._may_note = bool(connection.scalar(_MAY_NOTE))
-                if self._may_note:
-                    connection.execute(_NOTE, values)
-                    self._noted = True
-        except self._errors as error:
-            log.warning("which models are loaded here is not noted: %s", for_a_log(error))
+    def _note(self) -> None:
+        last = self._last
+        if last.target is not None:
+            searched = last.models.searched
+            self._noting.note(
+                last.target,
+                loaded=list(self._embedders),
+                failed=dict(self._failed),
+                searched=None if searched is None else searched.model.name,
+                missed=self.missed,
+            )
+
+
+@cache
+def _warn_unreadable(table: str) -> None:
+    """Warn once in a process: a store goes on as if the table had the one model of its own column."""
+    log.warning(
+        "this role may not read which models %s has, so that its own column alone is searched and written: "
+        "GRANT SELECT ON embedding_models, model_column (docs/grants.md)",
+        table,
+    )

@@ -23,6 +23,7 @@ from amprenta_vectors.stores.pgvector.search import Searcher, to_ms
 from amprenta_vectors.stores.pgvector.search_settings import SearchSettings
 from amprenta_vectors.stores.pgvector.senders import Sender
 from amprenta_vectors.stores.pgvector.sql import Statements
+from amprenta_vectors.stores.pgvector.table_models import TableModels
 
 LOOK_SECONDS = STORES_LOOK_SECONDS
 """Seconds after which a search looks again which index serves: it may have been built or replaced meanwhile."""
@@ -111,11 +112,11 @@ class Columns:
         self._models: Sequence[ModelColumn] = ()
         self._opened: dict[int | None, OpenedColumn] = {}
 
-    def of(self, column: ModelColumn | None, models: Sequence[ModelColumn]) -> OpenedColumn:
+    def of(self, column: ModelColumn | None, models: TableModels) -> OpenedColumn:
         """Return the column of a model, one of ``models``; of None, the table's own."""
-        if models != self._models:
+        if models.columns != self._models:
             # Statements name the columns of all models.
-            self._models, self._opened = models, {}
+            self._models, self._opened = models.columns, {}
         opened = self._opened
         key = None if column is None else column.model.id
         if key not in opened:

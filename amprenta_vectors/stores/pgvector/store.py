@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientEr
 from amprenta_vectors.pg.errors import UNDEFINED_COLUMN, sqlstate, to_error
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.ann_indexes import ann_indexes
-from amprenta_vectors.schema.models import ModelColumn
 from amprenta_vectors.schema.vector_table import VectorTable
 from amprenta_vectors.stores.filters.language import Condition, parse_filter
 from amprenta_vectors.stores.given import latest_records, possible_keys
@@ -33,6 +31,7 @@ from amprenta_vectors.stores.pgvector.search import Searcher, with_distance
 from amprenta_vectors.stores.pgvector.search_plan import SearchPlan, to_search_plan
 from amprenta_vectors.stores.pgvector.senders import open_sender
 from amprenta_vectors.stores.pgvector.sql import Statements, check_key, from_text
+from amprenta_vectors.stores.pgvector.table_models import TableModels
 from amprenta_vectors.stores.pgvector.writing import Writing, write
 from amprenta_vectors.stores.protocol import Filter, Hit, Record
 from amprenta_vectors.stores.top_k import to_top_k
@@ -107,7 +106,7 @@ class PgVectorStore:
     def model(self) -> str | None:
         """The name of the model that is searched now; None if none is registered, and the settings name none."""
         with self._our_errors("looking up the model of"):
-            searched = self.models.searched()
+            searched = self.models.now().searched
         return self._options.model if searched is None else searched.model.name
 
     def query(
@@ -130,7 +129,7 @@ class PgVectorStore:
         condition = parse_filter(filter) if filter else None
 
         def ask() -> list[Hit]:
-            searcher = self._column(model, vector).searcher()
+            searcher = self._column(self.models.now(), model, vector).searcher()
             return self._hits(searcher, vector, top_k, condition, exact=exact)
 
         with self._our_errors("querying"):
@@ -154,9 +153,10 @@ class PgVectorStore:
         condition = parse_filter(filter) if filter else None
 
         def ask() -> list[Hit]:
-            column = self.models.chosen(model)
+            models = self.models.now()
+            column = models.chosen(model)
             vector = self._sender.aside(lambda: self.models.embedder(column.model).embed_query(text))
-            searcher = self._columns.of(column, self.models.now()).searcher()
+            searcher = self._columns.of(column, models).searcher()
             return self._hits(searcher, vector, top_k, condition, exact=exact)
 
         with self._our_errors("querying"):
@@ -185,7 +185,7 @@ class PgVectorStore:
         top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
         with self._our_errors("explaining a query of"):
-            searcher = self._column(model, vector).searcher()
+            searcher = self._column(self.models.now(), model, vector).searcher()
             asked = _query_vector(vector, searcher.statements)
             found = searcher.nearest(asked, top_k, condition, exact=exact)
             plan = searcher.explain(asked, top_k, condition, exact=exact)
@@ -195,7 +195,7 @@ class PgVectorStore:
 
     def scores(self, vector: ArrayLike, keys: Sequence[str], *, model: str | None = None) -> dict[str, float]:
         """Return the exact score of each of ``keys`` that has a row here."""
-        with self._statements(self._snapshots, "scoring", model=model, vector=vector) as (connection, statements):
+        with self._reading("scoring", model=model, vector=vector) as (connection, statements):
             asked = _query_vector(vector, statements)
             spelled = statements.spelled(possible_keys(keys))
             rows = with_distance(connection.execute(statements.distances(asked, list(spelled.values()))))
@@ -204,25 +204,25 @@ class PgVectorStore:
 
     def sample(self, rows: int, *, seed: int = 0, model: str | None = None) -> NDArray[np.float32]:
         """Return at most ``rows`` stored vectors, ``(n, dimension)`` float32, the same for the same seed and rows."""
-        with self._statements(self._snapshots, "sampling", model=model) as (connection, statements):
+        with self._reading("sampling", model=model) as (connection, statements):
             vectors = [from_text(text) for text in connection.scalars(statements.sample(rows, seed))]
             return np.array(vectors, dtype=np.float32).reshape(len(vectors), statements.table.dimension)
 
     def sample_keys(self, rows: int, *, seed: int = 0, model: str | None = None) -> list[str]:
         """Return the keys of at most ``rows`` rows that have a vector, the same for the same seed and rows."""
-        with self._statements(self._snapshots, "sampling", model=model) as (connection, statements):
+        with self._reading("sampling", model=model) as (connection, statements):
             return list(connection.scalars(statements.sample_keys(rows, seed)))
 
     def stored_vector(self) -> NDArray[np.float32] | None:
         """Return some vector of the scope to query with, ``(dimension,)``; None if none is found at once."""
-        with self._statements(self._snapshots, "reading") as (connection, statements):
+        with self._reading("reading") as (connection, statements):
             return first_with_direction([from_text(text) for text in connection.scalars(statements.few(FEW_ROWS))])
 
     def fetch(
         self, keys: Sequence[str], *, connection: Joinable | None = None, model: str | None = None
     ) -> dict[str, Record]:
         """Return the rows of ``keys`` by key; keys that are absent, or have no vector yet, are absent."""
-        with self._statements(self._snapshots, "fetching", connection, model=model) as (joined, statements):
+        with self._reading("fetching", connection, model=model) as (joined, statements):
             spelled = statements.spelled(possible_keys(keys))
             rows = joined.execute(statements.fetch(list(spelled.values()))).all()
         return {
@@ -237,8 +237,7 @@ class PgVectorStore:
         """
         latest = latest_records(records)
         with self._our_errors("writing"):
-            own = self.models.column_of(model, dimension_of(latest[0].vector)) if latest else None
-            return Prepared(latest, own, self.models.embed_others(latest, own, self._table, self._sender.aside))
+            return self._prepared(latest, self.models.now(), model)
 
     def upsert(
         self, records: Sequence[Record] | Prepared, *, connection: Joinable | None = None, model: str | None = None
@@ -267,15 +266,16 @@ class PgVectorStore:
         if not isinstance(records, Prepared):
             latest = latest_records(records)
             with self._our_errors("writing"):
-                self.models.now(connection)
-            records = self.prepare(latest, model=model)
+                records = self._prepared(latest, self.models.now(connection), model)
         if not records.records:
             return []
-        own = records.own
-        with self._statements(self._engine, "writing", connection, column=own) as (joined, statements):
-            of = partial(self._columns.of, models=self.models.now())
-            others = [(each, of(each.column).resolve(joined)) for each in records.others]
-            return write(joined, records.records, (own, statements), others, self._options.model)
+        with self._our_errors("writing"):
+            models = self.models.now(connection)
+            with self._joined(self._engine, connection) as joined:
+                statements = self._columns.of(records.own, models).resolve(joined)
+                others = [(each, self._columns.of(each.column, models).resolve(joined)) for each in records.others]
+                own = (records.own, statements)
+                return write(joined, records.records, own, others, model or self._options.model)
 
     def delete(self, keys: Sequence[str], *, connection: Joinable | None = None) -> None:
         """Delete rows; an absent key is no error. With ``connection``, in the caller's transaction.
@@ -283,15 +283,17 @@ class PgVectorStore:
         A row of the application stays, and loses its embeddings, those of every model: no backfill fills it again
         before the application has written it again. Raises `SchemaMismatch` where that column is NOT NULL.
         """
-        with self._statements(self._engine, "deleting", connection) as (joined, statements):
-            gone = possible_keys(keys)
-            Writing(statements, self._options.model).delete(joined, gone)
-            for other in self.models.in_other_rows(self._table):
-                Writing(self._columns.of(other, self.models.now()).resolve(joined), None).delete(joined, gone)
+        with self._our_errors("deleting"):
+            gone, models = possible_keys(keys), self.models.now(connection)
+            with self._joined(self._engine, connection) as joined:
+                own = self._columns.of(models.searched, models).resolve(joined)
+                Writing(own, self._options.model).delete(joined, gone)
+                for other in models.in_other_rows():
+                    Writing(self._columns.of(other, models).resolve(joined), None).delete(joined, gone)
 
     def count(self, *, model: str | None = None) -> int:
         """Return how many rows have a vector."""
-        with self._statements(self._snapshots, "counting", model=model) as (connection, statements):
+        with self._reading("counting", model=model) as (connection, statements):
             return int(connection.scalar(statements.count()) or 0)
 
     def close(self) -> None:
@@ -309,6 +311,10 @@ class PgVectorStore:
         hits = [Hit(key, score(distance), text, metadata or {}) for key, distance, text, metadata in rows]
         return near_enough(self, hits, self._options.threshold)
 
+    def _prepared(self, latest: Sequence[Record], models: TableModels, model: str | None) -> Prepared:
+        own = models.column_of(model, dimension_of(latest[0].vector)) if latest else None
+        return Prepared(latest, own, self.models.embed_others(latest, models.others(own), self._sender.aside))
+
     def _asked(self, ask: Callable[[], list[Hit]]) -> list[Hit]:
         """Return the hits; ask again, once, where a column was renamed or retired since the registry was looked at."""
         errors: tuple[type[Exception], ...] = (DBAPIError, *self._sender.errors)
@@ -320,34 +326,37 @@ class PgVectorStore:
             self.models.look_again()
             return ask()
 
-    def _column(self, model: str | None, vector: ArrayLike | None = None) -> OpenedColumn:
+    def _column(self, models: TableModels, model: str | None, vector: ArrayLike | None = None) -> OpenedColumn:
         """Return the column of the model that made a vector; without a vector, the one that is searched."""
         if vector is None and model is None:
-            return self._columns.of(self.models.searched(), self.models.now())
+            return self._columns.of(models.searched, models)
         dimension = None if vector is None else dimension_of(vector)
-        return self._columns.of(self.models.column_of(model, dimension), self.models.now())
+        return self._columns.of(models.column_of(model, dimension), models)
 
     @contextmanager
-    def _statements(
+    def _reading(
         self,
-        engine: sa.Engine,
         doing: str,
         connection: Joinable | None = None,
         *,
         model: str | None = None,
         vector: ArrayLike | None = None,
-        column: ModelColumn | None = None,
     ) -> Iterator[tuple[Connection, Statements]]:
-        """Open a transaction, or use the caller's, with the statements for the table as it really is."""
+        """Open a snapshot, or use the caller's transaction, with the statements for the table as it really is."""
         with self._our_errors(doing):
-            self.models.now(connection)
-            chosen = self._columns.of(column, self.models.now()) if column else self._column(model, vector)
-            if connection is not None:
-                with joining(connection) as joined:
-                    yield joined, chosen.resolve(joined)
-            else:
-                with engine.begin() as own:
-                    yield own, chosen.resolve(own)
+            chosen = self._column(self.models.now(connection), model, vector)
+            with self._joined(self._snapshots, connection) as joined:
+                yield joined, chosen.resolve(joined)
+
+    @contextmanager
+    def _joined(self, engine: sa.Engine, connection: Joinable | None) -> Iterator[Connection]:
+        """Use the caller's transaction, or open one on ``engine``."""
+        if connection is not None:
+            with joining(connection) as joined:
+                yield joined
+        else:
+            with engine.begin() as own:
+                yield own
 
     @contextmanager
     def _our_errors(self, doing: str) -> Iterator[None]:

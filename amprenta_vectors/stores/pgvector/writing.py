@@ -339,14 +339,14 @@ class Writing:
         table = self._table
         changes: dict[str, Any] = {name: statement.excluded[name] for name in beside}
         changes |= {name: sa.null() for name in (table.hash, table.text_hash) if name is not None}
+        there, given = self._statements.rows, statement.excluded
+        if table.text is not None and table.text in content:
+            # Without a text an application's row keeps its own, from which the other models' vectors are.
+            keeps = sa.false() if self._ours else given[table.text].is_(None)
+            for each in self._others:
+                kept = sa.or_(keeps, self._is_of_same_text(given[each.table.embedding], given[table.text]))
+                changes |= {name: sa.case((kept, there.c[name]), else_=given[name]) for name in each.columns()}
         if not self._ours:
-            there, given = self._statements.rows, statement.excluded
-            if table.text is not None and table.text in content:
-                # Without a text it is the one that is there, from which the other models' vectors are.
-                changes |= {
-                    name: sa.case((given[table.text].is_(None), there.c[name]), else_=given[name])
-                    for name in self._other_types
-                }
             return changes | _kept(table, there, given, content)
         changes |= {name: statement.excluded[name] for name in content}
         return changes | ({UPDATED_AT: sa.func.now()} if self._has_updated_at else {})
@@ -360,9 +360,19 @@ class Writing:
         if not new:
             # What an application writes is its own: a reconcile that finds no hash leaves the row alone.
             values |= {name: sa.null() for name in (table.hash, table.text_hash) if name is not None}
-        if with_others:
-            values |= {name: sa.cast(given.c[name], type_) for name, type_ in self._other_types.items()}
+        for each in self._others if with_others else ():
+            made: dict[str, Any] = {name: sa.cast(given.c[name], type_) for name, type_ in each.columns().items()}
+            if not new:
+                kept = self._is_of_same_text(given.c[each.table.embedding], sa.cast(given.c.text, sa.Text))
+                there = self._statements.rows.c
+                made = {name: sa.case((kept, there[name]), else_=value) for name, value in made.items()}
+            values |= made
         return values
+
+    def _is_of_same_text(self, vector: Any, text: Any) -> sa.ColumnElement[bool]:
+        """Return whether another model has no vector of a text that is there already: the one it has stays."""
+        column = self._table.text
+        return sa.false() if column is None else sa.and_(vector.is_(None), self._statements.rows.c[column] == text)
 
     def _given(self, records: Sequence[Given]) -> Any:
         """Return records as rows to select from: ``key_0`` …, the parts of their keys, and what is beside them."""
