@@ -7,24 +7,30 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psycopg2
 import pytest
+from click.testing import CliRunner
 from databases import janitor
 from migrating import ROOT, Database, wait_until
 
 from amprenta_vectors.backfill.database.preflight import check_target
 from amprenta_vectors.backfill.database.stats_view import refresh_stats
+from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
+from amprenta_vectors.embedders.registered import open_registered
 from amprenta_vectors.errors import AmprentaError, ServerUnsuitable
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 from amprenta_vectors.schema.catalogue import resolve_table
 from amprenta_vectors.schema.registry import PRODUCTS, RAG_CHUNKS
 from amprenta_vectors.stores.composites.dual import DualStore
 from amprenta_vectors.stores.composites.shadow import Answered, Asked, ShadowLog
+from amprenta_vectors.stores.pgvector.models import _warn_unreadable
+from amprenta_vectors.stores.pgvector.options import StoreOptions
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Record
 
@@ -44,6 +50,9 @@ RECORDS = (
     "vector_outbox",
     "vector_row_mark",
     "migration_index",
+    "embedding_models",
+    "model_column",
+    "model_process",
 )
 
 
@@ -142,6 +151,82 @@ def test_the_documented_grants_suffice_for_each_role(granted: Database) -> None:
     migrator.downgrade()
     migrator.upgrade()
     assert granted.scalar("SELECT count(*) FROM rag_chunks") == 101
+
+
+def models(db: Database, role: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """Type a command on models, or another, as a role."""
+    monkeypatch.setenv("DATABASE_URL", as_role(db, role).url)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.fixture
+def two_models(granted: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """The same with a table of two models, which the migrator has added."""
+    as_role(granted, MIGRATOR).upgrade(vector_dimension=3)
+    granted.execute("UPDATE rag_chunks SET content = 'the text of ' || chunk_id")
+    models(granted, MIGRATOR, monkeypatch, "models", "add", "large", "--column", "embedding")
+    models(granted, MIGRATOR, monkeypatch, "models", "add", "small", "--dimension", "64", "--provider", "wordllama")
+    return granted
+
+
+def application_store(db: Database) -> PgVectorStore:
+    engine = create_engine(Settings.load(database_url=as_role(db, APPLICATION).url))
+    options = StoreOptions(open_model=partial(open_registered, settings=Settings.load(database_url="postgresql://")))
+    return PgVectorStore(engine, RAG_CHUNKS, {"namespace": ""}, options, owns_engine=True)
+
+
+def test_the_documented_grants_suffice_to_change_the_model(
+    two_models: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for statement in inline(APPLICATION):
+        if "product" not in statement:
+            as_role(two_models, MIGRATOR).execute(statement)
+    with closing(application_store(two_models)) as store:
+        store.upsert([Record("chunk-1", [1.0, 2.0, 3.0], "a text of the application")])
+        assert as_role(two_models, WORKER).scalar("SELECT count(*) FROM model_process") == 1
+        assert two_models.scalar("SELECT count(embedding_64) FROM rag_chunks") == 1
+        models(two_models, WORKER, monkeypatch, "models", "migrate", "--to", "small")
+        monkeypatch.setenv("AMPRENTA_TABLE", "rag_chunks.embedding_64")
+        models(two_models, MIGRATOR, monkeypatch, "index", "build")
+        monkeypatch.delenv("AMPRENTA_TABLE")
+        models(two_models, WORKER, monkeypatch, "models", "switch", "small")
+        store.models.look_again()
+        assert [hit.key for hit in store.search("a text of the application", top_k=1)] == ["chunk-1"]
+        models(two_models, MIGRATOR, monkeypatch, "models", "retire", "large")
+    assert as_role(two_models, WORKER).scalar("SELECT count(*) FROM model_process") == 0
+
+
+def test_a_role_that_may_only_read_and_write_its_table_does_so_beside_models_that_it_cannot_see(
+    two_models: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_unreadable.cache_clear()
+    for _ in range(2):
+        with closing(application_store(two_models)) as store:
+            store.upsert([Record("chunk-1", [1.0, 2.0, 3.0], "changed"), Record("new", [1.0, 0.0, 0.0], "new")])
+            assert [hit.key for hit in store.query([1.0, 0.0, 0.0], top_k=2)] == ["new", "chunk-1"]
+            assert set(store.fetch(["chunk-1", "new"])) == {"chunk-1", "new"}
+            assert (store.model, store.count()) == (None, 2)
+    warned = [message for message in caplog.messages if "may not read which models rag_chunks has" in message]
+    assert caplog.messages == warned[:1]
+    assert "GRANT SELECT ON embedding_models, model_column" in warned[0]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_role_that_cannot_note_itself_uses_its_models_all_the_same(
+    two_models: Database, caplog: pytest.LogCaptureFixture, read_only: bool
+) -> None:
+    two_models.execute("GRANT SELECT ON embedding_models, model_column TO amprenta_application")
+    with closing(application_store(two_models)) as store:
+        store.upsert([Record("chunk-1", [1.0, 2.0, 3.0], "a text")])
+    assert two_models.scalar("SELECT count(embedding_64) FROM rag_chunks") == 1
+    if read_only:
+        two_models.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON model_process TO amprenta_application")
+        two_models.execute("ALTER ROLE amprenta_application SET default_transaction_read_only = on")
+    with closing(application_store(two_models)) as store:
+        assert [hit.key for hit in store.search("a text", top_k=1, model="small")] == ["chunk-1"]
+    assert two_models.execute("SELECT * FROM model_process") == []
+    assert caplog.messages == []
 
 
 def test_a_worker_refreshes_the_counts_of_products_by_the_documented_grant(granted: Database) -> None:
