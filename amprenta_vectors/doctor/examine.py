@@ -13,14 +13,14 @@ from sqlalchemy.exc import DBAPIError
 from amprenta_vectors.backfill.progress import transactions
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import COMMAND_SESSION, check_connection, create_engine
-from amprenta_vectors.doctor import columns, configuration, content, indexes, server, upkeep
+from amprenta_vectors.doctor import columns, configuration, content, indexes, models, server, upkeep
 from amprenta_vectors.doctor.finding import SEVERITIES, Finding, Patient
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.schema.catalogue import relations_of, resolve_table
 from amprenta_vectors.schema.registry import get_table
 
-TABLE_CHECKS = (*indexes.CHECKS, *upkeep.CHECKS, *columns.CHECKS, *content.CHECKS)
+TABLE_CHECKS = (*indexes.CHECKS, *upkeep.CHECKS, *columns.CHECKS, *content.CHECKS, *models.CHECKS)
 
 _LIMITS = sa.text("SELECT set_config('statement_timeout', '60s', true), set_config('lock_timeout', '5s', true)")
 

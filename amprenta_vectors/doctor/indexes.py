@@ -13,8 +13,9 @@ from amprenta_vectors.pg.index_keys import index_key
 from amprenta_vectors.pg.indexes import Index, builder_of, indexes_on
 from amprenta_vectors.pg.ivfflat import fitting_lists
 from amprenta_vectors.pg.names import qualified
-from amprenta_vectors.pg.types import VectorType
+from amprenta_vectors.pg.types import INDEX_LIMITS, VectorType
 from amprenta_vectors.schema.ann_indexes import ann_indexes
+from amprenta_vectors.schema.vector_table import VectorTable
 
 WORTH_AN_INDEX = 10_000
 """The number of rows from which an index is worth it: a search without one reads fewer in some milliseconds."""
@@ -104,17 +105,26 @@ def _missing(patient: Patient, leaf: Leaf, of_leaf: list[Index]) -> Finding:
         return Finding(
             severity,
             f"searches of {table.target} are by {table.distance} over all rows, which {', '.join(others)} does not "
-            f"serve: they read all rows of {name}, about {leaf.rows:,}",
+            f"serve: they read all rows of {name}, about {leaf.rows:,}{_by_halves(table)}",
             build + drops,
         )
-    return Finding(severity, f"{name} has no vector index: each search reads all rows, about {leaf.rows:,}", build)
+    column = "vector index" if table.own_column is None else f"vector index on {table.embedding}"
+    found = f"{name} has no {column}: each search reads all rows, about {leaf.rows:,}{_by_halves(table)}"
+    return Finding(severity, found, build)
+
+
+def _by_halves(table: VectorTable) -> str:
+    """Return what pgvector does not index of a long vector."""
+    if table.storage != "vector" or table.dimension <= INDEX_LIMITS["vector"]:
+        return ""
+    return f"; a vector({table.dimension}) is not indexed as it is, but cast to halfvec or to bits"
 
 
 def _build(patient: Patient, leaf: Leaf) -> str:
     """Return the command that builds an index on a leaf."""
     table = patient.table
     if len(patient.relations) == 1:
-        return "amprenta-vectors index build"
+        return f"{'' if table.own_column is None else f'AMPRENTA_TABLE={table.name} '}amprenta-vectors index build"
     # PostgreSQL builds none on a partitioned table concurrently.
     key = index_key(table.embedding, VectorType(table.storage, table.dimension), table.distance)
     return f"CREATE INDEX CONCURRENTLY ON {qualified(leaf.name, leaf.schema)} USING hnsw ({key.typed})"

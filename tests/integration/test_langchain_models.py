@@ -154,6 +154,15 @@ def test_the_applications_embeddings_are_used_where_nobody_else_can_embed(
     assert_of_both(engine, "new", TEXT)
 
 
+def test_the_applications_embeddings_search_their_own_column_where_nobody_can_embed_for_the_one_that_is_searched(
+    engine: sa.Engine, open_store: Callable[..., Any]
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE embedding_models SET provider = NULL WHERE model_name = '{SMALL}'"))
+    switch(engine, SMALL)
+    assert searches(open_store(Counted(256), model=LARGE)) == [found_by(engine, "embedding", 256)] * 3
+
+
 def test_a_vector_of_two_models_of_one_dimension_is_of_the_model_that_the_application_names(
     engine: sa.Engine, open_store: Callable[..., Any]
 ) -> None:

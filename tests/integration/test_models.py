@@ -144,6 +144,27 @@ def test_a_model_that_fails_never_fails_the_write_and_a_run_makes_it_good(
     added("switch", SMALL)
 
 
+def test_the_tables_own_column_is_filled_by_the_model_that_is_registered_for_it(
+    added: Run, store: PgVectorStore, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the way back asks for it, where the first model failed meanwhile."""
+    added("migrate", "--to", SMALL)
+    added("switch", SMALL)
+
+    def fail(*_: object) -> None:
+        raise OSError("the service is away")
+
+    text = "an iterator has no length"
+    with monkeypatch.context() as away:
+        away.setattr("amprenta_vectors.embedders.registered.ModelEmbedder.embed", fail)
+        store.upsert([Record("k0", embedder(128).embed([text])[0], text)])
+    refused = added("switch", LARGE, code=2)
+    assert f"amprenta-vectors models migrate --to {LARGE}" in refused.output
+    added("migrate", "--to", LARGE)
+    np.testing.assert_allclose(vector_of(engine, "k0", "embedding"), embedder(256).embed([text])[0], atol=1e-6)
+    added("switch", LARGE)
+
+
 def test_a_text_that_sql_changed_is_embedded_again_and_a_switch_waits_for_it(added: Run, engine: sa.Engine) -> None:
     added("migrate", "--to", SMALL)
     text = "the application changed this paragraph by a statement of its own"

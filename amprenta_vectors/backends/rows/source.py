@@ -210,7 +210,8 @@ class RowsOrigin:
 def open_rows_origin(settings: Settings, table: VectorTable, engine: Engine) -> RowsOrigin:
     """Open the rows of ``table``, which is from the catalogue, to be embedded by ``AMPRENTA_EMBEDDER``.
 
-    The column of a model that was added is embedded by that model, as it is registered.
+    A column that has a registered model is embedded by that, as it is registered; the table's own, unless
+    ``AMPRENTA_EMBEDDER`` names another.
 
     Raises `ConfigError` without an embedder, without a column to embed, with a limit on the cost and no price, and if
     ``EMBEDDING_MODEL`` is another model than the embedder's; `DimensionMismatch` if the embedder's vectors do not fit
@@ -237,14 +238,20 @@ def open_rows_origin(settings: Settings, table: VectorTable, engine: Engine) -> 
 
 
 def _model_of(settings: Settings, table: VectorTable, engine: Engine) -> RegisteredModel | None:
-    """Return the registered model of a column that was added to a table; None of a table's own column."""
-    if table.own_column is None:
+    """Return the registered model of a column; None of a table's own, where the settings or nothing name its embedder.
+
+    Raises `ConfigError` for a column that was added, without a model.
+    """
+    added = table.own_column is not None
+    if not added and settings.embedder is not None:
         return None
     with engine.connect() as connection:
         models = [each.model for each in models_of(connection, table) if each.column == table.embedding]
     if MODEL_SCOPE in table.scope:
         models = [model for model in models if str(model.id) == settings.namespace]
     if len(models) != 1:
+        if not added:
+            return None
         raise ConfigError(
             f"no registered model has column {table.target}",
             hint=f"amprenta-vectors models add NAME --column {table.embedding}",

@@ -43,14 +43,16 @@ class ModelList:
 def list_models(table: ModelTable) -> ModelList:
     """Count what every model of a table has."""
     with table.engine.connect() as connection:
-        states = tuple(_state_of(connection, table, model) for model in table.models)
+        states = tuple(state_of(connection, table, model) for model in table.models)
         processes = tuple(processes_in_use(connection, table.base.own_target))
     return ModelList(table.base.own_target, states, processes)
 
 
-def _state_of(connection: Connection, table: ModelTable, model: ModelColumn) -> ModelState:
+def state_of(connection: Connection, table: ModelTable, model: ModelColumn) -> ModelState:
+    """Count what a model has in the rows of its table."""
     resolved = table.resolved(connection, model)
-    columns = () if table.by_model else text_columns_of(resolved)
+    has_texts = not table.by_model and (resolved.text is not None or resolved.text_columns)
+    columns = text_columns_of(resolved) if has_texts else ()
     rows = to_clause(resolved, *columns)
     embedding = rows.c[resolved.embedding]
     counts: list[Any] = [sa.func.count(embedding)]

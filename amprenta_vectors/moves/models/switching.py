@@ -137,15 +137,13 @@ def retire_model(
     with table.engine.begin() as connection:
         table.set_facts(connection, model, written=False)
     wait_until_seen(table.engine, base.own_target, IN_FORCE_SECONDS)
-    shared = table.by_model and any(
-        each.column == model.column and each.model.id != model.model.id for each in table.models
-    )
+    shared = any(each.column == model.column and each.model.id != model.model.id for each in table.models)
     with migration_lock(table.engine, settings.migration_lock_timeout), table.engine.connect() as connection:
         if not shared:
             invoke_on(connection, CancelBackfillOp(base.table, model.column, None, base.schema))
         drop = DropModelColumnOp(base.table, model.column, name, base.embedding, base.schema)
         invoke_on(connection, drop, purge=purge)
-    if model.column == base.embedding:
+    if model.column == base.embedding and not shared:
         with table.engine.connect() as connection:
             resolved = table.resolved(connection, model)
         dropped = defer_indexes(table.engine, resolved, force=True)
