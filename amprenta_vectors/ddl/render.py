@@ -16,6 +16,8 @@ from amprenta_vectors.ddl.extension import CreateVectorExtensionOp, DropVectorEx
 from amprenta_vectors.ddl.function import CreateFunctionOp, DropFunctionOp
 from amprenta_vectors.ddl.gate import EnsureBackfillFinishedOp
 from amprenta_vectors.ddl.materialized_view import CreateMaterializedViewOp, DropMaterializedViewOp
+from amprenta_vectors.ddl.model_column import AddModelColumnOp, DropModelColumnOp
+from amprenta_vectors.ddl.model_scope import AddModelScopeOp, DropModelScopeOp
 from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp, DropPlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp, RetireTableOp
 from amprenta_vectors.ddl.trigger import CreateTriggerOp, DropTriggerOp
@@ -49,6 +51,10 @@ _PLAIN: dict[type[MigrateOperation], str] = {
     QueueBackfillOp: "queue_backfill",
     CancelBackfillOp: "cancel_backfill",
     EnsureBackfillFinishedOp: "ensure_backfill_finished",
+    AddModelColumnOp: "add_model_column",
+    DropModelColumnOp: "drop_model_column",
+    AddModelScopeOp: "add_model_scope",
+    DropModelScopeOp: "drop_model_scope",
 }
 """Operations whose arguments are written as Python writes them."""
 

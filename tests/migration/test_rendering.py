@@ -39,6 +39,8 @@ PLAIN_INDEX = ddl.CreatePlainIndexOp("ix", "docs", ["a", "b"], unique=True, wher
 FUNCTION = ddl.CreateFunctionOp("similar", "a text, b text DEFAULT '%'", "text", "RETURN a || b || ':x'", schema="S")
 TRIGGER = ddl.CreateTriggerOp("t", "docs", "BEFORE UPDATE", "FOR EACH ROW EXECUTE FUNCTION dated()", schema="S")
 VIEW = ddl.CreateMaterializedViewOp("stats", "SELECT state, count(*) FROM docs GROUP BY 1", ["state"], schema="S")
+MODEL_COLUMN = ddl.AddModelColumnOp("docs", "embedding_3", "small", 3, provider="openai", schema="S")
+MODEL_SCOPE = ddl.AddModelScopeOp("docs", own_column="vector", schema="S")
 OPERATIONS = [
     ddl.CreateVectorExtensionOp(),
     ddl.DropVectorExtensionOp(),
@@ -58,6 +60,10 @@ OPERATIONS = [
     TRIGGER.reverse(),
     VIEW,
     VIEW.reverse(),
+    MODEL_COLUMN,
+    MODEL_COLUMN.reverse(),
+    MODEL_SCOPE,
+    MODEL_SCOPE.reverse(),
     ddl.QueueBackfillOp("docs", "embedding", vector_table="pages", schema="S"),
     ddl.CancelBackfillOp("docs", "embedding"),
     ddl.ReplaceVectorIndexOp(
