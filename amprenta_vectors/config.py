@@ -222,6 +222,7 @@ class Settings(BaseSettings):
     batch_seconds: Limit = _ours("batch_seconds", 2.0)
     workers: int = _ours("workers", 5, ge=1, le=256)
     pool_size: int = _ours("pool_size", 5, ge=1)
+    shadow_model: str | None = _ours("shadow_model", None)
     query_timeout_seconds: float | None = _ours("query_timeout_seconds", None, gt=0)
     read_max_lag_seconds: float = _ours("read_max_lag_seconds", 10.0, ge=2)
     ef_search: int | None = _ours("ef_search", None, ge=1, le=1000)

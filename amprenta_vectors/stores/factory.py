@@ -20,6 +20,7 @@ from amprenta_vectors.stores.composites.dual import DualStore
 from amprenta_vectors.stores.composites.fallback import FallbackStore
 from amprenta_vectors.stores.composites.hybrid import HybridStore
 from amprenta_vectors.stores.composites.late import open_late
+from amprenta_vectors.stores.composites.model_shadow import ModelShadowStore
 from amprenta_vectors.stores.composites.shadow import THREADS, ShadowLog, ShadowStore
 from amprenta_vectors.stores.pgvector.async_store import AsyncPgVectorStore
 from amprenta_vectors.stores.pgvector.options import StoreOptions
@@ -45,6 +46,8 @@ def get_vector_store(settings: Settings | None = None) -> VectorStore:
     open_primary = _opener("VECTOR_BACKEND", settings.vector_backend)
     if settings.vector_mode == "single":
         return open_primary(settings)
+    if settings.shadow_model is not None:
+        return _open_model_shadow(settings, settings.shadow_model)
     open_secondary = _opener("VECTOR_SECONDARY", str(settings.vector_secondary))
     if "pgvector" in (settings.vector_backend, settings.vector_secondary):
         _check_same_keys(settings)
@@ -55,6 +58,16 @@ def get_vector_store(settings: Settings | None = None) -> VectorStore:
 
 def check_mode(settings: Settings) -> None:
     """Raise `ConfigError` if backend, mode and secondary contradict each other; nothing is opened."""
+    if settings.shadow_model is not None:
+        asked = (settings.vector_backend, settings.vector_mode, settings.vector_secondary)
+        if asked != ("pgvector", "shadow", None):
+            raise ConfigError(
+                f"AMPRENTA_SHADOW_MODEL is {settings.shadow_model!r}: two models of one table are compared; "
+                f"VECTOR_BACKEND is {asked[0]!r}, VECTOR_MODE {asked[1]!r}, VECTOR_SECONDARY {asked[2]!r}",
+                hint="VECTOR_BACKEND=pgvector VECTOR_MODE=shadow without VECTOR_SECONDARY; or unset "
+                "AMPRENTA_SHADOW_MODEL",
+            )
+        return
     if settings.vector_mode == "single":
         if settings.vector_secondary is not None:
             raise ConfigError(
@@ -246,6 +259,13 @@ def _dual(primary: VectorStore, secondary: VectorStore, settings: Settings) -> V
         f"VECTOR_SECONDARY {settings.vector_secondary!r}",
         hint="one of them must be pgvector",
     )
+
+
+def _open_model_shadow(settings: Settings, shadow: str) -> VectorStore:
+    """Open the store with another model of its table asked beside the one that is searched."""
+    store = open_pgvector_store(settings)
+    engine = create_engine(settings, pool_size=THREADS, max_overflow=0)
+    return ModelShadowStore(store, shadow, ShadowLog(engine, store.name, shadow))
 
 
 def _shadow(primary: VectorStore, secondary: VectorStore, settings: Settings) -> VectorStore:

@@ -35,6 +35,10 @@ class TextEmbedder(Protocol):
 class StoreOfModels(Protocol):
     """A store whose registry says by which model texts are searched."""
 
+    def search(self, text: str, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
+        """Return the hits nearest to a text, by the model that is searched now."""
+        ...
+
     def text_embedder(self, model: str | None = None) -> TextEmbedder | None:
         """Return the embedder of that model; None where the application embeds, by ``model`` if it says so."""
         ...
@@ -78,6 +82,8 @@ class TextStore:
 
     def search(self, text: str, k: int, filter: Filter | None = None) -> list[Hit]:
         """Return the ``k`` hits nearest to ``text``."""
+        if isinstance(self.store, StoreOfModels) and self._embedder() is not None:
+            return self.store.search(text, top_k=k, filter=filter)
         return self.search_with_vector(text, k, filter)[1]
 
     def search_with_vector(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
 from amprenta_vectors.errors import ConfigError, DimensionMismatch
-from amprenta_vectors.stores.factory import open_pgvector_store
+from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Record
+from amprenta_vectors.stores.texts import TextStore
 
 QUESTION = "how is an exception handled in a try statement"
 
@@ -385,3 +387,20 @@ def test_after_a_subset_both_are_ranked_on_the_rows_that_both_have(added: Run, t
     large, small = found["models"]
     assert large["ndcg"] > 0.7
     assert small["ndcg"] > 0.7
+
+
+def test_two_models_are_shadowed_by_the_text_that_is_asked(
+    added: Run, embedded_url: str, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added("migrate", "--to", SMALL)
+    settings = {"database_url": embedded_url, "vector_backend": "pgvector", "vector_mode": "shadow"}
+    with closing(get_vector_store(Settings.load(**settings, shadow_model=SMALL))) as store:
+        texts = TextStore(store, lambda _: pytest.fail("embedded here"), lambda _: pytest.fail("embedded here"))
+        hits = texts.search(QUESTION, 5)
+        assert store.query(embedder(256).embed([QUESTION])[0], top_k=5) == hits
+    with engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT secondary_store, hits, overlap, query FROM shadow_query")).all()
+    assert [(row.secondary_store, row.hits, row.query) for row in found] == [(SMALL, 5, [])]
+    assert 0 < found[0].overlap <= 1
+    with pytest.raises(ConfigError, match="AMPRENTA_SHADOW_MODEL is 'x': two models of one table are compared"):
+        get_vector_store(Settings.load(database_url=embedded_url, vector_backend="pgvector", shadow_model="x"))

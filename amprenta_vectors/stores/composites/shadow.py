@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +29,14 @@ CLOSING_SECONDS = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A query that the primary has answered; ``vector`` is ``(dimension,)`` float32."""
+    """A query that was answered; ``vector`` is ``(dimension,)`` float32, empty where only the ``text`` is known."""
 
     vector: NDArray[np.float32]
     top_k: int
     filter: Filter | None
     hits: list[Hit]
     primary_ms: float
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,18 @@ class Answered:
     error: str | None = None
 
 
-class ShadowStore:
-    """Sends every call to ``primary`` alone, at its own speed; each query is then sent to ``secondary`` in a thread.
+class Shadowing:
+    """Asks a second time, in threads, what was answered, and records how far the answers agree.
 
-    ``record`` keeps the comparison. Whatever the secondary does, hang, fail or answer garbage, no caller notices.
+    ``ask`` gives the second answer. Whatever it does, hang, fail or answer garbage, no caller notices.
     """
 
-    def __init__(self, primary: VectorStore, secondary: VectorStore, record: ShadowLog) -> None:
+    def __init__(self, ask: Callable[[Asked], list[Hit]], record: ShadowLog) -> None:
         self.dropped = 0
-        """Queries that were not compared, because the secondary was too slow for them."""
+        """Queries that were not compared, because the second answer was too slow for them."""
         self._dropped_kept = 0
         self._counting = threading.Lock()
-        self._primary = primary
-        self._secondary = secondary
+        self._ask = ask
         self._record = record
         self._waiting: queue.Queue[Asked] = queue.Queue(MOST_WAITING)
         self._closing = threading.Event()
@@ -67,52 +67,23 @@ class ShadowStore:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def name(self) -> str:
-        """The names of both stores: ``primary, shadowed by secondary``."""
-        return f"{self._primary.name}, shadowed by {self._secondary.name}"
-
-    @property
-    def distance(self) -> Distance:
-        """The primary's distance."""
-        return self._primary.distance
-
-    def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
-        """Return the primary's answer, and queue the query for the secondary."""
-        start = time.perf_counter()
-        hits = self._primary.query(vector, top_k=top_k, filter=filter)
-        taken = (time.perf_counter() - start) * 1000
+    def offer(self, asked: Asked) -> None:
+        """Queue a query for its second answer, unless too many wait."""
         try:
-            self._waiting.put_nowait(Asked(np.array(vector, dtype=np.float32), top_k, filter, list(hits), taken))
+            self._waiting.put_nowait(asked)
         except queue.Full:
             with self._counting:
                 self.dropped += 1
-        return hits
-
-    def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
-        """Return the primary's rows."""
-        return self._primary.fetch(keys)
-
-    def upsert(self, records: Sequence[Record]) -> int:
-        """Insert or replace rows of the primary; return how many."""
-        return self._primary.upsert(records)
-
-    def delete(self, keys: Sequence[str]) -> None:
-        """Delete rows of the primary."""
-        self._primary.delete(keys)
-
-    def count(self) -> int:
-        """Return the primary's count."""
-        return self._primary.count()
 
     def close(self) -> None:
-        """Close both stores; the secondary is given two seconds for queries that wait."""
+        """End the threads, two seconds given for queries that wait."""
         deadline = time.monotonic() + CLOSING_SECONDS
         while self._waiting.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.01)
         self._closing.set()
-        self._primary.close()
-        self._secondary.close()
+
+    def close_record(self) -> None:
+        """Close the record's connections."""
         self._record.close()
 
     def _work(self) -> None:
@@ -139,12 +110,73 @@ class ShadowStore:
     def _compare(self, asked: Asked) -> Answered:
         start = time.perf_counter()
         try:
-            hits = self._secondary.query(asked.vector, top_k=asked.top_k, filter=asked.filter)
+            hits = self._ask(asked)
             taken = (time.perf_counter() - start) * 1000
             return Answered(taken, agreement(asked.hits, hits))
         except Exception as error:
             # The type and our own message: another library's may quote the query.
             return Answered((time.perf_counter() - start) * 1000, error=for_a_log(error))
+
+
+class ShadowStore:
+    """Sends every call to ``primary`` alone, at its own speed; each query is then sent to ``secondary`` in a thread.
+
+    ``record`` keeps the comparison.
+    """
+
+    def __init__(self, primary: VectorStore, secondary: VectorStore, record: ShadowLog) -> None:
+        self._primary = primary
+        self._secondary = secondary
+        self._shadowing = Shadowing(self._ask_secondary, record)
+
+    @property
+    def dropped(self) -> int:
+        """Queries that were not compared, because the secondary was too slow for them."""
+        return self._shadowing.dropped
+
+    @property
+    def name(self) -> str:
+        """The names of both stores: ``primary, shadowed by secondary``."""
+        return f"{self._primary.name}, shadowed by {self._secondary.name}"
+
+    @property
+    def distance(self) -> Distance:
+        """The primary's distance."""
+        return self._primary.distance
+
+    def query(self, vector: ArrayLike, *, top_k: int = 10, filter: Filter | None = None) -> list[Hit]:
+        """Return the primary's answer, and queue the query for the secondary."""
+        start = time.perf_counter()
+        hits = self._primary.query(vector, top_k=top_k, filter=filter)
+        taken = (time.perf_counter() - start) * 1000
+        self._shadowing.offer(Asked(np.array(vector, dtype=np.float32), top_k, filter, list(hits), taken))
+        return hits
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Record]:
+        """Return the primary's rows."""
+        return self._primary.fetch(keys)
+
+    def upsert(self, records: Sequence[Record]) -> int:
+        """Insert or replace rows of the primary; return how many."""
+        return self._primary.upsert(records)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete rows of the primary."""
+        self._primary.delete(keys)
+
+    def count(self) -> int:
+        """Return the primary's count."""
+        return self._primary.count()
+
+    def close(self) -> None:
+        """Close both stores; the secondary is given two seconds for queries that wait."""
+        self._shadowing.close()
+        self._primary.close()
+        self._secondary.close()
+        self._shadowing.close_record()
+
+    def _ask_secondary(self, asked: Asked) -> list[Hit]:
+        return self._secondary.query(asked.vector, top_k=asked.top_k, filter=asked.filter)
 
 
 class ShadowLog:
