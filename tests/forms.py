@@ -46,7 +46,7 @@ FORMS = {
             4,
             3.0,
             False,
-            {"rag_chunks": 2800, "documents": 160, "products": 150, "column": 2000},
+            {"rag_chunks": 2800, "documents": 160, "products": 150, "column": 2000, "models": 2000},
             6_000,
             1_800,
         ),

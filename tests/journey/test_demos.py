@@ -37,11 +37,22 @@ COLUMN = (
     "the downgrade kept every embedding",
     "none failed",
 )
+MODELS = (
+    "queries search wordllama-l2-supercat-128",
+    "by the model that is searched, and by both, their ranks fused",
+    "answers all the while: none failed, empty or mixed",
+)
 
 
 @pytest.mark.parametrize(
     ("system", "lines"),
-    [("rag_chunks", RAG_CHUNKS), ("documents", DOCUMENTS), ("products", PRODUCTS), ("column", COLUMN)],
+    [
+        ("rag_chunks", RAG_CHUNKS),
+        ("documents", DOCUMENTS),
+        ("products", PRODUCTS),
+        ("column", COLUMN),
+        ("models", MODELS),
+    ],
 )
 def test_a_demo_moves_switches_and_goes_back(
     server_folder: Path,

@@ -17,6 +17,7 @@ SECTIONS = [
     ("alembic", "rag_chunks", "rag_0004"),
     ("documents", "vector_documents", "documents_0006"),
     ("products", "products", "products_0008"),
+    ("models", "chunk_embeddings", "models_0003"),
 ]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "amprenta_vectors", "alembic", "alembic.ini")
 
