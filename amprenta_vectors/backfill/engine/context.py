@@ -60,9 +60,9 @@ class RunContext:
         """The outbox of the slice."""
         return Outbox(self.engine, self.run.target, self.run.scope)
 
-    def transaction(self) -> AbstractContextManager[Connection]:
-        """Return a transaction on the progress tables."""
-        return transaction(self.engine)
+    def transaction(self, *, durable: bool = True) -> AbstractContextManager[Connection]:
+        """Return a transaction on the progress tables; what is not ``durable`` may be lost if the server crashes."""
+        return transaction(self.engine, durable=durable)
 
     def has_work(self) -> bool:
         """Return whether a batch of the run is still to be planned or done."""

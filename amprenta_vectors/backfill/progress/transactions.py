@@ -15,16 +15,19 @@ _SHORT = sa.text("""
     SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '1min', true),
            set_config('idle_in_transaction_session_timeout', '10s', true)
 """)
+_SHORT_AND_LOST = sa.text(f"{_SHORT.text.rstrip()}, set_config('synchronous_commit', 'off', true)")
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
+def transaction(engine: Engine, *, durable: bool = True) -> Iterator[Connection]:
     """Open a short transaction on the progress tables.
 
-    The server ends it if its client is stopped midway, so that nobody waits for a process that does not move.
+    The server ends it if its client is stopped midway, so that nobody waits for a process that does not move. What is
+    not ``durable`` does not wait for the disk either: a crash of the server may lose it, with all that was committed
+    after it.
     """
     with engine.begin() as connection:
-        connection.execute(_SHORT)
+        connection.execute(_SHORT if durable else _SHORT_AND_LOST)
         yield connection
 
 
