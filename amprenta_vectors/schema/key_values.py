@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from uuid import UUID
 
 _UUID = re.compile(r"(\{)?((?:[0-9a-f]{4}-?){7}[0-9a-f]{4})(?(1)\})", re.IGNORECASE | re.ASCII)
 """The spellings that PostgreSQL reads: any case, braces, a hyphen after any group of four digits, or none."""
+
+_CANONICAL_UUIDS = re.compile(r"(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\n)+")
 
 _PREFIXED = re.compile(
     r"(?P<prefix>(?:.*[^0-9a-z{])??)(?:(?:[0-9a-f]{4}-?){7}[0-9a-f]{4}|\{(?:[0-9a-f]{4}-?){7}[0-9a-f]{4}\})",
@@ -39,6 +42,24 @@ def canonical(text: str, type_name: str) -> str | None:
     # A text longer than any bigint is not converted to a number.
     fits = _INTEGER.fullmatch(text) and len(text) <= 20 and -(2 ** (bits - 1)) <= int(text) < 2 ** (bits - 1)
     return text if fits else None
+
+
+def are_canonical(texts: Sequence[str], type_name: str) -> bool:
+    """Return whether `canonical` returns each of ``texts`` as it is, by a look at all of them at once.
+
+    That takes a tenth of the time; False may also mean that this look is too short to tell.
+    """
+    if not texts:
+        return True
+    bits = _INTEGER_BITS.get(type_name)
+    if bits is not None:
+        joined = "".join(texts)
+        # A text that is empty or begins with 0 comes before "1".
+        plain = joined.isdecimal() and joined.isascii() and min(texts) >= "1"
+        return plain and max(map(len, texts)) <= _SURELY_FIT[bits]
+    if type_name == "uuid":
+        return _CANONICAL_UUIDS.fullmatch("\n".join([*texts, ""])) is not None
+    return "\0" not in "".join(texts)
 
 
 def is_checked(type_name: str) -> bool:

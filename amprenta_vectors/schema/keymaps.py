@@ -16,7 +16,7 @@ from amprenta_vectors.batch import Key, VectorBatch
 from amprenta_vectors.errors import ConfigError, RowError
 from amprenta_vectors.reasons import Reason
 from amprenta_vectors.schema.expressions import among, in_scope, to_clause
-from amprenta_vectors.schema.key_values import canonical, split_prefix
+from amprenta_vectors.schema.key_values import are_canonical, canonical, split_prefix
 from amprenta_vectors.schema.vector_table import VectorTable
 
 
@@ -268,6 +268,12 @@ class OwnKeys(_MadeOfKeys):
         key = self._to_key(source_key)
         return None if isinstance(key, str) else key
 
+    def to_keys(self, source_keys: Sequence[str]) -> dict[Key, str]:
+        """Return the source key of each row that is meant, by the row's key; what is no key is left out."""
+        if len(self._types) == 1 and are_canonical(source_keys, self._types[0]):
+            return {(key,): key for key in source_keys}
+        return {own: key for key in source_keys if (own := self.to_key(key)) is not None}
+
     def to_source(self, key: Key) -> str:
         """Return the key itself, or the JSON list."""
         return key[0] if len(key) == 1 else json.dumps(list(key), ensure_ascii=False)
@@ -331,7 +337,7 @@ def to_own_keys(key_map: KeyMap, source_keys: Sequence[str]) -> dict[Key, str]:
     """Return the source key of each row that is meant, by the row's key, where rows go by their own keys."""
     if not isinstance(key_map, OwnKeys):
         raise TypeError(f"the key map is {key_map.name}")
-    return {own: key for key in source_keys if (own := key_map.to_key(key)) is not None}
+    return key_map.to_keys(source_keys)
 
 
 def check_invertible(key_map: KeyMap) -> None:

@@ -34,21 +34,26 @@ class EmptyRows:
         last: tuple[str, ...] | None = tuple(json.loads(token)) if token else None
         while True:
             with self._engine.connect() as connection:
-                rows = connection.execute(self._page(last)).all()
+                columns = [column or [] for column in connection.execute(self._columns(last)).one()]
                 check_visible(connection, self._slice.table)
-            width = len(self._slice.table.key)
-            last = tuple(rows[-1][:width]) if rows else None
-            following = json.dumps(last) if len(rows) == KEYSET_PAGE else None
+            width, rows = len(self._slice.table.key), len(columns[0])
+            last = tuple(column[-1] for column in columns[:width]) if rows else None
+            following = json.dumps(last) if rows == KEYSET_PAGE else None
             # The row's own key, or the columns after it that hold the source key.
-            told = slice(width, None) if self._slice.key_map.source_columns else slice(width)
+            told = columns[width:] if self._slice.key_map.source_columns else columns[:width]
             # Several rows of one source key stand together, because rows are ordered by key; if a look-up column
             # holds it, a source key that comes again finds its rows filled.
-            yield list(dict.fromkeys(self._slice.key_map.to_source(tuple(row[told])) for row in rows)), following
+            yield list(dict.fromkeys(map(self._slice.key_map.to_source, zip(*told, strict=True)))), following
             if following is None:
                 return
 
     def _wanted(self) -> sa.ColumnElement[bool]:
         return self._slice.lacks_embedding()
+
+    def _columns(self, last: tuple[str, ...] | None) -> sa.Select[Any]:
+        """Select each column of a page as one array, in the order of the page; a row for each key costs ten times."""
+        page = self._page(last).subquery()
+        return sa.select(*map(sa.func.array_agg, page.c))
 
     def _page(self, last: tuple[str, ...] | None) -> sa.Select[Any]:
         table = self._slice.table
