@@ -24,6 +24,10 @@ _NUMBERS_ONLY = r"^[-+.0-9eE\s\[\]{}]*$"
 _NO_NUMBER = r'["a-df-zA-DF-Z:]'
 _ENDS = r"^\s*[\[{]?\s*|\s*[\]}]?\s*$"
 """A bracket at each end of a text, and the blanks around it."""
+_HEAD = 64
+"""The characters that tell the usual list, ``[1,2]``: PostgreSQL unpacks so much of a long text without the rest."""
+_NULL_BYTES = 16
+"""The null of jsonb is no larger, as a column holds it: what is larger need not be unpacked to tell that it is none."""
 _ONLY_NUMBERS = 'strict $[*] ? (@.type() != "number")'
 
 
@@ -104,6 +108,7 @@ class Lists(_NotNull):
         start = sa.func.left(sa.func.ltrim(text, _BLANKS), 1)
         between_blanks = sa.and_(text.not_like("%,%"), text.op("~")(_NUMBERS_ONLY))
         return sa.case(
+            (sa.func.left(text, _HEAD).like("[%,%"), text),
             (between_blanks, "[" + sa.func.regexp_replace(_bare(text), r"\s+", ",", "g") + "]"),
             (start == "[", text),
             (sa.and_(start == "{", text.op("!~")(_NO_NUMBER)), sa.func.translate(text, "{}", "[]")),
@@ -130,7 +135,11 @@ class Json:
 
     def given(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Return the condition that a value is neither NULL nor the null of JSON."""
-        return sa.func.coalesce(self._kind(value), "null") != "null"
+        some = self._kind(value) != "null"
+        if self.type == "jsonb":
+            # A null of json can be any size: blanks stay with it.
+            some = sa.or_(sa.func.pg_column_size(value) > _NULL_BYTES, some)
+        return sa.and_(value.is_not(None), some)
 
     def dimension(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
         """Return how many numbers a value has; NULL if it is no list of numbers."""
