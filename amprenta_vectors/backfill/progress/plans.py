@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.errors import LeaseLost
+from amprenta_vectors.pg.arrays import array_literal
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,13 @@ def _store(connection: Connection, run_id: int, batches: Sequence[Sequence[str]]
         connection.execute(
             sa.text("""
                 INSERT INTO migration_progress (run_id, batch, first_key, last_key, keys)
-                VALUES (:run_id, :batch, :first_key, :last_key, CAST(:keys AS text[]))
+                SELECT :run_id, :last + part.number, part.keys[1], part.keys[cardinality(part.keys)], part.keys
+                FROM (
+                    SELECT number, CAST(keys AS text[]) AS keys
+                    FROM unnest(CAST(:parts AS text[])) WITH ORDINALITY AS given(keys, number)
+                ) AS part
             """),
-            [
-                {"run_id": run_id, "batch": number, "first_key": part[0], "last_key": part[-1], "keys": list(part)}
-                for number, part in enumerate(batches, last + 1)
-            ],
+            {"run_id": run_id, "last": last, "parts": list(map(array_literal, batches))},
         )
 
 
