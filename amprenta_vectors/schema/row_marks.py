@@ -43,6 +43,7 @@ _MANY = 4 * _BUCKETS
 """Keys that lie in nearly every bucket: all are locked then, which is cheaper than to find out."""
 _LOCKS = 723056119
 """The class of the advisory locks that keep those who fill rows from those who empty them; any number would do."""
+_LOCKING: Mapping[bool, Any] = {True: sa.func.pg_advisory_xact_lock, False: sa.func.pg_advisory_xact_lock_shared}
 _MAY_MARK = sa.text("""
     SELECT coalesce(bool_and(has_table_privilege(to_regclass('vector_row_mark'), privilege)), false)
     FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
@@ -76,17 +77,15 @@ class RowMarks:
         spells them; of many, any spelling does.
         """
         if keys:
-            lock = sa.func.pg_advisory_xact_lock if emptying else sa.func.pg_advisory_xact_lock_shared
             if len(keys) >= _MANY:
-                connection.execute(_lock_all(lock)).all()
+                connection.execute(_LOCK_ALL[emptying]).all()
             else:
                 values = {"target": self.table.own_target, "keys": [json.dumps(key) for key in keys]}
-                connection.execute(_locks(lock), values).all()
+                connection.execute(_LOCK[emptying], values).all()
 
     def has_any(self, connection: Connection) -> bool:
         """Return whether there is any mark on rows of the scope, which one look at the unique index tells."""
-        marked = sa.select(sa.literal(1)).select_from(_MARKS).where(*self._of_scope())
-        return bool(connection.scalar(sa.select(marked.exists())))
+        return bool(connection.scalar(_HAS_ANY, {"target": self.table.target, "scope": self._scope_text()}))
 
     def put(self, connection: Connection, mark: Mark, found: sa.ColumnElement[bool], rows: Any) -> None:
         """Mark the rows that are ``found`` as they are now; the caller's transaction has them locked."""
@@ -117,7 +116,10 @@ class RowMarks:
 
     def _scope(self) -> sa.ColumnElement[Any]:
         # A literal: a text that is cast as it stands would be made JSON twice.
-        return sa.cast(sa.literal(json.dumps({name: self._value(name) for name in self.table.scope})), JSONB)
+        return sa.cast(sa.literal(self._scope_text()), JSONB)
+
+    def _scope_text(self) -> str:
+        return json.dumps({name: self._value(name) for name in self.table.scope})
 
     def _value(self, name: str) -> str:
         """Return a scope value as its column spells it."""
@@ -159,6 +161,13 @@ def _lock_all(lock: Any) -> sa.Select[Any]:
     """Take the lock on every bucket, in the same order."""
     buckets = sa.select(sa.func.generate_series(0, _BUCKETS - 1).label("bucket")).subquery()
     return sa.select(lock(_LOCKS, buckets.c.bucket))
+
+
+_HAS_ANY = sa.text("""
+    SELECT EXISTS (SELECT 1 FROM vector_row_mark WHERE target = :target AND scope = CAST(:scope AS jsonb))
+""")
+_LOCK = {emptying: _locks(lock) for emptying, lock in _LOCKING.items()}
+_LOCK_ALL = {emptying: _lock_all(lock) for emptying, lock in _LOCKING.items()}
 
 
 def _written_by(rows: Any) -> sa.ColumnElement[str]:

@@ -27,13 +27,18 @@ from amprenta_vectors.reasons import LEFT_ALONE, STILL_WRITTEN, Reason
 from amprenta_vectors.schema.keymaps import look_up, store_keys
 
 # Not waiting for the disk is safe here: a crash of the server takes a batch's rows and its `done` together, and the
-# batch is done again. That the run is finished is committed in full, and with it all that came before.
+# batch is done again. That the run is finished is committed in full, and with it all that came before. Without the
+# other joins, only the unique index keeps a write from reading the whole table. A deferred constraint would refuse the
+# batch as a whole, at its commit.
 _TRANSACTION = sa.text("""
     SELECT set_config('application_name', :tag, true),
            set_config('lock_timeout', '30s', true),
            set_config('statement_timeout', '10min', true),
            set_config('idle_in_transaction_session_timeout', '1min', true),
-           set_config('synchronous_commit', 'off', true)
+           set_config('synchronous_commit', 'off', true),
+           set_config('enable_hashjoin', 'off', true),
+           set_config('enable_mergejoin', 'off', true);
+    SET CONSTRAINTS ALL IMMEDIATE
 """)
 
 _GIVE_WAY = sa.text("SELECT set_config('lock_timeout', '800ms', true)")

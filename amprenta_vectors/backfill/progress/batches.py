@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.backfill.progress import proof
-from amprenta_vectors.backfill.progress.quarantine import settle
+from amprenta_vectors.backfill.progress.quarantine import RESOLVE, settle
 from amprenta_vectors.backfill.progress.runs import Run
 from amprenta_vectors.errors import LeaseLost, RowError
 
@@ -39,6 +39,22 @@ class Outcome:
     missing: int = 0
     quarantined: int = 0
     checksum: int = 0
+
+
+_COMPLETE = sa.text(
+    "WITH resolved AS ("  # noqa: S608
+    + RESOLVE
+    + "), forgotten AS ("
+    + proof.FORGET
+    + """ AND :written > 0)
+    UPDATE migration_progress
+    SET status = 'done', keys_done = cardinality(keys), keys = CAST(:keep AS text[]),
+        lease_expires_at = NULL, finished_at = clock_timestamp(), rows_written = :written,
+        rows_replaced = :replaced, rows_skipped = :skipped, rows_missing = :missing,
+        rows_quarantined = :quarantined, checksum = :checksum, last_error = NULL
+    WHERE run_id = :run_id AND batch = :batch
+    """
+)
 
 
 def session_tag(owner: str, batch: int) -> str:
@@ -179,20 +195,8 @@ def complete(
 
     ``keep`` replaces its source keys: the target keys that it saw, if the run is to know them at its end.
     """
-    settle(connection, run, batch.number, errors)
-    if outcome.written:
-        proof.forget(connection, run.target, run.scope)
-    connection.execute(
-        sa.text("""
-            UPDATE migration_progress
-            SET status = 'done', keys_done = cardinality(keys), keys = CAST(:keep AS text[]),
-                lease_expires_at = NULL, finished_at = clock_timestamp(), rows_written = :written,
-                rows_replaced = :replaced, rows_skipped = :skipped, rows_missing = :missing,
-                rows_quarantined = :quarantined, checksum = :checksum, last_error = NULL
-            WHERE run_id = :run_id AND batch = :batch
-        """),
-        {"run_id": run.id, "batch": batch.number, "keep": list(keep), **asdict(outcome)},
-    )
+    values = settle(connection, run, batch.number, errors)
+    connection.execute(_COMPLETE, {**values, **asdict(outcome), "keep": list(keep)})
 
 
 def release(connection: Connection, run_id: int, owner: str, batch: Batch, error: str | None = None) -> None:

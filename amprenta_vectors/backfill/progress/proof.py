@@ -19,6 +19,13 @@ def _of(target: str, scope: Mapping[str, str]) -> dict[str, Any]:
     return {"target": target, "scope": json.dumps(dict(scope))}
 
 
+FORGET = """
+    UPDATE migration_run SET verified_at = NULL
+    WHERE target = :target AND scope = CAST(:scope AS jsonb) AND verified_at IS NOT NULL
+"""
+"""The statement of `forget`."""
+
+
 def now(connection: Connection) -> datetime:
     """Return the database's time, to be given to `record` after the comparison."""
     moment: datetime = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
@@ -57,13 +64,7 @@ def record(
 
 def forget(connection: Connection, target: str, scope: Mapping[str, str]) -> None:
     """Have a slice verified no longer: a run has written to it, or a comparison found differences."""
-    connection.execute(
-        sa.text("""
-            UPDATE migration_run SET verified_at = NULL
-            WHERE target = :target AND scope = CAST(:scope AS jsonb) AND verified_at IS NOT NULL
-        """),
-        _of(target, scope),
-    )
+    connection.execute(sa.text(FORGET), _of(target, scope))
 
 
 def last_verified(connection: Connection, target: str, scope: Mapping[str, str]) -> tuple[Run, RunEvent] | None:

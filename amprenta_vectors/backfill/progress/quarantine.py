@@ -33,8 +33,23 @@ class QuarantinedRow:
     at: datetime
 
 
-def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowError]) -> None:
-    """Record what became of the keys of a batch, in the transaction that wrote their rows, while it still has them.
+RESOLVE = """
+    UPDATE migration_quarantine e SET resolved_at = clock_timestamp() FROM migration_run r
+    WHERE r.id = e.run_id AND r.target = :target AND r.scope = CAST(:scope AS jsonb)
+      AND e.resolved_at IS NULL
+      AND e.key = ANY(CAST((
+          SELECT p.keys FROM migration_progress p WHERE p.run_id = :run_id AND p.batch = :batch
+      ) AS text[]))
+      AND NOT EXISTS (
+          SELECT 1 FROM unnest(CAST(:in_error AS text[]), CAST(:reasons AS text[])) AS now(key, reason)
+          WHERE now.key = e.key AND now.reason = e.reason
+      )
+"""
+"""The statement that resolves the keys of a batch that are no longer in error, while the batch still has its keys."""
+
+
+def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowError]) -> dict[str, Any]:
+    """Record the errors of a batch, in the transaction that wrote its rows; return the values of `RESOLVE`.
 
     A key that was quarantined before, by this run or another into the same column and scope, is resolved if there is
     no error for it now, or an error with another reason; its attempts are counted on.
@@ -45,9 +60,8 @@ def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowErr
         "batch": batch,
         "target": run.target,
         "scope": json.dumps(run.scope),
-        "keys": [key for key, _ in current],
+        "in_error": [key for key, _ in current],
         "reasons": [reason for _, reason in current],
-        "details": [error.detail.replace("\0", "")[:LONGEST_DETAIL] for error in current.values()],
     }
     if current:
         connection.execute(
@@ -58,29 +72,15 @@ def settle(connection: Connection, run: Run, batch: int, errors: Sequence[RowErr
                     WHERE r.target = :target AND r.scope = CAST(:scope AS jsonb) AND e.key = now.key
                       AND e.resolved_at IS NULL
                 ), 0)
-                FROM unnest(CAST(:keys AS text[]), CAST(:reasons AS text[]), CAST(:details AS text[]))
+                FROM unnest(CAST(:in_error AS text[]), CAST(:reasons AS text[]), CAST(:details AS text[]))
                     AS now(key, reason, detail)
                 ON CONFLICT (run_id, key, reason) DO UPDATE
                 SET attempts = greatest(excluded.attempts, migration_quarantine.attempts + 1), detail = excluded.detail,
                     resolved_at = NULL
             """),
-            values,
+            {**values, "details": [error.detail.replace("\0", "")[:LONGEST_DETAIL] for error in current.values()]},
         )
-    connection.execute(
-        sa.text("""
-            UPDATE migration_quarantine e SET resolved_at = clock_timestamp() FROM migration_run r
-            WHERE r.id = e.run_id AND r.target = :target AND r.scope = CAST(:scope AS jsonb)
-              AND e.resolved_at IS NULL
-              AND e.key = ANY(CAST((
-                  SELECT p.keys FROM migration_progress p WHERE p.run_id = :run_id AND p.batch = :batch
-              ) AS text[]))
-              AND NOT EXISTS (
-                  SELECT 1 FROM unnest(CAST(:keys AS text[]), CAST(:reasons AS text[])) AS now(key, reason)
-                  WHERE now.key = e.key AND now.reason = e.reason
-              )
-        """),
-        values,
-    )
+    return values
 
 
 def errors_by_reason(connection: Connection, run_id: int) -> dict[str, int]:

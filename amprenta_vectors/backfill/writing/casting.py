@@ -12,15 +12,12 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.backends.protocol import CastSource
 from amprenta_vectors.backfill.writing.sink import Written, embedding_values, stored_embedding, write_rows
 from amprenta_vectors.batch import Key
+from amprenta_vectors.pg.arrays import array_literal
 from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import column_type
 from amprenta_vectors.schema.hashes import cast_hash
 from amprenta_vectors.schema.keymaps import to_own_keys
 from amprenta_vectors.schema.slice import Slice
-
-# Only the unique index keeps the write from reading the whole table. A deferred constraint would refuse the batch as a
-# whole, at its commit.
-_SETTINGS = sa.text("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET CONSTRAINTS ALL IMMEDIATE")
 
 
 class CastSink:
@@ -47,15 +44,14 @@ class CastSink:
 
     def put_keys(self, connection: Connection, source_keys: Sequence[str]) -> Written:
         """Fill the rows of a batch; a row that has a value by now, or no longer a record, is left alone."""
-        connection.execute(_SETTINGS)
         keys = to_own_keys(self._slice.key_map, source_keys)
         doubled = self._source.doubled(connection, list(keys))
         emptied = self._slice.emptied_among(connection, list(keys))
         rows: list[Key] = [key for key in keys if key not in doubled and key not in emptied]
-        columns = {f"key_{position}": list(column) for position, column in enumerate(zip(*rows, strict=True))}
+        columns = {f"key_{position}": column for position, column in enumerate(zip(*rows, strict=True))}
 
         def bind(start: int, end: int) -> dict[str, Any]:
-            return {name: column[start:end] for name, column in columns.items()}
+            return {name: array_literal(column[start:end]) for name, column in columns.items()}
 
         written, refused = write_rows(connection, [keys[key] for key in rows], self._statement, bind=bind)
         if written + len(refused) < len(rows):
@@ -70,9 +66,9 @@ class CastSink:
 
 
 def _is_given(slice_: Slice) -> list[sa.ColumnElement[bool]]:
-    """Return the conditions that a row has one of the keys whose columns ``key_0`` … are bound at execution."""
+    """Return the conditions that a row has one of the keys; their columns ``key_0`` … are bound as array literals."""
     names = [f"key_{position}" for position in range(len(slice_.table.key))]
-    arrays = [sa.cast(sa.bindparam(name, type_=ARRAY(sa.Text)), ARRAY(sa.Text)) for name in names]
+    arrays = [sa.cast(sa.bindparam(name, type_=sa.Text), ARRAY(sa.Text)) for name in names]
     if len(names) > 1:
         return slice_.is_row_of(sa.func.unnest(*arrays).table_valued(*names, name="given").render_derived())
     # One scan of the index, a third faster than a look-up for each key.
