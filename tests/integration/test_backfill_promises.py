@@ -37,6 +37,7 @@ from backfill_tools import (
     writes_per_key,
 )
 from forked import ForkedProcess
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from amprenta_vectors.backends.protocol import TokenRefused
@@ -387,6 +388,56 @@ def test_a_worker_that_comes_back_after_its_lease_leaves_the_rows_alone(engine: 
     assert write_fetched(current, taken, fetched).written == 20
     with pytest.raises(LeaseLost):
         write_fetched(late, batch, fetched)
+
+
+def test_a_claim_that_a_crash_of_the_server_took_lets_no_row_be_written_twice(engine: sa.Engine) -> None:
+    count_writes(engine)
+    job = to_job(engine, stub(), batch_size=20)
+    work = Backfill(engine, job, Recorder(), threading.Event())
+    run = work.start("new")
+    plan(engine, run, job)
+    worker = open_worker(work, run, owner="one process")
+    lost = worker._claim()
+    assert lost is not None
+    fetched = job.source.fetch(lost.keys)
+    execute(
+        engine,
+        "UPDATE migration_progress SET status = 'pending', owner = NULL, attempt = 0, lease_expires_at = NULL "
+        "WHERE batch = :batch",
+        batch=lost.number,
+    )
+    with pytest.raises(LeaseLost):
+        write_fetched(worker, lost, fetched)
+    # Another thread of the process claims it by the same owner and attempt.
+    again = worker._claim()
+    assert again is not None
+    assert (again.number, again.attempt, again.keys) == (lost.number, lost.attempt, lost.keys)
+    with pytest.raises(LeaseLost):
+        write_fetched(worker, lost, fetched)
+    assert write_fetched(worker, again, fetched).written == 20
+    with pytest.raises(LeaseLost):
+        write_fetched(worker, lost, fetched)
+    assert writes_per_key(engine) == dict.fromkeys(lost.keys, 1)
+
+
+def test_the_commit_of_a_claim_does_not_wait_for_the_disk_and_that_of_a_plan_does(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(engine, f"ALTER DATABASE {engine.url.database} SET synchronous_commit = 'on'")
+    engine.dispose()
+    waits: dict[str, set[str]] = {}
+
+    def observed(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        def observe(connection: Connection, *arguments: Any, **options: Any) -> Any:
+            waits.setdefault(name, set()).add(connection.exec_driver_sql("SHOW synchronous_commit").scalar_one())
+            return step(connection, *arguments, **options)
+
+        return observe
+
+    monkeypatch.setattr(batches, "claim", observed("claim", batches.claim))
+    monkeypatch.setattr(plans, "extend_plan", observed("plan", plans.extend_plan))
+    assert run_job(engine, to_job(engine, stub(), batch_size=20)).counts.written == 200
+    assert waits == {"claim": {"off"}, "plan": {"on"}}
 
 
 # Starting, resuming, starting anew.

@@ -434,11 +434,58 @@ def test_what_is_there_already_stays_and_the_run_fills_the_rest(engine: sa.Engin
     assert stored(engine) == expected(VECTORS)
 
 
+STRANGE = [
+    "",
+    " ",
+    "NULL",
+    "null",
+    "{}",
+    '"',
+    "\\",
+    '\\"',
+    "a,b",
+    "{a,b}",
+    "'",
+    "%s",
+    ":x",
+    "%(x)s",
+    "\n",
+    "\u00e9\U0001f600",
+    "\x7f",
+]
+
+
+def test_a_key_that_has_to_be_quoted_is_planned_and_filled_like_any_other(engine: sa.Engine, run: Run) -> None:
+    execute(engine, "CREATE TABLE articles (id text PRIMARY KEY, old text, embedding vector(8))")
+    insert = sa.text("INSERT INTO articles (id, old) VALUES (:id, :old)")
+    with engine.begin() as connection:
+        connection.execute(insert, [{"id": key, "old": as_json(VECTORS[n])} for n, key in enumerate(STRANGE)])
+    assert run("backfill").exit_code == 0
+    assert stored(engine) == {key: on_the_wire(VECTORS[n]) for n, key in enumerate(STRANGE)}
+    planned = execute(engine, "SELECT sum(keys_done), min(first_key), max(last_key) FROM migration_progress")
+    listed = execute(engine, "SELECT count(*), min(id), max(id) FROM articles")
+    assert planned == listed
+
+
+@pytest.mark.parametrize("blanks", ["", 30 * " "])
+@pytest.mark.parametrize("type_", ["json", "jsonb"])
+def test_a_null_of_json_is_no_value_however_much_room_it_takes(
+    engine: sa.Engine, run: Run, type_: str, blanks: str
+) -> None:
+    values = [*map(as_json, VECTORS), None, f"{blanks}null{blanks}", '"null"', "0", "[]", '""']
+    make(engine, type_, values)
+    assert run("backfill", "--max-bad-share", "1").exit_code == 3
+    assert stored(engine) == expected(VECTORS)
+    first_bad = len(VECTORS) + 2
+    keys = execute(engine, "SELECT key FROM migration_quarantine ORDER BY key")
+    assert keys == [(str(number),) for number in range(first_bad, len(values))]
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     numbers=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=8, max_size=8),
     around=st.sampled_from(["[{}]", "{{{}}}", "{}", " [ {} ] ", "\n{}\n"]),
-    between=st.sampled_from([",", ", ", " ,\t", " ", "  \n"]),
+    between=st.sampled_from([",", ", ", " ,\t", " ", "  \n", 80 * " ", ", " + 80 * " "]),
 )
 def test_however_a_list_is_spelt_every_number_of_32_bits_comes_back(
     engine: sa.Engine, numbers: list[float], around: str, between: str

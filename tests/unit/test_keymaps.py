@@ -10,7 +10,8 @@ import pytest
 from amprenta_vectors.batch import VectorBatch
 from amprenta_vectors.errors import ConfigError, RowError
 from amprenta_vectors.reasons import Reason
-from amprenta_vectors.schema.keymaps import Identity, KeyMap, Numbered, Split, Uuid5, check_invertible
+from amprenta_vectors.schema.key_values import are_canonical, canonical
+from amprenta_vectors.schema.keymaps import Identity, KeyMap, Numbered, OwnKeys, Split, Uuid5, check_invertible
 
 
 def to_batch(*source_keys: str) -> VectorBatch:
@@ -44,6 +45,28 @@ def test_an_empty_batch_stays_empty(key_map: KeyMap) -> None:
 
 def test_names_tell_the_maps_apart() -> None:
     assert Identity().name != Numbered().name
+
+
+@pytest.mark.parametrize(
+    ("type_", "source_keys"),
+    [
+        ("bigint", ["1", "20", "9" * 18]),
+        ("bigint", ["1", "042", "0", "-5", "", "+1", "1_0", " 1", "\u0661", "x", "9" * 19, "1\0"]),
+        ("smallint", ["9999", "32767", "32768"]),
+        ("uuid", [str(uuid.UUID(int=number)) for number in (1, 2**127)]),
+        ("uuid", ["A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", str(uuid.UUID(int=3)) + "\n", "", "no uuid"]),
+        ("text", ["a", "042", "", "\n", '"', "\\"]),
+        ("text", ["a", "a\0b"]),
+        ("numeric", ["1.50", "x"]),
+        ("bigint", []),
+    ],
+)
+def test_keys_that_are_looked_at_together_become_what_each_becomes_alone(type_: str, source_keys: list[str]) -> None:
+    key_map = OwnKeys([type_])
+    alone = {key: source for source in source_keys if (key := key_map.to_key(source)) is not None}
+    assert key_map.to_keys(source_keys) == alone
+    for source in source_keys:
+        assert are_canonical([source], type_) <= (canonical(source, type_) == source), source
 
 
 def keys_of(key_map: KeyMap, *source_keys: str) -> tuple[list[tuple[str, ...]], dict[str, str]]:
