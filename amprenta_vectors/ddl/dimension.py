@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
 _STEPS = """\
 {target} is {found} in the database and {wanted} in the model. PostgreSQL cannot turn a vector of one dimension
-into one of another, and vectors of two models never share a column, so nothing is altered here:
-1. Put {column} back to {found} in the model, and add the column {new} beside it, nullable:
-       op.add_vector_column({table!r}, {new!r}, {dimension}{storage}{schema})
-2. Let the application write both, and fill the rows that there are:
-       op.queue_backfill({table!r}, {new!r}{schema})
-3. In a revision that is deployed later, refuse until that is done, then index it:
-       op.ensure_backfill_finished({table!r}, {new!r}{schema})
-       op.create_vector_index('ix_{table}_{new}', {table!r}, {new!r}{schema})
-4. Let queries read {new}; when nothing reads {column} any more, drop it and rename.
-Delete this revision, or write step 1 in its place."""
+into one of another, and vectors of two models never share a column, so nothing is altered here. Put {column} back to
+{found} in the model: the other model gets a column beside it, with the service up (docs/change-the-model.md):
+    export AMPRENTA_TABLE={table}
+{commands}
+Once the way back is not needed: amprenta-vectors models retire, with the name of the former model.
+Delete this revision, or have it add the column in place of the first of these commands:
+    op.add_model_column({table!r}, {new!r}, 'NAME', {dimension}, provider='PROVIDER'{options})"""
+_COMMANDS = (
+    "amprenta-vectors models add NAME --provider PROVIDER --column {new} --dimension {dimension}{storage}",
+    "amprenta-vectors models migrate --to NAME",
+    "amprenta-vectors models switch NAME",
+)
 
 
 @dataclass
@@ -51,6 +53,11 @@ def _change_vector_dimension(context: AutogenContext, op: ChangeVectorDimensionO
     storage, dimension = re.findall(r"(\w+)\((\d+)\)", op.wanted)[0]
     target = ".".join(part for part in (op.schema, op.table, op.column) if part)
     new = f"{op.column}_{dimension}"
+    given = {"own_column": op.column, "storage": storage, "schema": op.schema}
+    defaults = {"own_column": "embedding", "storage": "vector", "schema": None}
+    options = (f", {name}={value!r}" for name, value in given.items() if value != defaults[name])
+    flag = "" if storage == "vector" else f" --storage {storage}"
+    commands = [each.format(new=new, dimension=dimension, storage=flag) for each in _COMMANDS]
     steps = _STEPS.format(
         target=target,
         found=op.found,
@@ -59,11 +66,11 @@ def _change_vector_dimension(context: AutogenContext, op: ChangeVectorDimensionO
         column=op.column,
         new=new,
         dimension=dimension,
-        storage="" if storage == "vector" else f", storage={storage!r}",
-        schema="" if op.schema is None else f", schema={op.schema!r}",
+        options="".join(options),
+        commands="\n".join(f"    {each}" for each in commands),
     )
     message = f"{target} is {op.found}; a dimension is never changed in place"
     return [
         *(f"# {line}".rstrip() for line in steps.splitlines()),
-        f"raise DimensionMismatch({message!r}, hint='take the steps that this revision lists')",
+        f"raise DimensionMismatch({message!r}, hint={'; '.join(commands)!r})",
     ]

@@ -9,19 +9,20 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
-from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.backfill import target_of
-from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, IndexesFact, IndexFact, TableFact
+from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, IndexesFact, IndexFact
 from amprenta_vectors.ddl.columns import AddVectorColumnOp, DropColumnOp
 from amprenta_vectors.ddl.index_steps import DeferredFact, drop_index
 from amprenta_vectors.ddl.marks import MADE
+from amprenta_vectors.ddl.model_facts import ANY_MODEL, ModelColumnsFact, RegisteredFact, SearchedFact
 from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation
+from amprenta_vectors.ddl.vector_index import DropVectorIndexOp
 from amprenta_vectors.errors import DimensionMismatch, SchemaMismatch
 from amprenta_vectors.pg.index_keys import index_key
 from amprenta_vectors.pg.indexes import DEFAULT_OPTIONS
 from amprenta_vectors.pg.names import compose, literal, qualified, suffixed
-from amprenta_vectors.pg.tables import Column, table_of
+from amprenta_vectors.pg.tables import Column
 from amprenta_vectors.pg.types import Distance, Storage, VectorType
 
 SCOPE = "model_id"
@@ -41,42 +42,6 @@ INSERT INTO migration_index (target, index_name, definition, comment)
 SELECT {target}, {index}, {definition}, {comment} FROM embedding_models WHERE model_name = {name}
 ON CONFLICT (target, index_name) DO UPDATE
 SET definition = excluded.definition, comment = excluded.comment, deferred_at = now(), built_at = NULL"""
-
-
-@dataclass(frozen=True)
-class RegisteredFact(Fact["int | None"]):
-    """The dimension that a model is registered with; None if it is not."""
-
-    model: str
-
-    def find(self, connection: Connection) -> int | None:
-        """Return the dimension. Raises `SchemaMismatch` without the registry."""
-        if table_of(connection, "embedding_models") is None:
-            raise SchemaMismatch("there is no table embedding_models", hint="alembic upgrade head")
-        found: int | None = connection.scalar(
-            sa.text("SELECT dimension FROM embedding_models WHERE model_name = :model"), {"model": self.model}
-        )
-        return found
-
-
-@dataclass(frozen=True)
-class ModelColumnsFact(Fact["Mapping[str, str]"]):
-    """The columns of a table's models, by the name of the model."""
-
-    target: str
-
-    def find(self, connection: Connection) -> Mapping[str, str]:
-        """Return the columns; none without the registry."""
-        if table_of(connection, "model_column") is None:
-            return {}
-        rows = connection.execute(
-            sa.text("""
-                SELECT model_name, column_name FROM model_column JOIN embedding_models ON id = model_id
-                WHERE target = :target
-            """),
-            {"target": self.target},
-        )
-        return {row.model_name: row.column_name for row in rows}
 
 
 @operation("add_model_column")
@@ -131,7 +96,9 @@ class AddModelColumnOp(SteppedOp):
 
     def reverse(self) -> MigrateOperation:
         """Return the operation that undoes this one."""
-        return DropModelColumnOp(self.table, self.column, self.model, self.own_column, self.schema, _reverse=self)
+        return DropModelColumnOp(
+            self.table, self.column, self.model, self.own_column, self.index, self.schema, _reverse=self
+        )
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return the next step: the column, its index deferred, the model, and its column registered."""
@@ -144,27 +111,19 @@ class AddModelColumnOp(SteppedOp):
                 hint=f"a model of another dimension has another name, such as {self.model}-{self.dimension}; "
                 "amprenta-vectors models list says what is registered",
             )
-        columns = catalogue.ask(ModelColumnsFact(target), {})
+        # A script is for a table without models, or for one whose own column has a model already.
+        own = self.column == self.own_column
+        searched = catalogue.ask(SearchedFact(target), not own)
+        if own:
+            catalogue.ask(ColumnFact(self.table, self.column, self.schema), Column(f"{self.storage}({self.dimension})"))
+        columns = catalogue.ask(ModelColumnsFact(target), {} if own else {ANY_MODEL: self.own_column})
         self._check_column(catalogue, columns)
-        step = self._column(bool(columns)).next_step(catalogue, options)
+        step = self.vector_column.next_step(catalogue, options)
         if isinstance(step, Step):
             return step
         name = qualified(self.table, self.schema)
-        own = catalogue.ask(ColumnFact(self.table, self.own_column, self.schema), None)
-        if own is not None and own.not_null and self.column != self.own_column and self._is_scoped(catalogue):
-            # The rows of another model have none in this column.
-            return Step(
-                f"let column {self.own_column} be NULL",
-                lambda operations: operations.alter_column(
-                    self.table, self.own_column, nullable=True, schema=self.schema
-                ),
-                {ColumnFact(self.table, self.own_column, self.schema): Column(own.type, own.comment)},
-                table=(self.table, self.schema),
-                object=name,
-                lock="ACCESS EXCLUSIVE",
-                blocks="readers and writers",
-                said=f"{name}.{self.own_column} may be NULL from now on: rows of other models have no value there",
-            )
+        if (relaxed := self._nullable_step(catalogue)) is not None:
+            return relaxed
         if registered is None:
             statement = compose(
                 _MODEL,
@@ -181,9 +140,30 @@ class AddModelColumnOp(SteppedOp):
             )
         if self.model in columns:
             return Done(f"model {self.model} has column {columns[self.model]}", name)
-        return self._register_step(catalogue, target, columns)
+        return self._register_step(catalogue, target, columns, first=not searched)
 
-    def _column(self, later: bool) -> AddVectorColumnOp:
+    def _nullable_step(self, catalogue: Catalogue) -> Step | None:
+        """Return the step that lets the table's own column be NULL: the rows of another model have no value there."""
+        fact = ColumnFact(self.table, self.own_column, self.schema)
+        if self.column == self.own_column or not self._is_scoped(catalogue):
+            return None
+        own, name = catalogue.ask(fact, None), qualified(self.table, self.schema)
+        if own is None or not own.not_null:
+            return None
+        return Step(
+            f"let column {self.own_column} be NULL",
+            lambda operations: operations.alter_column(self.table, self.own_column, nullable=True, schema=self.schema),
+            {fact: Column(own.type, own.comment)},
+            table=(self.table, self.schema),
+            object=name,
+            lock="ACCESS EXCLUSIVE",
+            blocks="readers and writers",
+            said=f"{name}.{self.own_column} may be NULL from now on: rows of other models have no value there",
+        )
+
+    @property
+    def vector_column(self) -> AddVectorColumnOp:
+        """The column, with those in which the engine keeps what it wrote there."""
         beside = [sa.Column(f"{kind}_{self.column}", sa.BigInteger) for kind in ("hash", "text_hash")]
         own = self.column == self.own_column
         return AddVectorColumnOp(
@@ -193,41 +173,41 @@ class AddModelColumnOp(SteppedOp):
     def _check_column(self, catalogue: Catalogue, columns: Mapping[str, str]) -> None:
         """Raise `SchemaMismatch` if the column is another model's, or there is none yet that is searched."""
         name = qualified(self.table, self.schema)
-        shared = self._is_scoped(catalogue)
         others = self._others(columns)
         if self.model in columns and columns[self.model] != self.column:
             raise SchemaMismatch(
                 f"model {self.model} has column {columns[self.model]} of {name}, not {self.column}",
                 hint=f"name that column, or first: amprenta-vectors models retire {self.model}",
             )
-        own = catalogue.ask(ColumnFact(self.table, self.own_column, self.schema), None)
-        if not columns and self.column != self.own_column and own is not None:
+        own = ColumnFact(self.table, self.own_column, self.schema)
+        if not columns and self.column != self.own_column and catalogue.ask(own, None) is not None:
             raise SchemaMismatch(
                 f"which model the vectors in {name}.{self.own_column} are of is not registered",
                 hint=f"amprenta-vectors models add NAME --column {self.own_column}, with the name of that model",
             )
-        if others and not shared:
+        if others and not self._is_scoped(catalogue):
             raise SchemaMismatch(
                 f"column {self.column} of {name} holds the vectors of model {others[0]}; two models in one column "
                 "would be searched as one",
                 hint=f"another column: --column {suffixed(self.column, '_2')}",
             )
 
-    def _register_step(self, catalogue: Catalogue, target: str, columns: Mapping[str, str]) -> Step:
+    def _register_step(self, catalogue: Catalogue, target: str, columns: Mapping[str, str], *, first: bool) -> Step:
         name = qualified(self.table, self.schema)
         statements = [
             compose(
                 _COLUMN,
                 target=literal(target),
                 column=literal(self.column),
-                written="true" if self.written or not columns else "false",
-                searched="false" if columns else "true",
+                written="true" if self.written or first else "false",
+                searched="true" if first else "false",
                 name=literal(self.model),
             )
         ]
         effects: dict[Fact[Any], Any] = {ModelColumnsFact(target): {**columns, self.model: self.column}}
-        others = len(self._others(columns))
-        index = self.index or suffixed(f"idx_{self.table}_{self.column}", "_hnsw")
+        if first:
+            effects |= {SearchedFact(target): True, SearchedFact(target, self.model): True}
+        others, index = len(self._others(columns)), self.index or index_name(self.table, self.column)
         # The first model of a column has the plain name.
         index = suffixed(index, f"_{others + 1}") if others else index
         if self.column != self.own_column and not self._has_index(catalogue, index):
@@ -250,7 +230,7 @@ class AddModelColumnOp(SteppedOp):
             for statement in statements:
                 execute(operations, statement)
 
-        what = "searched" if not columns else "written; its index is deferred until its rows are filled"
+        what = "searched" if first else "written; its index is deferred until its rows are filled"
         return Step(f"register {name}.{self.column} for model {self.model}: {what}", register, effects, object=name)
 
     def _others(self, columns: Mapping[str, str]) -> list[str]:
@@ -259,8 +239,7 @@ class AddModelColumnOp(SteppedOp):
 
     def _is_scoped(self, catalogue: Catalogue) -> bool:
         """Return whether the table has a row for each key and model."""
-        table = catalogue.ask(TableFact(self.table, self.schema), None)
-        return table is not None and SCOPE in table.columns
+        return catalogue.ask(ColumnFact(self.table, SCOPE, self.schema), None) is not None
 
     def _has_index(self, catalogue: Catalogue, name: str) -> bool:
         """Return whether an index of the column is there; of a column that models share, one of that name."""
@@ -291,6 +270,7 @@ class DropModelColumnOp(UndoingOp[AddModelColumnOp]):
     column: str
     model: str
     own_column: str = "embedding"
+    index: str | None = None
     schema: str | None = None
 
     @classmethod
@@ -302,33 +282,58 @@ class DropModelColumnOp(UndoingOp[AddModelColumnOp]):
         model: str,
         *,
         own_column: str = "embedding",
+        index: str | None = None,
         schema: str | None = None,
     ) -> None:
         """Forget that ``model`` has ``column``, drop the indexes made for it, and retire the column or drop it.
 
-        The table's own column stays, and so does one that other models have values in.
+        The table's own column stays, and so does one that other models have values in. The arguments are those of
+        ``add_model_column``. Raises `SchemaMismatch` for the model that queries search, while the table has another.
         """
-        operations.invoke(cls(table, column, model, own_column, schema))
+        operations.invoke(cls(table, column, model, own_column, index, schema))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return the next step: forget the model's column, drop its indexes, retire the column."""
+        """Return the next step: forget the model's column, drop its indexes, retire the column. One commit has all."""
         target = target_of(self.table, self.own_column, self.schema or options.get("schema"))
-        columns, name = catalogue.ask(ModelColumnsFact(target), {}), qualified(self.table, self.schema)
+        own, name = self.column == self.own_column, qualified(self.table, self.schema)
+        searched = catalogue.ask(SearchedFact(target, self.model), own)
+        columns = catalogue.ask(ModelColumnsFact(target), {self.model: self.column})
+        left = {model: column for model, column in columns.items() if model != self.model}
         if self.model in columns:
-            left = {model: column for model, column in columns.items() if model != self.model}
-            statement = compose(_FORGET, target=literal(target), column=literal(self.column), name=literal(self.model))
-            return Step(
-                f"forget that model {self.model} has column {self.column}",
-                lambda operations: execute(operations, statement),
-                {ModelColumnsFact(target): left},
-                object=name,
-            )
-        if self.column == self.own_column or self.column in columns.values():
+            if searched and left:
+                raise SchemaMismatch(
+                    f"{self.model} is the model that queries of {name} search",
+                    hint=f"amprenta-vectors models switch {next(iter(left))}, then run this again",
+                )
+            return self._forget_step(target, left, last=searched)
+        if own or self.column in left.values():
             return Done(f"column {self.column} stays: it is the table's own, or another model's", name)
-        column = catalogue.ask(ColumnFact(self.table, self.column, self.schema), None)
-        for index in catalogue.ask(IndexesFact(self.table, self.schema), ()) if column is not None else ():
-            ours = self.column in index.columns and index.comment == MADE
-            if ours and catalogue.ask(IndexFact(index.name, self.schema), None) is not None:
-                return drop_index(index, self.schema)
+        index = DropVectorIndexOp(self.index or index_name(self.table, self.column), self.schema)
+        column = catalogue.ask(ColumnFact(self.table, self.column, self.schema), Column("", MADE))
+        if column is not None:
+            step = index.next_step(catalogue, options)
+            if isinstance(step, Step):
+                return step
+        for other in catalogue.ask(IndexesFact(self.table, self.schema), ()) if column is not None else ():
+            ours = self.column in other.columns and other.comment == MADE
+            if ours and catalogue.ask(IndexFact(other.name, self.schema), None) is not None:
+                return drop_index(other, self.schema)
         beside = (f"hash_{self.column}", f"text_hash_{self.column}")
         return DropColumnOp(self.table, self.column, self.schema, beside).next_step(catalogue, options)
+
+    def _forget_step(self, target: str, left: Mapping[str, str], *, last: bool) -> Step:
+        statement = compose(_FORGET, target=literal(target), column=literal(self.column), name=literal(self.model))
+        effects: dict[Fact[Any], Any] = {ModelColumnsFact(target): left}
+        if last:
+            effects |= {SearchedFact(target): False, SearchedFact(target, self.model): False}
+        return Step(
+            f"forget that model {self.model} has column {self.column}",
+            lambda operations: execute(operations, statement),
+            effects,
+            object=qualified(self.table, self.schema),
+        )
+
+
+def index_name(table: str, column: str) -> str:
+    """Return the name of the index of a model's column, where none is given."""
+    return suffixed(f"idx_{table}_{column}", "_hnsw")

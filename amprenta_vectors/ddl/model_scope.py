@@ -13,7 +13,8 @@ from sqlalchemy.engine import Connection
 from amprenta_vectors.ddl.backfill import target_of
 from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, HasValue
 from amprenta_vectors.ddl.marks import MADE, RETIRED, comment_retired, is_retired, retired_name
-from amprenta_vectors.ddl.model_column import SCOPE, AddModelColumnOp, ModelColumnsFact
+from amprenta_vectors.ddl.model_column import SCOPE, AddModelColumnOp
+from amprenta_vectors.ddl.model_facts import ModelColumnsFact
 from amprenta_vectors.ddl.options import configured_dimension, is_adopted, purging
 from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation
 from amprenta_vectors.errors import SchemaMismatch

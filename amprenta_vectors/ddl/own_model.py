@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.columns import AddColumnOp
 from amprenta_vectors.ddl.marks import MADE
-from amprenta_vectors.ddl.model_column import SCOPE
+from amprenta_vectors.ddl.model_column import SCOPE, AddModelColumnOp
 from amprenta_vectors.ddl.model_scope import AddModelScopeOp
 from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp
@@ -79,6 +79,8 @@ class OwnModel:
         elif isinstance(op, AddColumnOp):
             for each in (op, *op.companions):
                 self._add_column(each)
+        elif isinstance(op, AddModelColumnOp):
+            self.add(op.vector_column)
         elif isinstance(op, CreatePlainIndexOp):
             self._add_plain_index(op)
         elif isinstance(op, CreateVectorIndexOp):

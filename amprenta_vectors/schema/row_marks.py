@@ -85,7 +85,7 @@ class RowMarks:
 
     def has_any(self, connection: Connection) -> bool:
         """Return whether there is any mark on rows of the scope, which one look at the unique index tells."""
-        return bool(connection.scalar(_HAS_ANY, {"target": self.table.target, "scope": self._scope_text()}))
+        return bool(connection.scalar(_HAS_ANY, {"target": self.table.own_target, "scope": self._scope_text()}))
 
     def put(self, connection: Connection, mark: Mark, found: sa.ColumnElement[bool], rows: Any) -> None:
         """Mark the rows that are ``found`` as they are now; the caller's transaction has them locked."""

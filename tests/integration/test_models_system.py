@@ -202,6 +202,10 @@ def test_two_models_of_one_dimension_share_a_column_each_with_an_index_of_its_ow
     assert "idx_embeddings_hnsw_64_2" in plan
     own = {name: system(system.retriever.search(query=QUESTION, model_name=name)) for name in (SMALL, "prefixed")}
     assert [each.score for each in own[SMALL]] != [each.score for each in own["prefixed"]]
+    models("models", "retire", "prefixed")
+    left = rows(engine, "SELECT indexname FROM pg_indexes WHERE indexname LIKE 'idx_embeddings%64%'")
+    assert left == [("idx_embeddings_hnsw_64",)]
+    assert system(system.retriever.search(query=QUESTION, model_name=SMALL)) == own[SMALL]
 
 
 def test_a_document_that_is_deleted_while_it_is_embedded_leaves_nothing(

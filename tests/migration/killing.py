@@ -15,10 +15,8 @@ import pytest
 import sqlalchemy as sa
 from databases import janitor
 from migrating import Database
-from systems import DIMENSION, System
+from systems import System
 
-from amprenta_vectors import migrate
-from amprenta_vectors.config import Settings
 from amprenta_vectors.sandbox.postgres import EmbeddedPostgres
 
 ROWS = 300
@@ -54,8 +52,8 @@ def adopt(db: Database, system: System) -> None:
     db.execute(f"UPDATE {system.table} SET updated_at = now() - interval '2 days'")
 
 
-def run(url: str, section: str, command: str, revision: str, commits: int | None) -> None:
-    """In a process of its own: what ``amprenta-vectors db upgrade`` and ``downgrade`` call.
+def run(url: str, system: System, command: str, revision: str, commits: int | None) -> None:
+    """In a process of its own: what ``amprenta-vectors db upgrade`` and ``downgrade`` call, or Alembic.
 
     With ``commits``, it ends as by SIGKILL when it is about to commit for that many-th time.
     """
@@ -68,15 +66,14 @@ def run(url: str, section: str, command: str, revision: str, commits: int | None
             os.kill(os.getpid(), signal.SIGKILL)
 
     sa.event.listen(sa.Engine, "commit", count)
-    settings = Settings.load(database_url=url, vector_dimension=DIMENSION)
-    getattr(migrate, command)(settings, section, revision)
+    getattr(system, command)(Database(url), revision)
 
 
 def start(
     db: Database, system: System, command: str, revision: str, *, commits: int | None = None
 ) -> ForkServerProcess:
     """Start ``command``, which is to end at so many ``commits`` where they are given."""
-    process = PROCESSES.Process(target=run, args=(db.url, system.section, command, revision, commits))
+    process = PROCESSES.Process(target=run, args=(db.url, system, command, revision, commits))
     process.start()
     return process
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from alembic import command
+from alembic.config import Config
 from alembic.script import ScriptDirectory
 from migrating import Database
 
@@ -128,6 +130,70 @@ class System:
         return rows
 
 
+@dataclass(frozen=True)
+class ModelColumns(System):
+    """An application's own revisions, which give rows of the section's table a model and the column of another."""
+
+    def upgrade(self, db: Database, revision: str = "head") -> None:
+        """Upgrade the application, and the section first where that was not."""
+        if "embedding" not in db.columns(self.table):
+            super().upgrade(db)
+        command.upgrade(self.config(db), revision)
+
+    def downgrade(self, db: Database, revision: str = "base", *, purge: bool = False) -> None:
+        """Downgrade the application alone."""
+        command.downgrade(self.config(db, purge="true" if purge else ""), revision)
+
+    def config(self, db: Database, **options: str) -> Config:
+        """Alembic's configuration of the application."""
+        config = Config(attributes={"options": options})
+        config.set_main_option("script_location", str(Path(__file__).parents[1] / "data" / "model_column"))
+        config.set_main_option(
+            "sqlalchemy.url", db.url.replace("postgresql:", "postgresql+psycopg2:").replace("%", "%%")
+        )
+        return config
+
+    @property
+    def revisions(self) -> list[str]:
+        """The application's revisions."""
+        return ["own", "added"]
+
+    def adopt(self, db: Database, rows: int = 20) -> None:
+        """Make the application's table, upgraded, with rows and their embeddings."""
+        super().adopt(db, rows)
+        super().upgrade(db)
+        self.fill(db)
+
+    def fill(self, db: Database) -> None:
+        """Give every row an embedding of each model, the second with its hashes, and build the index."""
+        super().fill(db)
+        if "embedding_2" in db.columns(self.table):
+            db.execute(
+                f"UPDATE {self.table} SET embedding_2 = CAST(format('[1,%s]', hashtext(chunk_id)) AS vector), "
+                "hash_embedding_2 = hashtext(chunk_id), text_hash_embedding_2 = hashtext(content)"
+            )
+
+    def live_on(self, db: Database, *, first: int) -> None:
+        """Add rows, fill the column of the second model, and change rows while that is retired."""
+        self.insert(db, 3, first=first)
+        columns = db.columns(self.table)
+        if "embedding_2" in columns:
+            self.fill(db)
+        elif "embedding_2_retired" in columns:
+            db.execute(f"UPDATE {self.table} SET {self.change} WHERE hashtext(chunk_id) % 10 = 7")
+
+    def contents(self, db: Database) -> list[Any]:
+        """Rows and registry, without models that no table has, which nobody sees."""
+        return [
+            *super().contents(db),
+            *db.execute("""
+                SELECT target, model_name, dimension, provider, column_name, written, searched
+                FROM model_column JOIN embedding_models ON id = model_id ORDER BY target, column_name
+            """),
+            *db.execute("SELECT target, index_name, definition, built_at FROM migration_index ORDER BY index_name"),
+        ]
+
+
 _IDS = "md5(n::text)::uuid"
 
 RAG = System(
@@ -173,4 +239,9 @@ PRODUCTS = System(
         """,
     ),
 )
+MODEL_COLUMNS = ModelColumns(
+    section="alembic", table=RAG.table, index="idx_small", rows=RAG.rows, change=RAG.change, adopted=RAG.adopted
+)
 SYSTEMS = {system.section: system for system in (RAG, DOCUMENTS, PRODUCTS)}
+STEPPED = {**SYSTEMS, "model columns": MODEL_COLUMNS}
+"""The same, and revisions of an application's own."""

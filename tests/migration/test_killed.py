@@ -17,17 +17,17 @@ from killing import (  # noqa: F401 - a fixture among them
     start,
     wait_for,
 )
-from systems import RAG, SYSTEMS, System
+from systems import MODEL_COLUMNS, RAG, STEPPED, System
 
 WAY = (("upgrade", "head"), ("downgrade", "base"), ("upgrade", "head"))
 
 
 @pytest.mark.parametrize(
     "system",
-    # A sample: the section that is the default, the others in `make torture`.
+    # A sample: the section that is the default, and an application's revisions; the others in `make torture`.
     [
-        pytest.param(system, id=name, marks=() if system is RAG else pytest.mark.torture)
-        for name, system in SYSTEMS.items()
+        pytest.param(system, id=name, marks=() if system in (RAG, MODEL_COLUMNS) else pytest.mark.torture)
+        for name, system in STEPPED.items()
     ],
 )
 def test_killed_at_its_commits_the_same_command_finishes_the_work(copies: Copies, system: System) -> None:  # noqa: F811

@@ -39,7 +39,19 @@ PLAIN_INDEX = ddl.CreatePlainIndexOp("ix", "docs", ["a", "b"], unique=True, wher
 FUNCTION = ddl.CreateFunctionOp("similar", "a text, b text DEFAULT '%'", "text", "RETURN a || b || ':x'", schema="S")
 TRIGGER = ddl.CreateTriggerOp("t", "docs", "BEFORE UPDATE", "FOR EACH ROW EXECUTE FUNCTION dated()", schema="S")
 VIEW = ddl.CreateMaterializedViewOp("stats", "SELECT state, count(*) FROM docs GROUP BY 1", ["state"], schema="S")
-MODEL_COLUMN = ddl.AddModelColumnOp("docs", "embedding_3", "small", 3, provider="openai", schema="S")
+MODEL_COLUMN = ddl.AddModelColumnOp(
+    "docs",
+    "half",
+    "a 'model'",
+    3,
+    "vector",
+    "openai",
+    {"query_prefix": "query: "},
+    storage="halfvec",
+    distance="l2",
+    index="ix",
+    schema="S",
+)
 MODEL_SCOPE = ddl.AddModelScopeOp("docs", own_column="vector", schema="S")
 OPERATIONS = [
     ddl.CreateVectorExtensionOp(),

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from fingerprint import fingerprint
 from killing import Copies, copies, name_of  # noqa: F401 - a fixture among them
 from migrating import Database
-from systems import RAG, SYSTEMS, System
+from systems import MODEL_COLUMNS, RAG, STEPPED, SYSTEMS, System
 
 from amprenta_vectors.ddl import steps
 from amprenta_vectors.ddl.catalogue import ColumnFact, Fact, TableFact
@@ -55,9 +55,14 @@ def without_trace(rows: list[Any]) -> list[Any]:
     return kept
 
 
-def catalogue(db: Database) -> list[Any]:
-    """The fingerprint without the table of revisions, which the first upgrade leaves behind; with what it says."""
-    return [row for row in fingerprint(db) if len(row) == 2 or not str(row[0]).startswith("amprenta_version_")]
+def catalogue(db: Database, system: System) -> list[Any]:
+    """The fingerprint without the table of revisions, which the first upgrade leaves behind; with what it says.
+
+    In an application's own environment nobody settles a revision that was killed: a trigger on a retired column, which
+    is neutral, stays until the column comes back.
+    """
+    rows = [row for row in fingerprint(db) if len(row) == 2 or not str(row[0]).startswith("amprenta_version_")]
+    return rows if system is not MODEL_COLUMNS else [row for row in rows if "amprenta_empties_" not in str(row)]
 
 
 class Killed(BaseException):
@@ -97,6 +102,7 @@ def killed_at(number: int) -> Iterator[list[str]]:
     [
         # Half a minute: here the section that is the default, out of its kills by one way and the other in turn.
         pytest.param(RAG, 1, id=f"{RAG.section}, in turn"),
+        pytest.param(MODEL_COLUMNS, 2, id="model columns"),
         *(pytest.param(system, 2, id=name, marks=pytest.mark.torture) for name, system in SYSTEMS.items()),
     ],
 )
@@ -121,7 +127,7 @@ def test_killed_at_any_commit_both_ways_lead_out_as_if_never_disturbed(
             expected = fingerprint(db), system.contents(db)
             with copies(name_of(db)) as opposite:
                 go(opposite, system, other, back)
-                returned = catalogue(opposite), without_trace(system.contents(opposite))
+                returned = catalogue(opposite, system), without_trace(system.contents(opposite))
             for number in itertools.count(1):
                 with copies(name_of(before)) as one:
                     with killed_at(number) as seen:
@@ -140,7 +146,7 @@ def test_killed_at_any_commit_both_ways_lead_out_as_if_never_disturbed(
                             assert (fingerprint(one), system.contents(one)) == expected, (way, there, seen)
                         if ways_out == 2 or not kills % 2:
                             go(two, system, other, back)
-                            found = catalogue(two), without_trace(system.contents(two))
+                            found = catalogue(two, system), without_trace(system.contents(two))
                             assert found == returned, (way, there, "then", other, back, seen)
         system.live_on(db, first=ROWS + 1)
     assert kills > 3 * len(system.revisions)
@@ -163,7 +169,7 @@ def _without_moment(comment: str) -> str:
     return RETIRED if comment.startswith(RETIRED) else comment
 
 
-@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS.keys())
+@pytest.mark.parametrize("system", STEPPED.values(), ids=STEPPED.keys())
 @pytest.mark.parametrize("begin", ["adopted", "made here"])
 def test_what_a_step_foretells_is_found_after_it(
     db: Database, system: System, begin: str, monkeypatch: pytest.MonkeyPatch

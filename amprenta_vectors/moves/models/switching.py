@@ -13,13 +13,15 @@ from amprenta_vectors.config import Settings
 from amprenta_vectors.db import migration_lock
 from amprenta_vectors.ddl.backfill import CancelBackfillOp
 from amprenta_vectors.ddl.model_column import DropModelColumnOp
+from amprenta_vectors.ddl.vector_index import DropVectorIndexOp
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.moves.events import Noticed
 from amprenta_vectors.moves.models.adding import invoke_on
 from amprenta_vectors.moves.models.completeness import completeness_of
 from amprenta_vectors.moves.models.processes import Process, prune, wait_until, wait_until_seen
 from amprenta_vectors.moves.models.tables import ModelTable
-from amprenta_vectors.schema.models import MODEL_COLUMNS, MODELS, ModelColumn
+from amprenta_vectors.pg.indexes import indexes_of
+from amprenta_vectors.schema.models import MODEL_COLUMNS, MODEL_SCOPE, MODELS, ModelColumn
 
 IN_FORCE_SECONDS = 2.0
 """Seconds after which every process in use searches the model that was switched to."""
@@ -141,8 +143,12 @@ def retire_model(
     with migration_lock(table.engine, settings.migration_lock_timeout), table.engine.connect() as connection:
         if not shared:
             invoke_on(connection, CancelBackfillOp(base.table, model.column, None, base.schema))
-        drop = DropModelColumnOp(base.table, model.column, name, base.embedding, base.schema)
+        drop = DropModelColumnOp(base.table, model.column, name, base.embedding, schema=base.schema)
         invoke_on(connection, drop, purge=purge)
+        # A column that models share stays, and the index of this one is its own.
+        for index in indexes_of(connection, base.table, base.schema) if shared else ():
+            if model.column in index.columns and index.predicate == f"{MODEL_SCOPE} = {model.model.id}":
+                invoke_on(connection, DropVectorIndexOp(index.name, base.schema))
     if model.column == base.embedding and not shared:
         with table.engine.connect() as connection:
             resolved = table.resolved(connection, model)
