@@ -2,7 +2,8 @@
 
 AmprentaError                   exit 1
 ├── ConfigError                 exit 2: a setting or an argument is missing or wrong
-│   └── UnknownBackend
+│   ├── UnknownBackend
+│   └── UnknownModel        a model that is not registered
 ├── NotUpgraded                 exit 2: the schema is older than this command needs
 ├── SchemaMismatch              exit 2: a table is not what its description says
 │   ├── DimensionMismatch
@@ -84,6 +85,10 @@ class ConfigError(AmprentaError):
 
 class UnknownBackend(ConfigError):
     """``VECTOR_BACKEND`` names no store."""
+
+
+class UnknownModel(ConfigError):
+    """A model that is asked for is not registered for the table."""
 
 
 class NotUpgraded(AmprentaError):

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
 
-from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.errors import UnknownModel
 from amprenta_vectors.schema.vector_table import VectorTable
 
 MODEL_SCOPE = "model_id"
@@ -122,11 +122,11 @@ def searched_of(models: Sequence[ModelColumn]) -> ModelColumn | None:
 
 
 def model_named(models: Sequence[ModelColumn], name: str, table: VectorTable) -> ModelColumn:
-    """Return the model of that name. Raises `ConfigError` naming those that there are."""
+    """Return the model of that name. Raises `UnknownModel` naming those that there are."""
     for each in models:
         if each.model.name == name:
             return each
-    raise ConfigError(
+    raise UnknownModel(
         f"{name!r} is no model of table {table.qualified_name}; its models: "
         f"{', '.join(each.model.name for each in models) or 'none'}",
         hint=f"one of those, or amprenta-vectors models add {name}",

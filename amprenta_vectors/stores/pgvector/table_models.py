@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amprenta_vectors.errors import ConfigError, DimensionMismatch
+from amprenta_vectors.errors import ConfigError, DimensionMismatch, UnknownModel
 from amprenta_vectors.schema.models import MODEL_SCOPE, ModelColumn, searched_of
 from amprenta_vectors.schema.vector_table import VectorTable
 
@@ -30,7 +30,7 @@ class TableModels:
         if name is not None:
             return self._named(name, None)
         if self.searched is None:
-            raise ConfigError(
+            raise UnknownModel(
                 f"no model is registered for table {self.table.qualified_name}, by which a text could be searched",
                 hint=f"amprenta-vectors models add NAME --provider … --column {self.table.embedding}, or query by "
                 "vector",
@@ -65,7 +65,7 @@ class TableModels:
         """
         if not self.columns:
             if None not in (name, self.declared) and name != self.declared:
-                raise ConfigError(
+                raise UnknownModel(
                     f"no model is registered for table {self.table.qualified_name}; its vectors are of "
                     f"{self.declared!r} by EMBEDDING_MODEL, and model={name!r} is asked for",
                     hint=f"amprenta-vectors models add {name}",
@@ -96,7 +96,7 @@ class TableModels:
         found = next((each for each in self.columns if each.model.name == name), None)
         names = ", ".join(each.model.name for each in self.columns)
         if found is None:
-            raise ConfigError(
+            raise UnknownModel(
                 f"{name!r} is no model of table {self.table.qualified_name}; its models: {names}",
                 hint="model= one of those, or without EMBEDDING_MODEL; amprenta-vectors models list",
             )

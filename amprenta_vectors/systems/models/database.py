@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_async_engine
-from amprenta_vectors.errors import ConfigError, NotUpgraded
+from amprenta_vectors.errors import ConfigError, NotUpgraded, UnknownModel
 from amprenta_vectors.extras import require_extra
 from amprenta_vectors.moves.models.tables import ModelTable
 from amprenta_vectors.schema.catalogue import columns_of, located
@@ -114,7 +114,7 @@ class Database:
         if found is not None:
             return found
         listed = ", ".join(each.model.name for each in models) or "none"
-        raise ConfigError(
+        raise UnknownModel(
             f"{name!r} is no registered model; registered: {listed}" if name else "no model is registered",
             hint="python scripts/setup_migrations.py setup-models, or AMPRENTA_TABLE=chunk_embeddings amprenta-vectors "
             "models add NAME --provider …",
