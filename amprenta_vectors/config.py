@@ -242,6 +242,12 @@ class Settings(BaseSettings):
     migration_lock_timeout: float = _ours("migration_lock_timeout", 600.0, ge=0)
     log_format: Literal["text", "json"] = _ours("log_format", "text")
     report: Path = _ours("report", Path("reports"))
+    jwt_algorithm: Literal["HS256", "RS256", "ES256"] | None = _ours("jwt_algorithm", None)
+    jwt_secret: SecretStr | None = _ours("jwt_secret", None)
+    jwt_jwks_file: Path | None = _ours("jwt_jwks_file", None)
+    jwt_issuer: str | None = _ours("jwt_issuer", None)
+    jwt_audience: str | None = _ours("jwt_audience", None)
+    request_seconds: float = _ours("request_seconds", 30.0, gt=0)
     source_limits: SourceLimits = Field(default_factory=SourceLimits)
     thresholds: Thresholds = Field(default_factory=Thresholds)
 

@@ -51,6 +51,12 @@ def render(template: str, report: Mapping[str, Any], **values: Any) -> str:
     return text
 
 
+def render_plain(template: str, **values: Any) -> str:
+    """Render a page that is no report: ``templates/TEMPLATE.html.mako`` with the values."""
+    text: str = _templates().get_template(f"{template}.html.mako").render(**values)
+    return text
+
+
 def to_moment(moment: str | None) -> str:
     """Return a moment of the JSON to the second, in UTC as the page says once; a dash for None."""
     return "–" if moment is None else f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M:%S}"

@@ -58,6 +58,7 @@ JOURNEY: dict[str, dict[str, str]] = {
         "documents": "Simple vector stores, vectors.pkl and metadata.json of each user.",
         "products": "A product catalogue: its move from ChromaDB to pgvector.",
         "setup": "Documents embedded by several models: their schema, their models.",
+        "serve": "The models system over HTTP, for searches and embeddings.",
     },
     "Upkeep": {
         "forget": "Take a person's rows out of everything that is kept here.",

@@ -66,10 +66,17 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def log_to_stderr(level: int, form: str) -> None:
-    """Print what is logged from ``level`` on, a record a line."""
+    """Print what is logged from ``level`` on, a record a line; where everything is said as JSON, an object a line."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_OnOneLine(form))
+    handler.setFormatter(_AsJson() if _form["json"] else _OnOneLine(form))
     logging.basicConfig(level=level, handlers=[handler])
+
+
+class _AsJson(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object, with the traceback of a fault of ours in its text."""
+        values = {"event": "log", "time": round(record.created, 3), "level": record.levelname}
+        return json.dumps(values | {"text": super().format(record)})
 
 
 class _OnOneLine(logging.Formatter):

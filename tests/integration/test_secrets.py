@@ -101,6 +101,10 @@ def environment(upgraded_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
             "GOOGLE_GEMINI_BASE_URL": f"http://me:{PLANTED}@127.0.0.1:1",
             "OPENAI_API_KEY": f"sk-{PLANTED}",
             "OPENAI_BASE_URL": f"http://me:{PLANTED}@127.0.0.1:1",
+            "AMPRENTA_JWT_ALGORITHM": "HS256",
+            "AMPRENTA_JWT_SECRET": PLANTED,
+            "AMPRENTA_JWT_ISSUER": "issuer",
+            "AMPRENTA_JWT_AUDIENCE": "audience",
             "AMPRENTA_REPORT": str(tmp_path / "reports"),
             "AMPRENTA_RETRY_SECONDS": "0",
         }

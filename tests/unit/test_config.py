@@ -104,6 +104,8 @@ def test_without_any_database_setting_the_message_says_what_to_export() -> None:
         ("AMPRENTA_BATCH_SIZE", "0"),
         ("AMPRENTA_WORKERS", "-1"),
         ("AMPRENTA_MIGRATION_LOCK_TIMEOUT", "soon"),
+        ("AMPRENTA_JWT_ALGORITHM", "none"),
+        ("AMPRENTA_REQUEST_SECONDS", "0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_variable(
@@ -141,6 +143,7 @@ def test_no_secret_is_shown_by_printing_the_settings() -> None:
         migration_database_url="postgresql://me:hunter2@host/db",
         postgres_password="hunter2",
         pinecone_api_key="hunter2",
+        jwt_secret="hunter2",
     )
     assert "hunter2" not in repr(settings) + str(settings)
 

