@@ -38,6 +38,7 @@ _CREATE = (
         embedding vector(256) NOT NULL
     )
     """,
+    "CREATE INDEX chunk_embeddings_hnsw ON chunk_embeddings USING hnsw (embedding vector_cosine_ops)",
 )
 
 
