@@ -8,7 +8,6 @@ import sqlalchemy as sa
 
 from amprenta_vectors.config import Settings
 from amprenta_vectors.service.api import Aggregation, EmbeddingStatus, ModelInfo, ModelsService, Result, SearchAnswer
-from amprenta_vectors.systems.models.answers import SearchResult
 from amprenta_vectors.systems.models.database import Database
 from amprenta_vectors.systems.models.ingestion import DocumentNotFound, IngestionService
 from amprenta_vectors.systems.models.retrieval import Retriever
@@ -31,39 +30,35 @@ class SystemService:
 
     async def models_for_search(self) -> Sequence[ModelInfo]:
         """Return the models that can be searched: those with vectors, and the one that is searched."""
-        found = await self._retriever.searchable_models()
-        return [ModelInfo(each.name, each.dimension, each.provider, each.searched, each.embedded) for each in found]
+        return await self._retriever.searchable_models()
 
     async def document_embeddings(self, document_id: str) -> Sequence[EmbeddingStatus] | None:
         """Return the state of a document's embeddings, one a model; None if there is no such document."""
         try:
-            found = await self._ingestion.document_embeddings(document_id)
+            return await self._ingestion.document_embeddings(document_id)
         except DocumentNotFound:
             return None
-        return [EmbeddingStatus(each.model, each.dimension, each.chunks, each.embedded) for each in found]
 
     async def update_document_embeddings(self, document_id: str, model_name: str | None) -> EmbeddingStatus | None:
         """Embed a document's chunks by a model, or by the one that is searched; None if there is no such document."""
         try:
-            status = await self._ingestion.update_document_embeddings(document_id=document_id, model_name=model_name)
+            return await self._ingestion.update_document_embeddings(document_id=document_id, model_name=model_name)
         except DocumentNotFound:
             return None
-        return EmbeddingStatus(status.model, status.dimension, status.chunks, status.embedded)
 
     async def search(self, query: str, model_name: str | None, top_k: int) -> SearchAnswer:
         """Return the chunks nearest to a text by a model, or by the one that is searched."""
         model = await self._db.model(model_name)
         found = await self._retriever.search(query=query, model_name=model.model.name, top_k=top_k)
-        return SearchAnswer(model.model.name, list(map(_to_result, found)))
+        return SearchAnswer(model.model.name, found)
 
     async def search_multi_model(
         self, query: str, model_names: Sequence[str], aggregation: Aggregation, top_k: int
     ) -> Sequence[Result]:
         """Return the chunks nearest to a text by several models, joined as ``aggregation`` says."""
-        found = await self._retriever.search_multi_model(
+        return await self._retriever.search_multi_model(
             query=query, model_names=model_names, aggregation=aggregation, top_k=top_k
         )
-        return list(map(_to_result, found))
 
     async def ping(self) -> None:
         """Raise an error unless the database answers."""
@@ -73,7 +68,3 @@ class SystemService:
     async def close(self) -> None:
         """Close every connection."""
         await self._db.close()
-
-
-def _to_result(found: SearchResult) -> Result:
-    return Result(found.chunk_id, found.document_id, found.title, found.text, found.score, found.metadata)

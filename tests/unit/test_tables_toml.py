@@ -169,8 +169,8 @@ def test_the_file_is_the_one_in_the_working_directory_or_the_one_that_is_named(
     with pytest.raises(ConfigError, match="AMPRENTA_TABLE is 'here'") as caught:
         get_table("here", settings.config)
     assert (
-        caught.value.hint
-        == "one of: rag_chunks, vector_documents, products, there; or declare it as [tables.here] in amprenta.toml"
+        caught.value.hint == "one of: rag_chunks, vector_documents, products, chunk_embeddings, there; "
+        "or declare it as [tables.here] in amprenta.toml"
     )
 
 

@@ -145,10 +145,8 @@ def retire_model(
             invoke_on(connection, CancelBackfillOp(base.table, model.column, None, base.schema))
         drop = DropModelColumnOp(base.table, model.column, name, base.embedding, schema=base.schema)
         invoke_on(connection, drop, purge=purge)
-        # A column that models share stays, and the index of this one is its own.
-        for index in indexes_of(connection, base.table, base.schema) if shared else ():
-            if model.column in index.columns and index.predicate == f"{MODEL_SCOPE} = {model.model.id}":
-                invoke_on(connection, DropVectorIndexOp(index.name, base.schema))
+        for index in _own_indexes(table, model) if shared else ():
+            invoke_on(connection, DropVectorIndexOp(index, base.schema))
     if model.column == base.embedding and not shared:
         with table.engine.connect() as connection:
             resolved = table.resolved(connection, model)
@@ -157,6 +155,14 @@ def retire_model(
         observer(Noticed(f"{base.own_target} is the table's own column: its values stay in it{listed}"))
     if purge:
         _forget(table, model)
+
+
+def _own_indexes(table: ModelTable, model: ModelColumn) -> list[str]:
+    """Return the indexes of one model on a column that models share, which stays."""
+    with table.engine.connect() as connection:
+        found = indexes_of(connection, table.base.table, table.base.schema)
+    predicate = f"{MODEL_SCOPE} = {model.model.id}"
+    return [index.name for index in found if model.column in index.columns and index.predicate == predicate]
 
 
 def _forget(table: ModelTable, model: ModelColumn) -> None:

@@ -19,8 +19,8 @@ from amprenta_vectors.moves.models.migrating import migrate_model
 from amprenta_vectors.moves.models.tables import open_model_table
 from amprenta_vectors.schema.models import ModelColumn
 from amprenta_vectors.schema.registry import CHUNK_EMBEDDINGS
+from amprenta_vectors.service.api import EmbeddingStatus
 from amprenta_vectors.stores.protocol import Record
-from amprenta_vectors.systems.models.answers import EmbeddingStatus
 from amprenta_vectors.systems.models.database import Database, split
 
 _PAGE = 500

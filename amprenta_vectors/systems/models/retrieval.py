@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import sqlalchemy as sa
 
 from amprenta_vectors.errors import ConfigError
+from amprenta_vectors.service.api import Aggregation, ModelInfo
 from amprenta_vectors.stores.protocol import Filter
-from amprenta_vectors.systems.models.answers import ModelInfo, SearchResult
+from amprenta_vectors.systems.models.answers import SearchResult
 from amprenta_vectors.systems.models.database import Database
-
-Aggregation = Literal["union", "intersection"]
 
 RANK_CONSTANT = 60
 """The constant of reciprocal rank fusion: a hit of rank r scores 1 / (60 + r) in each list that has it.
@@ -71,7 +70,7 @@ class Retriever:
         for each in await self._db.models():
             embedded = await self._db.store.count(model=each.model.name)
             model = each.model
-            found.append(ModelInfo(model.name, model.dimension, model.provider, each.searched, each.written, embedded))
+            found.append(ModelInfo(model.name, model.dimension, model.provider, each.searched, embedded))
         return [each for each in found if each.embedded or each.searched]
 
     async def _results(self, found: Sequence[tuple[str, float, tuple[str, ...]]]) -> list[SearchResult]:
