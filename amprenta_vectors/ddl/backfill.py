@@ -11,6 +11,7 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact
+from amprenta_vectors.ddl.model_facts import AddedColumnsFact
 from amprenta_vectors.ddl.options import configured_dimension
 from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, execute, operation
 from amprenta_vectors.errors import SchemaMismatch
@@ -138,17 +139,22 @@ class CancelBackfillOp(BackfillOp):
         return QueueBackfillOp(self.table, self.column, self.vector_table, self.schema)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
-        """Return the step that cancels the unfinished runs."""
-        target = self.target(options)
-        fact = UnfinishedRuns(target)
-        unfinished = catalogue.ask(fact, 1)
-        if not unfinished:
-            return Done(f"no backfill of {target} is unfinished")
+        """Return the step that cancels unfinished runs, into the columns of the table's other models too."""
+        own = self.target(options)
+        added = catalogue.ask(AddedColumnsFact(own, self.table, self.column, self.schema), {})
+        schema = self.schema or options.get("schema")
+        for target in (own, *(target_of(self.table, column, schema) for column in added)):
+            unfinished = catalogue.ask(UnfinishedRuns(target), 1 if target == own else 0)
+            if unfinished:
+                return self._cancel_step(target, unfinished)
+        return Done(f"no backfill of {own} is unfinished")
+
+    def _cancel_step(self, target: str, unfinished: int) -> Step:
         statement = compose(_CANCEL, target=literal(target))
         return Step(
             f"cancel {unfinished} backfill run(s) of {target}",
             lambda operations: execute(operations, statement),
-            {fact: 0},
+            {UnfinishedRuns(target): 0},
             object=qualified(self.table, self.schema),
             said=f"{target}: {unfinished} backfill run(s) cancelled",
         )

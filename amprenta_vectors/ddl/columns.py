@@ -11,9 +11,11 @@ from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.backfill import target_of
-from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, HasValue, IndexesFact, IsUsed
+from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, HasValue, IndexesFact, IndexFact, IsUsed
+from amprenta_vectors.ddl.index_steps import defer_step
 from amprenta_vectors.ddl.leases import LeasesFact, wait_for_workers
 from amprenta_vectors.ddl.marks import MADE, RETIRED, comment_retired, is_retired, is_unfinished, retired_name
+from amprenta_vectors.ddl.model_facts import AddedColumnsFact, ModelColumnsFact, forget_models, hashes_of
 from amprenta_vectors.ddl.options import configured_dimension, log, purging
 from amprenta_vectors.ddl.privileges import require_ownership
 from amprenta_vectors.ddl.restore import UPDATED_AT, WatchFact, drop_trigger, restore_step
@@ -55,6 +57,10 @@ class AddColumnOp(SteppedOp):
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return the next step for this column and those beside it."""
         return together(op.own_step(catalogue, options) for op in (self, *self.companions))
+
+    def target(self, options: Mapping[str, Any]) -> str:
+        """Return the column as runs and models are recorded by it."""
+        return target_of(self.table, self.column, self.schema or options.get("schema"))
 
     def already(self, catalogue: Catalogue, options: Mapping[str, Any]) -> list[Done]:
         """Return which of the columns are there already, if not all are."""
@@ -155,6 +161,16 @@ class AddVectorColumnOp(AddColumnOp):
         """Return the columns that come and go with this one."""
         return [AddKeptColumnOp(self.table, each.name, each.type, self.schema) for each in self.beside]
 
+    def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return the next step for this column, those beside it, and those that other models have in its rows."""
+        added = catalogue.ask(AddedColumnsFact(self.target(options), self.table, self.column, self.schema), {})
+        models = [model_column(self.table, column, size, schema=self.schema) for column, size in added.items()]
+        return together(each.own_step(catalogue, options) for op in (self, *models) for each in (op, *op.companions))
+
+    def alone_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return the next step for this column and those beside it."""
+        return super().next_step(catalogue, options)
+
     @property
     def null_allowed(self) -> bool:
         """Return whether the column may be NULL although the table had no rows when it was added."""
@@ -177,6 +193,14 @@ class AddVectorColumnOp(AddColumnOp):
 
     def _demanded(self, options: Mapping[str, Any]) -> int | None:
         return configured_dimension(options) if self.configurable else self.dimension
+
+
+def model_column(
+    table: str, column: str, dimension: int, *, storage: Storage = "vector", schema: str | None = None
+) -> AddVectorColumnOp:
+    """Return the operation that adds the column of another model, with those in which the engine keeps its hashes."""
+    beside = [sa.Column(name, sa.BigInteger) for name in hashes_of(column)]
+    return AddVectorColumnOp(table, column, dimension, storage, schema, beside=beside)
 
 
 @operation("add_kept_column")
@@ -249,6 +273,30 @@ class DropColumnOp(UndoingOp[AddColumnOp]):
         operations.invoke(cls(table, column, schema))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return the next step for this column, those beside it, and those that other models have in its rows."""
+        target = target_of(self.table, self.column, self.schema or options.get("schema"))
+        added = catalogue.ask(AddedColumnsFact(target, self.table, self.column, self.schema), {})
+        models = [DropColumnOp(self.table, column, self.schema, hashes_of(column)) for column in added]
+        step = together(
+            op.deferring_step(catalogue, options) or op.alone_step(catalogue, options) for op in (self, *models)
+        )
+        if isinstance(step, Step) or not purging(options) or not catalogue.ask(ModelColumnsFact(target), {}):
+            return step
+        return forget_models(target, AddedColumnsFact(target, self.table, self.column, self.schema))
+
+    def deferring_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | None:
+        """Return the step that puts off an index of ours on the column of another model; None for any other column."""
+        for index in (
+            catalogue.ask(IndexesFact(self.table, self.schema), ()) if self.beside == hashes_of(self.column) else ()
+        ):
+            ours = self.column in index.columns and index.comment == MADE and not is_unfinished(index.name)
+            if ours and catalogue.ask(IndexFact(index.name, self.schema), None) is not None:
+                return defer_step(
+                    index, target_of(self.table, self.column, self.schema or options.get("schema")), self.schema
+                )
+        return None
+
+    def alone_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return the next step for this column and those beside it."""
         others = (DropColumnOp(self.table, column, self.schema) for column in self.beside)
         return together(op.own_step(catalogue, options) for op in (self, *others))

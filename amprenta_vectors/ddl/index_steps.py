@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import Catalogue, Fact, IndexFact
 from amprenta_vectors.ddl.marks import MADE, building_name
+from amprenta_vectors.ddl.model_facts import SCOPE
 from amprenta_vectors.ddl.options import log
 from amprenta_vectors.ddl.privileges import require_create, require_ownership
 from amprenta_vectors.ddl.steps import Done, Step, execute
@@ -156,6 +157,48 @@ def drop_step(catalogue: Catalogue, op: NamedIndex, *, adopted: bool = False) ->
     if index.comment != MADE and not adopted:
         return Done(f"index {op.name} was there before, not made here: left as it is", index.table)
     return drop_index(index, op.schema)
+
+
+def defer_step(index: Index, target: str, schema: str | None) -> Step:
+    """Return the step that drops an index of a column, ``target``, and records it as one to build once it is filled."""
+    dropping = drop_index(index, schema)
+
+    def defer(operations: Operations) -> None:
+        execute(operations, defer_statement(target, index.name, index.definition, index.comment))
+        dropping.do(operations)
+
+    return replace(
+        dropping,
+        action=f"drop index {index.name}, and record it as deferred",
+        do=defer,
+        foretells={**dropping.foretells, DeferredFact(index.name): True},
+    )
+
+
+def defer_statement(target: str, index: str, definition: str, comment: str, *, of_model: str | None = None) -> str:
+    """Return the statement that records an index which a backfill, or `index build`, builds.
+
+    With ``of_model`` it is of the rows of that model alone, whose number is known once it is registered.
+    """
+    built, registered = literal(definition), ""
+    if of_model is not None:
+        built += f" || ' WHERE ({SCOPE} = ' || id || ')'"
+        registered = compose(" FROM embedding_models WHERE model_name = {name}", name=literal(of_model))
+    return compose(
+        _DEFER,
+        target=literal(target),
+        index=literal(index),
+        definition=built,
+        comment=literal(comment),
+        registered=registered,
+    )
+
+
+_DEFER = """\
+INSERT INTO migration_index (target, index_name, definition, comment)
+SELECT {target}, {index}, {definition}, {comment}{registered}
+ON CONFLICT (target, index_name) DO UPDATE
+SET definition = excluded.definition, comment = excluded.comment, deferred_at = now(), built_at = NULL"""
 
 
 def drop_index(index: Index, schema: str | None, said: str = "") -> Step:

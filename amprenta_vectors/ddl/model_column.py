@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
 
 from amprenta_vectors.ddl.backfill import target_of
 from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, IndexesFact, IndexFact
-from amprenta_vectors.ddl.columns import AddVectorColumnOp, DropColumnOp
-from amprenta_vectors.ddl.index_steps import DeferredFact, drop_index
+from amprenta_vectors.ddl.columns import AddVectorColumnOp, DropColumnOp, model_column
+from amprenta_vectors.ddl.index_steps import DeferredFact, defer_statement, drop_index
 from amprenta_vectors.ddl.marks import MADE
-from amprenta_vectors.ddl.model_facts import ANY_MODEL, ModelColumnsFact, RegisteredFact, SearchedFact
+from amprenta_vectors.ddl.model_facts import ANY_MODEL, SCOPE, ModelColumnsFact, RegisteredFact, SearchedFact, hashes_of
 from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation
 from amprenta_vectors.ddl.vector_index import DropVectorIndexOp
 from amprenta_vectors.errors import DimensionMismatch, SchemaMismatch
@@ -24,9 +23,6 @@ from amprenta_vectors.pg.indexes import DEFAULT_OPTIONS
 from amprenta_vectors.pg.names import compose, literal, qualified, suffixed
 from amprenta_vectors.pg.tables import Column
 from amprenta_vectors.pg.types import Distance, Storage, VectorType
-
-SCOPE = "model_id"
-"""The column of a table that has a row for each key and model; only there may models share a column."""
 
 _MODEL = """\
 INSERT INTO embedding_models (model_name, dimension, provider, parameters)
@@ -37,11 +33,6 @@ SELECT {target}, id, {column}, {written}, {searched} FROM embedding_models WHERE
 _FORGET = """\
 DELETE FROM model_column WHERE target = {target} AND column_name = {column}
 AND model_id = (SELECT id FROM embedding_models WHERE model_name = {name})"""
-_DEFER = """\
-INSERT INTO migration_index (target, index_name, definition, comment)
-SELECT {target}, {index}, {definition}, {comment} FROM embedding_models WHERE model_name = {name}
-ON CONFLICT (target, index_name) DO UPDATE
-SET definition = excluded.definition, comment = excluded.comment, deferred_at = now(), built_at = NULL"""
 
 
 @operation("add_model_column")
@@ -118,7 +109,7 @@ class AddModelColumnOp(SteppedOp):
             catalogue.ask(ColumnFact(self.table, self.column, self.schema), Column(f"{self.storage}({self.dimension})"))
         columns = catalogue.ask(ModelColumnsFact(target), {} if own else {ANY_MODEL: self.own_column})
         self._check_column(catalogue, columns)
-        step = self.vector_column.next_step(catalogue, options)
+        step = self.vector_column.alone_step(catalogue, options)
         if isinstance(step, Step):
             return step
         name = qualified(self.table, self.schema)
@@ -164,11 +155,9 @@ class AddModelColumnOp(SteppedOp):
     @property
     def vector_column(self) -> AddVectorColumnOp:
         """The column, with those in which the engine keeps what it wrote there."""
-        beside = [sa.Column(f"{kind}_{self.column}", sa.BigInteger) for kind in ("hash", "text_hash")]
-        own = self.column == self.own_column
-        return AddVectorColumnOp(
-            self.table, self.column, self.dimension, self.storage, self.schema, beside=() if own else beside
-        )
+        if self.column == self.own_column:
+            return AddVectorColumnOp(self.table, self.column, self.dimension, self.storage, self.schema)
+        return model_column(self.table, self.column, self.dimension, storage=self.storage, schema=self.schema)
 
     def _check_column(self, catalogue: Catalogue, columns: Mapping[str, str]) -> None:
         """Raise `SchemaMismatch` if the column is another model's, or there is none yet that is searched."""
@@ -211,19 +200,9 @@ class AddModelColumnOp(SteppedOp):
         # The first model of a column has the plain name.
         index = suffixed(index, f"_{others + 1}") if others else index
         if self.column != self.own_column and not self._has_index(catalogue, index):
-            definition = literal(self._definition(index))
-            if self._is_scoped(catalogue):
-                definition += f" || ' WHERE ({SCOPE} = ' || id || ')'"
-            statements.append(
-                compose(
-                    _DEFER,
-                    target=literal(target_of(self.table, self.column, self.schema)),
-                    index=literal(index),
-                    definition=definition,
-                    comment=literal(MADE),
-                    name=literal(self.model),
-                )
-            )
+            of_model = self.model if self._is_scoped(catalogue) else None
+            into = target_of(self.table, self.column, self.schema)
+            statements.append(defer_statement(into, index, self._definition(index), MADE, of_model=of_model))
             effects[DeferredFact(index)] = True
 
         def register(operations: Operations) -> None:
@@ -318,8 +297,7 @@ class DropModelColumnOp(UndoingOp[AddModelColumnOp]):
             ours = self.column in other.columns and other.comment == MADE
             if ours and catalogue.ask(IndexFact(other.name, self.schema), None) is not None:
                 return drop_index(other, self.schema)
-        beside = (f"hash_{self.column}", f"text_hash_{self.column}")
-        return DropColumnOp(self.table, self.column, self.schema, beside).next_step(catalogue, options)
+        return DropColumnOp(self.table, self.column, self.schema, hashes_of(self.column)).alone_step(catalogue, options)
 
     def _forget_step(self, target: str, left: Mapping[str, str], *, last: bool) -> Step:
         statement = compose(_FORGET, target=literal(target), column=literal(self.column), name=literal(self.model))

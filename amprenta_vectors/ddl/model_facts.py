@@ -9,10 +9,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.catalogue import Fact
+from amprenta_vectors.ddl.steps import Step, execute
 from amprenta_vectors.errors import SchemaMismatch
-from amprenta_vectors.pg.names import literal
+from amprenta_vectors.pg.names import compose, literal, qualified, quoted
 from amprenta_vectors.pg.tables import table_of
 
+SCOPE = "model_id"
+"""The column of a table that has a row for each key and model; only there may models share a column."""
 ANY_MODEL = ""
 """What a script, which has no database, takes the name of the model to be that queries search."""
 
@@ -90,3 +93,57 @@ class SearchedFact(Fact[bool]):
             "EXISTS (SELECT FROM model_column JOIN embedding_models ON id = model_id "
             f"WHERE target = {literal(self.target)} AND searched{of_model})"
         )
+
+
+@dataclass(frozen=True)
+class AddedColumnsFact(Fact["Mapping[str, int]"]):
+    """The columns that other models have beside an embedding column, ``target``, and their dimensions."""
+
+    target: str
+    table: str
+    column: str
+    schema: str | None = None
+
+    def find(self, connection: Connection) -> Mapping[str, int]:
+        """Return the columns; none without the registry."""
+        if table_of(connection, "model_column") is None:
+            return {}
+        rows = connection.execute(
+            sa.text("""
+                SELECT column_name, min(dimension) AS dimension FROM model_column JOIN embedding_models ON id = model_id
+                WHERE target = :target AND column_name <> :column GROUP BY column_name ORDER BY column_name
+            """),
+            {"target": self.target, "column": self.column},
+        )
+        return {row.column_name: row.dimension for row in rows}
+
+    def guard(self, value: Mapping[str, int]) -> tuple[str, str] | None:
+        """Return the check that there is none, told by the table alone: there may be no registry."""
+        if value:
+            return None
+        name = qualified(self.table, self.schema)
+        condition = f"""NOT EXISTS (
+        SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass({literal(quoted(self.schema, self.table))})
+        AND NOT a.attisdropped AND starts_with(a.attname, {literal(TEXT_HASH)})
+        AND col_description(a.attrelid, a.attnum) LIKE '%amprenta_vectors%')"""
+        return condition, f"{name} has no column of another model"
+
+
+HASH, TEXT_HASH = "hash_", "text_hash_"
+"""What the columns begin with in which the engine keeps what it wrote into the column of another model."""
+
+
+def hashes_of(column: str) -> tuple[str, str]:
+    """Return the columns that come and go with the column of another model."""
+    return f"{HASH}{column}", f"{TEXT_HASH}{column}"
+
+
+def forget_models(target: str, added: AddedColumnsFact) -> Step:
+    """Return the step that forgets which models a table has, once its columns are purged."""
+    statement = compose("DELETE FROM model_column WHERE target = {target}", target=literal(target))
+    return Step(
+        f"forget the models of {target}",
+        lambda operations: execute(operations, statement),
+        {ModelColumnsFact(target): {}, SearchedFact(target): False, added: {}},
+        object=qualified(added.table, added.schema),
+    )

@@ -12,11 +12,12 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.backfill import target_of
 from amprenta_vectors.ddl.catalogue import Catalogue, ColumnFact, Fact, HasValue
+from amprenta_vectors.ddl.columns import DropColumnOp, model_column
 from amprenta_vectors.ddl.marks import MADE, RETIRED, comment_retired, is_retired, retired_name
-from amprenta_vectors.ddl.model_column import SCOPE, AddModelColumnOp
-from amprenta_vectors.ddl.model_facts import ModelColumnsFact
+from amprenta_vectors.ddl.model_column import AddModelColumnOp
+from amprenta_vectors.ddl.model_facts import SCOPE, AddedColumnsFact, ModelColumnsFact, hashes_of
 from amprenta_vectors.ddl.options import configured_dimension, is_adopted, purging
-from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation
+from amprenta_vectors.ddl.steps import Done, Step, SteppedOp, UndoingOp, execute, operation, together
 from amprenta_vectors.errors import SchemaMismatch
 from amprenta_vectors.pg.names import compose, literal, qualified
 from amprenta_vectors.pg.tables import Column
@@ -61,6 +62,12 @@ class AddModelScopeOp(SteppedOp):
         return DropModelScopeOp(self.table, self.own_column, self.schema, _reverse=self)
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return the next step for this column, and for those of models that a downgrade retired."""
+        added = catalogue.ask(_added(self, options), {})
+        models = [model_column(self.table, column, size, schema=self.schema) for column, size in added.items()]
+        return together([self._own_step(catalogue, options), *(each.alone_step(catalogue, options) for each in models)])
+
+    def _own_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return the next step: register the model of the vectors that are there, then add the column."""
         name, kept = qualified(self.table, self.schema), retired_name(SCOPE)
         fact, kept_fact = (ColumnFact(self.table, each, self.schema) for each in (SCOPE, kept))
@@ -184,6 +191,17 @@ class DropModelScopeOp(UndoingOp[AddModelScopeOp]):
         operations.invoke(cls(table, own_column, schema))
 
     def next_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
+        """Return the next step for this column, and for those of the models, whose indexes are deferred."""
+        added = catalogue.ask(_added(self, options), {})
+        models = [DropColumnOp(self.table, column, self.schema, hashes_of(column)) for column in added]
+        return together(
+            [
+                self._own_step(catalogue, options),
+                *(op.deferring_step(catalogue, options) or op.alone_step(catalogue, options) for op in models),
+            ]
+        )
+
+    def _own_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return the step that retires the column or drops it; one that was there before is left."""
         name, kept = qualified(self.table, self.schema), retired_name(SCOPE)
         fact, kept_fact = (ColumnFact(self.table, each, self.schema) for each in (SCOPE, kept))
@@ -219,6 +237,12 @@ class DropModelScopeOp(UndoingOp[AddModelScopeOp]):
             said=f"{self.table}.{SCOPE}: kept as {kept}",
             **locked(self.table, self.schema),
         )
+
+
+def _added(op: AddModelScopeOp | DropModelScopeOp, options: Mapping[str, Any]) -> AddedColumnsFact:
+    """Return which columns models were given beside the table's own."""
+    target = target_of(op.table, op.own_column, op.schema or options.get("schema"))
+    return AddedColumnsFact(target, op.table, op.own_column, op.schema)
 
 
 def locked(table: str, schema: str | None) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from sqlalchemy.engine import Connection
 
 from amprenta_vectors.ddl.columns import AddColumnOp
 from amprenta_vectors.ddl.marks import MADE
-from amprenta_vectors.ddl.model_column import SCOPE, AddModelColumnOp
+from amprenta_vectors.ddl.model_column import AddModelColumnOp
+from amprenta_vectors.ddl.model_facts import SCOPE
 from amprenta_vectors.ddl.model_scope import AddModelScopeOp
 from amprenta_vectors.ddl.plain_index import CreatePlainIndexOp
 from amprenta_vectors.ddl.table import AdoptTableOp

@@ -14,6 +14,9 @@ from migrating import Database
 
 from amprenta_vectors import migrate
 from amprenta_vectors.config import Settings
+from amprenta_vectors.ddl.marks import MADE
+from amprenta_vectors.ddl.model_column import AddModelColumnOp
+from amprenta_vectors.moves.models.adding import invoke_on
 from amprenta_vectors.sections import SECTIONS
 
 DIMENSION = 4
@@ -194,6 +197,38 @@ class ModelColumns(System):
         ]
 
 
+@dataclass(frozen=True)
+class BesideModels(System):
+    """A section whose table has models that were added outside its revisions, as soon as there is an embedding."""
+
+    models_index: str = "idx_small"
+
+    def fill(self, db: Database) -> None:
+        """Give every row an embedding of each model."""
+        super().fill(db)
+        if "embedding_text_hash" not in db.columns(self.table) or not db.columns("model_column"):
+            return
+        with db.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+            invoke_on(connection, AddModelColumnOp(self.table, "embedding", "large", DIMENSION))
+            invoke_on(connection, AddModelColumnOp(self.table, "embedding_2", "small", 2, index=self.models_index))
+        db.execute(f"UPDATE {self.table} SET embedding_2 = CAST(format('[1,%s]', hashtext({self.key})) AS vector)")
+        if db.index_is_valid(self.models_index) is None:
+            db.execute(f"CREATE INDEX {self.models_index} ON {self.table} USING hnsw (embedding_2 vector_cosine_ops)")
+            db.execute(f"COMMENT ON INDEX {self.models_index} IS '{MADE}'")
+            db.execute("UPDATE migration_index SET built_at = deferred_at")
+
+    def contents(self, db: Database) -> list[Any]:
+        """Rows and models, whatever their tables are called at the time."""
+        rows = super().contents(db)
+        for suffix in ("", "_retired"):
+            if db.columns(f"model_column{suffix}"):
+                rows += db.execute(f"""
+                    SELECT target, model_name, dimension, column_name, written, searched
+                    FROM model_column{suffix} JOIN embedding_models{suffix} ON id = model_id ORDER BY column_name
+                """)
+        return rows
+
+
 _IDS = "md5(n::text)::uuid"
 
 RAG = System(
@@ -242,6 +277,9 @@ PRODUCTS = System(
 MODEL_COLUMNS = ModelColumns(
     section="alembic", table=RAG.table, index="idx_small", rows=RAG.rows, change=RAG.change, adopted=RAG.adopted
 )
+BESIDE_MODELS = BesideModels(
+    section="alembic", table=RAG.table, index=RAG.index, rows=RAG.rows, change=RAG.change, adopted=RAG.adopted
+)
 SYSTEMS = {system.section: system for system in (RAG, DOCUMENTS, PRODUCTS)}
-STEPPED = {**SYSTEMS, "model columns": MODEL_COLUMNS}
-"""The same, and revisions of an application's own."""
+STEPPED = {**SYSTEMS, "beside models": BESIDE_MODELS, "model columns": MODEL_COLUMNS}
+"""The same, with models that were added outside revisions, and by revisions of an application's own."""

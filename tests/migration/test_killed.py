@@ -17,16 +17,17 @@ from killing import (  # noqa: F401 - a fixture among them
     start,
     wait_for,
 )
-from systems import MODEL_COLUMNS, RAG, STEPPED, System
+from systems import BESIDE_MODELS, MODEL_COLUMNS, STEPPED, System
 
 WAY = (("upgrade", "head"), ("downgrade", "base"), ("upgrade", "head"))
 
 
 @pytest.mark.parametrize(
     "system",
-    # A sample: the section that is the default, and an application's revisions; the others in `make torture`.
+    # A sample: the section that is the default, beside models, and an application's revisions; the others in
+    # `make torture`.
     [
-        pytest.param(system, id=name, marks=() if system in (RAG, MODEL_COLUMNS) else pytest.mark.torture)
+        pytest.param(system, id=name, marks=() if system in (BESIDE_MODELS, MODEL_COLUMNS) else pytest.mark.torture)
         for name, system in STEPPED.items()
     ],
 )

@@ -121,6 +121,7 @@ def test_neither_check_nor_an_applications_autogenerate_has_anything_to_do_with_
     if "embedding_64" not in model().tables["rag_chunks"].columns:
         application.check(model())
     type_in("models", "retire", SMALL)
+    assert added.index_is_valid("idx_rag_chunks_embedding_64_hnsw") is None
     RAG.check(added)
     application.check(applications_model())
 

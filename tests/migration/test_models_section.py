@@ -284,3 +284,28 @@ def test_each_step_of_the_setup_is_repeatable(
     assert [row[0] for row in waiting] == names
     assert "halfvec(3072)" in waiting[1][1]
     assert db.execute("SELECT count(*) FROM model_column WHERE written") == [(1,)]
+
+
+def test_columns_of_models_are_retired_with_the_section_and_come_back(
+    db: Database, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amprenta_vectors.moves.models.migrating.SEEN_SECONDS", 0.0)
+    MODELS.adopt(db)
+    columns = db.columns("chunk_embeddings")
+    MODELS.upgrade(db)
+    db.execute("ALTER TABLE chunk_embeddings DROP CONSTRAINT chunk_embeddings_chunk_id_key")
+    run("models", "add", "small", "--provider", "wordllama", "--dimension", "64")
+    run("models", "migrate", "--to", "small")
+    before = db.execute("SELECT chunk_id, embedding_64 FROM chunk_embeddings WHERE model_id = 2 ORDER BY chunk_id")
+    assert len(before) == 20
+    MODELS.check(db)
+    MODELS.downgrade(db)
+    left = {name for name in db.columns("chunk_embeddings") if not name.endswith("_retired")}
+    assert left == set(columns)
+    assert db.index_is_valid("idx_embeddings_hnsw_64") is None
+    MODELS.upgrade(db)
+    again = db.execute("SELECT chunk_id, embedding_64 FROM chunk_embeddings WHERE model_id = 2 ORDER BY chunk_id")
+    assert again == before
+    assert "small" in run("models", "list").output
+    run("models", "migrate", "--to", "small")
+    assert db.index_is_valid("idx_embeddings_hnsw_64") is True
