@@ -194,12 +194,9 @@ class DropModelScopeOp(UndoingOp[AddModelScopeOp]):
         """Return the next step for this column, and for those of the models, whose indexes are deferred."""
         added = catalogue.ask(_added(self, options), {})
         models = [DropColumnOp(self.table, column, self.schema, hashes_of(column)) for column in added]
-        return together(
-            [
-                self._own_step(catalogue, options),
-                *(op.deferring_step(catalogue, options) or op.alone_step(catalogue, options) for op in models),
-            ]
-        )
+        # The definition of an index that is deferred names this column, so that it goes last.
+        steps = (op.deferring_step(catalogue, options) or op.alone_step(catalogue, options) for op in models)
+        return together([*steps, self._own_step(catalogue, options)])
 
     def _own_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | Done:
         """Return the step that retires the column or drops it; one that was there before is left."""
