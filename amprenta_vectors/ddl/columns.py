@@ -285,7 +285,7 @@ class DropColumnOp(UndoingOp[AddColumnOp]):
         return forget_models(target, AddedColumnsFact(target, self.table, self.column, self.schema))
 
     def deferring_step(self, catalogue: Catalogue, options: Mapping[str, Any]) -> Step | None:
-        """Return the step that puts off an index of ours on the column of another model; None for any other column."""
+        """Return the step that defers an index of ours on the column of another model; None for any other column."""
         for index in (
             catalogue.ask(IndexesFact(self.table, self.schema), ()) if self.beside == hashes_of(self.column) else ()
         ):
