@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from embedded_rows import LARGE, SMALL, embedder
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.ddl.model_column import AddModelColumnOp
+from amprenta_vectors.ddl.model_column import AddModelColumnOp, DropModelColumnOp
 from amprenta_vectors.embedders.registered import open_registered
 from amprenta_vectors.moves.models.adding import invoke_on
 from amprenta_vectors.stores.pgvector.options import StoreOptions
@@ -34,6 +34,12 @@ def add_two(engine: sa.Engine, provider: str | None = WORDLLAMA) -> None:
     """Register the model of the vectors that are there, and a smaller one, by ``provider``, whose column is empty."""
     add_column(engine, LARGE, 256, "embedding")
     add_column(engine, SMALL, 128, "embedding_128", provider)
+
+
+def drop_small(engine: sa.Engine) -> None:
+    """Retire the smaller model, without waiting for the processes that write it."""
+    with engine.connect() as connection:
+        invoke_on(connection, DropModelColumnOp("rag_chunks", "embedding_128", SMALL, index="idx_embedding_128"))
 
 
 def fill_small(engine: sa.Engine) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from embedded_rows import LARGE, SMALL, TEXTS, embedder
-from model_rows import OPTIONS, add_column, add_two, fill_small, switch
+from model_rows import OPTIONS, add_column, add_two, drop_small, fill_small, switch
 from store_pairs import Pair
 
 from amprenta_vectors.config import Settings
@@ -303,6 +303,28 @@ def test_a_model_may_be_named_before_any_is_registered(engine: sa.Engine, open_s
     declared = open_store(engine, StoreOptions(model=LARGE))
     with pytest.raises(ConfigError, match=f"of '{LARGE}' by EMBEDDING_MODEL, and model='other' is asked for"):
         declared.query(embedder(256).embed([TEXT])[0], model="other")
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["at first", "later"])
+def test_a_model_that_is_retired_between_two_looks_fails_no_write(
+    engine: sa.Engine, store: Any, monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    fill_small(engine)
+    monkeypatch.setattr(models, "LOOK_SECONDS", 60.0)
+    # What loads the models has every use look again once it is done.
+    store.count()
+    while store.models._loading.locked():
+        time.sleep(0.01)
+    assert store.count() == len(TEXTS)
+    if used:
+        store.upsert([record("k0", TEXT)])
+    drop_small(engine)
+    if used:
+        store.delete(["k3"])
+        assert vector_of(engine, "k3", "embedding") is None
+    else:
+        store.upsert([record("k4", TEXT)])
+        assert_embedded(engine, "k4", TEXT, "embedding")
 
 
 def test_two_models_of_one_dimension_are_told_by_name(engine: sa.Engine, store: Any) -> None:

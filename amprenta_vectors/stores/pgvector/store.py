@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.embedders.registered import ModelEmbedder
-from amprenta_vectors.errors import ConfigError, RowError, TimedOut, TransientError
-from amprenta_vectors.pg.errors import UNDEFINED_COLUMN, sqlstate, to_error
+from amprenta_vectors.errors import ConfigError, NotUpgraded, RowError, SchemaMismatch, TimedOut, TransientError
+from amprenta_vectors.pg.errors import to_error
 from amprenta_vectors.pg.types import Distance
 from amprenta_vectors.schema.ann_indexes import ann_indexes
 from amprenta_vectors.schema.vector_table import VectorTable
@@ -37,6 +37,7 @@ from amprenta_vectors.stores.protocol import Filter, Hit, Record
 from amprenta_vectors.stores.top_k import to_top_k
 from amprenta_vectors.stores.vectors import FEW_ROWS, dimension_of, first_with_direction, near_enough, to_query_vector
 
+Answer = TypeVar("Answer")
 _SCORES: dict[Distance, Callable[[float], float]] = {
     "cosine": lambda distance: 1.0 - distance,
     "ip": lambda distance: -distance,
@@ -128,12 +129,12 @@ class PgVectorStore:
         top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
 
-        def ask() -> list[Hit]:
-            searcher = self._column(self.models.now(), model, vector).searcher()
+        def ask(models: TableModels) -> list[Hit]:
+            searcher = self._column(models, model, vector).searcher()
             return self._hits(searcher, vector, top_k, condition, exact=exact)
 
         with self._our_errors("querying"):
-            return self._asked(ask)
+            return self._by_models(None, ask)
 
     def search(
         self,
@@ -152,15 +153,14 @@ class PgVectorStore:
         top_k = to_top_k(top_k)
         condition = parse_filter(filter) if filter else None
 
-        def ask() -> list[Hit]:
-            models = self.models.now()
+        def ask(models: TableModels) -> list[Hit]:
             column = models.chosen(model)
             vector = self._sender.aside(lambda: self.models.embedder(column.model).embed_query(text))
             searcher = self._columns.of(column, models).searcher()
             return self._hits(searcher, vector, top_k, condition, exact=exact)
 
         with self._our_errors("querying"):
-            return self._asked(ask)
+            return self._by_models(None, ask)
 
     def text_embedder(self, model: str | None = None) -> ModelEmbedder | None:
         """Return the embedder for the texts that are searched and written here, by the model that is searched now.
@@ -263,19 +263,21 @@ class PgVectorStore:
 
         Either a NOT NULL column of the application has no value, or its rows are looked up by a column of its own.
         """
-        if not isinstance(records, Prepared):
-            latest = latest_records(records)
-            with self._our_errors("writing"):
-                records = self._prepared(latest, self.models.now(connection), model)
-        if not records.records:
+        latest = [] if isinstance(records, Prepared) else latest_records(records)
+        if not (records.records if isinstance(records, Prepared) else latest):
             return []
-        with self._our_errors("writing"):
-            models = self.models.now(connection)
+
+        def upsert(models: TableModels) -> list[RowError]:
+            made = records if isinstance(records, Prepared) else self._prepared(latest, models, model)
             with self._joined(self._engine, connection) as joined:
-                statements = self._columns.of(records.own, models).resolve(joined)
-                others = [(each, self._columns.of(each.column, models).resolve(joined)) for each in records.others]
-                own = (records.own, statements)
-                return write(joined, records.records, own, others, model or self._options.model)
+                own = (made.own, self._columns.of(made.own, models).resolve(joined))
+                # What was retired since the texts were embedded is written no more.
+                written = [each for each in made.others if each.column in models.columns]
+                others = [(each, self._columns.of(each.column, models).resolve(joined)) for each in written]
+                return write(joined, made.records, own, others, model or self._options.model)
+
+        with self._our_errors("writing"):
+            return self._by_models(connection, upsert)
 
     def delete(self, keys: Sequence[str], *, connection: Joinable | None = None) -> None:
         """Delete rows; an absent key is no error. With ``connection``, in the caller's transaction.
@@ -283,13 +285,17 @@ class PgVectorStore:
         A row of the application stays, and loses its embeddings, those of every model: no backfill fills it again
         before the application has written it again. Raises `SchemaMismatch` where that column is NOT NULL.
         """
-        with self._our_errors("deleting"):
-            gone, models = possible_keys(keys), self.models.now(connection)
+        gone = possible_keys(keys)
+
+        def delete(models: TableModels) -> None:
             with self._joined(self._engine, connection) as joined:
                 own = self._columns.of(models.searched, models).resolve(joined)
                 Writing(own, self._options.model).delete(joined, gone)
                 for other in models.in_other_rows():
                     Writing(self._columns.of(other, models).resolve(joined), None).delete(joined, gone)
+
+        with self._our_errors("deleting"):
+            self._by_models(connection, delete)
 
     def count(self, *, model: str | None = None) -> int:
         """Return how many rows have a vector."""
@@ -315,23 +321,30 @@ class PgVectorStore:
         own = models.column_of(model, dimension_of(latest[0].vector)) if latest else None
         return Prepared(latest, own, self.models.embed_others(latest, models.others(own), self._sender.aside))
 
-    def _asked(self, ask: Callable[[], list[Hit]]) -> list[Hit]:
-        """Return the hits; ask again, once, where a column was renamed or retired since the registry was looked at."""
-        errors: tuple[type[Exception], ...] = (DBAPIError, *self._sender.errors)
-        try:
-            return ask()
-        except errors as error:
-            if sqlstate(error) != UNDEFINED_COLUMN:
-                raise
-            self.models.look_again()
-            return ask()
-
     def _column(self, models: TableModels, model: str | None, vector: ArrayLike | None = None) -> OpenedColumn:
         """Return the column of the model that made a vector; without a vector, the one that is searched."""
         if vector is None and model is None:
             return self._columns.of(models.searched, models)
         dimension = None if vector is None else dimension_of(vector)
         return self._columns.of(models.column_of(model, dimension), models)
+
+    def _by_models(self, connection: Joinable | None, work: Callable[[TableModels], Answer]) -> Answer:
+        """Return what ``work`` returns by the models that are known; tried again where that fails and others are now.
+
+        A column may have been renamed or retired in the second since they were looked up.
+        """
+        models = self.models.now(connection)
+        errors: tuple[type[Exception], ...] = (NotUpgraded, SchemaMismatch, DBAPIError, *self._sender.errors)
+        try:
+            return work(models)
+        except errors:
+            if connection is not None:
+                raise
+            self.models.look_again()
+            now = self.models.now()
+            if now.columns == models.columns:
+                raise
+        return work(now)
 
     @contextmanager
     def _reading(
