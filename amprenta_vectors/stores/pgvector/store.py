@@ -269,12 +269,14 @@ class PgVectorStore:
 
         def upsert(models: TableModels) -> list[RowError]:
             made = records if isinstance(records, Prepared) else self._prepared(latest, models, model)
+            # Since the texts were embedded a column may have been renamed, and what was retired is written no more.
+            now = {each.model.id: each for each in models.columns}
+            own = None if made.own is None else now.get(made.own.model.id, made.own)
+            written = [(each, now[each.column.model.id]) for each in made.others if each.column.model.id in now]
             with self._joined(self._engine, connection) as joined:
-                own = (made.own, self._columns.of(made.own, models).resolve(joined))
-                # What was retired since the texts were embedded is written no more.
-                written = [each for each in made.others if each.column in models.columns]
-                others = [(each, self._columns.of(each.column, models).resolve(joined)) for each in written]
-                return write(joined, made.records, own, others, model or self._options.model)
+                statements = self._columns.of(own, models).resolve(joined)
+                others = [(each, self._columns.of(column, models).resolve(joined)) for each, column in written]
+                return write(joined, made.records, (own, statements), others, model or self._options.model)
 
         with self._our_errors("writing"):
             return self._by_models(connection, upsert)
