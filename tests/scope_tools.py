@@ -247,7 +247,7 @@ CASES: dict[type, dict[str, Case]] = {
     },
     FallbackStore: _OF_EVERY_STORE,
     HybridStore: _OF_EVERY_STORE,
-    ShadowStore: _OF_EVERY_STORE,
+    ShadowStore: _OF_EVERY_STORE | {"dropped": lambda world, where: world.store.dropped},
     SimpleStore: _OF_EVERY_STORE
     | {
         "stored_vector": lambda world, where: world.store.stored_vector(),

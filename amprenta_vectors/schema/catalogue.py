@@ -14,7 +14,7 @@ from amprenta_vectors.pg.indexes import unique_column_sets
 from amprenta_vectors.pg.names import qualified, quoted
 from amprenta_vectors.pg.tables import Column
 from amprenta_vectors.pg.types import parse_sized
-from amprenta_vectors.schema.models import beside_columns, models_of
+from amprenta_vectors.schema.models import MODEL_SCOPE, beside_columns, models_of
 from amprenta_vectors.schema.vector_table import UPDATED_AT, VectorTable
 from amprenta_vectors.sections import upgrade_command
 
@@ -77,8 +77,7 @@ def resolve_table(connection: Connection, table: VectorTable, *, dimension: int 
     _check_overridden(table, columns)
     check_scope(table, columns)
     if table.embedding not in columns:
-        hint = _to_make(connection, table)
-        raise NotUpgraded(f"table {table.qualified_name} has no column {table.embedding}", hint=hint)
+        raise _lacks_embedding(connection, table)
     storage, actual = _embedding_type(connection, table, columns[table.embedding].type)
     if dimension is not None and dimension != actual:
         raise DimensionMismatch(
@@ -155,6 +154,19 @@ def _to_make(connection: Connection, table: VectorTable) -> str:
     if table.declared:
         return f"amprenta-vectors tables check {table.name}"
     return upgrade_command(connection, table.section)
+
+
+def _lacks_embedding(connection: Connection, table: VectorTable) -> NotUpgraded:
+    """Return the error of a table without its embedding column: a revision makes its own, a command those of models."""
+    if table.own_column is None and MODEL_SCOPE not in table.scope:
+        hint = _to_make(connection, table)
+        return NotUpgraded(f"table {table.qualified_name} has no column {table.embedding}", hint=hint)
+    own = table.name.removesuffix(f".{table.embedding}") if table.own_column else table.name
+    return NotUpgraded(
+        f"column {table.target} does not exist",
+        hint=f"AMPRENTA_TABLE={own} amprenta-vectors models list says which models have columns; models add NAME "
+        "--provider … adds one",
+    )
 
 
 def columns_to_fill(connection: Connection, table: VectorTable) -> list[str]:

@@ -404,3 +404,17 @@ def test_two_models_are_shadowed_by_the_text_that_is_asked(
     assert 0 < found[0].overlap <= 1
     with pytest.raises(ConfigError, match="AMPRENTA_SHADOW_MODEL is 'x': two models of one table are compared"):
         get_vector_store(Settings.load(database_url=embedded_url, vector_backend="pgvector", shadow_model="x"))
+
+
+def test_a_column_that_no_model_has_is_named_with_the_command_that_adds_one(
+    embedded_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", embedded_url)
+    monkeypatch.setenv("AMPRENTA_TABLE", "rag_chunks.embedding_999")
+    result = CliRunner().invoke(main, ["index", "build"])
+    assert result.exit_code == 2
+    assert "column rag_chunks.embedding_999 does not exist" in result.output
+    assert "AMPRENTA_TABLE=rag_chunks amprenta-vectors models list" in result.output
+    listed = CliRunner().invoke(main, ["models", "list"])
+    assert listed.exit_code == 2
+    assert "AMPRENTA_TABLE=rag_chunks" in listed.output

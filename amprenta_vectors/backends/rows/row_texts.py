@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.pg.errors import to_error
+from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.keymaps import OwnKeys, to_own_keys
 from amprenta_vectors.schema.row_keys import AllRows
 from amprenta_vectors.schema.slice import Slice, given_keys
@@ -47,12 +48,17 @@ class RowTexts:
 
     def selected(self, *, only_empty: bool) -> sa.Select[tuple[str]]:
         """Return a query of the texts of all rows, or of those without an embedding, blanks at their ends left out."""
-        listed, _, in_scope = self.slice.listed()
-        rows = self.slice.text_rows if self.slice.table.texts is not None else self.slice.rows
+        slice_, table = self.slice, self.slice.table
+        if table.texts is None:
+            rows = to_clause(table, *slice_.rows.c.keys(), *self.columns)
+            listed: sa.FromClause = rows
+            wanted, empty = slice_.in_scope(rows), slice_.lacks_embedding(rows)
+        else:
+            listed, _, wanted = slice_.listed()
+            rows, empty = slice_.text_rows, slice_.lacks_embedding()
         parts = [sa.func.nullif(sa.func.btrim(sa.cast(rows.c[name], sa.Text), _BLANKS), "") for name in self.columns]
         text = sa.func.concat_ws("\n", *parts).label("text")
-        wanted = [*in_scope, *([self.slice.lacks_embedding()] if only_empty else [])]
-        return sa.select(text).select_from(listed).where(*wanted, text != "")
+        return sa.select(text).select_from(listed).where(*wanted, *([empty] if only_empty else []), text != "")
 
     def _is_row_of(self, given: Any) -> list[sa.ColumnElement[bool]]:
         table, rows = self.slice.table, self.slice.text_rows
