@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from embedded_rows import LARGE, SMALL, TEXTS, embed_rows, embedder
 from amprenta_vectors.cli import main
 from amprenta_vectors.config import Settings
 from amprenta_vectors.db import create_engine
-from amprenta_vectors.errors import ConfigError, DimensionMismatch
+from amprenta_vectors.embedders.registered import ModelEmbedder
+from amprenta_vectors.errors import ConfigError, DimensionMismatch, TransientError
 from amprenta_vectors.stores.factory import get_vector_store, open_pgvector_store
 from amprenta_vectors.stores.pgvector.store import PgVectorStore
 from amprenta_vectors.stores.protocol import Record
@@ -418,3 +419,55 @@ def test_a_column_that_no_model_has_is_named_with_the_command_that_adds_one(
     listed = CliRunner().invoke(main, ["models", "list"])
     assert listed.exit_code == 2
     assert "AMPRENTA_TABLE=rag_chunks" in listed.output
+
+
+def test_a_switch_without_an_index_is_refused_with_the_command_that_builds_it(added: Run, engine: sa.Engine) -> None:
+    added("migrate", "--to", SMALL)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP INDEX idx_rag_chunks_embedding_128_hnsw"))
+    refused = added("switch", SMALL, code=2).output
+    assert "no valid index serves on column embedding_128" in refused
+    assert "AMPRENTA_TABLE=rag_chunks.embedding_128 amprenta-vectors index build" in refused
+    built = CliRunner().invoke(main, ["index", "build"], env={"AMPRENTA_TABLE": "rag_chunks.embedding_128"})
+    assert built.exit_code == 0, built.output
+    added("switch", SMALL)
+
+
+def test_a_switch_says_that_the_way_back_to_a_second_store_closes(added: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    added("migrate", "--to", SMALL)
+    monkeypatch.setenv("VECTOR_BACKEND", "pgvector")
+    monkeypatch.setenv("VECTOR_MODE", "dual")
+    monkeypatch.setenv("VECTOR_SECONDARY", "pinecone")
+    assert "the way back to it closes" in added("switch", SMALL, code=2).output
+    assert (
+        "forced: VECTOR_SECONDARY pinecone has vectors of the former model" in added("switch", SMALL, "--force").output
+    )
+
+
+def test_an_embedder_of_another_dimension_than_it_says_is_named(
+    added: Run, store: PgVectorStore, engine: sa.Engine
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE embedding_models SET dimension = 64 WHERE model_name = :name"), {"name": SMALL}
+        )
+    registered = store.models.now().chosen(SMALL).model
+    with pytest.raises(DimensionMismatch, match="embedding dimension mismatch: wordllama gives 128 dimensions"):
+        ModelEmbedder(registered, embedder(128))
+
+
+def test_a_provider_that_is_down_in_the_middle_is_waited_for(
+    added: Run, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, calls = ModelEmbedder.embed, list[int]()
+
+    def flaky(self: ModelEmbedder, texts: Sequence[str]) -> Any:
+        calls.append(len(texts))
+        if len(calls) in (2, 3):
+            raise TransientError("the provider is down")
+        return embed(self, texts)
+
+    monkeypatch.setattr(ModelEmbedder, "embed", flaky)
+    added("migrate", "--to", SMALL, "--batch-size", "50")
+    assert len(calls) > 4
+    assert column(engine, "embedding_128 IS NULL") == [False] * len(TEXTS)
