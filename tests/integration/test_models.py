@@ -471,3 +471,46 @@ def test_a_provider_that_is_down_in_the_middle_is_waited_for(
     added("migrate", "--to", SMALL, "--batch-size", "50")
     assert len(calls) > 4
     assert column(engine, "embedding_128 IS NULL") == [False] * len(TEXTS)
+
+
+def test_a_table_of_ones_own_changes_its_model_too(
+    run: Run, embedded_url: str, engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = tmp_path / "amprenta.toml"
+    declared.write_text(
+        '[tables.notes]\ntable = "notes"\nschema = "app"\nkey = "id"\nscope = "tenant"\nembedding = "vec"\n'
+        'storage = "halfvec"\ndimension = 256\ntext_columns = ["title", "body"]\nsource = "rows"\n'
+    )
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE SCHEMA app"))
+        connection.execute(
+            sa.text(
+                "CREATE TABLE app.notes (tenant text, id bigint, title text, body text, vec halfvec(256), "
+                "PRIMARY KEY (tenant, id))"
+            )
+        )
+        rows = [
+            {
+                "tenant": f"t{place % 2}",
+                "id": place,
+                "title": f"note {place}",
+                "body": text,
+                "vec": str(vector.tolist()),
+            }
+            for place, (text, vector) in enumerate(zip(TEXTS[:40], embedder(256).embed(TEXTS[:40]), strict=True))
+        ]
+        insert = "INSERT INTO app.notes VALUES (:tenant, :id, :title, :body, CAST(:vec AS halfvec))"
+        connection.execute(sa.text(insert), rows)
+    monkeypatch.setenv("AMPRENTA_CONFIG", str(declared))
+    monkeypatch.setenv("AMPRENTA_TABLE", "notes")
+    run("add", LARGE, "--provider", "wordllama", "--column", "vec")
+    run("add", SMALL, "--provider", "wordllama", "--dimension", "128", "--storage", "halfvec")
+    run("migrate", "--to", SMALL)
+    run("switch", SMALL)
+    store = open_pgvector_store(Settings.load(database_url=embedded_url, namespace="t1"))
+    hits = store.search(QUESTION, top_k=30)
+    assert len(hits) == 20
+    assert all(int(hit.key) % 2 for hit in hits)
+    store.close()
+    run("switch", LARGE, "--force")
+    run("retire", SMALL)
