@@ -228,7 +228,11 @@ def switch(name: str, force: bool, seconds: float) -> None:
 
 @models.command()
 @click.argument("name")
-@click.option("--purge", is_flag=True, help="Drop its values instead of keeping them aside.")
+@click.option(
+    "--purge",
+    is_flag=True,
+    help="Drop its values, or delete the rows that are of this model alone, instead of keeping them.",
+)
 def retire(name: str, purge: bool) -> None:
     """Take model NAME out of use: it is written no more, its index is dropped, its values are kept under another name.
 

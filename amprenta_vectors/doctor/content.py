@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from amprenta_vectors.errors import ConfigError
 from amprenta_vectors.schema.catalogue import check_visible
 from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.held import check_namespace
+from amprenta_vectors.schema.models import MODEL_SCOPE, models_of
 from amprenta_vectors.stores.outbox import count_pending
 
 LATE_SECONDS = 300.0
@@ -37,17 +39,23 @@ def namespace(patient: Patient) -> Iterator[Finding]:
 
 
 def rows_without_embedding(patient: Patient) -> Iterator[Finding]:
-    """Report rows without an embedding, which no search finds."""
+    """Report rows without an embedding, which no search finds; of rows of models, those of this column's."""
     target = to_clause(patient.table)
     embedding = target.c[patient.table.embedding]
     counts = sa.select(sa.func.count().label("rows"), sa.func.count(embedding).label("filled")).select_from(target)
+    mend = "amprenta-vectors backfill --resume"
+    if MODEL_SCOPE in patient.table.scope:
+        models = [each.model for each in models_of(patient.connection, patient.table) if each.column == embedding.name]
+        if models:
+            counts = counts.where(target.c[MODEL_SCOPE].in_([model.id for model in models]))
+            mend = "; ".join(f"amprenta-vectors models migrate --to {shlex.quote(model.name)}" for model in models)
     row = patient.connection.execute(counts).one()
     if row.filled < row.rows:
         yield Finding(
             "serious" if patient.answers and not row.filled else "advice",
             f"{row.rows - row.filled:,} of {row.rows:,} rows of {patient.table.qualified_name} have no embedding: no "
             "search finds them",
-            "amprenta-vectors backfill --resume; those that were quarantined are listed by: amprenta-vectors errors",
+            f"{mend}; those that were quarantined are listed by: amprenta-vectors errors",
         )
 
 

@@ -17,8 +17,10 @@ from amprenta_vectors.doctor import columns, configuration, content, indexes, mo
 from amprenta_vectors.doctor.finding import SEVERITIES, Finding, Patient
 from amprenta_vectors.errors import AmprentaError
 from amprenta_vectors.pg.errors import to_error
-from amprenta_vectors.schema.catalogue import relations_of, resolve_table
+from amprenta_vectors.schema.catalogue import located, relations_of, resolve_table
+from amprenta_vectors.schema.models import MODEL_SCOPE, models_of, table_of_column
 from amprenta_vectors.schema.registry import get_table
+from amprenta_vectors.schema.vector_table import VectorTable
 
 TABLE_CHECKS = (*indexes.CHECKS, *upkeep.CHECKS, *columns.CHECKS, *content.CHECKS, *models.CHECKS)
 
@@ -51,13 +53,27 @@ def _of_database(connection: Connection, settings: Settings) -> Iterable[Finding
     try:
         transactions.require_tables(connection)
         declared = get_table(settings.table, settings.config)
-        table = resolve_table(connection, declared, dimension=settings.vector_dimension)
+        tables = [
+            resolve_table(connection, each, dimension=settings.vector_dimension)
+            for each in _columns_of(connection, declared)
+        ]
     except AmprentaError as error:
         yield _refusal("table", error)
         return
-    patient = Patient(connection, settings, table, relations_of(connection, table))
-    for each in TABLE_CHECKS:
-        yield from _checked(connection, each.__name__, partial(each, patient))
+    found: dict[Finding, None] = {}
+    for table in tables:
+        patient = Patient(connection, settings, table, relations_of(connection, table))
+        for each in TABLE_CHECKS:
+            found |= dict.fromkeys(_checked(connection, each.__name__, partial(each, patient)))
+    yield from found
+
+
+def _columns_of(connection: Connection, declared: VectorTable) -> list[VectorTable]:
+    """Return the table, or, where each model has rows of its own, the table once for each column of a model."""
+    if MODEL_SCOPE not in declared.scope or declared.own_column is not None:
+        return [declared]
+    columns = dict.fromkeys(each.column for each in models_of(connection, located(connection, declared)))
+    return [table_of_column(declared, column) for column in columns] or [declared]
 
 
 def _checked(connection: Connection, name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:

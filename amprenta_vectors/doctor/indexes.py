@@ -14,7 +14,8 @@ from amprenta_vectors.pg.indexes import Index, builder_of, indexes_on
 from amprenta_vectors.pg.ivfflat import fitting_lists
 from amprenta_vectors.pg.names import qualified
 from amprenta_vectors.pg.types import INDEX_LIMITS, VectorType
-from amprenta_vectors.schema.ann_indexes import ann_indexes
+from amprenta_vectors.schema.ann_indexes import ann_indexes, serving
+from amprenta_vectors.schema.models import MODEL_SCOPE, models_of
 from amprenta_vectors.schema.vector_table import VectorTable
 
 WORTH_AN_INDEX = 10_000
@@ -74,9 +75,11 @@ def _invalid(patient: Patient, index: Index, *, needed: bool, useless: bool) -> 
 
 def missing_index(patient: Patient) -> Iterator[Finding]:
     """Report each leaf that has no index which searches can use."""
-    found = _indexes(patient)
+    found, of_models = _indexes(patient), _scopes_of_models(patient)
     for leaf in _leaves(patient):
         of_leaf = [index for index in found if index.table_oid == leaf.oid]
+        if of_models and all(serving(patient.table, of_leaf, scope) is not None for scope in of_models):
+            continue
         # An invalid one is another check's finding.
         if any(
             index.serves(patient.table.distance) or (index.fits(patient.table.distance) and not index.valid)
@@ -84,6 +87,14 @@ def missing_index(patient: Patient) -> Iterator[Finding]:
         ):
             continue
         yield _missing(patient, leaf, of_leaf)
+
+
+def _scopes_of_models(patient: Patient) -> list[dict[str, str]]:
+    """Return what tells the rows of each model with this column, where a model has rows of its own."""
+    if MODEL_SCOPE not in patient.table.scope:
+        return []
+    models = models_of(patient.connection, patient.table)
+    return [{MODEL_SCOPE: str(each.model.id)} for each in models if each.column == patient.table.embedding]
 
 
 def _missing(patient: Patient, leaf: Leaf, of_leaf: list[Index]) -> Finding:

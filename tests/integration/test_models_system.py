@@ -259,3 +259,48 @@ def test_queries_by_a_retired_model_are_errors_and_its_rows_are_kept(
     kept = rows(engine, "SELECT count(embedding_64_retired) FROM chunk_embeddings")
     assert kept == rows(engine, "SELECT count(*) FROM chunks")
     assert system(system.retriever.search(query=QUESTION))
+
+
+def test_purge_drops_the_rows_of_one_model_alone(
+    models: Callable[..., Result], system: System, engine: sa.Engine
+) -> None:
+    ingest(system)
+    chunks = rows(engine, "SELECT count(*) FROM chunks")[0][0]
+    models("models", "retire", SMALL, "--purge")
+    counted = (
+        "SELECT m.model_name, count(*) FROM chunk_embeddings JOIN embedding_models m ON m.id = model_id GROUP BY 1"
+    )
+    assert sorted(rows(engine, counted)) == [(MIDDLE, chunks), (LARGE, chunks)]
+    assert rows(engine, "SELECT model_name FROM embedding_models ORDER BY 1") == [(MIDDLE,), (LARGE,)]
+    assert system(system.db.get_supported_dimensions()) == [128, 256]
+    assert system(system.retriever.search(query=QUESTION))
+
+
+def test_the_doctor_looks_at_the_column_of_each_model_and_at_the_rows_of_it_alone(
+    models: Callable[..., Result], system: System, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VECTOR_BACKEND", "pgvector")
+    ingest(system)
+    deferred = models("doctor").output
+    for dimension in (256, 128, 64):
+        assert f"AMPRENTA_TABLE=chunk_embeddings.embedding_{dimension} amprenta-vectors index build" in deferred
+    assert "does not exist" not in deferred
+    assert "have no embedding" not in deferred
+    for dimension in (256, 128, 64):
+        monkeypatch.setenv("AMPRENTA_TABLE", f"chunk_embeddings.embedding_{dimension}")
+        models("index", "build")
+    monkeypatch.setenv("AMPRENTA_TABLE", "chunk_embeddings")
+    assert "missing index" not in models("doctor").output
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP INDEX idx_embeddings_hnsw_64"))
+    assert "AMPRENTA_TABLE=chunk_embeddings.embedding_64 amprenta-vectors index build" in models("doctor").output
+    monkeypatch.setenv("AMPRENTA_TABLE", "chunk_embeddings.embedding_64")
+    models("index", "build")
+    monkeypatch.setenv("AMPRENTA_TABLE", "chunk_embeddings")
+    assert "missing index" not in models("doctor").output
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE chunk_embeddings SET embedding_64 = NULL WHERE model_id = 3"))
+    chunks = rows(engine, "SELECT count(*) FROM chunks")[0][0]
+    output = models("doctor", code=1).output
+    assert f"{chunks} of {chunks} rows of chunk_embeddings have no embedding" in output
+    assert f"mend: amprenta-vectors models migrate --to {SMALL};" in output

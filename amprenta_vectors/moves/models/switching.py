@@ -21,6 +21,7 @@ from amprenta_vectors.moves.models.completeness import completeness_of
 from amprenta_vectors.moves.models.processes import Process, prune, wait_until, wait_until_seen
 from amprenta_vectors.moves.models.tables import ModelTable
 from amprenta_vectors.pg.indexes import indexes_of
+from amprenta_vectors.schema.expressions import to_clause
 from amprenta_vectors.schema.models import MODEL_COLUMNS, MODEL_SCOPE, MODELS, ModelColumn
 
 IN_FORCE_SECONDS = 2.0
@@ -127,8 +128,8 @@ def retire_model(
 ) -> None:
     """Take a model out of use: nothing writes it any more, its index is dropped, its values are kept aside.
 
-    With ``purge`` they are dropped, and the model is forgotten where no other table has it. The table's own column
-    keeps its name and values, without an index. Raises `ConfigError` for the model that is searched.
+    With ``purge`` they are dropped, or the rows deleted that are of this model alone, and the model is forgotten where
+    no other table has it. The table's own column keeps its name and values, without an index.
     """
     name, base = model.model.name, table.base
     if model.searched:
@@ -139,6 +140,8 @@ def retire_model(
     with table.engine.begin() as connection:
         table.set_facts(connection, model, written=False)
     wait_until_seen(table.engine, base.own_target, IN_FORCE_SECONDS)
+    if purge and table.by_model:
+        _delete_rows(table, model)
     shared = any(each.column == model.column and each.model.id != model.model.id for each in table.models)
     with migration_lock(table.engine, settings.migration_lock_timeout), table.engine.connect() as connection:
         if not shared:
@@ -155,6 +158,12 @@ def retire_model(
         observer(Noticed(f"{base.own_target} is the table's own column: its values stay in it{listed}"))
     if purge:
         _forget(table, model)
+
+
+def _delete_rows(table: ModelTable, model: ModelColumn) -> None:
+    rows = to_clause(table.base)
+    with table.engine.begin() as connection:
+        connection.execute(sa.delete(rows).where(rows.c[MODEL_SCOPE] == model.model.id))
 
 
 def _own_indexes(table: ModelTable, model: ModelColumn) -> list[str]:
