@@ -129,7 +129,8 @@ def retire_model(
     """Take a model out of use: nothing writes it any more, its index is dropped, its values are kept aside.
 
     With ``purge`` they are dropped, or the rows deleted that are of this model alone, and the model is forgotten where
-    no other table has it. The table's own column keeps its name and values, without an index.
+    no other table has it. The table's own column keeps its name and values, without an index. Raises `ConfigError` for
+    the model that is searched.
     """
     name, base = model.model.name, table.base
     if model.searched:
