@@ -159,6 +159,20 @@ def test_an_address_that_is_taken_is_named_and_exits_2() -> None:
     assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in done.output
 
 
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+asyncpg", "postgresql+psycopg"])
+def test_a_server_that_does_not_answer_is_named_whatever_the_driver(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("DATABASE_URL", f"{driver}://app:hidden@127.0.0.1:{port}/vectors")
+    done = CliRunner().invoke(main, ["serve", "--port", "0"])
+    assert done.exit_code == 2
+    assert "error: cannot connect to database 'vectors' at 127.0.0.1" in done.output
+    assert "hint: check that the server runs and that DATABASE_URL names" in done.output
+    assert "hidden" not in done.output
+
+
 def test_without_the_extra_the_command_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
     for name in [name for name in sys.modules if name.startswith("amprenta_vectors.service")]:

@@ -12,8 +12,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection
 
 from amprenta_vectors.config import Settings
-from amprenta_vectors.db import create_async_engine
-from amprenta_vectors.errors import ConfigError, NotUpgraded, UnknownModel
+from amprenta_vectors.db import check_connection, create_async_engine, create_engine
+from amprenta_vectors.errors import AmprentaError, ConfigError, NotUpgraded, UnknownModel
 from amprenta_vectors.extras import require_extra
 from amprenta_vectors.moves.models.tables import ModelTable
 from amprenta_vectors.schema.catalogue import columns_of, located
@@ -70,7 +70,10 @@ class Database:
         return self._settings
 
     async def initialize(self) -> None:
-        """Connect, and look for the tables. Raises `NotUpgraded` if they are not there. A second call does nothing."""
+        """Connect, and look for the tables. A second call does nothing.
+
+        Raises `NotUpgraded` if they are not there, and `ConfigError` where no connection can be made.
+        """
         async with self._opening:
             if self._opened is not None:
                 return
@@ -78,13 +81,23 @@ class Database:
             try:
                 async with engine.connect() as connection:
                     tables = await connection.run_sync(self._find)
-            except BaseException:
+            except BaseException as error:
                 await engine.dispose()
+                if isinstance(error, Exception) and not isinstance(error, AmprentaError):
+                    # Each driver that awaits has errors of its own for a connection that cannot be made.
+                    await asyncio.to_thread(self._check_connection)
                 raise
             # Whose rows a query reads is its model's, which is not known yet.
             scope = {MODEL_SCOPE: ""}
             store = AsyncPgVectorStore(engine, tables.embeddings, scope, store_options(self.settings))
             self._opened = engine, store, tables
+
+    def _check_connection(self) -> None:
+        engine = create_engine(self.settings, pool_size=1)
+        try:
+            check_connection(engine)
+        finally:
+            engine.dispose()
 
     async def close(self) -> None:
         """Give the connections back; `initialize` opens them again."""
